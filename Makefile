@@ -1,0 +1,38 @@
+# Two commands are all there is: `make demo` and `make test`. Both install what they need into .venv.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo install test lint check constraints clean
+
+demo: install
+	test -d data/digits || $(BIN)/autotl sample digits data/digits
+	$(BIN)/autotl search data/digits --trials 20
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("autotl needs Python 3.11 or newer; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+test: lint check
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: install
+	$(BIN)/pytest -n $(WORKERS)
+
+constraints: install
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-annotate --no-header \
+		--output-file constraints.txt pyproject.toml
+
+clean:
+	rm -rf .venv data/digits autotl-studies

@@ -1,0 +1,315 @@
+"""A data set ready for a study: what is in it, what was wrong with it, which image is in which split.
+
+Only this module knows the labels of the test split, and only `Dataset.open_test` gives them away.
+"""
+
+import csv
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from autotl.data import index
+from autotl.data.index import Found, Listing
+from autotl.data.pixels import PixelStore, Progress
+from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign
+from autotl.errors import DataError
+from autotl.plan import Input, digest
+
+_SPLIT_TABLE = Path("data/split.csv")
+_PROBLEM_TABLE = Path("data/problems.csv")
+_KNOWN: dict[str, Split] = {split: split for split in SPLITS}
+
+
+class SealedTest(RuntimeError):
+    """The code asked for labels of the test split without opening it: an error in the program."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of the data set; `path` is relative to its root, with forward slashes.
+
+    It has no label: labels are handed out by split, so that those of the test split stay sealed.
+    `width` and `height` are the header's: of the image before it is turned upright.
+    """
+
+    path: str
+    sha: str
+    split: Split
+    group: str | None
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that was set aside, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images sorted by path, each in one split. `notes` say what a user should know about them.
+
+    Two rows of `images` may have one hash, for exact duplicates are kept within a class and a split.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    images: tuple[Image, ...]
+    problems: tuple[Problem, ...]
+    fingerprint: str
+    seed: int
+    notes: tuple[str, ...]
+    _labels: np.ndarray = field(repr=False)
+    """The class numbers of `images`, [N] int64."""
+
+    def of(self, *splits: Split) -> list[Image]:
+        """The images of these splits, in the order of `images`. So are `shas` and `labels`."""
+        return [self.images[at] for at in self._at(splits)]
+
+    def shas(self, *splits: Split) -> list[str]:
+        return [image.sha for image in self.of(*splits)]
+
+    def files(self, *splits: Split) -> list[tuple[str, Path]]:
+        """Hashes and where their files lie, as `PixelStore.add` wants them."""
+        return [(image.sha, self.root / image.path) for image in self.of(*splits)]
+
+    def labels(self, *splits: Split) -> np.ndarray:
+        """The class numbers of these splits, [N] int64.
+
+        Raises: SealedTest for the test split.
+        """
+        if "test" in splits:
+            raise SealedTest("The labels of the test split are sealed; `open_test` opens them, on the record.")
+        return self._labels[self._at(splits)]
+
+    def open_test(self, log: Path, *, plan: str, trials: int) -> np.ndarray:
+        """The class numbers of the test split, [N] int64, once the opening is recorded as a line of `log`.
+
+        `plan` is the hash of the plan to be judged, `trials` how many trials it was chosen from.
+        """
+        at = self._at(["test"])
+        opening = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "plan": plan,
+            "trials": trials,
+            "fingerprint": self.fingerprint,
+            "images": len(at),
+        }
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(opening) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return self._labels[at]
+
+    def counts(self) -> dict[str, dict[Split, int]]:
+        """How many images each class has in each split."""
+        found = Counter(zip(self._labels.tolist(), (image.split for image in self.images), strict=True))
+        return {name: {split: found[number, split] for split in SPLITS} for number, name in enumerate(self.classes)}
+
+    def write(self, folder: Path) -> None:
+        """Write `data/split.csv` and `data/problems.csv` below the study's folder."""
+        labels = [self.classes[number] for number in self._labels]
+        _write_table(
+            folder / _SPLIT_TABLE,
+            ("path", "sha", "label", "split", "group"),
+            [
+                (image.path, image.sha, label, image.split, image.group or "")
+                for image, label in zip(self.images, labels, strict=True)
+            ],
+        )
+        _write_table(
+            folder / _PROBLEM_TABLE,
+            ("path", "reason"),
+            [(problem.path, problem.reason) for problem in self.problems],
+        )
+
+    def _at(self, splits: Sequence[Split]) -> list[int]:
+        """Positions in `images`."""
+        unknown = set(splits) - set(SPLITS)
+        if unknown or not splits:
+            raise ValueError(f"name one or more of {SPLITS}, not {splits}")
+        return [at for at, image in enumerate(self.images) if image.split in splits]
+
+
+def open_dataset(
+    path: Path,
+    *,
+    seed: int,
+    inputs: Sequence[Input],
+    pixels: PixelStore,
+    previous: Mapping[str, Split] | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Read a folder or a manifest, put its pixels for `inputs` into the store, and split it.
+
+    `previous` is the split that a study has stored (`read_split`): its images stay where they are.
+
+    Raises: DataError, in one line.
+    """
+    listing = index.find(path)
+    files, unreadable = _read(listing, pixels, inputs, progress)
+    files, contradictions = _set_aside(files, _contradiction(files))
+    files, leaks = _set_aside(files, _leak(files))
+    problems = sorted([*unreadable, *contradictions, *leaks], key=lambda problem: problem.path)
+    _require_usable(listing, files, problems)
+    splits = assign(
+        [Member(file.sha, file.label, file.split, file.group) for file in files], seed=seed, previous=previous
+    )
+    classes = tuple(sorted({file.label for file in files}))
+    counted = (
+        (len(unreadable), "could not be read"),
+        (len(contradictions), "set aside: the same picture has another label elsewhere"),
+        (len(leaks), "set aside: the same picture is in rank or test"),
+        (len(files) - len({file.sha for file in files}), "copies of another image, in the same split"),
+        (_moved(files, splits), "kept in the split that the study stored, though now given another one"),
+    )
+    return Dataset(
+        root=listing.root,
+        classes=classes,
+        images=tuple(
+            Image(file.path, file.sha, split, file.group, file.width, file.height)
+            for file, split in zip(files, splits, strict=True)
+        ),
+        problems=tuple(problems),
+        fingerprint=_fingerprint(files, splits),
+        seed=seed,
+        notes=(
+            *listing.notes,
+            *(f"{count} of {len(listing.files)} files {what}" for count, what in counted if count),
+            *_gaps(files, splits),
+        ),
+        _labels=_numbers(files, classes),
+    )
+
+
+def read_split(folder: Path) -> dict[str, Split]:
+    """The split by image hash that `Dataset.write` left below the study's folder.
+
+    Raises: DataError when there is none, or it is damaged.
+    """
+    path = folder / _SPLIT_TABLE
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return {row["sha"]: _KNOWN[row["split"]] for row in csv.DictReader(file)}
+    except (OSError, KeyError) as error:
+        raise DataError(f"The stored split {str(path)!r} cannot be read: {error!r}. Start a new study.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File(Found):
+    """A labelled file that has been read."""
+
+    sha: str
+    width: int
+    height: int
+
+
+def _read(
+    listing: Listing, pixels: PixelStore, inputs: Sequence[Input], progress: Progress | None
+) -> tuple[list[_File], list[Problem]]:
+    files, problems = [], []
+    paths = [listing.root / found.path for found in listing.files]
+    for found, seen in zip(listing.files, pixels.look(paths, inputs, progress), strict=True):
+        if isinstance(seen, str):
+            problems.append(Problem(found.path, seen))
+        else:
+            files.append(_File(**vars(found), **vars(seen)))
+    return files, problems
+
+
+def _set_aside(files: Sequence[_File], why: Callable[[_File], str | None]) -> tuple[list[_File], list[Problem]]:
+    """The files that there is nothing against, and the others as problems."""
+    problems = [Problem(file.path, reason) for file in files if (reason := why(file))]
+    return [file for file in files if not why(file)], problems
+
+
+def _contradiction(files: Iterable[_File]) -> Callable[[_File], str | None]:
+    """Of a picture under two labels nobody knows which is right: no copy is kept."""
+    labels: dict[str, dict[str, str]] = defaultdict(dict)
+    for file in files:
+        labels[file.sha].setdefault(file.label, file.path)
+
+    def why(file: _File) -> str | None:
+        others = [(label, path) for label, path in labels[file.sha].items() if label != file.label]
+        return f"the same picture is labelled {others[0][0]!r} as {others[0][1]!r}" if others else None
+
+    return why
+
+
+def _leak(files: Iterable[_File]) -> Callable[[_File], str | None]:
+    """Of a picture in two given splits the copy in the later one is kept: test stays as it was given."""
+    latest: dict[str, _File] = {}
+    for file in files:
+        other = latest.setdefault(file.sha, file)
+        if SPLITS.index(file.split) > SPLITS.index(other.split):
+            latest[file.sha] = file
+
+    def why(file: _File) -> str | None:
+        kept = latest[file.sha]
+        return f"the same picture is in {kept.split} as {kept.path!r}" if kept.split != file.split else None
+
+    return why
+
+
+def _require_usable(listing: Listing, files: Sequence[_File], problems: Sequence[Problem]) -> None:
+    """Every split that was given must have a usable image, and every class one in train."""
+    splits = {file.split for file in files}
+    classes = {file.label for file in files if file.split == "train"}
+    for file in listing.files:
+        if file.split not in splits or (file.split == "train" and file.label not in classes):
+            reason = next(problem.reason for problem in problems if problem.path == file.path)
+            raise DataError(
+                f"No image of {file.split} in class {file.label!r} can be used; the first, {file.path!r}: "
+                f"{reason}. Put these images right, or leave them out."
+            )
+
+
+def _fingerprint(files: Iterable[_File], splits: Iterable[Split]) -> str:
+    return digest(sorted([file.path, file.sha, file.label, split] for file, split in zip(files, splits, strict=True)))
+
+
+def _numbers(files: Sequence[_File], classes: Sequence[str]) -> np.ndarray:
+    number = {label: number for number, label in enumerate(classes)}
+    return np.array([number[file.label] for file in files], np.int64)
+
+
+def _moved(files: Iterable[_File], splits: Iterable[Split]) -> int:
+    """How many images a stored split keeps elsewhere than where the user puts them now."""
+    given = {file.split for file in files} - {"train"}
+    return sum(
+        file.split != split and not given.isdisjoint((file.split, split))
+        for file, split in zip(files, splits, strict=True)
+    )
+
+
+def _gaps(files: Iterable[_File], splits: Sequence[Split]) -> list[str]:
+    """What a given or stored split may lack."""
+    found = {(file.label, split) for file, split in zip(files, splits, strict=True)}
+    labels = sorted({label for label, _ in found})
+    notes = []
+    for split in ("rank", "test"):
+        lacking = [label for label in labels if (label, split) not in found]
+        if lacking:
+            notes.append(f"no image in {split} of {len(lacking)} classes, {lacking[0]!r} among them")
+    if "stop" not in splits:
+        notes.append(f"no stop split: too few images to give every class {LEAST_STOP}")
+    return notes
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".new")
+    # File names need not be text.
+    with open(draft, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    draft.replace(path)

@@ -1,0 +1,156 @@
+"""From the bytes of a file to upright RGB pixels, and from those to what a backbone wants to see.
+
+What is not defined by the file alone is defined here: transparency shows white, 16 bits become 8 by their
+top byte, of an animation the first frame is taken. Colour profiles are passed over, and CMYK is converted
+without one.
+
+JPEGs are always decoded in full. Scaled decoding (Pillow's `draft`) would halve the time for large photos,
+but its pixels depend on the size asked for, and whoever uses an exported model would have to repeat it.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from autotl.errors import DataError
+from autotl.plan import Input, Interpolation
+
+DECODER = 1
+"""Counted up when the same bytes give other pixels than before."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_LONGEST = 4
+"""How many short sides of the long side are looked at: a hair of 60,000 x 1 px must not be blown up."""
+
+
+class UnreadableImage(Exception):
+    """A file that gives no pixels; the message is the reason."""
+
+
+def decode(data: bytes, name: str = "the image") -> np.ndarray:
+    """The pixels of an image file, [H, W, 3] uint8, upright.
+
+    Raises: UnreadableImage; DataError, which calls the image `name`, for one of too many pixels.
+    """
+    return np.asarray(upright(open_image(data, name)))
+
+
+def prepare(rgb: np.ndarray, input: Input) -> np.ndarray:
+    """[H, W, 3] uint8 → the middle of the resized image, [3, S, S] uint8."""
+    return fit(Image.fromarray(rgb), input)
+
+
+def open_image(data: bytes, name: str = "the image") -> Image.Image:
+    """The image with its header read and no pixel decoded yet.
+
+    Raises: as `decode`.
+    """
+    if not data:
+        raise UnreadableImage("the file is empty")
+    with _one_kind_of_error():
+        try:
+            image = Image.open(io.BytesIO(data))
+            _check_size(image)
+        except Image.DecompressionBombError as error:
+            raise DataError(
+                f"{name!r} has too many pixels to be safe: {error} Make it smaller, or leave it out."
+            ) from None
+    return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The opened image decoded, in mode RGB and turned as its EXIF orientation says.
+
+    Raises: UnreadableImage.
+    """
+    with _one_kind_of_error():
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        image = _rgb(image)
+        return image if turn is None else image.transpose(turn)
+
+
+def fit(image: Image.Image, input: Input) -> np.ndarray:
+    """An RGB image → [3, S, S] uint8."""
+    short = min(image.size)
+    image = _middle(image, min(image.width, _LONGEST * short), min(image.height, _LONGEST * short))
+    width, height = (input.resize * side // short for side in image.size)
+    image = image.resize((width, height), _RESAMPLING[input.interpolation])
+    middle = _middle(image, input.size, input.size)
+    return np.ascontiguousarray(np.asarray(middle).transpose(2, 0, 1))
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    if (width, height) == image.size:
+        return image
+    # Halves are rounded to even, as torchvision's CenterCrop does.
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode == "F":
+        raise UnreadableImage("its pixels are floating-point numbers of no defined range")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_top_byte(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _top_byte(grey: np.ndarray) -> np.ndarray:
+    """[H, W] integers from 0 to 65535 → uint8."""
+    low, high = int(grey.min()), int(grey.max())
+    if low < 0 or high > 0xFFFF:
+        raise UnreadableImage(f"its values go from {low} to {high}; of integers only 0 to 65535 are defined")
+    return (grey >> 8).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:  # Broken metadata does not make the pixels unreadable.
+        return 1
+
+
+def _check_size(image: Image.Image) -> None:
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if not pixels:
+        raise UnreadableImage(f"it is {image.width} x {image.height} pixels")
+    # Pillow itself stops at twice its limit and only warns before.
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels.")
+
+
+@contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """Pillow's readers raise almost anything for a damaged file; here it becomes UnreadableImage."""
+    try:
+        yield
+    except (UnreadableImage, DataError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("not an image that Pillow can read") from None
+    except Exception as error:
+        raise UnreadableImage(" ".join(f"{type(error).__name__}: {error}".split())) from error

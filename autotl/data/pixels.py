@@ -1,0 +1,174 @@
+"""The pixel store: every image decoded once for all inputs that are wanted, and kept for all studies."""
+
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import PIL
+from PIL.Image import Image
+
+from autotl.data import images
+from autotl.data.images import UnreadableImage
+from autotl.data.rows import RowStore
+from autotl.errors import DataError
+from autotl.plan import Input, digest
+
+LARGEST_FILE = 1 << 30
+"""Bytes. No image of a permitted number of pixels is larger; a film between photos may be."""
+
+_CHUNK_BYTES = 64_000_000
+
+Progress = Callable[[int, int], None]
+"""Called with how many files are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What reading a file told. `width` and `height` are the header's: of the image before it is turned."""
+
+    sha: str
+    width: int
+    height: int
+
+
+class PixelStore:
+    """Prepared pixels, [3, S, S] uint8 by image hash, one store for each way to prepare them.
+
+    `decoded` counts the images that were decoded by this object.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.folder = Path(cache_dir) / "pixels"
+        self.decoded = 0
+        self._stores: dict[str, RowStore] = {}
+
+    def rows(self, input: Input) -> RowStore:
+        """The store for `input`; its `mean` and `std` do not matter to pixels."""
+        key = digest(
+            {
+                **input.model_dump(include={"size", "resize", "interpolation"}),
+                "decoder": images.DECODER,
+                "pillow": PIL.__version__,
+            }
+        )
+        if key not in self._stores:
+            self._stores[key] = RowStore(self.folder / key, (3, input.size, input.size), np.uint8)
+        return self._stores[key]
+
+    def add(self, files: Iterable[tuple[str, Path]], inputs: Sequence[Input], progress: Progress | None = None) -> None:
+        """Decode those of `files`, hashes with paths, whose pixels some input lacks.
+
+        Raises: DataError for a file that is no longer what its hash says.
+        """
+        known = dict(files)
+        lacking = {sha for input in inputs for sha in self.rows(input).missing(known)}
+        wanted = {sha: path for sha, path in known.items() if sha in lacking}
+        found = self.look(list(wanted.values()), inputs, progress)
+        for (sha, path), seen in zip(wanted.items(), found, strict=True):
+            if isinstance(seen, str) or seen.sha != sha:
+                how = seen if isinstance(seen, str) else "its contents are others"
+                raise DataError(
+                    f"{str(path)!r} has changed since the data was opened: {how}. Leave the data as it is "
+                    f"while it is used, and start again."
+                )
+
+    def look(
+        self, paths: Sequence[Path], inputs: Sequence[Input], progress: Progress | None = None
+    ) -> list[Seen | str]:
+        """Read each file once: hash it, and decode it where some input lacks its pixels.
+
+        A file that gives no pixels gives the reason instead.
+
+        Raises: DataError for an image of too many pixels.
+        """
+        stores = {self.rows(input): input for input in inputs}
+        run = _Pass(stores)
+        chunk = max(16, min(1024, _CHUNK_BYTES // max(1, sum(map(_row_bytes, stores)))))
+        found: list[Seen | str] = []
+        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            # What is wrong with a file is said by its problem.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            for start in range(0, len(paths), chunk):
+                for store in stores:
+                    store.refresh()
+                for seen in pool.map(run.look, paths[start : start + chunk]):
+                    found.append(seen)
+                    if progress:
+                        progress(len(found), len(paths))
+                run.store()
+        self.decoded += run.decoded
+        # A file may have been looked at after its unreadable duplicate, or at the same time.
+        return [run.unreadable.get(seen.sha, seen) if isinstance(seen, Seen) else seen for seen in found]
+
+
+class _Pass:
+    """One look at many files: what its threads share. `fresh` holds the rows that are not stored yet."""
+
+    def __init__(self, stores: Mapping[RowStore, Input]) -> None:
+        self.stores = stores
+        self.decoded = 0
+        self.unreadable: dict[str, str] = {}
+        self.fresh: dict[RowStore, dict[str, np.ndarray]] = {store: {} for store in stores}
+        self._claimed: set[str] = set()
+        self._lock = Lock()
+
+    def look(self, path: Path) -> Seen | str:
+        try:
+            data = _read(path)
+            image = images.open_image(data, str(path))
+        except UnreadableImage as error:
+            return str(error)
+        seen = Seen(hashlib.sha256(data).hexdigest(), *image.size)
+        if self._claim(seen.sha):
+            self._decode(seen.sha, image)
+        return seen
+
+    def store(self) -> None:
+        for store, rows in self.fresh.items():
+            if rows:
+                store.append(list(rows), np.stack(list(rows.values())))
+                rows.clear()
+
+    def _claim(self, sha: str) -> bool:
+        """True for the first thread that asks, so that duplicates are decoded once."""
+        with self._lock:
+            first = sha not in self._claimed
+            self._claimed.add(sha)
+        return first
+
+    def _decode(self, sha: str, image: Image) -> None:
+        lacking = [store for store in self.stores if sha not in store]
+        if not lacking:
+            return
+        try:
+            image = images.upright(image)
+        except UnreadableImage as error:
+            self.unreadable[sha] = str(error)
+            return
+        for store in lacking:
+            self.fresh[store][sha] = images.fit(image, self.stores[store])
+        with self._lock:
+            self.decoded += 1
+
+
+def _read(path: Path) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage("not a regular file")
+        if status.st_size > LARGEST_FILE:
+            raise UnreadableImage(f"too large for an image: {status.st_size} bytes")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from None
+
+
+def _row_bytes(store: RowStore) -> int:
+    return int(np.prod(store.shape))

@@ -1,0 +1,203 @@
+"""Which images are trained on, and which only judge.
+
+train   the weights are fitted to these
+stop    chooses the epoch; carved from train, where there is enough for it
+rank    chooses between trials: the user's validation split, or carved from train
+test    judges the winner, once: the user's, or carved from train
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from autotl.errors import DataError
+
+Split = Literal["train", "stop", "rank", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+SHARES: dict[Split, float] = {"test": 0.20, "rank": 0.20, "stop": 0.15}
+"""The share of each class that a split takes of what the splits before it left."""
+
+LEAST_STOP = 3
+"""Images of every class without which a stop split tells nothing."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image as far as splitting goes. `given` is the user's split: train where nothing else was said."""
+
+    sha: str
+    label: str
+    given: Split = "train"
+    group: str | None = None
+
+
+def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split] | None = None) -> list[Split]:
+    """The split of each member: stratified by class, the same for the same images, seed and given splits.
+
+    Exact duplicates and a group are a unit, which never straddles splits. With `previous`, splits by image
+    hash, nothing is carved: what is in it stays where it is, and what is new joins train unless given.
+
+    Raises: DataError for a class that is too small, and for a unit that cannot stay in one split.
+    """
+    units = _units(members, seed)
+    if previous is None:
+        _give(units, members)
+        _carve(units)
+    else:
+        _restore(units, members, previous)
+    splits: list[Split] = ["train"] * len(members)
+    for unit in units:
+        for at in unit.members:
+            splits[at] = unit.split
+    return splits
+
+
+@dataclass
+class _Unit:
+    """Members, by position, that stay together, and how many of them each class has."""
+
+    members: list[int]
+    labels: Counter[str]
+    split: Split = "train"
+
+
+def _units(members: Sequence[Member], seed: int) -> list[_Unit]:
+    """The units in an order that depends on nothing but the seed and the images."""
+
+    def order(unit: _Unit) -> str:
+        first = min(members[at].sha for at in unit.members)
+        return hashlib.sha256(f"{seed}:{first}".encode()).hexdigest()
+
+    units = [_Unit(ats, Counter(members[at].label for at in ats)) for ats in _together(members)]
+    return sorted(units, key=order)
+
+
+def _together(members: Sequence[Member]) -> Iterable[list[int]]:
+    """Positions of members that share a hash or a group, directly or through others (union-find)."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while (above := parent.setdefault(node, node)) != node:
+            parent[node] = parent[above]
+            node = above
+        return node
+
+    for member in members:
+        if member.group is not None:
+            parent[root(("sha", member.sha))] = root(("group", member.group))
+    found = defaultdict(list)
+    for at, member in enumerate(members):
+        found[root(("sha", member.sha))].append(at)
+    return found.values()
+
+
+def _give(units: Iterable[_Unit], members: Sequence[Member]) -> None:
+    for unit in units:
+        given = {members[at].given for at in unit.members}
+        unit.split = _only(given, unit, members, "Give them one split, or leave the splits out.")
+
+
+def _restore(units: Sequence[_Unit], members: Sequence[Member], previous: Mapping[str, Split]) -> None:
+    for unit in units:
+        stored = {previous[sha] for at in unit.members if (sha := members[at].sha) in previous}
+        given = {members[at].given for at in unit.members}
+        unit.split = _only(stored or given, unit, members, "Start a new study to split them anew.")
+    empty = {"train", "rank", "test"} - {unit.split for unit in units}
+    if empty:
+        known = sum(member.sha in previous for member in members)
+        raise DataError(
+            f"Nothing is left in {', '.join(sorted(empty))}: of {len(members)} images {known} are among the "
+            f"{len(previous)} of the stored split. Name the data that the study was made with, or start a "
+            f"new study."
+        )
+
+
+def _only(splits: set[Split], unit: _Unit, members: Sequence[Member], advice: str) -> Split:
+    if len(splits) > 1:
+        groups = sorted({repr(group) for at in unit.members if (group := members[at].group) is not None})
+        of = f" of group {groups[0]}" if groups else ""
+        raise DataError(
+            f"{len(unit.members)} images{of} belong together but are in {', '.join(sorted(splits))}. {advice}"
+        )
+    (split,) = splits
+    return split
+
+
+def _carve(units: Sequence[_Unit]) -> None:
+    given = {unit.split for unit in units}
+    wanted: list[Split] = [split for split in ("test", "rank") if split not in given]
+    pool = [unit for unit in units if unit.split == "train"]
+    _require(pool, least=len(wanted) + 1)
+    for done, split in enumerate(wanted):
+        # Each split that comes after this one, train too, needs a unit of every class.
+        taken = _take(pool, SHARES[split], keep=len(wanted) - done)
+        lacking = sorted(_images(pool).keys() - _images(taken).keys())
+        if lacking:
+            raise DataError(
+                f"Class {lacking[0]!r} cannot have images in {', '.join(wanted)} and train at once: its "
+                f"groups are too few, or mixed with other classes. Use smaller groups, or give the "
+                f"splits yourself."
+            )
+        pool = _move(taken, split, pool)
+    taken = _take(pool, SHARES["stop"], keep=1)
+    stop = _images(taken)
+    if all(stop[label] >= LEAST_STOP for label in _images(pool)):
+        _move(taken, "stop", pool)
+
+
+def _require(pool: Sequence[_Unit], least: int) -> None:
+    units = _distinct(pool)
+    small = sorted(label for label in units if units[label] < least)
+    if small:
+        others = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
+        raise DataError(
+            f"Class {small[0]!r}{others} is too small to be split: {units[small[0]]} of at least {least} "
+            f"images (exact duplicates, and a group, count as one). Add images, leave the class out, or give "
+            f"val and test splits of your own."
+        )
+
+
+def _take(pool: Sequence[_Unit], share: float, keep: int) -> list[_Unit]:
+    """Units that hold about `share` of each class and one image at least, where `keep` units are left."""
+    target = {label: max(1, round(share * count)) for label, count in _images(pool).items()}
+    short, left = Counter(target), _distinct(pool)
+    taken = []
+
+    def closer(unit: _Unit) -> bool:
+        return sum(abs(short[label]) - abs(short[label] - n) for label, n in unit.labels.items()) > 0
+
+    def first(unit: _Unit) -> bool:
+        return any(short[label] == target[label] for label in unit.labels)
+
+    def take(unit: _Unit) -> None:
+        if all(left[label] > keep for label in unit.labels):
+            short.subtract(unit.labels)
+            left.subtract(unit.labels.keys())
+            taken.append(unit)
+
+    for unit in filter(closer, pool):
+        take(unit)
+    # Where every unit of a class overshoots, its smallest is better than none.
+    for unit in filter(first, sorted(pool, key=lambda unit: unit.labels.total())):
+        take(unit)
+    return taken
+
+
+def _images(units: Iterable[_Unit]) -> Counter[str]:
+    """How many images of each class the units hold."""
+    return Counter(label for unit in units for label in unit.labels.elements())
+
+
+def _distinct(units: Iterable[_Unit]) -> Counter[str]:
+    """How many of the units hold images of each class."""
+    return Counter(label for unit in units for label in unit.labels)
+
+
+def _move(taken: Sequence[_Unit], split: Split, pool: Sequence[_Unit]) -> list[_Unit]:
+    """The pool without what was taken out of it to `split`."""
+    for unit in taken:
+        unit.split = split
+    return [unit for unit in pool if unit.split == "train"]

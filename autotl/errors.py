@@ -1,0 +1,43 @@
+"""Expected errors: what a user can put right. The command line prints one line for each and no traceback.
+
+A message says what was wrong, what was received, what is allowed and what to do next.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AutotlError(Exception):
+    """The base of every expected error; the command line ends with `exit_code`."""
+
+    exit_code = 2
+
+
+class DataError(AutotlError):
+    """The images or their labels cannot be used as they are."""
+
+
+class PlanError(AutotlError):
+    """A plan cannot be read, or cannot be carried out with what is installed."""
+
+
+class PluginError(AutotlError):
+    """A plugin broke its contract, or two plugins want one name."""
+
+
+class WeightsError(AutotlError):
+    """Pretrained weights cannot be had, or are not what they should be."""
+
+
+class StudyError(AutotlError):
+    """A study cannot be created, continued or read."""
+
+
+def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
+    """`Unknown backbone 'timm:resnet5'. Did you mean 'timm:resnet50'? <hint>`"""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    if not guess and len(known) <= 12:
+        guess = f" Known: {', '.join(known) or 'none'}."
+    return f"Unknown {what} '{name}'.{guess} {hint}".rstrip()

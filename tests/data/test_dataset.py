@@ -1,0 +1,350 @@
+"""From a folder to a data set: what is set aside, what is recorded, and a test split that stays sealed."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autotl.data.dataset import Problem, SealedTest, open_dataset, read_split
+from autotl.data.pixels import PixelStore
+from autotl.errors import DataError
+from autotl.plan import Input
+
+INPUT = Input(size=8, resize=8, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+def picture(path, number):
+    """An image file that no other number gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 9), (number % 256, number // 256, 7)).save(path, "PNG")
+
+
+def folder(root, start=0, **classes):
+    """Class folders with as many different images as each says."""
+    number = start
+    for label, count in classes.items():
+        for n in range(count):
+            picture(root / label.replace("__", "/") / f"{n}.png", number)
+            number += 1
+    return root
+
+
+@pytest.fixture
+def opened(tmp_path):
+    def open_(path, seed=0, **options):
+        return open_dataset(path, seed=seed, inputs=[INPUT], pixels=PixelStore(tmp_path / "cache"), **options)
+
+    return open_
+
+
+def splits(dataset):
+    return {image.path: image.split for image in dataset.images}
+
+
+def labels(dataset, log):
+    """The label of each image by path, test included."""
+    kept = [dataset.labels("train", "stop", "rank"), dataset.open_test(log, plan="p", trials=0)]
+    images = [*dataset.of("train", "stop", "rank"), *dataset.of("test")]
+    return {image.path: dataset.classes[number] for image, number in zip(images, np.concatenate(kept), strict=True)}
+
+
+def test_a_whole_folder(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=50, dog=100))
+    assert dataset.classes == ("cat", "dog") and dataset.root == tmp_path / "data"
+    assert dataset.problems == () and dataset.notes == ()
+    assert dataset.counts() == {
+        "cat": {"train": 27, "stop": 5, "rank": 8, "test": 10},
+        "dog": {"train": 54, "stop": 10, "rank": 16, "test": 20},
+    }
+    assert [image.path for image in dataset.images] == sorted(image.path for image in dataset.images)
+    assert {(image.width, image.height, image.group) for image in dataset.images} == {(12, 9, None)}
+    found = labels(dataset, tmp_path / "log")
+    assert len(found) == 150 and all(path.startswith(label) for path, label in found.items())
+
+
+def test_of_shas_labels_and_files_agree(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=40, dog=40))
+    some = dataset.of("rank", "train")
+    assert {image.split for image in some} == {"rank", "train"}
+    assert dataset.shas("train", "rank") == [image.sha for image in some]
+    assert dataset.files("train", "rank") == [(i.sha, tmp_path / "data" / i.path) for i in some]
+    numbers = dataset.labels("train", "rank")
+    assert numbers.dtype == np.int64 and numbers.tolist() == [i.path.startswith("dog") for i in some]
+    with pytest.raises(ValueError, match="val"):
+        dataset.of("val")
+    with pytest.raises(ValueError, match="one or more"):
+        dataset.of()
+
+
+def test_pixels_are_there_for_every_image_and_decoded_once(tmp_path):
+    data, pixels = folder(tmp_path / "data", cat=10, dog=10), PixelStore(tmp_path / "cache")
+    dataset = open_dataset(data, seed=0, inputs=[INPUT], pixels=pixels)
+    assert pixels.decoded == 20
+    assert pixels.rows(INPUT).missing(dataset.shas("train", "rank", "test")) == []
+    open_dataset(data, seed=0, inputs=[INPUT], pixels=pixels)
+    assert pixels.decoded == 20
+
+
+def test_the_seed_and_the_images_decide(opened, tmp_path):
+    data = folder(tmp_path / "data", cat=40, dog=40)
+    first = opened(data)
+    assert splits(opened(data, seed=1)) != splits(first)
+    os.rename(data, tmp_path / "moved")
+    again = opened(tmp_path / "moved")
+    assert splits(again) == splits(first) and again.fingerprint == first.fingerprint
+
+
+def test_the_fingerprint_covers_path_contents_label_and_split(opened, tmp_path):
+    def fingerprint(change=lambda root: None, seed=0):
+        root = folder(tmp_path / str(len(list(tmp_path.iterdir()))), cat=20, dog=20)
+        change(root)
+        return opened(root, seed=seed).fingerprint
+
+    same = fingerprint()
+    assert fingerprint() == same and len(same) == 64
+    others = [
+        fingerprint(seed=1),
+        fingerprint(lambda root: os.rename(root / "cat/0.png", root / "cat/zero.png")),
+        fingerprint(lambda root: picture(root / "cat/0.png", 9999)),
+        fingerprint(lambda root: os.rename(root / "cat", root / "lynx")),
+        fingerprint(lambda root: (root / "cat/0.png").unlink()),
+    ]
+    assert len({same, *others}) == 6
+
+
+# What is set aside
+
+
+def test_unreadable_files(opened, tmp_path):
+    data = folder(tmp_path / "data", cat=30, dog=30)
+    (data / "cat/notes.txt").write_text("no image")
+    (data / "cat/torn.png").write_bytes((data / "cat/0.png").read_bytes()[:40])
+    (data / "dog/gone.png").symlink_to("nothing")
+    dataset = opened(data)
+    assert [problem.path for problem in dataset.problems] == ["cat/notes.txt", "cat/torn.png", "dog/gone.png"]
+    assert dataset.problems[0] == Problem("cat/notes.txt", "not an image that Pillow can read")
+    assert len(dataset.images) == 60
+    assert dataset.notes == ("3 of 63 files could not be read",)
+
+
+def test_copies_within_a_class_stay_together(opened, tmp_path):
+    data = folder(tmp_path / "data", cat=30, dog=30)
+    for n in range(30):
+        picture(data / f"cat/copy {n}.png", n)
+    dataset = opened(data)
+    found = splits(dataset)
+    assert len(found) == 90 and dataset.problems == ()
+    assert all(found[f"cat/{n}.png"] == found[f"cat/copy {n}.png"] for n in range(30))
+    assert dataset.notes == ("30 of 90 files copies of another image, in the same split",)
+
+
+def test_one_picture_under_two_labels(opened, tmp_path):
+    data = folder(tmp_path / "data", cat=30, dog=30)
+    picture(data / "dog/really.png", 4)
+    picture(data / "cat/again.png", 4)
+    dataset = opened(data)
+    assert dataset.problems == (
+        Problem("cat/4.png", "the same picture is labelled 'dog' as 'dog/really.png'"),
+        Problem("cat/again.png", "the same picture is labelled 'dog' as 'dog/really.png'"),
+        Problem("dog/really.png", "the same picture is labelled 'cat' as 'cat/4.png'"),
+    )
+    assert not {"cat/4.png", "cat/again.png", "dog/really.png"} & splits(dataset).keys()
+    assert dataset.notes == ("3 of 62 files set aside: the same picture has another label elsewhere",)
+
+
+def test_leaks_between_given_splits(opened, tmp_path):
+    data = folder(tmp_path / "data", train__cat=30, train__dog=30, val__cat=5, val__dog=5, test__cat=5)
+    first_val, first_test = 60, 70
+    picture(data / "train/cat/in val.png", first_val)
+    picture(data / "train/cat/in test.png", first_test)
+    picture(data / "val/cat/in test.png", first_test + 1)
+    picture(data / "test/cat/twice.png", first_test + 2)
+    dataset = opened(data)
+    assert dataset.problems == (
+        Problem("train/cat/in test.png", "the same picture is in test as 'test/cat/0.png'"),
+        Problem("train/cat/in val.png", "the same picture is in rank as 'val/cat/0.png'"),
+        Problem("val/cat/in test.png", "the same picture is in test as 'test/cat/1.png'"),
+    )
+    assert dataset.notes == (
+        "3 of 79 files set aside: the same picture is in rank or test",
+        "1 of 79 files copies of another image, in the same split",
+        "no image in test of 1 classes, 'dog' among them",
+    )
+    homes = {}
+    for image in dataset.images:
+        assert homes.setdefault(image.sha, image.split) == image.split
+
+
+def test_given_splits_are_kept(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", train__cat=30, train__dog=30, valid__cat=5, valid__dog=4))
+    assert dataset.counts() == {
+        "cat": {"train": 20, "stop": 4, "rank": 5, "test": 6},
+        "dog": {"train": 20, "stop": 4, "rank": 4, "test": 6},
+    }
+    assert all((image.split == "rank") == image.path.startswith("valid") for image in dataset.images)
+
+
+def test_a_manifest_with_groups(opened, tmp_path):
+    data = folder(tmp_path / "data", pictures=60)
+    rows = [f"pictures/{n}.png,{'cat' if n % 2 else 'dog'},patient {n // 4}" for n in range(60)]
+    (data / "m.csv").write_text("\n".join(["path,label,group", *rows]))
+    dataset = opened(data / "m.csv")
+    homes = Counter((image.group, image.split) for image in dataset.images)
+    assert len(homes) == 15 and set(homes.values()) == {4}
+    assert dataset.root == data
+
+
+def test_no_stop_split_is_said(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=10, dog=100))
+    assert dataset.notes == ("no stop split: too few images to give every class 3",)
+    assert dataset.of("stop") == [] and dataset.labels("stop").shape == (0,)
+
+
+def test_stray_files_are_said(opened, tmp_path):
+    data = folder(tmp_path / "data", cat=30, dog=30)
+    (data / "README").write_text("hello")
+    assert opened(data).notes == ("passed over beside the class folders: 'README'",)
+
+
+@pytest.mark.parametrize(
+    ("classes", "damage", "said"),
+    [
+        ({"cat": 9, "dog": 9}, "dog", "No image of train in class 'dog'.*'dog/0.png': the file is empty"),
+        (
+            {"train__cat": 9, "train__dog": 9, "val__cat": 2},
+            "val/cat",
+            "No image of rank in class 'cat'.*'val/cat/0.png': the file is empty",
+        ),
+    ],
+)
+def test_a_class_or_split_without_a_readable_image(opened, tmp_path, classes, damage, said):
+    data = folder(tmp_path / "data", **classes)
+    for file in (data / damage).iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=said) as caught:
+        opened(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_whose_images_are_all_test_images_too(opened, tmp_path):
+    data = folder(tmp_path / "data", train__cat=9, train__dog=2)
+    folder(data, start=9, test__dog=2)
+    with pytest.raises(DataError, match=r"No image of train in class 'dog'.*is in test as 'test/dog/0.png'"):
+        opened(data)
+
+
+def test_a_class_that_is_too_small(opened, tmp_path):
+    with pytest.raises(DataError, match="'dog' is too small to be split: 2 of at least 3"):
+        opened(folder(tmp_path / "data", cat=9, dog=2))
+
+
+def test_a_bomb_is_named(opened, tmp_path, monkeypatch):
+    data = folder(tmp_path / "data", cat=9, dog=9)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"\.png' has too many pixels.*108 pixels"):
+        opened(data)
+
+
+def test_progress(opened, tmp_path):
+    told = []
+    opened(folder(tmp_path / "data", cat=5, dog=5), progress=lambda done, total: told.append((done, total)))
+    assert told == [(n, 10) for n in range(1, 11)]
+
+
+# The seal
+
+
+def test_labels_of_test_are_sealed(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=20, dog=20))
+    for asked in (["test"], ["train", "test"]):
+        with pytest.raises(SealedTest, match="open_test"):
+            dataset.labels(*asked)
+    assert len(dataset.shas("test")) == 8
+    assert "label" not in {field.name for field in dataclasses.fields(dataset.of("test")[0])}
+    assert "_labels=" not in repr(dataset)
+
+
+def test_opening_the_test_is_recorded_first(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=20, dog=20))
+    log = tmp_path / "study/test_openings.jsonl"
+    numbers = dataset.open_test(log, plan="abc", trials=50)
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == [image.path.startswith("dog") for image in dataset.of("test")]
+    dataset.open_test(log, plan="def", trials=80)
+    first, second = map(json.loads, log.read_text().splitlines())
+    assert first.pop("time").endswith("+00:00")
+    assert first == {"plan": "abc", "trials": 50, "fingerprint": dataset.fingerprint, "images": 8}
+    assert (second["plan"], second["trials"]) == ("def", 80)
+
+
+def test_without_a_record_there_are_no_labels(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=20, dog=20))
+    (tmp_path / "log").mkdir()
+    with pytest.raises(IsADirectoryError):
+        dataset.open_test(tmp_path / "log", plan="abc", trials=50)
+
+
+def test_nobody_can_change_the_labels(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=20, dog=20))
+    dataset.labels("train")[:] = 7
+    assert set(dataset.labels("train").tolist()) == {0, 1}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        dataset.seed = 3
+
+
+# The tables of a study
+
+
+def test_the_split_is_written_and_read(opened, tmp_path):
+    data = folder(tmp_path / "data", cat=30, dog=30)
+    (data / "cat/bad,\n'file\".png").write_bytes(b"")
+    odd = ["new\nline.png", "ünï 😀.png", 'a,"b".png', os.fsdecode(b"\xff.png")]
+    for number, name in enumerate(odd, 1000):
+        picture(data / "dog" / name, number)
+    dataset = opened(data)
+    dataset.write(tmp_path / "study")
+    assert read_split(tmp_path / "study") == {image.sha: image.split for image in dataset.images}
+    again = opened(data, seed=5, previous=read_split(tmp_path / "study"))
+    assert splits(again) == splits(dataset) and again.fingerprint == dataset.fingerprint
+    written = (tmp_path / "study/data/split.csv").read_text(errors="surrogateescape")
+    assert written.startswith("path,sha,label,split,group\n") and "ünï 😀.png" in written
+    assert "the file is empty" in (tmp_path / "study/data/problems.csv").read_text()
+    assert sorted(os.listdir(tmp_path / "study/data")) == ["problems.csv", "split.csv"]
+
+
+def test_new_images_join_train(opened, tmp_path):
+    data = folder(tmp_path / "data", cat=40, dog=40)
+    before = opened(data)
+    before.write(tmp_path / "study")
+    folder(data / "new", start=5000, cat=10)
+    os.rename(data / "new/cat", data / "cat/more")
+    os.rmdir(data / "new")
+    after = opened(data, previous=read_split(tmp_path / "study"))
+    assert splits(after).items() >= splits(before).items()
+    assert {split for path, split in splits(after).items() if "more" in path} == {"train"}
+    assert after.fingerprint != before.fingerprint
+
+
+def test_images_moved_to_another_split_are_said(opened, tmp_path):
+    data = folder(tmp_path / "data", train__cat=40, train__dog=40, test__cat=5, test__dog=5)
+    before = opened(data)
+    before.write(tmp_path / "study")
+    moved = before.of("train")[0]
+    os.rename(data / moved.path, data / "test/cat/moved.png")
+    after = opened(data, previous=read_split(tmp_path / "study"))
+    assert splits(after)["test/cat/moved.png"] == "train"
+    assert after.notes == ("1 of 90 files kept in the split that the study stored, though now given another one",)
+
+
+@pytest.mark.parametrize("text", [None, "path,label\n1,a\n", "path,sha,label,split,group\n1,ab,a,val,\n"])
+def test_a_stored_split_that_cannot_be_read(tmp_path, text):
+    if text:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/split.csv").write_text(text)
+    with pytest.raises(DataError, match=r"split\.csv' cannot be read.*Start a new study") as caught:
+        read_split(tmp_path)
+    assert "\n" not in str(caught.value)

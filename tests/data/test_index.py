@@ -1,0 +1,304 @@
+"""What a user may point at, and the one line that says what is wrong with it."""
+
+import os
+
+import pandas as pd
+import pyarrow.parquet
+import pytest
+
+from autotl.data.index import Found, find
+from autotl.errors import DataError
+
+
+def tree(root, *paths):
+    """Empty files: their contents do not matter here."""
+    for path in paths:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    return root
+
+
+def refused(path, *said):
+    """Pointing there is a DataError in one line that says all of this."""
+    with pytest.raises(DataError) as caught:
+        find(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+    return message
+
+
+# Folders
+
+
+def test_a_folder_for_each_class(tmp_path):
+    tree(tmp_path, "dog/1.jpg", "cat/deep/er/2.PNG", "cat/no suffix")
+    listing = find(tmp_path)
+    assert listing.files == (
+        Found("cat/deep/er/2.PNG", "cat"),
+        Found("cat/no suffix", "cat"),
+        Found("dog/1.jpg", "dog"),
+    )
+    assert listing.root == tmp_path and listing.notes == ()
+
+
+def test_class_names_are_plain_text(tmp_path):
+    tree(tmp_path, "10/a", "9/a", "NaN/a", "ä ö/a", "1e3/a")
+    assert [file.label for file in find(tmp_path).files] == ["10", "1e3", "9", "NaN", "ä ö"]
+
+
+def test_splits_of_class_folders(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/x/2", "val/a/3", "test/b/4")
+    assert [(f.path, f.label, f.split) for f in find(tmp_path).files] == [
+        ("test/b/4", "b", "test"),
+        ("train/a/1", "a", "train"),
+        ("train/b/x/2", "b", "train"),
+        ("val/a/3", "a", "rank"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val", "VALIDATION"])
+def test_names_of_the_validation_split(tmp_path, name):
+    tree(tmp_path, "train/a/1", "train/b/2", f"{name}/a/3")
+    assert [file.split for file in find(tmp_path).files if file.path.endswith("3")] == ["rank"]
+
+
+def test_train_alone(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/2")
+    assert [(file.label, file.split) for file in find(tmp_path).files] == [("a", "train"), ("b", "train")]
+
+
+def test_split_names_may_be_classes_beside_others(tmp_path):
+    tree(tmp_path, "train/1", "train/2", "bus/3", "test/4")
+    assert [(file.label, file.split) for file in find(tmp_path).files] == [
+        ("bus", "train"),
+        ("test", "train"),
+        ("train", "train"),
+        ("train", "train"),
+    ]
+
+
+def test_hidden_and_empty_things_are_passed_over(tmp_path):
+    tree(tmp_path, "a/1", "b/2", "a/.DS_Store", ".git/x", "a/.thumbs/3", ".hidden")
+    (tmp_path / "empty").mkdir()
+    listing = find(tmp_path)
+    assert [file.path for file in listing.files] == ["a/1", "b/2"] and listing.notes == ()
+
+
+def test_files_beside_the_class_folders_are_mentioned(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/2", "README.md", "train/stray.jpg")
+    listing = find(tmp_path)
+    assert [file.path for file in listing.files] == ["train/a/1", "train/b/2"]
+    assert listing.notes == ("passed over beside the class folders: 'README.md', 'train/stray.jpg'",)
+
+
+def test_odd_names(tmp_path):
+    names = [
+        "with space.jpg",
+        "new\nline.jpg",
+        "ünï😀.jpg",
+        "semi;comma,\"quote'.jpg",
+        os.fsdecode(b"\xff.jpg"),
+    ]
+    tree(tmp_path, *(f"a/{name}" for name in names), "b/1")
+    assert {file.path for file in find(tmp_path).files if file.label == "a"} == {f"a/{name}" for name in names}
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    tree(tmp_path, "data/a/1", "data/b/2", "elsewhere/3", "mutual/4")
+    root = tmp_path / "data"
+    (root / "a/all").symlink_to(root)
+    (root / "a/self").symlink_to("self")
+    (root / "a/above").symlink_to(tmp_path)
+    (root / "b/more").symlink_to(tmp_path / "elsewhere")
+    (root / "b/mutual").symlink_to(tmp_path / "mutual")
+    (tmp_path / "mutual/back").symlink_to(root / "b")
+    (root / "b/broken").symlink_to(tmp_path / "nothing")
+    paths = {file.path for file in find(root).files}
+    assert {"a/1", "b/2", "b/more/3", "b/mutual/4", "b/broken", "a/self"} <= paths
+    assert not any(path.startswith("a/all/") for path in paths)
+    assert not any("back/" in path for path in paths)
+
+
+def test_the_root_may_be_a_link(tmp_path):
+    tree(tmp_path / "data", "a/1", "b/2")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert find(tmp_path / "link") == find(tmp_path / "data")
+
+
+def test_no_such_folder(tmp_path):
+    refused(tmp_path / "nowhere", "no file or folder", str(tmp_path / "nowhere"), "manifest")
+
+
+def test_no_images(tmp_path):
+    (tmp_path / "a").mkdir()
+    refused(tmp_path, "holds no images", "a sub-folder for each class")
+
+
+def test_a_flat_folder(tmp_path):
+    refused(tree(tmp_path, "1.jpg", "2.jpg"), "holds 2 files but no class folders")
+
+
+def test_only_one_class(tmp_path):
+    refused(tree(tmp_path, "data/a/1", "data/b/2"), "only one class, 'data'", "two or more")
+
+
+def test_splits_without_train(tmp_path):
+    refused(tree(tmp_path, "val/a/1", "test/b/2"), "has 'test', 'val' but no train folder", "Add train/")
+
+
+def test_a_class_that_train_lacks(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/2", "test/c/3")
+    refused(tmp_path, "Class 'c' has no image in train", "'test/c/3'", "Add images")
+
+
+def test_splits_beside_classes(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/2", "cat/3", "dog/4")
+    refused(tmp_path, "ambiguous", "'train' look like splits", "'cat', 'dog' like classes", "rename")
+
+
+def test_two_folders_for_one_split(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/2", "val/a/3", "valid/b/4")
+    refused(tmp_path, "two are the same split", "'val', 'valid'", "Merge")
+
+
+@pytest.mark.parametrize("folder", ["train", "test"])
+def test_a_split_without_class_folders(tmp_path, folder):
+    tree(tmp_path, "train/a/1", "train/b/2", "test/a/3")
+    for file in list((tmp_path / folder).rglob("*/*")):
+        file.unlink()
+    tree(tmp_path, f"{folder}/5.jpg")
+    refused(tmp_path, f"{str(tmp_path / folder)!r} holds files but no class folders", "labels are unknown")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    tree(tmp_path, "a/1", "b/2")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    refused(tmp_path, str(tmp_path / "b"), "cannot be listed: Permission denied")
+
+
+# Manifests
+
+
+def manifest(root, text, name="m.csv"):
+    path = root / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_csv_manifest(tmp_path):
+    tree(tmp_path, "in/1.jpg", "in/2.jpg", "3.jpg", "4")
+    path = manifest(
+        tmp_path,
+        f"path,label,split,group,more\nin/1.jpg,cat,train,p1,x\n./in/2.jpg,dog,Valid,,x\n"
+        f"{tmp_path}/3.jpg,cat,test,p2,x\n4,dog,,p2,x\n",
+    )
+    listing = find(path)
+    assert listing.root == tmp_path
+    assert listing.files == (
+        Found("3.jpg", "cat", "test", "p2"),
+        Found("4", "dog", "train", "p2"),
+        Found("in/1.jpg", "cat", "train", "p1"),
+        Found("in/2.jpg", "dog", "rank", None),
+    )
+
+
+def test_a_manifest_beside_its_images(tmp_path):
+    tree(tmp_path, "images/1", "images/2", "lists/x")
+    path = manifest(tmp_path / "lists", "path,label\n../images/1,a\n../images/2,b\n")
+    listing = find(path)
+    assert [(listing.root / file.path).resolve() for file in listing.files] == [
+        tmp_path / "images/1",
+        tmp_path / "images/2",
+    ]
+
+
+@pytest.mark.parametrize("labels", [["NA", "null", "True"], ["007", "1.0", "1e3"], ["nan", "2020-01-01", "-"]])
+def test_labels_that_pandas_would_change(tmp_path, labels):
+    tree(tmp_path, *"123")
+    path = manifest(tmp_path, "path,label\n" + "".join(f"{n},{label}\n" for n, label in enumerate(labels, 1)))
+    assert [file.label for file in find(path).files] == labels
+
+
+def test_spaces_and_a_byte_order_mark_around_columns(tmp_path):
+    tree(tmp_path, "1", "2")
+    path = manifest(tmp_path, "\ufeffpath, label , split\n1, a b , train\n2,c,\n")
+    assert find(path).files == (Found("1", "a b"), Found("2", "c"))
+
+
+def test_odd_names_in_a_csv(tmp_path):
+    names = ["with space", "new\nline", "ünï😀", 'semi;comma,"quote', " leading"]
+    tree(tmp_path, *names)
+    path = tmp_path / "m.csv"
+    pd.DataFrame({"path": names, "label": list("aabbb")}).to_csv(path, index=False)
+    assert {file.path for file in find(path).files} == set(names)
+
+
+@pytest.mark.parametrize("name", ["m.parquet", "m.PQ"])
+def test_a_parquet_manifest(tmp_path, name):
+    tree(tmp_path, "1", "2", "3")
+    columns = {
+        "path": ["1", "2", "3"],
+        "label": [7, 8, 7],
+        "split": ["train", None, "test"],
+        "group": [5, None, 6],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / name)
+    assert find(tmp_path / name).files == (
+        Found("1", "7", "train", "5"),
+        Found("2", "8"),
+        Found("3", "7", "test", "6"),
+    )
+
+
+def test_a_parquet_manifest_of_categories(tmp_path):
+    tree(tmp_path, "1", "2")
+    frame = pd.DataFrame({"path": ["1", "2"], "label": pd.Categorical(["a", "b"])})
+    frame.to_parquet(tmp_path / "m.parquet")
+    assert [file.label for file in find(tmp_path / "m.parquet").files] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file,class\n1,a\n", ["no column path and no column label", "'file', 'class'"]),
+        ("path;label\n1;a\n", ["no column path", "'path;label'", "separated by commas"]),
+        ("path,label\n", ["holds no images"]),
+        ("", ["cannot be read"]),
+        ("path,label\n1,a\n2,\n1,\n", ["lacks a label in rows '2', '3'"]),
+        ("path,label\n,a\n", ["lacks a path in rows '1'"]),
+        ("path,label\n1,a\n2,a\n", ["only one class, 'a'"]),
+        ("path,label,split\n1,a,train\n2,b,holdout\n", ["split 'holdout'", "train, val and test"]),
+        ("path,label,split\n1,a,val\n2,b,test\n", ["no train split"]),
+        ("path,label,split\n1,a,train\n2,b,train\n1,c,val\n", ["Class 'c' has no image in train"]),
+        ("path,label\n1,a\nx,b\ny,b\nz,b\nw,b\n", ["4 files that are not there", "'x', 'y', 'z' and 1 more"]),
+        ('path,label\n"1,a\n', ["cannot be read"]),
+    ],
+)
+def test_manifests_that_are_refused(tmp_path, text, said):
+    tree(tmp_path, "1", "2")
+    refused(manifest(tmp_path, text), *said)
+
+
+def test_a_csv_that_is_not_utf8(tmp_path):
+    tree(tmp_path, "1", "2")
+    (tmp_path / "m.csv").write_bytes("path,label\n1,Gänse\n2,b\n".encode("latin-1"))
+    refused(tmp_path / "m.csv", "cannot be read", "UTF-8")
+
+
+def test_a_parquet_file_that_is_none(tmp_path):
+    refused(manifest(tmp_path, "PAR1 no", "m.parquet"), "cannot be read")
+
+
+@pytest.mark.parametrize("name", ["m.txt", "photo.jpg", "data.zip"])
+def test_a_file_that_is_no_manifest(tmp_path, name):
+    refused(manifest(tmp_path, "path,label\n", name), "is a file, but no manifest")

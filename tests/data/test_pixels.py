@@ -1,0 +1,202 @@
+"""Every image is read once and decoded once, whatever is asked for, and never again."""
+
+import hashlib
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autotl.data import images
+from autotl.data.images import decode, prepare
+from autotl.data.pixels import PixelStore, Seen
+from autotl.errors import DataError
+from autotl.plan import Input
+
+SMALL = Input(size=16, resize=20, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+LARGE = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve different images, 40 x 30 px."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"photos/{n}.png" for n in range(12)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
+def store(tmp_path):
+    return PixelStore(tmp_path / "cache")
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def assert_holds(store, paths, *inputs):
+    for input in inputs:
+        expected = np.stack([prepare(decode(path.read_bytes()), input) for path in paths])
+        np.testing.assert_array_equal(store.rows(input).read([sha(path) for path in paths]), expected)
+
+
+def test_all_inputs_from_one_decoding(store, photos):
+    assert store.look(photos, [SMALL, LARGE]) == [Seen(sha(path), 40, 30) for path in photos]
+    assert store.decoded == 12
+    assert_holds(store, photos, SMALL, LARGE)
+
+
+def test_a_second_look_decodes_nothing(store, photos, tmp_path):
+    first = store.look(photos, [SMALL])
+    again = PixelStore(tmp_path / "cache")
+    assert again.look(photos, [SMALL]) == first
+    assert again.decoded == 0
+
+
+def test_another_input_is_decoded_for_alone(store, photos, monkeypatch):
+    store.look(photos, [SMALL])
+    fit, prepared = images.fit, []
+    monkeypatch.setattr(images, "fit", lambda image, input: prepared.append(input) or fit(image, input))
+    store.look(photos, [SMALL, LARGE])
+    assert store.decoded == 24 and prepared == [LARGE] * 12
+    assert_holds(store, photos, SMALL, LARGE)
+
+
+def test_only_new_images_are_decoded(store, photos):
+    store.look(photos[:5], [SMALL])
+    store.look(photos, [SMALL])
+    assert store.decoded == 12
+
+
+def test_mean_and_std_do_not_matter(store, photos):
+    other = SMALL.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)})
+    assert store.rows(other) is store.rows(SMALL)
+    store.look(photos, [SMALL, other])
+    assert store.decoded == 12
+
+
+@pytest.mark.parametrize("change", [{"size": 18}, {"resize": 24}, {"interpolation": "lanczos"}])
+def test_what_matters_has_a_store_of_its_own(store, change):
+    assert store.rows(SMALL.model_copy(update=change)).folder != store.rows(SMALL).folder
+
+
+def test_another_decoder_has_stores_of_its_own(tmp_path, monkeypatch):
+    before = PixelStore(tmp_path).rows(SMALL).folder
+    monkeypatch.setattr(images, "DECODER", images.DECODER + 1)
+    assert PixelStore(tmp_path).rows(SMALL).folder != before
+    monkeypatch.undo()
+    monkeypatch.setattr("PIL.__version__", "99.0")
+    assert PixelStore(tmp_path).rows(SMALL).folder != before
+
+
+def test_more_images_than_a_chunk(store, photos, monkeypatch):
+    monkeypatch.setattr("autotl.data.pixels._CHUNK_BYTES", 1)
+    copies = []
+    for n in range(40):
+        copies.append(photos[0].with_name(f"copy{n}.png"))
+        Image.new("RGB", (20, 20), (n, 2 * n, 3 * n)).save(copies[-1])
+    assert [seen.sha for seen in store.look(copies, [SMALL])] == [sha(path) for path in copies]
+    assert_holds(store, copies, SMALL)
+
+
+def test_duplicates_are_decoded_once(store, photos):
+    twin = photos[0].with_name("twin.png")
+    twin.write_bytes(photos[0].read_bytes())
+    found = store.look([*photos, twin], [SMALL])
+    assert found[-1] == found[0] and store.decoded == 12
+
+
+def test_files_that_give_no_pixels(store, photos, tmp_path):
+    whole = photos[0].read_bytes()
+    bad = {
+        "empty": b"",
+        "text": b"no image",
+        "torn": whole[: len(whole) // 2],
+        "torn too": whole[: len(whole) // 2],
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")
+    paths = [*(tmp_path / name for name in bad), tmp_path / "pipe", tmp_path / "gone", photos[1]]
+    found = store.look(paths, [SMALL])
+    assert found[0] == "the file is empty"
+    assert "not an image" in found[1]
+    assert isinstance(found[2], str) and found[2] == found[3]
+    assert found[4] == "not a regular file"
+    assert found[5] == "cannot be read: No such file or directory"
+    assert found[6] == Seen(sha(photos[1]), 40, 30)
+    assert store.decoded == 1 and len(store.rows(SMALL)) == 1
+
+
+def test_a_file_that_may_not_be_read(store, photos, monkeypatch):
+    read = type(photos[0]).read_bytes
+
+    def denied(path):
+        if path == photos[3]:
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(type(photos[0]), "read_bytes", denied)
+    found = store.look(photos, [SMALL])
+    assert [at for at, seen in enumerate(found) if seen == "cannot be read: Permission denied"] == [3]
+    assert store.decoded == 11
+
+
+def test_a_film_is_not_read(store, photos, monkeypatch):
+    monkeypatch.setattr("autotl.data.pixels.LARGEST_FILE", photos[0].stat().st_size - 1)
+    assert store.look(photos[:1], [SMALL]) == [f"too large for an image: {photos[0].stat().st_size} bytes"]
+
+
+def test_a_bomb_stops_everything(store, photos, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"photos/\d+\.png' has too many pixels.*1200 pixels"):
+        store.look(photos, [SMALL])
+    assert not recwarn.list
+
+
+def test_progress_is_told_from_the_calling_thread(store, photos):
+    told = []
+    store.look(photos, [SMALL], lambda done, total: told.append((done, total, threading.get_ident())))
+    assert told == [(n, 12, threading.get_ident()) for n in range(1, 13)]
+
+
+def test_no_input_means_no_decoding(store, photos):
+    assert store.look(photos, []) == [Seen(sha(path), 40, 30) for path in photos]
+    assert store.decoded == 0
+
+
+# Known files
+
+
+def test_add_decodes_what_is_missing(store, photos):
+    files = [(sha(path), path) for path in photos]
+    store.add(files[:4], [SMALL])
+    store.add(files, [SMALL])
+    assert store.decoded == 12
+    store.add(files, [SMALL, LARGE])
+    assert store.decoded == 24
+    store.add(files, [SMALL, LARGE])
+    assert store.decoded == 24
+    assert_holds(store, photos, SMALL, LARGE)
+
+
+def test_add_does_not_read_what_is_there(store, photos):
+    files = [(sha(path), path) for path in photos]
+    store.add(files, [SMALL])
+    for path in photos:
+        path.unlink()
+    store.add(files, [SMALL])
+
+
+def test_add_notices_a_file_that_changed(store, photos):
+    files = [(sha(path), path) for path in photos]
+    Image.new("RGB", (40, 30)).save(photos[5])
+    with pytest.raises(DataError, match=r"5\.png' has changed.*its contents are others"):
+        store.add(files, [SMALL])
+    photos[5].unlink()
+    with pytest.raises(DataError, match=r"5\.png' has changed.*No such file"):
+        store.add(files, [SMALL])

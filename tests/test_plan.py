@@ -1,0 +1,79 @@
+import json
+
+import pytest
+
+from autotl.errors import PlanError
+from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan, digest
+
+PLAN = TransferPlan(
+    backbone="tiny:net",
+    weights="random:1",
+    input=Input(size=32, resize=36, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)),
+    cut="1",
+    head=Head(pooling="avg"),
+    augmentation=Component(name="none", owner="autotl", version="0.1.0"),
+    data=DataRef(fingerprint="abc", split_seed=3),
+    seed=3,
+    requires={"torch": "2.15.0", "stages": "ff"},
+    phases=(
+        Phase(method="closed-form", frozen="1", options={"penalties": [0.1, 1e-05]}),
+        Phase(method="sgd", frozen=None, stage_rates={"0": 1e-4, "1": 0.3}, head_rate=0.1, epochs=4),
+    ),
+)
+
+
+def test_json_both_ways_keeps_every_bit():
+    again = TransferPlan.from_json(PLAN.to_json())
+    assert again == PLAN
+    assert again.hash == PLAN.hash
+    assert again.to_json() == PLAN.to_json()
+
+
+def test_the_hash_is_that_of_the_canonical_json():
+    shuffled = dict(reversed(json.loads(PLAN.to_json()).items()))
+    assert digest(shuffled) == PLAN.hash
+    assert PLAN.model_copy(update={"seed": 4}).hash != PLAN.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema": 2}, "schema"),
+        ({"depth": 3}, "depth"),
+        ({"seed": "3"}, "seed"),
+        ({"phases": []}, "phases"),
+        ({"cut": None}, "cut"),
+        ({"compute_dtype": "float8"}, "compute_dtype"),
+    ],
+)
+def test_what_is_no_plan_is_refused_in_one_line(change, says):
+    text = json.dumps({**json.loads(PLAN.to_json()), **change})
+    with pytest.raises(PlanError) as error:
+        TransferPlan.from_json(text, name="plan.json")
+    assert str(error.value).startswith("plan.json is not a valid TransferPlan")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_refused():
+    whole = json.loads(PLAN.to_json())
+    del whole["cut"]
+    with pytest.raises(PlanError, match="cut"):
+        TransferPlan.from_json(json.dumps(whole))
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        PLAN.seed = 4
+
+
+def test_options_must_be_plain_json():
+    with pytest.raises((TypeError, ValueError)):
+        Phase(method="sgd", frozen=None, options={"rate": float("nan")})
+    with pytest.raises((TypeError, ValueError)):
+        Phase(method="sgd", frozen=None, options={"rate": object()})
+
+
+def test_more_of_an_image_cannot_be_kept_than_is_left():
+    with pytest.raises(ValueError, match="resize \\(20 px\\) must be at least size \\(32 px\\)"):
+        Input(size=32, resize=20, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
