@@ -1,0 +1,57 @@
+"""autotl: finds the best transfer-learning setup for a folder of labelled images.
+
+What plugin authors need is importable from here; nothing heavy is imported until it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autotl.backbones.weights import load_weights as load_weights
+    from autotl.contracts import Augmentation as Augmentation
+    from autotl.contracts import BackboneInfo as BackboneInfo
+    from autotl.contracts import BatchTransform as BatchTransform
+    from autotl.contracts import Context as Context
+    from autotl.contracts import DataFacts as DataFacts
+    from autotl.contracts import Family as Family
+    from autotl.contracts import ModelCard as ModelCard
+    from autotl.contracts import StageInfo as StageInfo
+    from autotl.contracts import Strategy as Strategy
+    from autotl.contracts import WeightsSource as WeightsSource
+    from autotl.hookspecs import hookimpl as hookimpl
+    from autotl.plan import Component as Component
+    from autotl.plan import Head as Head
+    from autotl.plan import Input as Input
+    from autotl.plan import Phase as Phase
+    from autotl.plan import TransferPlan as TransferPlan
+
+_HOME = {
+    "hookimpl": "autotl.hookspecs",
+    "load_weights": "autotl.backbones.weights",
+    **dict.fromkeys(("Component", "Head", "Input", "Phase", "TransferPlan"), "autotl.plan"),
+    **dict.fromkeys(
+        (
+            "Augmentation",
+            "BackboneInfo",
+            "BatchTransform",
+            "Context",
+            "DataFacts",
+            "Family",
+            "ModelCard",
+            "StageInfo",
+            "Strategy",
+            "WeightsSource",
+        ),
+        "autotl.contracts",
+    ),
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("autotl")
+    if name not in _HOME:
+        raise AttributeError(f"module 'autotl' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,254 @@
+"""The catalogue: every backbone of the installed families by its full name, ready to be built.
+
+A name is `family:architecture[.tag]`; `@random` appended asks for random weights, and nothing else does.
+"""
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from autotl.backbones import weights as weights_files
+from autotl.backbones.weights import WeightsFile
+from autotl.contracts import BackboneInfo, Family, ModelCard, StageInfo, WeightsSource
+from autotl.errors import PlanError, PluginError, WeightsError, unknown
+from autotl.files import write
+from autotl.host import Host
+from autotl.plan import digest
+from autotl.registry import Entry, Owner
+
+if TYPE_CHECKING:
+    from autotl.backbones.stages import Stages
+
+RANDOM = "@random"
+_AFTER = {"none": "", "random": ":<seed>", "sha256": ":<hex>"}
+
+
+class Catalogue:
+    """Backbones by name.
+
+    `named` maps full names to weights files that the user gave. Facts about stages are kept as JSON
+    under `cache_dir`, so that a network is traced once.
+    """
+
+    def __init__(self, host: Host, cache_dir: Path, named: Mapping[str, Path] | None = None) -> None:
+        self.host = host
+        self.cache_dir = cache_dir
+        self.named = dict(named or {})
+        self._files: dict[str, WeightsFile] = {}
+        self._infos: dict[str, BackboneInfo] = {}
+        for name in self.named:
+            if self.card(name).weights is None or name.endswith(RANDOM):
+                raise WeightsError(f"--weights {name}=…: '{name}' takes no weights file.")
+
+    def expand(self, patterns: Iterable[str]) -> list[str]:
+        """Full names for names and globs such as `timm:resnet*`, each once, in order.
+
+        Raises: PluginError for a name or a glob that fits nothing.
+        """
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            if any(sign in pattern for sign in "*?["):
+                found.update(dict.fromkeys(self._glob(pattern)))
+            else:
+                self.card(pattern)
+                found[pattern] = None
+        return list(found)
+
+    def _glob(self, pattern: str) -> list[str]:
+        prefix, rest, random = _parse(pattern)
+        found = [
+            f"{entry.name}:{name}{RANDOM if random else ''}"
+            for entry in self.host.backbones.match(prefix)
+            for name in _family(entry).names()
+            if fnmatch.fnmatchcase(name, rest)
+        ]
+        if not found:
+            raise PluginError(f"No backbone fits '{pattern}'. List them: autotl plugins backbones '{prefix}:*'")
+        return found
+
+    def owner(self, name: str) -> Owner:
+        """The plugin that offers a backbone."""
+        return self.host.backbones[_parse(name)[0]].owner
+
+    def card(self, name: str) -> ModelCard:
+        """Raises: PluginError for an unknown family or backbone, with the nearest known name."""
+        prefix, rest, random = _parse(name)
+        family = _family(self.host.backbones[prefix])
+        try:
+            card = family.card(rest)
+        except KeyError:
+            known = [f"{prefix}:{other}" for other in family.names()]
+            hint = f'List them: autotl plugins backbones "{prefix}:*"'
+            raise PluginError(unknown("backbone", f"{prefix}:{rest}", known, hint)) from None
+        return replace(card, source="nothing: random weights") if random else card
+
+    def available(self, name: str) -> bool:
+        """Whether the backbone can be built without downloading anything."""
+        return self._find(name) is not None or self._kind(name) != "sha256"
+
+    def reachable(self, name: str) -> bool:
+        """Whether the backbone's weights are here or could be downloaded; known within a second."""
+        if self.available(name):
+            return True
+        return weights_files.reachable(weights_files.server(self._source(name)))
+
+    def obtain(self, name: str) -> None:
+        """Make sure that the backbone's weights are on this machine, downloading them if need be.
+
+        Raises: WeightsError when they cannot be had.
+        """
+        if not self.available(name):
+            self._files[name] = weights_files.fetch(name, self._source(name))
+
+    def weights(self, name: str, seed: int) -> str:
+        """What a plan records of the weights: `sha256:<hex>`, `random:<seed>` or `none`."""
+        kind = self._kind(name)
+        if kind != "sha256":
+            return f"random:{seed}" if kind == "random" else "none"
+        self.obtain(name)
+        return f"sha256:{self._files[name].sha256}"
+
+    def download_bytes(self, name: str) -> int | None:
+        """How much `obtain` would download, None when the server does not say."""
+        return weights_files.download_bytes(self._source(name))
+
+    def file(self, name: str) -> WeightsFile | None:
+        """The weights file of a backbone, if it has one and it lies on this machine."""
+        return self._find(name)
+
+    def build(self, name: str, weights: str) -> "Stages":
+        """The backbone's stages on the CPU, with the weights that a plan recorded.
+
+        Raises: WeightsError when the weights at hand have another hash.
+        """
+        kind, _, value = weights.partition(":")
+        expected = self._kind(name)
+        if kind != expected or (kind == "random" and not value.isdecimal()):
+            raise PlanError(f"'{name}' takes weights written as {expected}{_AFTER[expected]}, not '{weights}'.")
+        if kind == "sha256":
+            have = self.weights(name, seed=0)
+            if have != weights:
+                raise WeightsError(
+                    f"The plan wants '{name}' with weights {weights[:19]}…, this machine has {have[:19]}…. "
+                    f"Say --weights {name}=FILE with the file it was made with."
+                )
+            return self._split(name, self._files[name].path, seed=0)
+        return self._split(name, None, seed=int(value or 0))
+
+    def structure(self, name: str) -> "Stages":
+        """The backbone's stages on the CPU with weights of no meaning, to be filled from a bundle."""
+        return self._split(name, None, seed=0)
+
+    def info(self, name: str) -> BackboneInfo:
+        """The backbone's stages with their costs and shapes; traced once, then read from disk."""
+        if name not in self._infos:
+            self._infos[name] = self._stored_info(name)
+        return self._infos[name]
+
+    def _stored_info(self, name: str) -> BackboneInfo:
+        key = digest({"name": name, "input": self.card(name).input.model_dump(), "versions": self._versions(name)})
+        file = self.cache_dir / "info" / f"{key}.json"
+        if file.exists():
+            return BackboneInfo.from_json(file.read_text(), name=str(file))
+        info = _measure(name, self.card(name), self.structure(name))
+        write(file, info.to_json())
+        return info
+
+    def requires(self, name: str) -> dict[str, str]:
+        """Versions of what the backbone's numbers depend on, and `stages`: the hash of its stage list."""
+        return {**self._versions(name), "stages": self.info(name).fingerprint}
+
+    def _versions(self, name: str) -> dict[str, str]:
+        owner = self.owner(name)
+        libraries = ("autotl", "torch", "pillow", "scipy", *self.card(name).libraries)
+        return {owner.distribution: owner.version, **{library: _version(library) for library in libraries}}
+
+    def _kind(self, name: str) -> Literal["none", "random", "sha256"]:
+        """How a plan records the backbone's weights."""
+        if name.endswith(RANDOM):
+            return "random"
+        return "none" if self.card(name).weights is None else "sha256"
+
+    def _source(self, name: str) -> WeightsSource:
+        source = self.card(name).weights
+        assert source is not None, f"{name} has no weights to look for"
+        return source
+
+    def _find(self, name: str) -> WeightsFile | None:
+        if name not in self._files and self._kind(name) == "sha256":
+            found = weights_files.find(name, self._source(name), self.named.get(name))
+            if found is None:
+                return None
+            self._files[name] = found
+        return self._files.get(name)
+
+    def _split(self, name: str, file: Path | None, seed: int) -> "Stages":
+        import torch
+
+        from autotl.backbones.stages import split
+
+        prefix, rest, _ = _parse(name)
+        family = _family(self.host.backbones[prefix])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                model = family.build(rest, file)
+            except WeightsError as error:
+                raise WeightsError(f"The weights of '{name}' cannot be used: {error}") from error
+            except Exception as error:
+                raise PluginError(
+                    f"Backbone '{name}' of {self.owner(name).distribution} {self.owner(name).version} "
+                    f"cannot be built: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                ) from error
+        return split(model.float().eval(), self.card(name).input.size)
+
+
+def _measure(name: str, card: ModelCard, stages: "Stages") -> BackboneInfo:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    seen = 0
+    infos = []
+    image = torch.zeros(1, 3, card.input.size, card.input.size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for boundary, _ in stages.eval().walk(image):
+            total = counter.get_total_flops()
+            parameters = sum(parameter.numel() for parameter in stages.stage_parameters(boundary.name).values())
+            infos.append(
+                StageInfo(
+                    name=boundary.name,
+                    parameters=parameters,
+                    flops=total - seen,
+                    shape=boundary.shape,
+                    layout=boundary.layout,
+                    prefix_tokens=boundary.prefix_tokens,
+                )
+            )
+            seen = total
+    return BackboneInfo(name=name, input=card.input, stages=tuple(infos), fingerprint=stages.fingerprint)
+
+
+@cache
+def _version(library: str) -> str:
+    return metadata.version(library)
+
+
+@cache
+def _parse(name: str) -> tuple[str, str, bool]:
+    """`family:architecture[.tag][@random]` → family, architecture with tag, whether random."""
+    prefix, colon, rest = name.partition(":")
+    if not colon or not rest:
+        raise PluginError(
+            f"'{name}' is no backbone: a name is family:architecture[.tag], such as 'torchvision:resnet18'. "
+            "List them: autotl plugins backbones"
+        )
+    return prefix, rest.removesuffix(RANDOM), rest.endswith(RANDOM)
+
+
+def _family(entry: Entry) -> Family:
+    family: Family = entry.item
+    return family

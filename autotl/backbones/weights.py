@@ -1,0 +1,211 @@
+"""Pretrained weights: where they lie, where they can be had, and reading them safely.
+
+The order is: the file the user names, the shipped file, the local caches of the hub and of torch,
+the hub itself. Nothing here ever puts random weights in the place of pretrained ones.
+"""
+
+import hashlib
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlparse
+
+from autotl.contracts import WeightsSource
+from autotl.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+REACH_SECONDS = 0.9
+"""How long a server may take to answer before it counts as out of reach."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file on this machine, its hash, and where it was found."""
+
+    path: Path
+    sha256: str
+    origin: Literal["named", "shipped", "cache", "downloaded"]
+
+
+def find(name: str, source: WeightsSource, named: Path | None = None) -> WeightsFile | None:
+    """The weights of backbone `name` if they lie on this machine, None if they do not.
+
+    Raises: WeightsError when a file is there but missing what it should be: not found where the user
+    said, or with another hash than `source` states.
+    """
+    if named is not None:
+        if not named.is_file():
+            raise WeightsError(f"No weights for '{name}' at {named}: there is no such file.")
+        return WeightsFile(named, file_hash(named), "named")
+    path = source.file or _cached(source)
+    if path is None:
+        return None
+    if not path.is_file():
+        raise WeightsError(f"The weights of '{name}' should be at {path} and are not; install autotl again.")
+    return _checked(name, source, WeightsFile(path, file_hash(path), "shipped" if source.file else "cache"))
+
+
+def fetch(name: str, source: WeightsSource) -> WeightsFile:
+    """Download the weights of backbone `name` into the cache of the hub or of torch.
+
+    Raises: WeightsError when the server is out of reach, known within a second, or says no.
+    """
+    if not reachable(server(source)):
+        raise WeightsError(
+            f"The weights of '{name}' are not on this machine and {server(source)} is out of reach. On a machine "
+            f"with network run: autotl weights fetch {name}   then copy the file that it prints and say "
+            f"--weights {name}=FILE"
+        )
+    try:
+        if source.repo:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(source.repo, source.filename or "model.safetensors"))
+        else:
+            import torch
+
+            path = _torch_cache(source)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(str(source.url), str(path), hash_prefix=source.sha256, progress=False)
+    except Exception as error:
+        raise WeightsError(
+            f"The weights of '{name}' could not be downloaded: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return _checked(name, source, WeightsFile(path, file_hash(path), "downloaded"))
+
+
+def download_bytes(source: WeightsSource) -> int | None:
+    """How much `fetch` would download, None when the server does not say."""
+    if source.repo:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        try:
+            return get_hf_file_metadata(hf_hub_url(source.repo, source.filename or "model.safetensors")).size
+        except Exception:
+            return None
+    try:
+        with urllib.request.urlopen(urllib.request.Request(str(source.url), method="HEAD"), timeout=5) as answer:
+            return int(answer.headers["Content-Length"])
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+@cache
+def reachable(server: str) -> bool:
+    """Whether `server` (scheme and host) answers at all; decided within a second, asked once a process."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=REACH_SECONDS).close()
+        except urllib.error.HTTPError:
+            answered.set()  # it refused, so it is there
+        except OSError:
+            pass
+        else:
+            answered.set()
+
+    # Looking up a name ignores urlopen's timeout, so the wait is bounded from outside.
+    threading.Thread(target=ask, daemon=True).start()
+    return answered.wait(REACH_SECONDS)
+
+
+def load_weights(model: "nn.Module", file: Path, *, ignore: Sequence[str] = ()) -> None:
+    """Read a safetensors file or a state dict into `model`: every parameter and buffer must be there.
+
+    Entries of the file whose name begins with one of `ignore` are passed over. Half-precision values
+    are converted to the model's type.
+
+    Raises: WeightsError, naming the first entries that are missing, unexpected or of another shape.
+    """
+    state = {name: value for name, value in read_state(file).items() if not name.startswith(tuple(ignore))}
+    wanted = model.state_dict()
+    # The counter of old checkpoints' batch norms may be absent; evaluation does not use it.
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    extra = [name for name in state if name not in wanted]
+    differ = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    faults = [
+        f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+        for what, names in (("it lacks", missing), ("it has an unknown", extra), ("it has", differ))
+        if names
+    ]
+    if faults:
+        raise WeightsError(f"{file} does not fit a {type(model).__name__}: {'; '.join(faults)}.")
+    model.load_state_dict(state, strict=False)
+
+
+def read_state(file: Path) -> "dict[str, Tensor]":
+    """The tensors of a safetensors file or of a state dict saved by torch; no code in it is run.
+
+    Raises: WeightsError when it is neither.
+    """
+    import torch
+
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{file} cannot be read as safetensors or as a plain state dict: {reason}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{file} holds no state dict: expected names with tensors.")
+    return state
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked(name: str, source: WeightsSource, found: WeightsFile) -> WeightsFile:
+    if source.sha256 and not found.sha256.startswith(source.sha256):
+        raise WeightsError(
+            f"The weights of '{name}' at {found.path} are damaged or not the right ones: "
+            f"SHA-256 {found.sha256[:12]}…, expected {source.sha256[:12]}…. Delete the file and get it again."
+        )
+    return found
+
+
+def _cached(source: WeightsSource) -> Path | None:
+    if source.repo:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(source.repo, source.filename or "model.safetensors")
+        return Path(path) if isinstance(path, str) else None
+    path = _torch_cache(source)
+    return path if path.is_file() else None
+
+
+def _torch_cache(source: WeightsSource) -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(str(source.url)).name
+
+
+def server(source: WeightsSource) -> str:
+    """Scheme and host of where weights are downloaded from."""
+    if source.repo:
+        from huggingface_hub.constants import ENDPOINT
+
+        return ENDPOINT
+    url = urlparse(str(source.url))
+    return f"{url.scheme}://{url.netloc}"

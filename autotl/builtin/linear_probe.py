@@ -1,0 +1,26 @@
+"""The strategy `linear-probe`: the backbone as a fixed feature extractor with a linear classifier.
+
+The right choice for small sets: on late features where the images resemble what the backbone saw,
+on earlier ones where they do not (Yosinski et al. 2014, arXiv 1411.1792). So the cut is searched.
+"""
+
+from autotl import Head, Phase, hookimpl
+
+PENALTIES = [float(f"1e{power}") for power in range(-4, 2)]
+"""L2 penalties on standardised features, against the mean log-loss: from hardly any to very strong.
+One fit goes through them all, so that the penalty costs no trial."""
+
+
+@hookimpl
+def register_strategies(register):
+    register("linear-probe", LinearProbe, summary="Frozen backbone, linear classifier on the cut's features")
+
+
+class LinearProbe:
+    def suggest(self, trial, context):
+        cut = context.cut()
+        return context.plan(
+            cut=cut,
+            head=Head(pooling=context.pooling()),
+            phases=[Phase(method="closed-form", frozen=cut, options={"penalties": PENALTIES})],
+        )

@@ -1,0 +1,55 @@
+"""The family `autotl:`: small backbones that come in this package and need no network.
+
+Each is two files in `weights/`: `<name>.safetensors` (float16) and `<name>.json`, which says how
+it is built, how its input is prepared, where it comes from and what its weights must hash to.
+`studies/backbones/train.py` makes both.
+"""
+
+import json
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@hookimpl
+def register_backbones(register):
+    register("autotl", Shipped, summary="Small backbones that come with autotl, trained on 64 px photos")
+
+
+class Shipped:
+    def names(self):
+        return sorted(file.stem for file in WEIGHTS.glob("*.json"))
+
+    def card(self, name):
+        facts = _facts(name)
+        low, high = facts["top1_interval"]
+        return ModelCard(
+            input=Input.model_validate_json(json.dumps(facts["input"])),
+            weights=WeightsSource(file=WEIGHTS / f"{name}.safetensors", sha256=facts["sha256"]),
+            source=facts["source"],
+            licence=facts["licence"],
+            libraries=("timm",),
+            note=f"{facts['top1']:.1%} top-1 on it ({low:.1%} to {high:.1%})",
+        )
+
+    def build(self, name, weights):
+        arguments = dict(_facts(name)["model"])
+        module, _, cls = arguments.pop("class").rpartition(".")
+        module = import_module(module)
+        if "block" in arguments:
+            arguments["block"] = getattr(module, arguments["block"])
+        model = getattr(module, cls)(num_classes=_facts(name)["classes"], **arguments)
+        if weights is not None:
+            load_weights(model, weights)
+        return model
+
+
+@cache
+def _facts(name):
+    if name not in Shipped().names():
+        raise KeyError(name)
+    return json.loads((WEIGHTS / f"{name}.json").read_text())

@@ -1,0 +1,50 @@
+"""The family `timm:`: every pretrained classifier of timm, `timm:resnet18.a1_in1k`."""
+
+import math
+
+from autotl import Input, ModelCard, WeightsSource, hookimpl
+
+
+@hookimpl
+def register_backbones(register):
+    register("timm", Timm, summary="All pretrained classifiers of timm")
+
+
+class Timm:
+    def __init__(self):
+        import timm
+
+        self.timm = timm
+
+    def names(self):
+        listed = self.timm.list_models(pretrained=True)
+        return [name for name in listed if self.timm.get_pretrained_cfg(name).num_classes]
+
+    def card(self, name):
+        facts = self._facts(name)
+        size = facts.input_size[-1]
+        resize = size if facts.crop_mode == "squash" else max(size, math.floor(size / facts.crop_pct))
+        return ModelCard(
+            input=Input(size=size, resize=resize, interpolation=facts.interpolation, mean=facts.mean, std=facts.std),
+            weights=WeightsSource(
+                repo=facts.hf_hub_id,
+                filename=facts.hf_hub_filename or "model.safetensors",
+                url=None if facts.hf_hub_id else facts.url,
+            ),
+            source=facts.tag or "unknown",
+            licence=facts.license or "unknown",
+            libraries=("timm",),
+        )
+
+    def build(self, name, weights):
+        self._facts(name)
+        if weights is None:
+            return self.timm.create_model(name.partition(".")[0], pretrained=False)
+        # timm itself converts the many layouts in which its checkpoints were published.
+        return self.timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)})
+
+    def _facts(self, name):
+        facts = self.timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if facts is None or not self.timm.is_model(name):
+            raise KeyError(name)
+        return facts

@@ -1,0 +1,62 @@
+"""The family `torchvision:`: every classifier of torchvision, `torchvision:resnet50[.IMAGENET1K_V1]`."""
+
+import re
+
+from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
+
+
+@hookimpl
+def register_backbones(register):
+    register("torchvision", Torchvision, summary="All classifiers of torchvision, trained on ImageNet-1k")
+
+
+class Torchvision:
+    def __init__(self):
+        from torchvision import models
+
+        self.models = models
+
+    def names(self):
+        return self.models.list_models(module=self.models)
+
+    def card(self, name):
+        weights = self._weights(name)
+        preparation = weights.transforms()
+        return ModelCard(
+            input=Input(
+                size=preparation.crop_size[0],
+                resize=preparation.resize_size[0],
+                interpolation=preparation.interpolation.value,
+                mean=tuple(preparation.mean),
+                std=tuple(preparation.std),
+            ),
+            weights=WeightsSource(url=weights.url, sha256=_hash_in(weights.url)),
+            source="ImageNet-1k",
+            licence="BSD-3-Clause code; ImageNet's terms for the weights",
+            libraries=("torchvision",),
+            note=f"{weights.meta['num_params'] / 1e6:.1f} M parameters, {weights.meta['_file_size']:.0f} MB",
+        )
+
+    def build(self, name, weights):
+        self._weights(name)
+        architecture = name.partition(".")[0]
+        # GoogLeNet and Inception v3 have side exits that serve their training alone.
+        side_exits = {"aux_logits": False, "init_weights": True}
+        options = side_exits if architecture in ("googlenet", "inception_v3") else {}
+        model = self.models.get_model(architecture, weights=None, **options)
+        if weights is not None:
+            load_weights(model, weights, ignore=("AuxLogits.", "aux1.", "aux2."))
+        return model
+
+    def _weights(self, name):
+        architecture, _, tag = name.partition(".")
+        if architecture not in self.names():
+            raise KeyError(name)
+        known = self.models.get_model_weights(architecture)
+        return known[tag] if tag else known.DEFAULT
+
+
+def _hash_in(url):
+    """The beginning of the file's SHA-256, which torch's servers put into its name."""
+    found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
+    return found[1] if found else None

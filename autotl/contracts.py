@@ -1,0 +1,186 @@
+"""What a plugin offers, and the facts it is told.
+
+Every plugin has two halves. Above the plan, `suggest` sees Optuna's trial and returns plain JSON
+values. Below it, `build` sees those values and no trial.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from autotl.plan import Component, Head, Input, Phase, Pooling, Record, TransferPlan
+
+if TYPE_CHECKING:
+    import optuna
+    import torch
+
+Layout = Literal["NCHW", "NHWC", "tokens"]
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where pretrained weights come from: a shipped `file`, a repository on the hub, or a `url`."""
+
+    file: Path | None = None
+    repo: str | None = None
+    filename: str | None = None
+    url: str | None = None
+    sha256: str | None = None
+    """The hash that a file from this source must have, where it is known."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is known of a backbone without building it.
+
+    `weights` is None for a network that has none to load. `source` says what it was trained on and
+    `licence` under which terms its weights may be used. `libraries` names the distributions, besides
+    torch and the plugin's own, whose code computes the network: a plan records their versions.
+    """
+
+    input: Input
+    weights: WeightsSource | None
+    source: str
+    licence: str
+    libraries: tuple[str, ...] = ()
+    note: str = ""
+
+
+class Family(Protocol):
+    """Backbones with a common prefix, `family:architecture[.tag]`."""
+
+    def names(self) -> Sequence[str]:
+        """Every `architecture[.tag]` that can be listed, without the prefix."""
+
+    def card(self, name: str) -> ModelCard:
+        """Raises: KeyError for an unknown name."""
+
+    def build(self, name: str, weights: Path | None) -> "torch.nn.Module":
+        """The whole network on the CPU, in float32; it is split into stages afterwards.
+
+        With `weights` None its parameters are random, drawn from torch's global generator. Otherwise
+        they are read from the file; a file that does not fit must raise, never be half-loaded.
+        """
+
+
+class StageInfo(Record):
+    """One stage of a backbone: what it costs and the shape of what it gives, without the batch."""
+
+    name: str
+    parameters: int
+    flops: int
+    """Multiply-accumulates times two, for one image."""
+    shape: tuple[int, ...]
+    layout: Layout
+    prefix_tokens: int
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0] if self.layout == "NCHW" else self.shape[-1]
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """The poolings that this stage's value allows: `token` needs a class token."""
+        return ("avg", "max", "token") if self.prefix_tokens else ("avg", "max")
+
+
+class BackboneInfo(Record):
+    """A backbone as plain facts: its input and its stages, from the image to the last cut."""
+
+    name: str
+    input: Input
+    stages: tuple[StageInfo, ...]
+    fingerprint: str
+    """Hash of the stage list: names, parameter names and shapes."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    def stage(self, name: str) -> StageInfo:
+        return self.stages[self.names.index(name)]
+
+    def upto(self, cut: str) -> tuple[StageInfo, ...]:
+        """The stages that are kept when the backbone is cut after `cut`."""
+        return self.stages[: self.names.index(cut) + 1]
+
+    def parameters(self, cut: str) -> int:
+        return sum(stage.parameters for stage in self.upto(cut))
+
+    def flops(self, cut: str) -> int:
+        return sum(stage.flops for stage in self.upto(cut))
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a plugin may know of the data: numbers, never images or test labels."""
+
+    classes: int
+    train_images: int
+    """Images of the train split alone."""
+    smallest_class: int
+    """Train images of the class that has fewest."""
+    has_stop: bool
+    """Whether there were enough images to carve a split for choosing the epoch."""
+
+
+class Context(Protocol):
+    """What a strategy asks the host for. Whatever it does not ask for is not searched.
+
+    The names of these parameters are shared by all strategies, so that what the sampler learns about
+    depth or backbone in one of them serves the others. A parameter of the plugin's own goes through
+    `trial.suggest_*`, its name prefixed with the plugin's: `my-strategy.momentum`.
+    """
+
+    data: DataFacts
+    seed: int
+
+    def backbone(self) -> BackboneInfo:
+        """The backbone of this trial."""
+
+    def cut(self) -> str:
+        """The last stage that is kept."""
+
+    def frozen(self) -> str | None:
+        """The last stage that is not trained: None (all are trained) up to the cut."""
+
+    def pooling(self) -> Pooling:
+        """How the cut's features become one vector."""
+
+    def augmentation(self) -> Component:
+        """The augmentation of this trial with its parameters."""
+
+    def plan(
+        self,
+        *,
+        cut: str,
+        head: Head,
+        phases: Sequence[Phase],
+        augmentation: Component | None = None,
+    ) -> TransferPlan:
+        """A complete plan: what is given here and all that the host knows. None: no augmentation."""
+
+
+class Strategy(Protocol):
+    """Suggests a plan."""
+
+    def suggest(self, trial: "optuna.Trial", context: Context) -> TransferPlan:
+        """Called once a trial. Must not train, must not look at pixels, must not change the trial's value."""
+
+
+class Augmentation(Protocol):
+    """Suggests parameters, and builds a transform of a batch from them."""
+
+    def suggest(self, trial: "optuna.Trial", context: Context) -> dict[str, Any]:
+        """Parameters as plain JSON values; called once a trial by `context.augmentation()`."""
+
+    def build(self, params: dict[str, Any], context: DataFacts) -> "BatchTransform":
+        """The transform; called once a training."""
+
+
+class BatchTransform(Protocol):
+    """Changes a batch of training images, each by a draw of its own."""
+
+    def __call__(self, images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
+        """images: [N, 3, S, S] uint8 → the same shape and type. Draws only from `generator`."""

@@ -1,0 +1,47 @@
+"""Every hook that a plugin may implement.
+
+A plugin is a module, or an object, with any of these functions marked `@autotl.hookimpl`, named by an
+entry point of the group `autotl`. What ships with autotl goes through the same hooks.
+
+`register(name, load, summary=...)` takes a name, a callable without arguments that imports what it
+needs when it is called and returns the thing itself, and one line for listings. What the thing has
+to offer is described in `autotl.contracts`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("autotl")
+hookimpl = pluggy.HookimplMarker("autotl")
+
+
+class Register(Protocol):
+    """The callable that each hook receives."""
+
+    def __call__(self, name: str, load: Callable[[], Any], *, summary: str) -> None: ...
+
+
+@hookspec
+def register_backbones(register: Register) -> None:
+    """Register families of backbones: `register("timm", load)`, where `load()` returns a `Family`.
+
+    Called once, when the host starts. The family is loaded when a name with its prefix is asked for.
+    """
+
+
+@hookspec
+def register_augmentations(register: Register) -> None:
+    """Register augmentations: `register("flip", load)`, where `load()` returns an `Augmentation`.
+
+    Called once, when the host starts. An augmentation is loaded when a search or a plan uses it.
+    """
+
+
+@hookspec
+def register_strategies(register: Register) -> None:
+    """Register strategies: `register("linear-probe", load)`, where `load()` returns a `Strategy`.
+
+    Called once, when the host starts. A strategy is loaded when a search uses it.
+    """

@@ -1,0 +1,127 @@
+"""The host: loads plugins, lets none of them take it down, and lists what they registered."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any
+
+import pluggy
+
+from autotl import hookspecs
+from autotl.errors import PluginError
+from autotl.registry import Entry, Owner, Registry
+
+GROUP = "autotl"
+BUILTIN = (
+    "autotl.builtin.shipped",
+    "autotl.builtin.torchvision_family",
+    "autotl.builtin.timm_family",
+    "autotl.builtin.reference",
+    "autotl.builtin.no_augmentation",
+    "autotl.builtin.linear_probe",
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that was left out, and why."""
+
+    owner: Owner
+    entry_point: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"plugin '{self.owner.plugin}' ({self.owner.distribution} {self.owner.version}, "
+            f"entry point {self.entry_point}) was left out: {self.reason}"
+        )
+
+
+class Host:
+    """Everything the installed plugins registered: `backbones`, `augmentations`, `strategies`.
+
+    `blocked` names plugins that are not loaded. What is broken is in `problems`, and nothing that it
+    registered is in a registry.
+    """
+
+    def __init__(self, *, blocked: frozenset[str] = frozenset()) -> None:
+        self.backbones = Registry("backbone family", "List them: autotl plugins backbones")
+        self.augmentations = Registry("augmentation", "List them: autotl plugins augmentations")
+        self.strategies = Registry("strategy", "List them: autotl plugins strategies")
+        self.owners: list[Owner] = []
+        self.problems: list[Problem] = []
+        self._manager = pluggy.PluginManager("autotl")
+        self._manager.add_hookspecs(hookspecs)
+        own_version = version("autotl")
+        for module in BUILTIN:
+            name = module.rpartition(".")[2]
+            if name not in blocked:
+                self._add(import_module(module), Owner(name, "autotl", own_version), module)
+        for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+            if point.name not in blocked:
+                self._load(point)
+
+    @classmethod
+    def from_environment(cls) -> "Host":
+        """A host without the plugins named in `AUTOTL_DISABLE_PLUGINS`, separated by commas."""
+        names = os.environ.get("AUTOTL_DISABLE_PLUGINS", "").split(",")
+        return cls(blocked=frozenset(name.strip() for name in names))
+
+    def add(self, plugin: Any, name: str) -> None:
+        """Take in a plugin that is not installed: a module or an object with hook functions."""
+        self._add(plugin, Owner(name, "(not installed)", "0"), name)
+
+    def _load(self, point: EntryPoint) -> None:
+        distribution = point.dist
+        owner = Owner(
+            point.name,
+            distribution.name if distribution else "unknown distribution",
+            distribution.version if distribution else "unknown version",
+        )
+        try:
+            plugin = point.load()
+        except (Exception, SystemExit) as error:
+            self._report(owner, point.value, error)
+        else:
+            self._add(plugin, owner, point.value)
+
+    def _add(self, plugin: Any, owner: Owner, entry_point: str) -> None:
+        if self._manager.has_plugin(owner.plugin):
+            self._report(owner, entry_point, PluginError(f"a plugin named '{owner.plugin}' is loaded already"))
+            return
+        try:
+            self._manager.register(plugin, name=owner.plugin)
+            self._manager.check_pending()
+            for registry, hook in self._hooks(plugin):
+                hook(register=_registrar(registry, owner))
+        except (Exception, SystemExit) as error:
+            for registry in (self.backbones, self.augmentations, self.strategies):
+                registry.drop(owner)
+            if self._manager.has_plugin(owner.plugin):
+                self._manager.unregister(name=owner.plugin)
+            self._report(owner, entry_point, error)
+        else:
+            self.owners.append(owner)
+
+    def _hooks(self, plugin: Any) -> Iterator[tuple[Registry, pluggy.HookCaller]]:
+        """Each registry with its hook as implemented by this one plugin."""
+        others = [other for other in self._manager.get_plugins() if other is not plugin]
+        for registry, hook in (
+            (self.backbones, "register_backbones"),
+            (self.augmentations, "register_augmentations"),
+            (self.strategies, "register_strategies"),
+        ):
+            yield registry, self._manager.subset_hook_caller(hook, others)
+
+    def _report(self, owner: Owner, entry_point: str, error: BaseException) -> None:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        self.problems.append(Problem(owner, entry_point, reason))
+
+
+def _registrar(registry: Registry, owner: Owner) -> hookspecs.Register:
+    def register(name: str, load: Any, *, summary: str) -> None:
+        registry.add(Entry(name, summary, owner, load))
+
+    return register

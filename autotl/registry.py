@@ -1,0 +1,91 @@
+"""A registry: names of one kind, each with who registered it and how to load it."""
+
+import fnmatch
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from autotl.errors import PluginError, unknown
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The plugin that registered something, and the distribution it came in."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered name. Nothing is imported until `item` is asked for."""
+
+    name: str
+    summary: str
+    owner: Owner
+    load: Callable[[], Any] = field(repr=False)
+
+    @cached_property
+    def item(self) -> Any:
+        """What the plugin's callable returned, called once.
+
+        Raises: PluginError, naming the owner, when the callable fails.
+        """
+        try:
+            return self.load()
+        except Exception as error:
+            raise PluginError(
+                f"'{self.name}' of plugin '{self.owner.plugin}' ({self.owner.distribution} {self.owner.version}) "
+                f"cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+
+
+class Registry:
+    """Entries of one `kind` by name. Two entries of one name are an error."""
+
+    def __init__(self, kind: str, hint: str = "") -> None:
+        self.kind = kind
+        self.hint = hint
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Raises: PluginError when the name is taken, naming both owners."""
+        taken = self._entries.get(entry.name)
+        if taken:
+            raise PluginError(
+                f"{self.kind} '{entry.name}' is registered twice: "
+                f"by {taken.owner.distribution} {taken.owner.version} (plugin '{taken.owner.plugin}') "
+                f"and by {entry.owner.distribution} {entry.owner.version} (plugin '{entry.owner.plugin}')."
+            )
+        self._entries[entry.name] = entry
+
+    def drop(self, owner: Owner) -> None:
+        """Forget everything that `owner` registered."""
+        self._entries = {name: entry for name, entry in self._entries.items() if entry.owner != owner}
+
+    def match(self, pattern: str) -> list[Entry]:
+        """The entries that a name or a glob fits, in order of registration.
+
+        Raises: PluginError when there is none.
+        """
+        found = [entry for entry in self if fnmatch.fnmatchcase(entry.name, pattern)]
+        if not found:
+            raise PluginError(unknown(self.kind, pattern, self._entries, self.hint))
+        return found
+
+    def __getitem__(self, name: str) -> Entry:
+        """Raises: PluginError for an unknown name, with the nearest known one."""
+        if name not in self._entries:
+            raise PluginError(unknown(self.kind, name, self._entries, self.hint))
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)

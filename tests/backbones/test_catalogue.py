@@ -1,0 +1,139 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from autotl import Input
+from autotl.backbones.catalogue import Catalogue
+from autotl.errors import PluginError, WeightsError
+
+
+@pytest.fixture
+def catalogue(host, tmp_path):
+    return Catalogue(host, tmp_path / "cache")
+
+
+def test_names_and_globs_become_full_names_each_once(catalogue):
+    squeezenets = ["torchvision:squeezenet1_0", "torchvision:squeezenet1_1"]
+    names = catalogue.expand(["torchvision:squeezenet1_*", squeezenets[0], "reference:*", "tiny:net@random"])
+    assert names == [*squeezenets, "reference:pixels", "reference:edges", "tiny:net@random"]
+    assert catalogue.expand(["torchvision:squeezenet1_*@random"])[0] == "torchvision:squeezenet1_0@random"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("timm:resnet5", "Did you mean 'timm:resnet50"),
+        ("tim:resnet50", "Unknown backbone family 'tim'. Did you mean 'timm'"),
+        ("resnet50", "family:architecture"),
+        ("torchvision:resnet18.NO_SUCH_TAG", "Unknown backbone 'torchvision:resnet18.NO_SUCH_TAG'"),
+        ("torchvision:", "family:architecture"),
+    ],
+)
+def test_unknown_names_say_what_is_meant(catalogue, name, says):
+    with pytest.raises(PluginError, match=says):
+        catalogue.expand([name])
+
+
+def test_every_classifier_of_torchvision_has_a_card(catalogue):
+    names = catalogue.expand(["torchvision:*"])
+    assert len(names) >= 80
+    for name in names:
+        card = catalogue.card(name)
+        assert card.input.resize >= card.input.size
+        assert card.weights.sha256
+    old = catalogue.card("torchvision:resnet50.IMAGENET1K_V1")
+    assert old.input == Input(
+        size=224, resize=256, interpolation="bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+
+
+def test_every_classifier_of_timm_has_a_card(catalogue):
+    names = catalogue.expand(["timm:*"])
+    assert len(names) > 1000
+    for name in names:
+        card = catalogue.card(name)
+        assert card.input.resize >= card.input.size
+        assert card.weights.repo or card.weights.url or card.weights.file
+    small = catalogue.card("timm:resnet18.a1_in1k")
+    assert (small.input.size, small.input.resize, small.input.interpolation) == (224, 235, "bicubic")
+    assert small.weights.repo == "timm/resnet18.a1_in1k"
+
+
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:test_resnet.r160_in1k"])
+def test_named_weights_are_loaded_and_recorded(host, tmp_path, name):
+    plain = Catalogue(host, tmp_path / "cache")
+    family, _, rest = name.partition(":")
+    torch.manual_seed(5)
+    model = host.backbones[family].item.build(rest, None)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    file = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+    named = Catalogue(host, tmp_path / "cache", {name: file})
+    recorded = named.weights(name, seed=0)
+    assert recorded.startswith("sha256:")
+    stages = named.build(name, recorded)
+    for key, value in stages.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    with pytest.raises(WeightsError, match="The plan wants"):
+        named.build(name, "sha256:" + "0" * 64)
+    with pytest.raises(WeightsError, match="autotl weights fetch"):
+        plain.weights(name, seed=0)
+
+
+def test_weights_of_another_network_are_refused(host, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file({"conv.weight": torch.zeros(3)}, file)
+    for name in ("torchvision:squeezenet1_1", "timm:test_resnet.r160_in1k"):
+        named = Catalogue(host, tmp_path / "cache", {name: file})
+        with pytest.raises((WeightsError, PluginError), match=name):
+            named.build(name, named.weights(name, seed=0))
+
+
+def test_random_weights_come_only_when_asked_for_and_from_their_seed(catalogue):
+    name = "torchvision:squeezenet1_1@random"
+    assert catalogue.weights(name, seed=4) == "random:4"
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    first, same, other = (
+        catalogue.build(name, weights).state_dict() for weights in ("random:4", "random:4", "random:5")
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+    key = "features.0.weight"
+    assert torch.equal(first[key], same[key])
+    assert not torch.equal(first[key], other[key])
+
+
+def test_facts_are_traced_once_and_then_read_from_disk(host, tmp_path, monkeypatch):
+    info = Catalogue(host, tmp_path / "cache").info("tiny:net")
+    monkeypatch.setattr(Catalogue, "structure", lambda *_: pytest.fail("traced a second time"))
+    assert Catalogue(host, tmp_path / "cache").info("tiny:net") == info
+    assert info.names == ("0.2", "1.2", "2.1")
+    assert [stage.shape for stage in info.stages] == [(8, 32, 32), (12, 15, 15), (16, 7, 7)]
+    assert info.parameters("2.1") == sum(stage.parameters for stage in info.stages)
+    assert info.stages[0].parameters == 8 * 3 * 9 + 8 + 16
+    assert info.stages[0].flops == 2 * 8 * 3 * 9 * 32 * 32
+
+
+def test_a_shipped_backbone_loads_and_states_its_source(catalogue):
+    for name in catalogue.expand(["autotl:*"]):
+        card = catalogue.card(name)
+        assert "Tiny ImageNet" in card.source
+        assert "ImageNet" in card.licence
+        stages = catalogue.build(name, catalogue.weights(name, seed=0))
+        assert all(torch.isfinite(value).all() for value in stages.state_dict().values())
+        assert next(iter(stages.parameters())).dtype == torch.float32
+
+
+def test_reference_backbones_are_what_they_say(catalogue):
+    pixels, edges = (catalogue.build(f"reference:{name}", "none").eval() for name in ("pixels", "edges"))
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(pixels(images).flatten(1), torch.nn.functional.avg_pool2d(images, 4).flatten(1))
+    # A step in brightness along x is an edge whose slope points along x, direction 0 of 8.
+    step = torch.zeros(1, 3, 64, 64)
+    step[..., 32:] = 1
+    strength = edges(step).view(8, 8, 8)
+    assert strength[0].sum() > 0
+    assert strength[1:].abs().max() < 1e-6
+    assert edges(step.mT).view(8, 8, 8)[2].sum() == pytest.approx(strength[0].sum().item())
+    assert edges(torch.ones(1, 3, 64, 64)).abs().max() == 0
