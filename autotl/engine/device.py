@@ -1,0 +1,24 @@
+"""Which device the numbers are made on."""
+
+from autotl.errors import StudyError
+
+
+def resolve(name: str) -> str:
+    """`auto` → `cuda` where there is one, else `cpu`; any other name must be a device that works here.
+
+    Raises: StudyError for a device that is not here: nothing falls back silently.
+    """
+    import torch
+
+    # What a plan calls float32 is float32: TF32 keeps ten bits of the fraction.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise StudyError(f"Unknown device '{name}'. Known: auto, cpu, cuda, cuda:1 …, mps.")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"Device '{name}' cannot be used here: {reason} Use --device auto or cpu.") from None
+    return name

@@ -1,0 +1,158 @@
+"""The feature store: pooled features at every boundary of a backbone, computed once, shared by all trials."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.stages import Boundary, Stages
+from autotl.contracts import BackboneInfo, StageInfo
+from autotl.data.pixels import PixelStore
+from autotl.data.rows import RowStore
+from autotl.errors import PluginError
+from autotl.plan import Input, Pooling, digest
+
+FORMAT = 1
+"""Counted up when what a row holds changes: stored rows of other formats are then not read."""
+
+BATCH_PIXELS = {"cpu": 2**20, "cuda": 2**24}
+"""Pixels that go through a backbone together: small enough for a CPU's caches, large enough for a GPU."""
+
+
+class FeatureStore:
+    """Features of images by SHA-256, for each backbone with its weights.
+
+    A row holds every boundary's value under every pooling that it allows, side by side, so that one
+    pass over the images serves every cut. `computed` counts the images that went through a backbone.
+    """
+
+    def __init__(self, cache_dir: Path, catalogue: Catalogue, pixels: PixelStore, device: str) -> None:
+        self.cache_dir = cache_dir
+        self.catalogue = catalogue
+        self.pixels = pixels
+        self.device = device
+        self.computed = 0
+        self._stores: dict[str, RowStore] = {}
+
+    def fill(
+        self,
+        backbone: str,
+        weights: str,
+        shas: Sequence[str],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compute what is missing for the images `shas`, whose pixels must be in the pixel store.
+
+        `progress(done, total)` is called after every batch.
+        """
+        rows = self._rows(backbone, weights)
+        missing = rows.missing(dict.fromkeys(shas))
+        if not missing:
+            return
+        info = self.catalogue.info(backbone)
+        stages = on_device(self.catalogue.build(backbone, weights), self.device)
+        pixels = self.pixels.rows(info.input)
+        batch = batch_size(info.input, self.device)
+        for start in range(0, len(missing), batch):
+            keys = missing[start : start + batch]
+            images = torch.from_numpy(pixels.read(keys))
+            # The last batch is filled up, so that what a backbone gives for an image does not depend on
+            # which other images happened to be missing.
+            padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
+            values = every_feature(stages, info, normalise(padded.to(self.device), info.input))
+            if not values.isfinite().all():
+                raise PluginError(
+                    f"Backbone '{backbone}' of {self.catalogue.owner(backbone).distribution} gives values that are "
+                    "not finite. Search without it: --backbones."
+                )
+            rows.append(keys, values[: len(keys)].cpu().numpy())
+            self.computed += len(keys)
+            if progress:
+                progress(start + len(keys), len(missing))
+
+    def missing(self, backbone: str, weights: str, shas: Sequence[str]) -> int:
+        """How many of the images `shas` have no features yet."""
+        return len(self._rows(backbone, weights).missing(dict.fromkeys(shas)))
+
+    def read(self, backbone: str, weights: str, cut: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
+        """Pooled features at one cut, [N, D] float32 on the store's device; filled first where missing."""
+        self.fill(backbone, weights, shas)
+        columns = _columns(self.catalogue.info(backbone))[cut, pooling]
+        return torch.from_numpy(self._rows(backbone, weights).read(shas, columns)).to(self.device)
+
+    def _rows(self, backbone: str, weights: str) -> RowStore:
+        info = self.catalogue.info(backbone)
+        width = max(columns.stop for columns in _columns(info).values())
+        key = digest(
+            {
+                "backbone": backbone,
+                "weights": weights,
+                "requires": self.catalogue.requires(backbone),
+                "input": info.input.model_dump(),
+                "pixels": self.pixels.rows(info.input).folder.name,
+                "format": FORMAT,
+                "dtype": "float32",
+                "device": self.device.partition(":")[0],
+                "batch": batch_size(info.input, self.device),
+            }
+        )
+        if key not in self._stores:
+            self._stores[key] = RowStore(self.cache_dir / "features" / key, (width,), np.float32)
+        return self._stores[key]
+
+
+@torch.inference_mode()
+def every_feature(stages: Stages, info: BackboneInfo, images: Tensor) -> Tensor:
+    """Every boundary under every pooling, in the order of `_columns`: normalised images → [N, sum of D]."""
+    return torch.cat(
+        [
+            pool(value, boundary, pooling)
+            for (boundary, value), stage in zip(stages.walk(images), info.stages, strict=True)
+            for pooling in stage.poolings
+        ],
+        dim=1,
+    )
+
+
+def batch_size(preparation: Input, device: str) -> int:
+    """How many images go through a backbone together: a power of two from 8 to 64, on a GPU to 1,024."""
+    pixels = BATCH_PIXELS.get(device.partition(":")[0], BATCH_PIXELS["cpu"])
+    fitting = max(8, min(pixels // preparation.size**2, pixels // 2**14))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def on_device(stages: Stages, device: str) -> Stages:
+    """Ready to give features: evaluation mode, with weights in the layout in which convolutions are fastest."""
+    return stages.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def normalise(images: Tensor, preparation: Input) -> Tensor:
+    """[N, 3, S, S] uint8 → float32, channels last in memory, as the backbone's training data was prepared."""
+    mean = torch.tensor(preparation.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(preparation.std, device=images.device).view(1, 3, 1, 1)
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def pool(value: Tensor, boundary: Boundary | StageInfo, pooling: Pooling) -> Tensor:
+    """A boundary's value, with batch → [N, channels]. Tokens in front of the image's count for `token` alone."""
+    if boundary.layout == "tokens":
+        if pooling == "token":
+            return value[:, 0]
+        value, places = value[:, boundary.prefix_tokens :], [1]
+    else:
+        places = [2, 3] if boundary.layout == "NCHW" else [1, 2]
+    return value.mean(places) if pooling == "avg" else value.amax(places)
+
+
+def _columns(info: BackboneInfo) -> dict[tuple[str, Pooling], slice]:
+    """Where a row holds what."""
+    columns = {}
+    start = 0
+    for stage in info.stages:
+        for pooling in stage.poolings:
+            columns[stage.name, pooling] = slice(start, start + stage.channels)
+            start += stage.channels
+    return columns

@@ -1,0 +1,95 @@
+"""The head: a linear classifier on pooled features, fitted along its whole regularisation path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+L_BFGS = {"maxiter": 1000, "gtol": 1e-6, "ftol": 0.0}
+"""The gradient alone says when a minimum is reached: a weak penalty makes for a long, flat valley."""
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """logits = features @ weight.T + bias. weight: [C, D], bias: [C], float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """[N, D] → logits [N, C]."""
+        return F.linear(features, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Each feature's mean and standard deviation over the images that a head is fitted on, [D] each."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Scaling":
+        std, mean = torch.std_mean(features, dim=0, correction=0)
+        # A feature that never changes tells nothing; dividing by a rounding error would make it shout.
+        constant = std <= 1e-6 * mean.abs().clamp(min=1e-6)
+        return cls(mean, torch.where(constant, torch.inf, std))
+
+    def apply(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+    def fold(self, head: LinearHead) -> LinearHead:
+        """The head on raw features that gives what `head` gives on scaled ones."""
+        weight = head.weight / self.std
+        return LinearHead(weight, head.bias - weight @ self.mean)
+
+
+def logistic_path(features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
+    """A multinomial logistic regression for each of `penalties`, in their order.
+
+    features: [N, D] float32, raw: they are standardised here and the scaling is folded into the
+    heads. labels: [N] int64. The objective is the mean log-loss plus penalty / 2 · ‖W‖², minimised by
+    L-BFGS from the strongest penalty to the weakest, each starting where the last one ended.
+    """
+    scaling = Scaling.of(features)
+    problem = _Regression(scaling.apply(features), F.one_hot(labels, classes).to(features.dtype))
+    heads: dict[float, LinearHead] = {}
+    start = np.zeros((features.shape[1] + 1) * classes)
+    for penalty in sorted(set(penalties), reverse=True):
+        start = scipy.optimize.minimize(
+            problem.loss_and_gradient, start, args=(penalty,), method="L-BFGS-B", jac=True, options=L_BFGS
+        ).x
+        heads[penalty] = scaling.fold(problem.head(start))
+    return [heads[penalty] for penalty in penalties]
+
+
+@dataclass(frozen=True)
+class _Regression:
+    """A multinomial logistic regression as a function of one flat vector: D rows of weights and one of biases."""
+
+    features: Tensor
+    """[N, D], standardised."""
+    target: Tensor
+    """[N, C], one-hot."""
+
+    def loss_and_gradient(self, flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        weight, bias = self._unpack(flat)
+        log_share = torch.addmm(bias, self.features, weight).log_softmax(1)
+        loss = penalty / 2 * weight.square().sum() - (self.target * log_share).sum() / len(self.target)
+        error = (log_share.exp() - self.target) / len(self.target)
+        gradient = torch.cat([self.features.T @ error + penalty * weight, error.sum(0, keepdim=True)])
+        return loss.item(), gradient.flatten().cpu().double().numpy()
+
+    def head(self, flat: np.ndarray) -> LinearHead:
+        weight, bias = self._unpack(flat)
+        return LinearHead(weight.T.contiguous(), bias.clone())
+
+    def _unpack(self, flat: np.ndarray) -> tuple[Tensor, Tensor]:
+        """[D, C] and [C]."""
+        table = torch.from_numpy(flat).to(self.features.dtype).to(self.features.device)
+        table = table.view(-1, self.target.shape[1])
+        return table[:-1], table[-1]

@@ -1,0 +1,61 @@
+"""The probe: a cheap look at every (backbone, cut, pooling) before the search.
+
+It ranks where to begin; it forbids nothing.
+"""
+
+import torch
+from torch import Tensor
+
+from autotl.engine.heads import Scaling
+
+LEAST, PER_CLASS, MOST = 1_000, 5, 5_000
+"""How many images the probe looks at: it has to rank cuts, not to measure them."""
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def subset(labels: Tensor, seed: int) -> Tensor:
+    """Which images the probe looks at, the same for every cut: sorted indices, classes as even as can be."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = labels.cpu()[order]
+    by_class = shuffled.argsort(stable=True)
+    first = torch.searchsorted(shuffled[by_class], shuffled[by_class])
+    turn = torch.empty_like(order)
+    turn[by_class] = torch.arange(len(labels)) - first  # an image's place among those of its class
+    count = min(MOST, max(LEAST, PER_CLASS * len(labels.unique())))
+    return order[turn.argsort(stable=True)[:count]].sort().values
+
+
+def ridge_accuracy(features: Tensor, labels: Tensor, classes: int) -> float:
+    """Leave-one-out accuracy of ridge regression on one-hot labels, at the best of a few penalties.
+
+    features: [N, D] float32, raw. labels: [N] int64. Every image is left out once at the cost of one
+    eigendecomposition (Allen 1974): the prediction for a left-out image is its residual divided by
+    one minus its leverage.
+    """
+    scaled = Scaling.of(features).apply(features).cpu().double()  # not every device has float64
+    labels = labels.cpu()
+    target = torch.nn.functional.one_hot(labels, classes).double()
+    mean = target.mean(0)
+    basis, strength = _left_singular(scaled)
+    inner = basis.T @ (target - mean)
+    best = 0.0
+    for penalty in PENALTIES:
+        kept = strength / (strength + penalty * len(features))
+        fitted = mean + basis @ (kept[:, None] * inner)
+        leverage = (basis.square() @ kept + 1 / len(features)).clamp(max=1 - 1e-9)
+        left_out = target - (target - fitted) / (1 - leverage)[:, None]
+        best = max(best, (left_out.argmax(1) == labels).double().mean().item())
+    return best
+
+
+def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors [N, R] and squared singular values [R] by the smaller Gram matrix."""
+    n, d = matrix.shape
+    if d >= n:
+        strength, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    else:
+        strength, right = torch.linalg.eigh(matrix.T @ matrix)
+        vectors = matrix @ right / strength.clamp(min=1e-30).sqrt()
+    real = strength > strength.max() * 1e-10
+    return vectors[:, real], strength[real]

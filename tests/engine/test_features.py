@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.contracts import StageInfo
+from autotl.data.dataset import open_dataset
+from autotl.data.pixels import PixelStore
+from autotl.engine.features import FeatureStore, normalise, pool
+from autotl.engine.fit import Bench, fit, on_all_images
+from autotl.engine.heads import logistic_path
+from autotl.errors import AutotlError
+from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
+
+WEIGHTS = "none"
+
+
+@pytest.fixture
+def bench(host, stripes, tmp_path):
+    """The striped images with stores, and the backbone `tiny:net`."""
+    catalogue = Catalogue(host, tmp_path / "cache")
+    pixels = PixelStore(tmp_path / "cache")
+    inputs = [catalogue.card(name).input for name in ("tiny:net", "reference:pixels")]
+    dataset = open_dataset(stripes, seed=0, inputs=inputs, pixels=pixels)
+    return Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
+
+
+def plan(bench, **changes):
+    catalogue = bench.features.catalogue
+    cut = changes.get("cut", "1.2")
+    return TransferPlan(
+        **{
+            "backbone": "tiny:net",
+            "weights": WEIGHTS,
+            "input": catalogue.card("tiny:net").input,
+            "cut": cut,
+            "head": Head(pooling="avg"),
+            "augmentation": Component(name="none", owner="autotl", version="0.1.0"),
+            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
+            "seed": 0,
+            "requires": catalogue.requires("tiny:net"),
+            "phases": (Phase(method="closed-form", frozen=cut, options={"penalties": [1.0, 0.01, 1e-4]}),),
+            **changes,
+        }
+    )
+
+
+def test_one_pass_serves_every_cut_every_pooling_and_every_later_store(bench, tmp_path):
+    store, shas = bench.features, bench.shas("train", "stop", "rank", "test")
+    for stage in store.catalogue.info("tiny:net").stages:
+        for pooling in stage.poolings:
+            store.read("tiny:net", WEIGHTS, stage.name, pooling, shas)
+    assert store.computed == len(shas) == 90
+
+    later = FeatureStore(tmp_path / "cache", store.catalogue, store.pixels, "cpu")
+    again = later.read("tiny:net", WEIGHTS, "1.2", "max", shas)
+    assert later.computed == 0
+    assert torch.equal(again, store.read("tiny:net", WEIGHTS, "1.2", "max", shas))
+
+
+def test_other_weights_are_other_features(bench):
+    shas = bench.shas("rank")
+    first = bench.features.read("tiny:net@random", "random:1", "1.2", "avg", shas)
+    second = bench.features.read("tiny:net@random", "random:2", "1.2", "avg", shas)
+    again = bench.features.read("tiny:net@random", "random:1", "1.2", "avg", shas)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert bench.features.computed == 2 * len(shas)
+
+
+def test_stored_features_are_those_of_the_network(bench):
+    store, shas = bench.features, bench.shas("rank")
+    info = store.catalogue.info("tiny:net")
+    stages = store.catalogue.build("tiny:net", WEIGHTS).eval()
+    images = torch.from_numpy(store.pixels.rows(info.input).read(shas))
+    with torch.no_grad():
+        value = stages(normalise(images, info.input), to="1.2")
+    expected = value.mean((2, 3))
+    torch.testing.assert_close(store.read("tiny:net", WEIGHTS, "1.2", "avg", shas), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_has_the_same_features_in_any_company(bench, host, tmp_path):
+    shas = bench.shas("train")
+    whole = bench.features.read("tiny:net", WEIGHTS, "2.1", "avg", shas)
+    other = FeatureStore(tmp_path / "elsewhere", Catalogue(host, tmp_path / "cache"), bench.features.pixels, "cpu")
+    for sha in reversed(shas[:7]):  # one at a time, in another order
+        other.fill("tiny:net", WEIGHTS, [sha])
+    assert torch.equal(other.read("tiny:net", WEIGHTS, "2.1", "avg", shas[:7]), whole[:7])
+
+
+def test_normalise_prepares_as_the_backbone_was_trained():
+    preparation = Input(size=8, resize=8, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    images = torch.full((2, 3, 8, 8), 51, dtype=torch.uint8)
+    expected = torch.tensor([(0.2 - 0.1) / 0.5, 0.0, (0.2 - 0.3) / 2.0])
+    torch.testing.assert_close(normalise(images, preparation), expected.view(1, 3, 1, 1).expand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "prefix"), [("NCHW", (5, 4, 4), 0), ("NHWC", (4, 4, 5), 0), ("tokens", (18, 5), 2)]
+)
+def test_poolings_take_the_image_and_leave_the_prefix(layout, shape, prefix):
+    stage = StageInfo(name="s", parameters=0, flops=0, shape=shape, layout=layout, prefix_tokens=prefix)
+    value = torch.randn(3, *shape)
+    places = {"NCHW": value.flatten(2), "NHWC": value.flatten(1, 2).mT, "tokens": value[:, prefix:].mT}[layout]
+    torch.testing.assert_close(pool(value, stage, "avg"), places.mean(2))
+    torch.testing.assert_close(pool(value, stage, "max"), places.amax(2))
+    assert stage.channels == 5
+    assert ("token" in stage.poolings) == bool(prefix)
+    if prefix:
+        assert torch.equal(pool(value, stage, "token"), value[:, 0])
+
+
+def test_a_plan_gives_the_same_numbers_twice_and_beats_chance(bench):
+    first, second = fit(plan(bench), bench), fit(plan(bench), bench)
+    assert torch.equal(first.head.weight, second.head.weight)
+    first.metrics.pop("seconds"), second.metrics.pop("seconds")
+    assert first.metrics == second.metrics
+    assert first.metrics["rank.accuracy"] > 0.6  # three classes
+    assert np.allclose(first.logits("test"), second.logits("test"))
+
+
+def test_the_last_training_takes_every_image_but_the_sealed_ones(bench):
+    first = fit(plan(bench), bench)
+    everything = on_all_images(first)
+    assert everything.train_on == ("train", "stop", "rank")
+    assert everything.phases[0].options["penalties"] == [first.metrics["penalty"]]
+    last = fit(everything, bench)
+    shas, labels = bench.shas("train", "stop", "rank"), bench.labels("train", "stop", "rank")
+    features = bench.features.read("tiny:net", WEIGHTS, "1.2", "avg", shas)
+    (expected,) = logistic_path(features, labels, 3, [first.metrics["penalty"]])
+    assert torch.equal(last.head.weight, expected.weight)
+    assert not torch.equal(last.head.weight, first.head.weight)
+    assert "rank.accuracy" not in last.metrics  # it would be the accuracy on what was trained on
+
+
+def test_costs_are_those_of_the_cut_network(bench):
+    early, late = (fit(plan(bench, cut=cut), bench).metrics for cut in ("0.2", "2.1"))
+    convolution, norm, head = 8 * 3 * 9 + 8, 16, 3 * 8 + 3
+    assert early["parameters"] == convolution + norm + head
+    assert early["flops"] == 2 * 8 * 3 * 9 * 32 * 32 + 2 * 3 * 8
+    assert late["parameters"] > early["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"requires": {"torch": "1.13.0"}}, "torch 1.13.0"),
+        ({"requires": {"stages": "0" * 64}}, "stages 000"),
+        ({"cut": "1.7"}, "Unknown stage of tiny:net '1.7'"),
+        ({"weights": "sha256:" + "0" * 64}, "takes weights written as none"),
+        ({"weights": "random:3"}, "takes weights written as none"),
+        ({"backbone": "tiny:net@random", "weights": "random:x"}, "takes weights written as random:<seed>"),
+        ({"head": Head(pooling="token")}, "Unknown pooling after 1.2 'token'. Known: avg, max"),
+        ({"augmentation": Component(name="mixup", owner="nobody", version="1")}, "augmentation 'mixup'"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalties": [-1]}),)}, "above zero"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalties": ["a"]}),)}, "above zero"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2", epochs=3, options={"penalties": [1]}),)}, "no rates"),
+        ({"weights": "whatever"}, "takes weights written as none, not 'whatever'"),
+        (
+            {"input": Input(size=40, resize=40, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)},
+            "takes its input",
+        ),
+        ({"phases": (Phase(method="magic", frozen="1.2"),)}, "Unknown training method 'magic'"),
+        ({"phases": (Phase(method="closed-form", frozen=None),)}, "'frozen' must be the cut"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2"),)}, "options.penalties"),
+        ({"train_on": ("train", "stop", "rank")}, "cannot choose among several penalties"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_says_why(bench, changes, says):
+    with pytest.raises(AutotlError, match=says):
+        fit(plan(bench, **changes), bench)
+
+
+@pytest.mark.gpu
+def test_features_on_a_gpu_are_those_of_the_cpu(bench, tmp_path):
+    gpu = FeatureStore(tmp_path / "cache", bench.features.catalogue, bench.features.pixels, "cuda")
+    shas = bench.shas("rank")
+    there = gpu.read("tiny:net", WEIGHTS, "2.1", "avg", shas)
+    assert there.device.type == "cuda"
+    assert gpu.computed == len(shas)
+    here = bench.features.read("tiny:net", WEIGHTS, "2.1", "avg", shas)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=1e-3)

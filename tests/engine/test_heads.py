@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from autotl.engine.heads import LinearHead, Scaling, logistic_path
+from autotl.engine.probe import PENALTIES, ridge_accuracy, subset
+
+
+def blobs(n=200, d=20, classes=4, seed=0):
+    """Overlapping classes; features of very different scale and offset."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, d, generator=draw)
+    features = centres[labels] + 1.5 * torch.randn(n, d, generator=draw)
+    return (features + torch.linspace(-5, 5, d)) * torch.logspace(-3, 3, d), labels
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1e-1, 10.0])
+def test_a_head_is_scikit_learns_logistic_regression_on_standardised_features(penalty):
+    features, labels = blobs()
+    (head,) = logistic_path(features, labels, 4, [penalty])
+    scaler = StandardScaler().fit(features.double().numpy())
+    theirs = LogisticRegression(C=1 / (penalty * len(labels)), tol=1e-9, max_iter=5000)
+    theirs.fit(scaler.transform(features.double().numpy()), labels.numpy())
+    expected = theirs.predict_proba(scaler.transform(features.double().numpy()))
+    ours = head(features).softmax(1).numpy()
+    np.testing.assert_allclose(ours, expected, atol=2e-3)
+
+
+def test_the_path_comes_in_the_order_of_its_penalties():
+    features, labels = blobs()
+    norms = [
+        head.weight.mul(features.std(0)).norm().item() for head in logistic_path(features, labels, 4, [1e-4, 10, 0.1])
+    ]
+    assert norms[0] > norms[2] > norms[1]
+
+
+def test_a_feature_that_never_changes_counts_for_nothing():
+    features, labels = blobs()
+    features[:, 3] = 0.1
+    (head,) = logistic_path(features, labels, 4, [1e-2])
+    assert head.weight[:, 3].abs().max() == 0
+    assert torch.isfinite(head(features)).all()
+
+
+def test_the_folded_head_equals_the_head_on_scaled_features():
+    features, _ = blobs()
+    scaling = Scaling.of(features)
+    head = LinearHead(torch.randn(4, 20), torch.randn(4))
+    torch.testing.assert_close(scaling.fold(head)(features), head(scaling.apply(features)), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 6), (24, 60)], ids=["more images", "more features"])
+def test_the_probe_leaves_each_image_out_as_if_by_refitting(n, d):
+    features, labels = blobs(n, d, classes=3)
+    scaled = Scaling.of(features).apply(features).double()
+    target = torch.nn.functional.one_hot(labels, 3).double()
+    best = 0.0
+    for penalty in PENALTIES:
+        right = 0
+        for out in range(n):
+            keep = torch.arange(n) != out
+            # Ridge with an intercept that is not penalised, on all images but one.
+            x, y = scaled[keep], target[keep]
+            x_mean, y_mean = x.mean(0), y.mean(0)
+            gram = (x - x_mean).T @ (x - x_mean) + penalty * n * torch.eye(d, dtype=torch.float64)
+            weight = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean))
+            right += ((scaled[out] - x_mean) @ weight + y_mean).argmax() == labels[out]
+        best = max(best, right.item() / n)
+    assert ridge_accuracy(features, labels, 3) == pytest.approx(best)
+    assert 1 / 3 < best < 1
+
+
+def test_the_probe_looks_at_the_same_images_at_every_cut():
+    labels = torch.arange(5000) % 7
+    assert torch.equal(subset(labels, seed=1), subset(labels, seed=1))
+    assert len(subset(labels, seed=1).unique()) == 1000
+    assert not torch.equal(subset(labels, seed=1), subset(labels, seed=2))
+    assert subset(labels[:17], seed=1).tolist() == list(range(17))
+
+
+def test_the_probe_looks_at_every_class():
+    rare = torch.cat([torch.zeros(9000, dtype=torch.int64), torch.arange(1, 400), torch.arange(1, 400)])
+    seen = rare[subset(rare, seed=0)]
+    assert len(seen) == 2000
+    assert torch.bincount(seen)[1:].tolist() == [2] * 399
+    assert len(subset(torch.arange(20_000) % 1000, seed=0)) == 5000
