@@ -1,0 +1,3 @@
+from autotl.cli.main import main
+
+main()

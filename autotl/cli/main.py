@@ -1,0 +1,58 @@
+"""The command `autotl`. Each sub-command is a module of this package, imported when it is called."""
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from autotl.errors import AutotlError
+
+COMMANDS = {
+    "search": "Find the best transfer setup for a folder of images.",
+    "predict": "Classify images with what a search found.",
+    "train": "Carry out one plan on a folder of images.",
+    "studies": "List the studies of the workspace.",
+    "show": "Show a study: leaderboard, winner, trade-offs.",
+    "plugins": "List backbones, augmentations and strategies.",
+    "weights": "List and fetch pretrained weights.",
+    "sample": "Write a small real data set to try things on.",
+}
+
+
+class Commands(click.Group):
+    """A group that knows its commands by name and imports the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"autotl.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AutotlError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Stopped. What was done is kept; the same command goes on.", err=True)
+            sys.exit(130)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="autotl")
+def main() -> None:
+    """Find the best image classifier that transfer learning can give you.
+
+    \b
+    autotl sample digits data/digits
+    autotl search data/digits --trials 20
+    """

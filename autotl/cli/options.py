@@ -1,0 +1,51 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+home = click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Workspace with all studies. [default: $AUTOTL_HOME or ./autotl-studies]",
+)
+cache_dir = click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where decoded images and features are kept. [default: the user's cache folder]",
+)
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
+
+
+def _weights(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | dict[str, str]) -> dict[str, Path]:
+    """`NAME=FILE`, as often as wanted, or a table in a study file."""
+    if isinstance(values, dict):
+        return {name: Path(file) for name, file in values.items()}
+    named = {}
+    for value in values:
+        name, equals, file = value.partition("=")
+        if not equals or not file:
+            raise click.BadParameter(f"'{value}' is not NAME=FILE, such as torchvision:resnet18=resnet18.pth")
+        named[name] = Path(file)
+    return named
+
+
+weights = click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=FILE",
+    callback=_weights,
+    help="Pretrained weights of a backbone. Repeat.",
+)
+
+
+def names(*flags: str, help: str) -> Callable[[Any], Any]:
+    """An option that takes names and globs, repeated or separated by commas."""
+
+    def split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | str) -> tuple[str, ...]:
+        values = (values,) if isinstance(values, str) else values
+        return tuple(part for value in values for part in value.split(",") if part)
+
+    return click.option(*flags, multiple=True, metavar="NAME,…", callback=split, help=help)

@@ -1,0 +1,78 @@
+"""`autotl predict`: the model at work."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+from autotl.errors import DataError
+
+
+@click.command()
+@click.argument("model", metavar="STUDY|BUNDLE")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
+@options.device
+@options.home
+@options.cache_dir
+def command(
+    model: str, images: tuple[Path, ...], form: str, device: str, home: Path | None, cache_dir: Path | None
+) -> None:
+    """Classify IMAGES, files or folders, with the model of a study or a bundle.
+
+    Prints path, class and probability of each image. One that cannot be read has an empty class and the
+    reason in the column `problem`; the exit code is then 1.
+
+    \b
+    autotl predict digits photo.jpg more-photos/
+    autotl predict autotl-studies/digits/bundle photos/ --format json
+    """
+    from autotl.backbones.catalogue import Catalogue
+    from autotl.engine import device as devices
+    from autotl.export import bundle
+    from autotl.host import Host
+    from autotl.tracking import folder
+
+    path = Path(model)
+    if not (path / "plan.json").is_file():
+        path = folder.find_study(folder.home(home), model).bundle
+    loaded = bundle.load(path, Catalogue(Host.from_environment(), folder.cache_dir(cache_dir)))
+    rows = []
+    for file, answer in loaded.to(devices.resolve(device)).predict(_files(images)):
+        row: dict[str, object] = {"path": str(file), "class": "", "probability": "", "problem": ""}
+        if isinstance(answer, str):
+            row["problem"] = answer
+        else:
+            row["class"], row["probability"] = loaded.classes[answer.argmax()], round(float(answer.max()), 6)
+            if form == "json":
+                row["probabilities"] = {
+                    name: round(float(value), 6) for name, value in zip(loaded.classes, answer, strict=True)
+                }
+        rows.append(row)
+    if form == "json":
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        writer = csv.DictWriter(sys.stdout, ["path", "class", "probability", "problem"])
+        writer.writeheader()
+        writer.writerows(rows)
+    if any(row["problem"] for row in rows):
+        sys.exit(1)
+
+
+def _files(paths: tuple[Path, ...]) -> list[Path]:
+    """Files as named; of folders, every file below that is not hidden, in order of name."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+            if not below:
+                raise DataError(f"No files in {path}.")
+            files += below
+        elif path.exists():
+            files.append(path)
+        else:
+            raise DataError(f"There is no image or folder {path}.")
+    return files

@@ -1,0 +1,126 @@
+"""`autotl search`: from a folder of labelled images to a tested model."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autotl.cli import options
+from autotl.errors import StudyError, unknown
+
+
+def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
+    """Every option may come from a TOML file; what the command line says wins."""
+    if file is None:
+        return None
+    try:
+        values = tomllib.loads(file.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"The study file {file} cannot be read: {error}") from None
+    known = {str(parameter.name) for parameter in ctx.command.params if parameter.name != "config"}
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    for key in values:
+        if key not in known:
+            raise StudyError(f"{file}: " + unknown("key", key, sorted(known)))
+    for key in ("data", "home", "cache_dir"):
+        if key in values:  # paths in a file are meant from where the file lies
+            values[key] = str(file.parent / values[key])
+    if "weights" in values:
+        values["weights"] = [f"{name}={file.parent / path}" for name, path in values["weights"].items()]
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return file
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_study_file,
+    help="A study file: any of these options as TOML keys.",
+)
+@click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Trials of the study in all.")
+@options.names("--backbones", help="Which backbones to consider. [default: those of --pool]")
+@click.option(
+    "--pool",
+    type=click.Choice(["auto", "shipped", "small", "large"]),
+    default="auto",
+    show_default=True,
+    help="Backbones when none are named: those that come with autotl, and two small or three larger "
+    "ImageNet networks more. auto: large on a GPU, else small.",
+)
+@options.names("--strategies", help="Which strategies to consider. [default: all]")
+@options.names("--augmentations", help="Which augmentations to consider. [default: all]")
+@click.option(
+    "--metric",
+    type=click.Choice(["accuracy", "balanced-accuracy", "macro-f1"]),
+    default="accuracy",
+    show_default=True,
+    help="What is maximised.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of splits, sampler and training."
+)
+@click.option(
+    "--refit/--no-refit",
+    default=True,
+    show_default=True,
+    help="Train the winner once more, on all images but the sealed ones.",
+)
+@options.device
+@click.option("--study", help="Name of the study. [default: the folder's name]")
+@click.option("--storage", metavar="URL", help="Database for Optuna. [default: SQLite in the study's folder]")
+@options.weights
+@options.home
+@options.cache_dir
+@click.option("--yes", is_flag=True, help="Download large weights without asking.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
+def command(yes: bool, as_json: bool, **values: Any) -> None:
+    """Find the best transfer setup for the images in DATA.
+
+    DATA is a folder with a sub-folder for each class, or with train/, val/ and test/ of such folders (val
+    and test may be missing), or a CSV or Parquet file with the columns path, label and, if wanted, split
+    and group.
+
+    The same command goes on where it was interrupted; a larger --trials adds trials to the study.
+
+    \b
+    autotl search data/flowers --trials 20
+    autotl search data/flowers --backbones 'timm:resnet*' --metric macro-f1
+    autotl search --config studies/digits.toml --seed 1
+    """
+    from autotl.host import Host
+    from autotl.report import terminal
+    from autotl.search.settings import Settings
+    from autotl.search.study import Search
+
+    host = Host.from_environment()
+    with terminal.watcher(quiet=as_json) as watcher:
+        for problem in host.problems:
+            watcher.note(str(problem))
+        search = Search(Settings(**values), host, watcher)
+        _announce(search, watcher, yes)
+        result = search.run()
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        terminal.show_result(search.folder)
+
+
+def _announce(search: Any, watcher: Any, yes: bool) -> None:
+    """Say what is left out and what will be downloaded, and ask where that is much."""
+    from autotl.search.pool import ASK_ABOVE
+
+    pool = search.pool
+    if pool.left_out:
+        watcher.note(
+            f"Left out, for their weights are not here and the hub is out of reach: {', '.join(pool.left_out)} "
+            "(autotl weights list)"
+        )
+    for name, size in pool.downloads.items():
+        watcher.note(f"Downloading {name}: {size / 1e6:.0f} MB" if size else f"Downloading {name}")
+    if pool.download_bytes > ASK_ABOVE and not yes:
+        watcher.confirm(f"{pool.download_bytes / 1e6:.0f} MB will be downloaded. Go on?")

@@ -1,0 +1,40 @@
+"""`autotl show`: a study on disk."""
+
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+
+
+@click.command()
+@click.argument("study")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.option("--plan", type=click.IntRange(0), metavar="TRIAL", help="Print the plan of one trial as JSON.")
+@options.home
+def command(study: str, as_json: bool, plan: int | None, home: Path | None) -> None:
+    """Show STUDY: what the probe saw at each cut, the leaderboard, the winner and its test.
+
+    \b
+    autotl show digits
+    autotl show digits --plan 3 > plan.json
+    """
+    from autotl.errors import StudyError
+    from autotl.report import terminal
+    from autotl.search import result as results
+    from autotl.tracking import folder
+
+    found = folder.find_study(folder.home(home), study)
+    if plan is not None:
+        trial = next((record.plan for record in found.log.records() if record.number == plan), None)
+        if trial is None:
+            raise StudyError(f"Study '{study}' has no trial {plan} with a plan. List them: autotl show {study}")
+        click.echo(trial.to_json(), nl=False)
+        return
+    if not as_json:
+        terminal.show_study(found)
+        return
+    result = results.load(found)
+    if result is None:
+        raise StudyError(f"Study '{study}' has no result yet; go on with it: autotl search DATA --study {study}")
+    click.echo(result.to_json())

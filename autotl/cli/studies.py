@@ -1,0 +1,26 @@
+"""`autotl studies`: what was searched so far."""
+
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+
+
+@click.command()
+@options.home
+def command(home: Path | None) -> None:
+    """List the studies of the workspace.
+
+    \b
+    autotl studies
+    """
+    from autotl.report import tables
+    from autotl.tracking import folder
+
+    workspace = folder.home(home)
+    found = list(folder.studies(workspace))
+    if not found:
+        click.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA")
+        return
+    tables.console().print(tables.studies(found))

@@ -1,0 +1,78 @@
+"""`autotl train`: the lower half alone. One plan, carried out on a folder of images."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+
+
+@click.command()
+@click.argument("plan", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to leave the model as a bundle.")
+@options.device
+@options.weights
+@options.cache_dir
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as one JSON object and nothing else.")
+def command(
+    plan: Path,
+    data: Path,
+    out: Path | None,
+    device: str,
+    weights: dict[str, Path],
+    cache_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Train what the file PLAN says on the images in DATA.
+
+    With the data that the plan was made for, on the same device and versions, this gives the numbers of
+    the trial again. `autotl show STUDY --plan TRIAL` prints a trial's plan; the plan in a bundle may be
+    trained on more images than its trial, and then has none left to measure it on.
+
+    \b
+    autotl show digits --plan 3 > plan.json
+    autotl train plan.json data/digits --out model
+    """
+    from autotl.backbones.catalogue import Catalogue
+    from autotl.data.dataset import open_dataset
+    from autotl.data.pixels import PixelStore
+    from autotl.engine import device as devices
+    from autotl.engine.features import FeatureStore
+    from autotl.engine.fit import Bench, fit
+    from autotl.export import bundle
+    from autotl.host import Host
+    from autotl.plan import TransferPlan
+    from autotl.report import terminal
+    from autotl.tracking import folder
+
+    if out:
+        bundle.check_target(out)
+    cache = folder.cache_dir(cache_dir)
+    setup = TransferPlan.from_json(plan.read_bytes(), name=str(plan))
+    catalogue = Catalogue(Host.from_environment(), cache, weights)
+    pixels = PixelStore(cache)
+    with terminal.watcher(quiet=as_json) as watcher:
+        dataset = open_dataset(
+            data,
+            seed=setup.data.split_seed,
+            inputs=[setup.input],
+            pixels=pixels,
+            progress=partial(watcher.progress, "reading images"),
+        )
+        watcher.dataset(dataset)
+        if dataset.fingerprint != setup.data.fingerprint:
+            watcher.note("The plan was made for other images or another split: its numbers will differ.")
+        features = FeatureStore(cache, catalogue, pixels, devices.resolve(device))
+        fitted = fit(setup, Bench(dataset, features))
+    if out:
+        bundle.save(out, fitted, dataset.classes, {"validation": fitted.metrics})
+    if as_json:
+        click.echo(json.dumps({"metrics": fitted.metrics, "bundle": str(out) if out else None}))
+        return
+    for name, value in fitted.metrics.items():
+        click.echo(f"{name:<24}{value:.6g}")
+    if out:
+        click.echo(f"Bundle: {out}")

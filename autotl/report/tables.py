@@ -1,0 +1,146 @@
+"""What is shown as a table: the data, the probe's look at each cut, the leaderboard, the studies."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autotl.plan import TransferPlan
+from autotl.search import result as results
+from autotl.search.watch import ProbeRow
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.log import TrialRecord
+
+if TYPE_CHECKING:
+    from autotl.data.dataset import Dataset
+
+PLAIN_WIDTH = 120
+"""Columns where the output goes to a file or a pipe."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """The terminal, or plain text of a fixed width where there is none."""
+    made = Console(stderr=stderr, highlight=False, markup=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
+
+
+def dataset(data: "Dataset") -> Table:
+    """Images, classes, smallest and largest class, sizes, splits, what was wrong."""
+    counts = data.counts()
+    totals = {name: sum(by_split.values()) for name, by_split in counts.items()}
+    smallest, largest = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+    splits = {
+        split: sum(by_split.get(split, 0) for by_split in counts.values())
+        for split in ("train", "stop", "rank", "test")
+    }
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("images", f"{len(data.images):,} in {len(data.classes)} classes")
+    table.add_row("smallest class", f"{smallest} ({totals[smallest]:,})")
+    table.add_row("largest class", f"{largest} ({totals[largest]:,})")
+    table.add_row("sizes", _sizes([(image.width, image.height) for image in data.images]))
+    table.add_row("splits", ", ".join(f"{name} {count:,}" for name, count in splits.items() if count))
+    for note in data.notes:
+        table.add_row("note", note)
+    for problem in data.problems[:5]:
+        table.add_row("set aside", f"{problem.path}: {problem.reason}")
+    if len(data.problems) > 5:
+        table.add_row("", f"… and {len(data.problems) - 5:,} more; all are in data/problems.csv of the study")
+    return table
+
+
+def probe(rows: Sequence[ProbeRow]) -> Table:
+    """For each backbone a row of its cuts, from the first stage to the last, under the best pooling."""
+    best: dict[str, dict[str, float]] = {}
+    for row in rows:
+        cuts = best.setdefault(row.backbone, {})
+        cuts[row.cut] = max(row.accuracy, cuts.get(row.cut, 0.0))
+    table = Table(box=None)
+    table.add_column("probe: left-out train images")
+    table.add_column("best cut")
+    table.add_column("accuracy", justify="right")
+    table.add_column("every cut from first to last, %")
+    for backbone, cuts in sorted(best.items(), key=lambda item: -max(item[1].values())):
+        top = max(cuts, key=cuts.__getitem__)
+        cells = Text(" ").join(
+            Text(f"{100 * value:.0f}", style="bold" if cut == top else "") for cut, value in cuts.items()
+        )
+        table.add_row(backbone, top, f"{cuts[top]:.1%}", cells)
+    return table
+
+
+def leaderboard(records: Sequence[TrialRecord], metric: str, most: int = 10) -> Table:
+    """The best plans with what one image costs them; `*` marks those that nothing cheaper matches."""
+    table = Table(box=None)
+    for name in ("trial", "strategy", "backbone", "cut", "pooling"):
+        table.add_column(name)
+    for name in (metric, "log-loss", "parameters", "FLOPs"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    cheapest = _pareto(records)
+    for record in records[:most]:
+        plan = _plan(record)
+        table.add_row(
+            str(record.number),
+            record.params["strategy"],
+            plan.backbone,
+            plan.cut,
+            plan.head.pooling,
+            f"{record.value:.1%}",
+            f"{record.metrics['rank.loss']:.3f}",
+            count(record.metrics["parameters"]),
+            count(record.metrics["flops"]),
+            "*" if record.number in cheapest else "",
+        )
+    return table
+
+
+def count(number: float) -> str:
+    """1234567 → `1.23 M`."""
+    power = min(3, max(0, int(math.log10(max(1.0, number))) // 3))
+    return f"{number / 1000**power:.3g}{('', ' k', ' M', ' G')[power]}"
+
+
+def studies(folders: Iterable[StudyFolder]) -> Table:
+    table = Table(box=None)
+    for name in ("study", "classes", "trials", "metric"):
+        table.add_column(name)
+    for name in ("validation", "test"):
+        table.add_column(name, justify="right")
+    for folder in folders:
+        definition, result = folder.definition, results.load(folder)
+        assert definition is not None
+        done = sum(record.state != "running" for record in folder.log.records())
+        table.add_row(
+            folder.name,
+            str(len(definition.classes)),
+            str(done),
+            definition.metric,
+            f"{result.best.validation:.1%}" if result else "",
+            f"{result.test.value:.1%}" if result else "",
+        )
+    return table
+
+
+def _pareto(records: Sequence[TrialRecord]) -> set[int]:
+    """Trials for which no other is at least as good and cheaper."""
+    front = set()
+    cheapest = float("inf")
+    for record in records:  # best first
+        if record.metrics["flops"] < cheapest:
+            cheapest = record.metrics["flops"]
+            front.add(record.number)
+    return front
+
+
+def _plan(record: TrialRecord) -> TransferPlan:
+    assert record.plan is not None
+    return record.plan
+
+
+def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    smallest, largest = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
+    text = f"{smallest[0]} x {smallest[1]} px"
+    return text if smallest == largest else f"{text} to {largest[0]} x {largest[1]} px"

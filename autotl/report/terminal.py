@@ -1,0 +1,168 @@
+"""A search in the terminal: live where there is one, plain lines where the output goes elsewhere."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from autotl.report import tables, words
+from autotl.search import result as results
+from autotl.search.select import leaderboard
+from autotl.search.watch import Estimate, ProbeRow
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.log import TrialRecord
+
+if TYPE_CHECKING:
+    from autotl.data.dataset import Dataset
+
+TRIALS = "trials"
+
+
+class Terminal:
+    """Shows a search on a console; see `autotl.search.watch.Watcher`."""
+
+    def __init__(self, console: Console, *, brief: bool) -> None:
+        self.console = console
+        self.brief = brief
+        """Only what the user must know, and no tables: the result is printed elsewhere."""
+        self._live = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._best: TrialRecord | None = None
+
+    def __enter__(self) -> "Terminal":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def confirm(self, question: str) -> None:
+        self._live.stop()
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"{question} Say --yes to go on without being asked.")
+        click.confirm(question, abort=True, err=True)
+        self._live.start()
+
+    def dataset(self, dataset: "Dataset") -> None:
+        if not self.brief:
+            self.console.print(tables.dataset(dataset))
+
+    def estimate(self, estimate: Estimate, trials: int) -> None:
+        if not self.brief:
+            total = _duration(estimate.features + estimate.trials)
+            self.note(
+                f"This will take about {total}: {_duration(estimate.features)} for features, "
+                f"{_duration(estimate.trials)} for {trials} trials."
+            )
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        self._update(task, done, total)
+        if done >= total:
+            seconds = time.perf_counter() - self._began.pop(task)
+            self._live.remove_task(self._tasks.pop(task))
+            if not self.brief:
+                self.note(f"{task}: {total:,} in {_duration(seconds)}")
+
+    def probed(self, rows: Sequence[ProbeRow]) -> None:
+        if not self.brief:
+            self.console.print(tables.probe(rows))
+
+    def trial_planned(self, number: int, backbone: str, cut: str, strategy: str) -> None:
+        if TRIALS in self._tasks:
+            self._live.update(self._tasks[TRIALS], detail=self._detail(f"{strategy} {backbone} → {cut}"))
+
+    def trial_ended(self, record: TrialRecord, total: int) -> None:
+        if record.value is not None and (self._best is None or record.value > (self._best.value or 0)):
+            self._best = record
+        self._update(TRIALS, record.number + 1, total, self._detail(""))
+        if not self.brief and not self.console.is_terminal:
+            self.note(_line(record, total, self._best))
+        elif record.state == "failed":
+            self.note(f"Trial {record.number} failed: {record.reason}")
+
+    def _update(self, task: str, done: int, total: int, detail: str = "") -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._live.add_task(task, total=total, detail=detail)
+            self._began[task] = time.perf_counter()
+        self._live.update(self._tasks[task], completed=done, detail=detail)
+
+    def _detail(self, running: str) -> str:
+        best = f"best {self._best.value:.1%} (trial {self._best.number})" if self._best else ""
+        return "  ".join(part for part in (best, running) if part)
+
+
+@contextmanager
+def watcher(*, quiet: bool) -> Iterator[Terminal]:
+    """A watcher on standard output, or a brief one on standard error where `quiet`."""
+    with Terminal(tables.console(stderr=quiet), brief=quiet) as terminal:
+        yield terminal
+
+
+def show_result(folder: StudyFolder) -> None:
+    """Leaderboard, winner in words, what to type next."""
+    definition, result = folder.definition, results.load(folder)
+    console = tables.console()
+    assert definition is not None
+    records = list(folder.log.records())
+    console.print()
+    board = leaderboard(records, definition.fingerprint)
+    console.print(tables.leaderboard(board, definition.metric))
+    console.print(f"{len(board)} different plans in {len(records)} trials; * where nothing cheaper is as good")
+    failed = [record for record in records if record.state == "failed"]
+    for record in failed[:3]:
+        console.print(f"Trial {record.number} failed: {record.reason}", soft_wrap=True)
+    console.print()
+    if result is None:
+        console.print(f"No winner yet: go on with autotl search DATA --study {folder.name}")
+        return
+    for line in words.summary(result):
+        console.print(line, soft_wrap=True)
+    console.print(f"Bundle: {result.bundle}", soft_wrap=True)
+    console.print("\nNext:")
+    for line in words.next_steps(result):
+        console.print(f"  {line}", soft_wrap=True)
+
+
+def show_study(folder: StudyFolder) -> None:
+    """What a study on disk found: the probe and the result."""
+    if folder.probe.exists():
+        rows = [ProbeRow(**row) for row in json.loads(folder.probe.read_text())]
+        tables.console().print(tables.probe(rows))
+    show_result(folder)
+
+
+def _line(record: TrialRecord, total: int, best: TrialRecord | None) -> str:
+    head = f"[{record.number + 1}/{total}] trial {record.number}"
+    if record.plan is None or record.value is None:
+        return f"{head}  {record.state}: {record.reason}"
+    best_value = f"{best.value:.1%}" if best and best.value is not None else ""
+    return (
+        f"{head}  {record.value:.1%}  best {best_value}  {record.params['strategy']} "
+        f"{record.plan.backbone} → {record.plan.cut} ({record.plan.head.pooling})  {_duration(record.seconds)}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

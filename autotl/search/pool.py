@@ -1,0 +1,70 @@
+"""The default pool: which backbones a search considers when the user names none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.errors import StudyError, WeightsError
+
+SHIPPED = ("autotl:*",)
+SMALL = ("timm:mobilenetv3_small_100.lamb_in1k", "timm:resnet18.a1_in1k")
+LARGE = (
+    "timm:resnet50.a1_in1k",
+    "timm:convnext_tiny.fb_in22k_ft_in1k",
+    "timm:vit_small_patch16_224.augreg_in21k_ft_in1k",
+)
+POOLS = {"shipped": SHIPPED, "small": SHIPPED + SMALL, "large": SHIPPED + LARGE}
+ASK_ABOVE = 300_000_000
+"""Bytes to download beyond which the user is asked."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The backbones of a study, those that were left out with the reason, and what has to be downloaded."""
+
+    backbones: tuple[str, ...]
+    left_out: tuple[str, ...]
+    downloads: dict[str, int | None]
+    """Backbones whose weights are not on this machine yet, with the bytes to download where known."""
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(size or 0 for size in self.downloads.values())
+
+
+def choose(catalogue: Catalogue, named: Sequence[str], pool: str, device: str) -> Pool:
+    """The backbones of these names, or else those of `pool`.
+
+    `pool` is `shipped` (what comes with autotl), `small` or `large` (two small or three larger
+    ImageNet networks more), or `auto`: `large` on a GPU, else `small`.
+
+    Raises: WeightsError when a backbone that the user named cannot be had. One that only the pool
+    names is left out and said.
+    """
+    left_out: list[str] = []
+    if named:
+        names = list(named)
+    else:
+        pool = pool if pool != "auto" else ("small" if device == "cpu" else "large")
+        names = catalogue.expand(POOLS[pool])
+        for name in [name for name in names if not catalogue.reachable(name)]:
+            names.remove(name)
+            left_out.append(name)
+    if not names:
+        raise StudyError(f"No backbone is left to search: {', '.join(left_out)} cannot be had here.")
+    downloads = {}
+    for name in names:
+        if not catalogue.available(name):
+            if not catalogue.reachable(name):
+                catalogue.obtain(name)  # raises, and says how to get it
+            downloads[name] = catalogue.download_bytes(name)
+    return Pool(tuple(names), tuple(left_out), downloads)
+
+
+def download(catalogue: Catalogue, pool: Pool) -> None:
+    """Raises: WeightsError for the first backbone whose weights cannot be downloaded."""
+    for name in pool.downloads:
+        try:
+            catalogue.obtain(name)
+        except WeightsError as error:
+            raise WeightsError(f"{error} Or search without it: --backbones.") from error

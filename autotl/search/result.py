@@ -1,0 +1,62 @@
+"""The result of a study as plain data: what `--json` prints and `result.json` keeps."""
+
+from autotl.plan import Record, TransferPlan
+from autotl.tracking.folder import StudyFolder
+
+
+class Best(Record):
+    """The winning trial; `validation` is the study's metric on `rank`."""
+
+    trial: int
+    strategy: str
+    plan: TransferPlan
+    validation: float
+    metrics: dict[str, float]
+
+
+class Test(Record):
+    """The winner on the sealed test split, with the 95 % interval of its metric."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+class Comparison(Record):
+    """A control on the same test images: its metric, and by how much the winner's accuracy is higher.
+
+    `low` and `high` bound the difference with 95 % confidence, paired over the images.
+    """
+
+    plan: TransferPlan
+    value: float
+    difference: float
+    low: float
+    high: float
+
+
+class Result(Record):
+    """What a search found."""
+
+    study: str
+    trials: dict[str, int]
+    """How many ended in each state."""
+    best: Best
+    test: Test
+    comparisons: dict[str, Comparison]
+    final: TransferPlan
+    """What was trained last, tested, and lies in the bundle: the best plan, on more images if so wished."""
+    made_from: str
+    """A hash of the trials, images and settings that this result depends on."""
+    test_opened: int
+    """How often the test split was opened in this study; the first time is the honest one."""
+    seconds: float
+    bundle: str
+
+
+def load(folder: StudyFolder) -> Result | None:
+    """The result of the study's last finished search, None when there is none yet."""
+    file = folder.result
+    return Result.from_json(file.read_text(), name=str(file)) if file.exists() else None

@@ -1,0 +1,58 @@
+"""What a search tells whoever watches it. A terminal, a log file or a notebook each show it in their own way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from autotl.data.dataset import Dataset
+from autotl.tracking.log import TrialRecord
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """What the probe saw at one cut of one backbone under one pooling."""
+
+    backbone: str
+    cut: str
+    pooling: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a search will take, in seconds, from a short measurement."""
+
+    features: float
+    trials: float
+
+
+class Watcher(Protocol):
+    """Called by the search as it goes, always from its own thread."""
+
+    def note(self, text: str) -> None:
+        """One line that the user should read."""
+
+    def dataset(self, dataset: Dataset) -> None: ...
+
+    def estimate(self, estimate: Estimate, trials: int) -> None: ...
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """A task such as `reading images`; `done == total` ends it."""
+
+    def probed(self, rows: Sequence[ProbeRow]) -> None: ...
+
+    def trial_planned(self, number: int, backbone: str, cut: str, strategy: str) -> None: ...
+
+    def trial_ended(self, record: TrialRecord, total: int) -> None: ...
+
+
+class Silent:
+    """A watcher that shows nothing."""
+
+    def note(self, text: str) -> None: ...
+    def dataset(self, dataset: Dataset) -> None: ...
+    def estimate(self, estimate: Estimate, trials: int) -> None: ...
+    def progress(self, task: str, done: int, total: int) -> None: ...
+    def probed(self, rows: Sequence[ProbeRow]) -> None: ...
+    def trial_planned(self, number: int, backbone: str, cut: str, strategy: str) -> None: ...
+    def trial_ended(self, record: TrialRecord, total: int) -> None: ...

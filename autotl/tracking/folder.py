@@ -1,0 +1,110 @@
+"""A study on disk: what lies where in the workspace."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+from pydantic import Field
+
+from autotl.errors import StudyError, unknown
+from autotl.files import write
+from autotl.plan import Record
+from autotl.tracking.log import TrialLog
+
+
+class Definition(Record):
+    """What a study is: fixed before its first trial, compared when it goes on. `study.json`."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    name: str
+    optuna: str
+    """The study's name in Optuna's storage: unique, as several workspaces may share one."""
+    storage: str | None
+    """Optuna's storage without its password, None: SQLite in this folder."""
+    fingerprint: str
+    classes: tuple[str, ...]
+    backbones: dict[str, str]
+    """Every backbone that may be chosen, with its weights as a plan records them."""
+    strategies: tuple[str, ...]
+    augmentations: tuple[str, ...]
+    metric: str
+    seed: int
+    device: str
+    versions: dict[str, str]
+
+    def differences(self, other: "Definition") -> dict[str, str]:
+        """Each key that differs, with `this → other`."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return {key: f"{mine[key]} → {theirs[key]}" for key in mine if mine[key] != theirs[key]}
+
+
+class StudyFolder:
+    """The folder of one study."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.log = TrialLog(path)
+        self.bundle = path / "bundle"
+        self.test_openings = path / "test_openings.jsonl"
+        self.probe = path / "probe.json"
+        self.result = path / "result.json"
+        self._lock = FileLock(path / ".lock")
+
+    @property
+    def definition(self) -> Definition | None:
+        file = self.path / "study.json"
+        return Definition.from_json(file.read_text(), name=str(file)) if file.exists() else None
+
+    def define(self, definition: Definition) -> None:
+        """Write `study.json`, whole or not at all."""
+        write(self.path / "study.json", definition.to_json())
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study for this process.
+
+        Raises: StudyError when another process is searching in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StudyError(
+                f"Study '{self.name}' is being searched by another process. Wait for it, or start another: --study NAME"
+            ) from None
+        except OSError as error:
+            raise StudyError(f"The study cannot be written to {self.path}: {error.strerror}. Say --home DIR.") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+def home(named: Path | None) -> Path:
+    """The workspace: what the user named, `AUTOTL_HOME`, or `./autotl-studies`."""
+    return named or Path(os.environ.get("AUTOTL_HOME") or "autotl-studies")
+
+
+def cache_dir(named: Path | None) -> Path:
+    """Where pixels, features and facts are kept: what the user named, or the user's cache folder."""
+    if named:
+        return named
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autotl"
+
+
+def studies(home: Path) -> Iterator[StudyFolder]:
+    """Every study of a workspace, by name."""
+    for file in sorted(home.glob("*/study.json")):
+        yield StudyFolder(file.parent)
+
+
+def find_study(home: Path, name: str) -> StudyFolder:
+    """Raises: StudyError for a study that is not there, with the nearest name."""
+    folder = StudyFolder(home / name)
+    if folder.definition is None:
+        raise StudyError(unknown("study", name, [study.name for study in studies(home)], f"Looked in {home}."))
+    return folder

@@ -1,0 +1,97 @@
+"""The trial log: what happened in each trial, one JSON line an event, in `trials/<number>.jsonl`.
+
+The study folder is the truth; leaderboards and trackers read from here.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autotl.plan import TransferPlan
+
+State = Literal["running", "complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as its log tells it."""
+
+    number: int
+    state: State
+    params: dict[str, Any]
+    plan: TransferPlan | None
+    value: float | None
+    metrics: dict[str, float]
+    seconds: float
+    reason: str
+    """Why a trial failed or was pruned."""
+
+
+class TrialLog:
+    """The trial logs of one study, in its folder `trials/`."""
+
+    def __init__(self, study_folder: Path) -> None:
+        self.folder = study_folder / "trials"
+
+    def begin(self, number: int) -> None:
+        """A trial begins. What an earlier attempt at it left is kept, and no longer counts."""
+        self._append(number, {"event": "begin"})
+
+    def planned(self, number: int, params: dict[str, Any], plan: TransferPlan) -> None:
+        self._append(number, {"event": "plan", "params": params, "plan": plan.model_dump(mode="json")})
+
+    def end(
+        self,
+        number: int,
+        state: State,
+        *,
+        value: float | None = None,
+        metrics: dict[str, float] | None = None,
+        seconds: float = 0.0,
+        reason: str = "",
+    ) -> None:
+        event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
+        self._append(number, {**event, "reason": reason})
+
+    def records(self) -> Iterator[TrialRecord]:
+        """Every trial in order of number, as its last attempt left it."""
+        for file in sorted(self.folder.glob("*.jsonl")):
+            yield _read(file)
+
+    def read(self, number: int) -> TrialRecord:
+        return _read(self._file(number))
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.jsonl"
+
+    def _append(self, number: int, event: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"time": time.time(), "trial": number, **event})
+        with self._file(number).open("a+") as file:
+            file.seek(max(0, file.tell() - 1))
+            torn = file.read() not in ("", "\n")  # by a process that was killed while writing
+            file.write("\n" * torn + line + "\n")
+
+
+def _read(file: Path) -> TrialRecord:
+    attempt: dict[str, Any] = {}
+    for line in file.read_text().splitlines():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line that a killed process left half-written
+        attempt = {} if event["event"] == "begin" else {**attempt, **event}
+    plan = attempt.get("plan")
+    return TrialRecord(
+        number=int(file.stem),
+        state=attempt.get("state", "running"),
+        params=attempt.get("params", {}),
+        plan=TransferPlan.from_json(json.dumps(plan), name=str(file)) if plan else None,
+        value=attempt.get("value"),
+        metrics=attempt.get("metrics", {}),
+        seconds=attempt.get("seconds", 0.0),
+        reason=attempt.get("reason", ""),
+    )

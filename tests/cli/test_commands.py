@@ -1,0 +1,165 @@
+"""The commands as a user types them."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from autotl.cli.main import main
+
+
+@pytest.fixture
+def autotl(tmp_path, monkeypatch):
+    """Runs `autotl …` in the test's folder: its standard output, or standard error where it should fail."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0):
+        done = CliRunner().invoke(main, list(map(str, words)))
+        assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+        assert done.exit_code == code, done.output
+        return done.stderr if code == 2 else done.stdout
+
+    return run
+
+
+BACKBONES = "reference:edges,reference:pixels"
+
+
+def test_the_road_from_a_sample_to_predictions(autotl, tmp_path):
+    assert "1797 images in 10 classes" in autotl("sample", "digits", "digits")
+    for folder in (tmp_path / "digits").iterdir():  # a tenth of them is enough here
+        for file in sorted(folder.iterdir())[20:]:
+            file.unlink()
+
+    found = json.loads(autotl("search", "digits", "--trials", 4, "--backbones", BACKBONES, "--json"))
+    assert found["study"] == "digits"
+    assert found["trials"] == {"complete": 4}
+    assert found["test"]["metric"] == "accuracy"
+    assert 0.3 < found["test"]["low"] < found["test"]["value"] < found["test"]["high"] <= 1
+    assert found["seconds"] > 0
+
+    assert json.loads(autotl("show", "digits", "--json")) == found
+    shown = autotl("show", "digits")
+    assert "Winner: reference:" in shown
+    assert "digits" in autotl("studies")
+
+    # The plan alone gives the trial's numbers again.
+    plan = tmp_path / "plan.json"
+    plan.write_text(autotl("show", "digits", "--plan", found["best"]["trial"]))
+    trained = json.loads(autotl("train", plan, "digits", "--json"))["metrics"]
+    best = found["best"]["metrics"]
+    assert {k: v for k, v in trained.items() if k != "seconds"} == {k: v for k, v in best.items() if k != "seconds"}
+
+    # The bundle's own plan gives the bundle again; study and both bundles predict the same.
+    autotl("train", tmp_path / found["bundle"] / "plan.json", "digits", "--out", "model")
+    pair = [
+        (folder / "weights.safetensors").read_bytes() for folder in (tmp_path / "model", tmp_path / found["bundle"])
+    ]
+    assert pair[0] == pair[1]
+    rows = list(csv.DictReader(io.StringIO(autotl("predict", "digits", "digits/3"))))
+    assert [row["path"] for row in rows] == [f"digits/3/{n}" for n in sorted(os.listdir(tmp_path / "digits/3"))]
+    assert sum(row["class"] == "3" for row in rows) >= 10
+    assert all(0.1 < float(row["probability"]) <= 1 for row in rows)
+    assert list(csv.DictReader(io.StringIO(autotl("predict", found["bundle"], "digits/3")))) == rows
+    assert list(csv.DictReader(io.StringIO(autotl("predict", "model", "digits/3")))) == rows
+
+    file = rows[0]["path"]
+    (answer,) = json.loads(autotl("predict", "digits", file, "--format", "json"))
+    assert answer["class"] == rows[0]["class"]
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_plain_lines_where_the_output_is_no_terminal(autotl, stripes):
+    out = autotl("search", stripes, "--trials", 3, "--backbones", "reference:edges")
+    assert "\x1b" not in out
+    assert "images          90 in 3 classes" in out
+    assert "This will take about" in out
+    assert out.count("linear-probe reference:edges → ") == 3
+    for words in ("Winner: reference:edges", "Test accuracy", "95 % confidence", "Against reference:pixels", "Next:"):
+        assert words in out
+
+
+def test_a_study_file_gives_options_and_the_command_line_wins(autotl, stripes, tmp_path):
+    file = tmp_path / "studies.toml"
+    file.write_text(
+        f'data = "{stripes.name}"\ntrials = 2\nbackbones = ["reference:edges"]\nmetric = "macro-f1"\nseed = 3\n'
+        'cache-dir = "here"\n'
+    )
+    found = json.loads(autotl("search", "--config", file, "--metric", "balanced-accuracy", "--json"))
+    assert found["trials"] == {"complete": 2}
+    assert found["test"]["metric"] == "balanced-accuracy"
+    assert found["best"]["plan"]["seed"] == 3
+    assert (tmp_path / "here" / "pixels").is_dir()
+
+    file.write_text('dota = "x"\n')
+    assert "Unknown key 'dota'. Did you mean 'data'" in autotl("search", "--config", file, code=2)
+    file.write_text("= 3")
+    assert "cannot be read" in autotl("search", "--config", file, code=2)
+
+
+def test_images_that_cannot_be_read_are_named_and_the_others_classified(autotl, stripes, tmp_path):
+    autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", "--json")
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    shutil.copy(stripes / "down" / "3.png", mixed / "a.png")
+    (mixed / "b.png").write_bytes((stripes / "down" / "4.png").read_bytes()[:200])
+    (mixed / "c.txt").write_text("no image")
+    answer = autotl("predict", "stripes", mixed, code=1)
+    good, truncated, text = csv.DictReader(io.StringIO(answer))
+    assert good["class"] == "down" and not good["problem"]
+    assert truncated["problem"] and text["problem"] and not truncated["class"] and not text["class"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["search", "nowhere"], "nowhere"),
+        (["search", "empty"], "empty"),
+        (["search", "stripes", "--backbones", "timm:resnet5"], "Did you mean 'timm:resnet50"),
+        (["search", "stripes", "--backbones", "torchvision:alexnet"], "autotl weights fetch torchvision:alexnet"),
+        (["search", "stripes", "--weights", "torchvision:alexnet"], "NAME=FILE"),
+        (["search", "stripes", "--device", "cuda:9"], "--device auto or cpu"),
+        (["predict", "nothing", "stripes"], "Unknown study 'nothing'"),
+        (["show", "nothing"], "Unknown study 'nothing'"),
+        (["train", "bad.json", "stripes"], "bad.json is not a valid TransferPlan"),
+        (["sample", "digits", "stripes"], "not empty"),
+        (["plugins", "backbones", "timm:zzz*"], "No backbone fits"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_exit_code_2(autotl, stripes, tmp_path, words, says):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.json").write_text('{"schema": 1}')
+    error = autotl(*words, code=2)
+    assert says in error
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+
+
+def test_listings_name_the_owner(autotl):
+    listing = autotl("plugins")
+    for word in ("timm:", "torchvision:", "reference:", "autotl:", "none", "linear-probe", "(autotl 0."):
+        assert word in listing
+    assert "torchvision:squeezenet1_0" in autotl("plugins", "backbones", "torchvision:squeeze*")
+    assert "Random" not in autotl("plugins", "strategies", "linear*")
+
+
+def test_weights_list_says_where_they_lie(autotl):
+    listing = autotl("weights", "list")
+    assert "shipped" in listing
+    assert "not here: autotl weights fetch timm:resnet18.a1_in1k" in listing
+    assert "out of reach" in autotl("weights", "fetch", "timm:resnet18.a1_in1k", code=2)
+
+
+def test_the_command_is_installed_and_leaves_its_errors_as_one_line(tmp_path):
+    words = [sys.executable, "-m", "autotl", "show", "nothing"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,104 @@
+import optuna
+import pytest
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.contracts import DataFacts
+from autotl.plan import DataRef, Head, Phase
+from autotl.search.sampler import NumberedSampler
+from autotl.search.space import SearchContext, at, share_of
+
+
+@pytest.fixture
+def context_of(host, tmp_path):
+    catalogue = Catalogue(host, tmp_path / "cache")
+
+    def make(trial):
+        return SearchContext(
+            trial,
+            catalogue=catalogue,
+            backbones=["tiny:net", "reference:edges"],
+            augmentations={entry.name: entry for entry in host.augmentations},
+            data=DataFacts(classes=3, train_images=50, smallest_class=12, has_stop=True),
+            data_ref=DataRef(fingerprint="f", split_seed=7),
+            seed=7,
+        )
+
+    return make
+
+
+def test_every_option_has_the_same_share_ends_included():
+    options = ["a", "b", "c"]
+    assert [at(share, options) for share in (0.0, 0.33, 0.34, 0.66, 0.67, 1.0)] == ["a", "a", "b", "b", "c", "c"]
+    for count in (1, 2, 5, 40):
+        assert [at(share_of(index, count), range(count)) for index in range(count)] == list(range(count))
+
+
+def test_shares_become_names_of_stages(context_of):
+    trial = optuna.trial.FixedTrial({"backbone": "tiny:net", "cut": 0.5, "frozen": 1.0, "pooling": "max"})
+    context = context_of(trial)
+    assert context.backbone().name == "tiny:net"
+    assert context.cut() == "1.2"
+    assert context.frozen() == "1.2"  # frozen up to the cut
+    assert context.pooling() == "max"
+    trial = optuna.trial.FixedTrial({"backbone": "tiny:net", "cut": 1.0, "frozen": 0.0})
+    context = context_of(trial)
+    assert context.cut() == "2.1"
+    assert context.frozen() is None  # all are trained
+
+
+def test_what_a_strategy_does_not_ask_for_is_not_sampled(context_of):
+    trial = optuna.create_study().ask()
+    context_of(trial).cut()
+    assert set(trial.params) == {"backbone", "cut"}
+
+
+def test_the_host_fills_in_what_the_strategy_need_not_know(context_of):
+    trial = optuna.trial.FixedTrial({"backbone": "tiny:net", "cut": 0.5, "augmentation": "none"})
+    context = context_of(trial)
+    plan = context.plan(
+        cut=context.cut(),
+        head=Head(pooling="avg"),
+        phases=[Phase(method="closed-form", frozen="1.2")],
+        augmentation=context.augmentation(),
+    )
+    assert plan.backbone == "tiny:net"
+    assert plan.weights == "none"
+    assert plan.input == context.backbone().input
+    assert plan.augmentation.owner == "autotl"
+    assert (plan.seed, plan.data.split_seed) == (7, 7)
+    assert plan.requires["stages"] == context.backbone().fingerprint
+    assert "torch" in plan.requires
+
+
+def _objective(trial):
+    x = trial.suggest_float("x", 0, 1)
+    if trial.suggest_categorical("kind", ["a", "b"]) == "a":
+        return -((x - 0.3) ** 2) + trial.suggest_float("a.y", 0, 1)
+    return x
+
+
+def test_a_resumed_search_draws_what_an_uninterrupted_one_draws(tmp_path):
+    def run(name, *parts):
+        for trials in parts:  # a new process would make everything anew, so does each part
+            study = optuna.create_study(
+                study_name=name,
+                storage=f"sqlite:///{tmp_path / name}.db",
+                sampler=NumberedSampler(5),
+                direction="maximize",
+                load_if_exists=True,
+            )
+            study.optimize(_objective, n_trials=trials)
+        return [trial.params for trial in study.trials]
+
+    whole = run("whole", 25)
+    assert whole == run("parts", 3, 11, 11)
+    assert len({trial["x"] for trial in whole}) == 25
+
+
+def test_another_seed_draws_otherwise():
+    draws = []
+    for seed in (1, 2):
+        study = optuna.create_study(sampler=NumberedSampler(seed), direction="maximize")
+        study.optimize(_objective, n_trials=3)
+        draws.append([trial.params for trial in study.trials])
+    assert draws[0] != draws[1]

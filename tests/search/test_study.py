@@ -1,0 +1,287 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from autotl import hookimpl
+from autotl.errors import PluginError, StudyError, WeightsError
+from autotl.report.terminal import show_study
+from autotl.search import result as results
+from autotl.search import study
+from autotl.search.select import leaderboard
+from autotl.search.settings import Settings
+from autotl.search.study import Search
+from autotl.search.watch import Silent
+
+
+class Recorder(Silent):
+    def __init__(self):
+        self.notes, self.ended, self.probe, self.tasks = [], [], [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def trial_ended(self, record, total):
+        self.ended.append((record.number, record.state, total))
+
+    def probed(self, rows):
+        self.probe = rows
+
+    def progress(self, task, done, total):
+        self.tasks.append(task)
+
+
+def search(host, data, watcher=None, **settings):
+    values = {"data": data, "trials": 6, "backbones": ("tiny:net", "reference:edges"), "device": "cpu", **settings}
+    return Search(Settings(**values), host, watcher or Recorder())
+
+
+def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
+    watcher = Recorder()
+    made = search(host, stripes, watcher)
+    result = made.run()
+
+    assert result.trials == {"complete": 6}
+    assert watcher.ended == [(number, "complete", 6) for number in range(6)]
+    assert {row.backbone for row in watcher.probe} == {"tiny:net", "reference:edges"}
+    board = leaderboard(made.folder.log.records())
+    assert result.best.plan == board[0].plan
+    assert result.best.validation == board[0].value == max(record.value for record in board)
+    assert 0 <= result.test.low <= result.test.value <= result.test.high <= 1
+    assert result.test.images == 18
+    assert "reference:pixels" in result.comparisons
+    assert {file.name for file in made.folder.bundle.iterdir()} == {
+        "weights.safetensors", "plan.json", "preprocessing.json", "classes.json", "metrics.json", "versions.json",
+    }  # fmt: skip
+    assert json.loads((made.folder.path / "result.json").read_text()) == json.loads(result.to_json())
+    assert len(made.folder.test_openings.read_text().splitlines()) == 1
+
+
+def test_features_are_computed_once_for_all_trials(host, stripes, monkeypatch):
+    counts = []
+    really = study.finish
+
+    def finish(folder, settings, bench, watcher, began):
+        counts.append(bench.features.computed)
+        return really(folder, settings, bench, watcher, began)
+
+    monkeypatch.setattr(study, "finish", finish)
+    search(host, stripes).run()
+    assert counts == [2 * 90]  # two backbones, ninety images, six trials
+    search(host, stripes, trials=8, study="another").run()
+    assert counts == [2 * 90, 0]
+
+
+def test_the_same_command_again_adds_nothing_and_a_larger_total_adds_the_rest(host, stripes):
+    first = search(host, stripes, trials=4).run()
+    watcher = Recorder()
+    again = search(host, stripes, watcher, trials=4)
+    assert again.run() == first
+    assert watcher.ended == []
+    assert len(again.folder.test_openings.read_text().splitlines()) == 1
+
+    watcher = Recorder()
+    more = search(host, stripes, watcher, trials=7).run()
+    assert [number for number, _, _ in watcher.ended] == [4, 5, 6]
+    assert more.trials == {"complete": 7}
+    # The test is opened again only for another winner, and the report says so.
+    assert more.test_opened == (1 if more.final == first.final else 2)
+
+
+def test_one_test_image_is_enough_for_an_interval(host, stripes):
+    (stripes.parent / "one.csv").write_text(
+        "path,label,split\n"
+        + "".join(f"{file},{file.parent.name},{'test' if n == 0 else ''}\n" for n, file in
+                  enumerate(sorted(stripes.rglob("*.png"))))
+    )  # fmt: skip
+    result = search(host, stripes.parent / "one.csv", trials=2).run()
+    assert result.test.images == 1
+    for comparison in result.comparisons.values():
+        assert -1 <= comparison.low <= comparison.difference <= comparison.high <= 1
+
+
+def test_an_interrupted_study_draws_what_an_uninterrupted_one_draws(host, stripes):
+    whole = search(host, stripes, trials=9, study="whole")
+    whole.run()
+    for trials in (4, 9):
+        parts = search(host, stripes, trials=trials, study="parts")
+        parts.run()
+    drawn = [[(r.number, r.params, r.plan.hash) for r in made.folder.log.records()] for made in (whole, parts)]
+    assert drawn[0] == drawn[1]
+
+
+def test_a_study_that_was_begun_otherwise_is_not_continued(host, stripes):
+    search(host, stripes, trials=1).run()
+    with pytest.raises(StudyError, match=r"metric: accuracy → macro-f1.*--study NAME"):
+        search(host, stripes, trials=2, metric="macro-f1").run()
+
+
+def test_new_images_join_train_and_only_new_trials_count(host, stripes):
+    search(host, stripes, trials=1).run()
+    for name in ("across", "down"):
+        Image.open(stripes / name / "3.png").rotate(180).save(stripes / name / "new.png")
+    watcher = Recorder()
+    made = search(host, stripes, watcher, trials=2)
+    result = made.run()
+    assert any("images have changed" in note for note in watcher.notes)
+    first, second = (record.plan.data for record in made.folder.log.records())
+    assert first.fingerprint != second.fingerprint == result.best.plan.data.fingerprint
+    with (made.folder.path / "data" / "split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 92
+    assert {row["split"] for row in rows if row["path"].endswith("new.png")} == {"train"}
+
+
+def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes, monkeypatch):
+    search(host, stripes, trials=2).run()
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search(host, stripes, trials=4).run()
+    assert search(host, stripes, trials=4).run().trials == {"complete": 4}
+    refitted, as_in_trial = (search(host, stripes, trials=4, refit=refit).run().final for refit in (True, False))
+    assert refitted.train_on == ("train", "stop", "rank")
+    assert as_in_trial.train_on == ("train",)
+
+
+def test_a_study_goes_on_with_what_it_was_begun_with(host, stripes):
+    search(host, stripes, trials=2).run()
+    more = search(host, stripes, trials=4, backbones=("reference:edges", "tiny:net")).run()  # in another order
+    assert more.trials == {"complete": 4}
+    assert search(host, stripes, trials=5, backbones=()).run().trials == {"complete": 5}
+    with pytest.raises(StudyError, match="begun with backbones tiny:net, reference:edges, not tiny:net"):
+        search(host, stripes, trials=6, backbones=("tiny:net",))
+    with pytest.raises(StudyError, match="storage: None → sqlite"):
+        search(host, stripes, trials=6, storage="sqlite:///elsewhere.db").run()
+
+
+def test_a_storage_that_cannot_be_used_is_said_before_any_trial(host, stripes):
+    for url, says in (("nonsense", "no database URL"), ("sqlite:////nowhere/at/all.db", "cannot use the storage")):
+        with pytest.raises(StudyError, match=says):
+            search(host, stripes, storage=url).run()
+
+
+def test_a_strategy_that_suggests_no_plan_is_named(host, stripes):
+    class Empty:
+        def suggest(self, trial, context):
+            return None
+
+    class Plugin:
+        @hookimpl
+        def register_strategies(self, register):
+            register("empty", Empty, summary="suggests nothing")
+
+    host.add(Plugin(), "empty-plugin")
+    with pytest.raises(StudyError, match="Strategy 'empty' of .* suggested NoneType, not a plan"):
+        search(host, stripes, strategies=("empty",), trials=1).run()
+
+
+def test_a_study_without_trials_is_begun_anew(host, stripes, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_prepare", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search(host, stripes, metric="macro-f1").run()
+    assert search(host, stripes, trials=1).run().test.metric == "accuracy"
+
+
+def test_a_study_that_is_being_searched_is_left_alone(host, stripes):
+    made = search(host, stripes)
+    with made.folder.lock(), pytest.raises(StudyError, match="being searched by another process"):
+        search(host, stripes).run()
+
+
+def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
+    probe = host.strategies["linear-probe"].item
+
+    class Moody:
+        def suggest(self, trial, context):
+            if trial.number % 2:
+                raise ZeroDivisionError("not on odd days")
+            return probe.suggest(trial, context)
+
+    class Plugin:
+        @hookimpl
+        def register_strategies(self, register):
+            register("moody", Moody, summary="fails every second time")
+
+    host.add(Plugin(), "moody-plugin")
+    made = search(host, stripes, strategies=("moody",), trials=5)
+    result = made.run()
+    assert result.trials == {"complete": 3, "failed": 2}
+    failed = [record for record in made.folder.log.records() if record.state == "failed"]
+    assert {record.reason for record in failed} == {"ZeroDivisionError: not on odd days"}
+
+
+def test_a_search_without_a_single_good_trial_says_why(host, stripes):
+    class Plugin:
+        @hookimpl
+        def register_strategies(self, register):
+            register("never", lambda: object(), summary="has no suggest")
+
+    host.add(Plugin(), "never-plugin")
+    with pytest.raises(StudyError, match="No trial of study 'stripes' succeeded.*suggest"):
+        search(host, stripes, strategies=("never",), trials=2).run()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"backbones": ("timm:resnet5",)}, PluginError, "Unknown backbone 'timm:resnet5'. Did you mean 'timm:"),
+        ({"backbones": ("resnet18",)}, PluginError, "family:architecture"),
+        ({"backbones": ("torchvision:zzz*",)}, PluginError, "No backbone fits"),
+        ({"backbones": ("torchvision:resnet18",)}, WeightsError, "autotl weights fetch torchvision:resnet18"),
+        ({"strategies": ("fine-tun",)}, PluginError, "Unknown strategy 'fine-tun'"),
+        ({"device": "cuda:77"}, StudyError, "Use --device auto or cpu"),
+        ({"weights": {"torchvision:alexnet": Path("x.pth")}}, StudyError, "name it in --backbones too"),
+        ({"study": "../escape"}, StudyError, "cannot be a study's name"),
+        ({"weights": {"reference:pixels": Path("x")}}, WeightsError, "takes no weights file"),
+        ({"weights": {"torchvision:resnet18": Path("/nowhere.pth")}, "backbones": ("torchvision:resnet18",)},
+         WeightsError, "there is no such file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_searched_is_said_before_anything_is_done(host, stripes, settings, error, says, tmp_path):
+    with pytest.raises(error, match=says):
+        search(host, stripes, **settings)
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize("metric", ["balanced-accuracy", "macro-f1"])
+def test_other_metrics_choose_and_are_tested(host, stripes, metric):
+    made = search(host, stripes, metric=metric, trials=3)
+    result = made.run()
+    assert result.test.metric == metric
+    assert result.best.validation == result.best.metrics[f"rank.{metric}"]
+
+
+def test_the_test_labels_choose_nothing(host, stripes):
+    """With other labels in the test split alone, all that is decided before it is opened is the same."""
+    rows = [(file.relative_to(stripes), file.parent.name) for file in sorted(stripes.rglob("*.png"))]
+    wrong = {"across": "down", "down": "checks", "checks": "across"}
+    found = {}
+    for name in ("right", "wrong"):
+        lines = ["path,label,split"]
+        for number, (path, label) in enumerate(rows):
+            test = number % 4 == 0
+            lines.append(f"{path},{wrong[label] if test and name == 'wrong' else label},{'test' if test else ''}")
+        (stripes / f"{name}.csv").write_text("\n".join(lines))
+        made = search(host, stripes / f"{name}.csv", trials=5)
+        result = made.run()
+        trials = [(r.params, r.plan.phases, {k: v for k, v in r.metrics.items() if k != "seconds"})
+                  for r in made.folder.log.records()]  # fmt: skip
+        found[name] = (made.folder.probe.read_text(), trials, result.best.trial, result.best.validation), result.test
+    assert found["right"][0] == found["wrong"][0]
+    assert found["right"][1].value > found["wrong"][1].value
+
+
+def test_a_study_on_disk_is_shown_without_its_data(host, stripes, capsys):
+    made = search(host, stripes, trials=3)
+    result = made.run()
+    shutil.rmtree(stripes)
+    show_study(made.folder)
+    shown = capsys.readouterr().out
+    assert result.best.plan.backbone in shown
+    assert f"{result.test.value:.1%}" in shown
+    assert results.load(made.folder) == result

@@ -1,0 +1,108 @@
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from autotl import hookimpl
+from autotl.errors import PluginError
+from autotl.host import Host
+
+HEAVY = ("torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "sklearn")
+
+
+def test_what_ships_is_registered_through_the_hooks():
+    host = Host()
+    assert host.problems == []
+    assert {entry.name for entry in host.backbones} == {"autotl", "timm", "torchvision", "reference"}
+    assert "none" in host.augmentations
+    assert "linear-probe" in host.strategies
+    assert {entry.owner.distribution for entry in host.backbones} == {"autotl"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plugins"], ["search", "--help"], ["--version"]])
+def test_commands_that_only_talk_import_nothing_heavy(words):
+    program = (
+        "import sys\nfrom autotl.cli.main import main\n"
+        f"try: main({words!r})\nexcept SystemExit as end: assert not end.code\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_plugin_that_fails_is_left_out_with_all_it_registered():
+    class Broken:
+        @hookimpl
+        def register_backbones(self, register):
+            register("half", dict, summary="registered before it broke")
+
+        @hookimpl
+        def register_strategies(self, register):
+            raise ZeroDivisionError("no strategies today")
+
+    host = Host()
+    host.add(Broken(), "broken")
+    assert "half" not in host.backbones
+    (problem,) = host.problems
+    assert "broken" in str(problem)
+    assert "ZeroDivisionError: no strategies today" in str(problem)
+    assert "linear-probe" in host.strategies
+
+
+def test_a_name_taken_twice_names_both_owners():
+    class Second:
+        @hookimpl
+        def register_strategies(self, register):
+            register("linear-probe", dict, summary="mine")
+
+    host = Host()
+    host.add(Second(), "second")
+    assert "linear_probe" in host.problems[0].reason
+    assert "second" in host.problems[0].reason
+    assert host.strategies["linear-probe"].owner.plugin == "linear_probe"
+
+
+def test_a_hook_that_does_not_exist_is_a_problem():
+    class Odd:
+        @hookimpl
+        def register_backbonez(self, register):
+            pass
+
+    host = Host()
+    host.add(Odd(), "odd")
+    assert "register_backbonez" in host.problems[0].reason
+    assert "odd" not in {owner.plugin for owner in host.owners}
+    host.add(ModuleType("fine"), "fine")  # the host still takes others
+    assert len(host.problems) == 1
+
+
+def test_blocked_plugins_are_not_loaded(monkeypatch):
+    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "timm_family, reference")
+    names = {entry.name for entry in Host.from_environment().backbones}
+    assert names == {"autotl", "torchvision"}
+
+
+def test_an_item_that_cannot_be_loaded_names_its_owner():
+    def load():
+        raise ImportError("needs libfoo")
+
+    class Needy:
+        @hookimpl
+        def register_strategies(self, register):
+            register("needy", load, summary="needs something")
+
+    host = Host()
+    host.add(Needy(), "needy-plugin")
+    with pytest.raises(PluginError, match="needy-plugin.*ImportError: needs libfoo"):
+        _ = host.strategies["needy"].item
+
+
+def test_an_unknown_name_brings_the_nearest():
+    host = Host()
+    with pytest.raises(PluginError, match="Did you mean 'linear-probe'"):
+        _ = host.strategies["liner-probe"]
+    with pytest.raises(PluginError, match="Unknown augmentation 'flop\\*'"):
+        host.augmentations.match("flop*")
+    assert [entry.name for entry in host.backbones.match("t*")] == ["torchvision", "timm"]

@@ -1,0 +1,42 @@
+from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
+from autotl.tracking.log import TrialLog
+
+PLAN = TransferPlan(
+    backbone="tiny:net",
+    weights="none",
+    input=Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3),
+    cut="1",
+    head=Head(pooling="avg"),
+    augmentation=Component(name="none", owner="autotl", version="0"),
+    data=DataRef(fingerprint="f", split_seed=0),
+    seed=0,
+    requires={},
+    phases=(Phase(method="closed-form", frozen="1"),),
+)
+
+
+def test_what_is_logged_is_read_again(tmp_path):
+    log = TrialLog(tmp_path)
+    log.begin(0)
+    log.planned(0, {"cut": 0.1}, PLAN)
+    log.end(0, "complete", value=0.75, metrics={"rank.loss": 0.1}, seconds=2.5)
+    log.begin(1)
+    log.end(1, "failed", reason="it rained")
+    first, second = log.records()
+    assert (first.state, first.value, first.params, first.plan) == ("complete", 0.75, {"cut": 0.1}, PLAN)
+    assert first.metrics == {"rank.loss": 0.1}
+    assert (second.number, second.state, second.reason, second.plan) == (1, "failed", "it rained", None)
+
+
+def test_a_trial_that_was_killed_is_running_until_it_is_run_again(tmp_path):
+    log = TrialLog(tmp_path)
+    log.begin(3)
+    log.planned(3, {"cut": 0.1}, PLAN)
+    with (tmp_path / "trials" / "00003.jsonl").open("a") as file:
+        file.write('{"time": 1, "tri')  # killed while writing
+    (record,) = log.records()
+    assert record.state == "running"
+    log.begin(3)
+    log.end(3, "complete", value=0.5)
+    assert log.read(3).value == 0.5
+    assert log.read(3).params == {}  # of the last attempt alone
