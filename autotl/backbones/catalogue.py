@@ -189,7 +189,7 @@ class Catalogue:
     def _split(self, name: str, file: Path | None, seed: int) -> "Stages":
         import torch
 
-        from autotl.backbones.stages import split
+        from autotl.backbones.splitting import split
 
         prefix, rest, _ = _parse(name)
         family = _family(self.host.backbones[prefix])

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from autotl.backbones.stages import Stages, Tail, split, split_with_tail
+from autotl.backbones.splitting import split, split_with_tail
+from autotl.backbones.stages import Stages, Tail
 from autotl.builtin.reference_networks import Edges, Pixels
 from autotl.errors import PlanError, PluginError
 
