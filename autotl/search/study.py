@@ -36,6 +36,7 @@ from autotl.search.settings import Settings
 from autotl.search.space import SearchContext, pooling_name, share_of
 from autotl.search.watch import ProbeRow, Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
+from autotl.tracking.log import ENDED
 
 FIRST_GUESSES = 5
 """How many of the probe's best cuts, each of another backbone, are tried before the sampler chooses."""
@@ -81,7 +82,9 @@ class Search:
             pools.download(self.catalogue, self.pool)
             bench = self._open()
             study = self._define(bench.dataset)
-            missing = max(0, self.settings.trials - sum(trial.state.is_finished() for trial in study.trials))
+            self._close_interrupted(study)
+            ended = sum(record.state in ENDED for record in self.folder.log.records())
+            missing = max(0, self.settings.trials - ended)
             rows = self._prepare(bench, missing)
             self._optimize(study, bench, rows, missing)
             return finish(self.folder, self.settings, bench, self.watcher, began)
@@ -156,6 +159,14 @@ class Search:
         except Exception as error:  # whatever the database's driver raises
             reason = " ".join(str(error).split())[:300]
             raise StudyError(f"Optuna cannot use the storage {self.settings.storage or url}: {reason}") from error
+
+    def _close_interrupted(self, study: optuna.Study) -> None:
+        """End what a killed process left running: this process holds the study, so nobody else works on it."""
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING], deepcopy=False):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        for record in self.folder.log.records():
+            if record.state == "running":
+                self.folder.log.end(record.number, "interrupted", reason="its process was killed")
 
     def _prepare(self, bench: Bench, missing: int) -> list[ProbeRow]:
         """Features of every backbone, and the probe's look at every cut."""
@@ -232,8 +243,10 @@ class Search:
                     known[plan.hash] = fit(plan, bench).metrics
                 measured = known[plan.hash]
                 value = measured[f"rank.{self.settings.metric}"]
-            except (OSError, StoreError, MemoryError):
-                raise  # what is wrong with this machine would be wrong in every trial
+            except (KeyboardInterrupt, OSError, StoreError, MemoryError) as error:
+                # What is wrong with this machine would be wrong in every trial.
+                log.end(trial.number, "interrupted", reason=type(error).__name__)
+                raise
             except Exception as error:
                 kind = "" if isinstance(error, PluginError) else f"{type(error).__name__}: "
                 reason = " ".join(f"{kind}{error}".split())

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from autotl.plan import TransferPlan
 
-State = Literal["running", "complete", "pruned", "failed"]
+State = Literal["running", "complete", "pruned", "failed", "interrupted"]
+ENDED = ("complete", "pruned", "failed")
+"""The states that count towards a study's total."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def autotl(tmp_path, monkeypatch):
         done = CliRunner().invoke(main, list(map(str, words)))
         assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
         assert done.exit_code == code, done.output
-        return done.stderr if code == 2 else done.stdout
+        return done.output if code == 2 else done.stdout
 
     return run
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -191,6 +192,44 @@ def test_a_study_that_is_being_searched_is_left_alone(host, stripes):
     made = search(host, stripes)
     with made.folder.lock(), pytest.raises(StudyError, match="being searched by another process"):
         search(host, stripes).run()
+
+
+def _end_in_trial(host, end, number):
+    """Makes the strategy `linear-probe` end its process, or its training, in one trial."""
+    probe = host.strategies["linear-probe"].item
+    suggest = probe.suggest
+
+    def ending(trial, context):
+        if trial.number == number:
+            end()
+        return suggest(trial, context)
+
+    probe.suggest = ending
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_trial_is_made_up_for(host, stripes):
+    def stop():
+        raise KeyboardInterrupt
+
+    _end_in_trial(host, stop, number=2)
+    with pytest.raises(KeyboardInterrupt):
+        search(host, stripes, trials=5).run()
+    made = search(host, stripes, trials=5)
+    assert [record.state for record in made.folder.log.records()] == ["complete", "complete", "interrupted"]
+    assert made.run().trials == {"complete": 5, "interrupted": 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_killed_search_goes_on(host, stripes):
+    child = os.fork()
+    if child == 0:
+        _end_in_trial(host, lambda: os._exit(9), number=2)
+        search(host, stripes, trials=5).run()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    made = search(host, stripes, trials=5)
+    assert [record.state for record in made.folder.log.records()] == ["complete", "complete", "running"]
+    assert made.run().trials == {"complete": 5, "interrupted": 1}
 
 
 def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
