@@ -18,16 +18,21 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
         values = tomllib.loads(file.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"The study file {file} cannot be read: {error}") from None
-    known = {str(parameter.name) for parameter in ctx.command.params if parameter.name != "config"}
+    known = {str(parameter.name) for parameter in ctx.command.params} - {"config", "yes", "as_json"}
     values = {key.replace("-", "_"): value for key, value in values.items()}
-    for key in values:
+    for key, value in values.items():
         if key not in known:
             raise StudyError(f"{file}: " + unknown("key", key, sorted(known)))
-    for key in ("data", "home", "cache_dir"):
-        if key in values:  # paths in a file are meant from where the file lies
-            values[key] = str(file.parent / values[key])
-    if "weights" in values:
-        values["weights"] = [f"{name}={file.parent / path}" for name, path in values["weights"].items()]
+        kind = {"data": str, "home": str, "cache_dir": str, "weights": dict}.get(key)
+        if kind and not isinstance(value, kind):
+            raise StudyError(f"{file}: {key} must be {'a table' if kind is dict else 'a text'}, not {value!r}.")
+        # Paths in a file are meant from where the file lies.
+        if kind is str:
+            values[key] = str(file.parent / value)
+        elif kind is dict:
+            values[key] = [f"{name}={file.parent / path}" for name, path in value.items()]
+        elif key in ("backbones", "strategies", "augmentations") and isinstance(value, str):
+            values[key] = [value]
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return file
 

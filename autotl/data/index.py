@@ -78,6 +78,9 @@ def _check(files: Sequence[Found], path: Path) -> None:
                 f"Class {file.label!r} has no image in train, but {file.path!r} is one in another split of "
                 f"{str(path)!r}. Add images of it to train, or leave the class out."
             )
+    for label in train:
+        if not label.isprintable():
+            raise DataError(f"The class name {label!r} of {str(path)!r} cannot be printed. Rename it.")
     if len(train) == 1:
         raise DataError(
             f"{str(path)!r} holds only one class, {train.pop()!r}; a classifier needs two or more. {_SHAPES}"

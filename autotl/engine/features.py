@@ -63,11 +63,6 @@ class FeatureStore:
             # which other images happened to be missing.
             padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
             values = every_feature(stages, info, normalise(padded.to(self.device), info.input))
-            if not values.isfinite().all():
-                raise PluginError(
-                    f"Backbone '{backbone}' of {self.catalogue.owner(backbone).distribution} gives values that are "
-                    "not finite. Search without it: --backbones."
-                )
             rows.append(keys, values[: len(keys)].cpu().numpy())
             self.computed += len(keys)
             if progress:
@@ -106,15 +101,24 @@ class FeatureStore:
 
 @torch.inference_mode()
 def every_feature(stages: Stages, info: BackboneInfo, images: Tensor) -> Tensor:
-    """Every boundary under every pooling, in the order of `_columns`: normalised images → [N, sum of D]."""
-    return torch.cat(
-        [
+    """Every boundary under every pooling, in the order of `_columns`: normalised images → [N, sum of D].
+
+    Raises: PluginError when the network fails on them, or gives a value that is not finite.
+    """
+    try:
+        values = [
             pool(value, boundary, pooling)
             for (boundary, value), stage in zip(stages.walk(images), info.stages, strict=True)
             for pooling in stage.poolings
-        ],
-        dim=1,
-    )
+        ]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise PluginError(f"Backbone '{info.name}' fails on images: {' '.join(str(error).split())[:300]}") from error
+    features = torch.cat(values, dim=1)
+    if not features.isfinite().all():
+        raise PluginError(f"Backbone '{info.name}' gives values that are not finite. Search without it: --backbones.")
+    return features
 
 
 def batch_size(preparation: Input, device: str) -> int:

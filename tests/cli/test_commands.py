@@ -99,8 +99,22 @@ def test_a_study_file_gives_options_and_the_command_line_wins(autotl, stripes, t
 
     file.write_text('dota = "x"\n')
     assert "Unknown key 'dota'. Did you mean 'data'" in autotl("search", "--config", file, code=2)
+    for line, says in (
+        ("json = true", "Unknown key 'json'"),
+        ('weights = "x"', "weights must be a table"),
+        ("data = 5", "data must be a text"),
+        (f'data = "{stripes.name}"\ntrials = "many"', "'many' is not a valid integer"),
+    ):
+        file.write_text(line)
+        assert says in autotl("search", "--config", file, code=2)
     file.write_text("= 3")
     assert "cannot be read" in autotl("search", "--config", file, code=2)
+
+
+def test_class_names_are_shown_as_they_are(autotl, stripes):
+    (stripes / "down").rename(stripes / "[b]ünlikely [red] name")
+    out = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges")
+    assert "[b]ünlikely [red] name (30)" in out
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_classified(autotl, stripes, tmp_path):

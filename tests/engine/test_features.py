@@ -3,13 +3,14 @@ import pytest
 import torch
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.stages import Stages
 from autotl.contracts import StageInfo
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
 from autotl.engine.features import FeatureStore, normalise, pool
 from autotl.engine.fit import Bench, fit, on_all_images
 from autotl.engine.heads import logistic_path
-from autotl.errors import AutotlError
+from autotl.errors import AutotlError, PluginError
 from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
 
 WEIGHTS = "none"
@@ -86,6 +87,20 @@ def test_an_image_has_the_same_features_in_any_company(bench, host, tmp_path):
     for sha in reversed(shas[:7]):  # one at a time, in another order
         other.fill("tiny:net", WEIGHTS, [sha])
     assert torch.equal(other.read("tiny:net", WEIGHTS, "2.1", "avg", shas[:7]), whole[:7])
+
+
+@pytest.mark.parametrize("fault", ["fails on images", "not finite"])
+def test_a_backbone_that_fails_is_named(bench, monkeypatch, fault):
+    def broken(stages, images):
+        if fault == "fails on images":
+            raise ZeroDivisionError
+        for boundary in stages.boundaries:
+            yield boundary, torch.full((len(images), *boundary.shape), torch.nan)
+
+    bench.features.catalogue.info("tiny:net")  # traced while it still works
+    monkeypatch.setattr(Stages, "walk", broken)
+    with pytest.raises(PluginError, match=f"'tiny:net'.*{fault}"):
+        bench.features.fill("tiny:net", WEIGHTS, bench.shas("rank"))
 
 
 def test_normalise_prepares_as_the_backbone_was_trained():
