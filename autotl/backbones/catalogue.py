@@ -88,7 +88,7 @@ class Catalogue:
 
     def available(self, name: str) -> bool:
         """Whether the backbone can be built without downloading anything."""
-        return self._find(name) is not None or self._kind(name) != "sha256"
+        return self.file(name) is not None or self._kind(name) != "sha256"
 
     def reachable(self, name: str) -> bool:
         """Whether the backbone's weights are here or could be downloaded; known within a second."""
@@ -118,7 +118,12 @@ class Catalogue:
 
     def file(self, name: str) -> WeightsFile | None:
         """The weights file of a backbone, if it has one and it lies on this machine."""
-        return self._find(name)
+        if name not in self._files and self._kind(name) == "sha256":
+            found = weights_files.find(name, self._source(name), self.named.get(name))
+            if found is None:
+                return None
+            self._files[name] = found
+        return self._files.get(name)
 
     def build(self, name: str, weights: str) -> "Stages":
         """The backbone's stages on the CPU, with the weights that a plan recorded.
@@ -177,14 +182,6 @@ class Catalogue:
         source = self.card(name).weights
         assert source is not None, f"{name} has no weights to look for"
         return source
-
-    def _find(self, name: str) -> WeightsFile | None:
-        if name not in self._files and self._kind(name) == "sha256":
-            found = weights_files.find(name, self._source(name), self.named.get(name))
-            if found is None:
-                return None
-            self._files[name] = found
-        return self._files.get(name)
 
     def _split(self, name: str, file: Path | None, seed: int) -> "Stages":
         import torch
