@@ -1,7 +1,6 @@
 """The end of a search: the winner beside its controls, the sealed test, the bundle."""
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +20,7 @@ from autotl.search.result import Best, Comparison, Result, Test
 from autotl.search.settings import Settings
 from autotl.search.watch import Watcher
 from autotl.tracking.folder import StudyFolder
-from autotl.tracking.log import TrialRecord
+from autotl.tracking.log import STATES, TrialRecord
 
 
 def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watcher, began: float) -> Result:
@@ -50,7 +49,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         test, comparisons = _judge(winner, controls, len(records), folder.test_openings, settings.metric)
     result = Result(
         study=folder.name,
-        trials=dict(Counter(record.state for record in records)),
+        trials={state: sum(record.state == state for record in records) for state in STATES},
         best=Best(
             trial=best.number,
             strategy=best.params["strategy"],

@@ -42,7 +42,7 @@ class Result(Record):
 
     study: str
     trials: dict[str, int]
-    """How many ended in each state."""
+    """How many there are in each state."""
     best: Best
     test: Test
     comparisons: dict[str, Comparison]

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from autotl.plan import TransferPlan
 
 State = Literal["running", "complete", "pruned", "failed", "interrupted"]
+STATES = get_args(State)
 ENDED = ("complete", "pruned", "failed")
 """The states that count towards a study's total."""
 

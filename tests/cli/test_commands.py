@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from click.testing import CliRunner
@@ -39,7 +40,7 @@ def test_the_road_from_a_sample_to_predictions(autotl, tmp_path):
 
     found = json.loads(autotl("search", "digits", "--trials", 4, "--backbones", BACKBONES, "--json"))
     assert found["study"] == "digits"
-    assert found["trials"] == {"complete": 4}
+    assert +Counter(found["trials"]) == {"complete": 4}
     assert found["test"]["metric"] == "accuracy"
     assert 0.3 < found["test"]["low"] < found["test"]["value"] < found["test"]["high"] <= 1
     assert found["seconds"] > 0
@@ -92,7 +93,7 @@ def test_a_study_file_gives_options_and_the_command_line_wins(autotl, stripes, t
         'cache-dir = "here"\n'
     )
     found = json.loads(autotl("search", "--config", file, "--metric", "balanced-accuracy", "--json"))
-    assert found["trials"] == {"complete": 2}
+    assert +Counter(found["trials"]) == {"complete": 2}
     assert found["test"]["metric"] == "balanced-accuracy"
     assert found["best"]["plan"]["seed"] == 3
     assert (tmp_path / "here" / "pixels").is_dir()

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
     made = search(host, stripes, watcher)
     result = made.run()
 
-    assert result.trials == {"complete": 6}
+    assert +Counter(result.trials) == {"complete": 6}
     assert watcher.ended == [(number, "complete", 6) for number in range(6)]
     assert {row.backbone for row in watcher.probe} == {"tiny:net", "reference:edges"}
     board = leaderboard(made.folder.log.records())
@@ -87,7 +88,7 @@ def test_the_same_command_again_adds_nothing_and_a_larger_total_adds_the_rest(ho
     watcher = Recorder()
     more = search(host, stripes, watcher, trials=7).run()
     assert [number for number, _, _ in watcher.ended] == [4, 5, 6]
-    assert more.trials == {"complete": 7}
+    assert +Counter(more.trials) == {"complete": 7}
     # The test is opened again only for another winner, and the report says so.
     assert more.test_opened == (1 if more.final == first.final else 2)
 
@@ -142,7 +143,7 @@ def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes
         patch.setattr(study, "finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             search(host, stripes, trials=4).run()
-    assert search(host, stripes, trials=4).run().trials == {"complete": 4}
+    assert +Counter(search(host, stripes, trials=4).run().trials) == {"complete": 4}
     refitted, as_in_trial = (search(host, stripes, trials=4, refit=refit).run().final for refit in (True, False))
     assert refitted.train_on == ("train", "stop", "rank")
     assert as_in_trial.train_on == ("train",)
@@ -151,8 +152,8 @@ def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes
 def test_a_study_goes_on_with_what_it_was_begun_with(host, stripes):
     search(host, stripes, trials=2).run()
     more = search(host, stripes, trials=4, backbones=("reference:edges", "tiny:net")).run()  # in another order
-    assert more.trials == {"complete": 4}
-    assert search(host, stripes, trials=5, backbones=()).run().trials == {"complete": 5}
+    assert +Counter(more.trials) == {"complete": 4}
+    assert +Counter(search(host, stripes, trials=5, backbones=()).run().trials) == {"complete": 5}
     with pytest.raises(StudyError, match="begun with backbones tiny:net, reference:edges, not tiny:net"):
         search(host, stripes, trials=6, backbones=("tiny:net",))
     with pytest.raises(StudyError, match="storage: None → sqlite"):
@@ -216,7 +217,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_trial_is_made_up_for(host, stripes):
         search(host, stripes, trials=5).run()
     made = search(host, stripes, trials=5)
     assert [record.state for record in made.folder.log.records()] == ["complete", "complete", "interrupted"]
-    assert made.run().trials == {"complete": 5, "interrupted": 1}
+    assert +Counter(made.run().trials) == {"complete": 5, "interrupted": 1}
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -229,7 +230,7 @@ def test_a_killed_search_goes_on(host, stripes):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     made = search(host, stripes, trials=5)
     assert [record.state for record in made.folder.log.records()] == ["complete", "complete", "running"]
-    assert made.run().trials == {"complete": 5, "interrupted": 1}
+    assert +Counter(made.run().trials) == {"complete": 5, "interrupted": 1}
 
 
 def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
@@ -249,7 +250,7 @@ def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
     host.add(Plugin(), "moody-plugin")
     made = search(host, stripes, strategies=("moody",), trials=5)
     result = made.run()
-    assert result.trials == {"complete": 3, "failed": 2}
+    assert +Counter(result.trials) == {"complete": 3, "failed": 2}
     failed = [record for record in made.folder.log.records() if record.state == "failed"]
     assert {record.reason for record in failed} == {"ZeroDivisionError: not on odd days"}
 
