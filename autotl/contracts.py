@@ -64,20 +64,28 @@ class Family(Protocol):
         """
 
 
-class StageInfo(Record):
-    """One stage of a backbone: what it costs and the shape of what it gives, without the batch."""
+class Boundary(Record):
+    """The value at the end of a stage."""
 
     name: str
-    parameters: int
-    flops: int
-    """Multiply-accumulates times two, for one image."""
+    """The module that ends the stage, as in `layer3.1`; unique, and the stage's identity."""
     shape: tuple[int, ...]
+    """Without the batch, at the size it was traced with: [C, H, W], [H, W, C] or [T, C]."""
     layout: Layout
     prefix_tokens: int
+    """Class, distillation and register tokens in front of the image's own."""
 
     @property
     def channels(self) -> int:
         return self.shape[0] if self.layout == "NCHW" else self.shape[-1]
+
+
+class StageInfo(Boundary):
+    """One stage of a backbone: what it gives, and what it costs."""
+
+    parameters: int
+    flops: int
+    """Multiply-accumulates times two, for one image."""
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:

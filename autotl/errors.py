@@ -41,3 +41,8 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
     if not guess and len(known) <= 12:
         guess = f" Known: {', '.join(known) or 'none'}."
     return f"Unknown {what} '{name}'.{guess} {hint}".rstrip()
+
+
+def one_line(text: object, most: int | None = None) -> str:
+    """A text, or an error's message, without line breaks and of `most` characters at most."""
+    return " ".join(str(text).split())[:most]

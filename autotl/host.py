@@ -10,7 +10,7 @@ from typing import Any
 import pluggy
 
 from autotl import hookspecs
-from autotl.errors import PluginError
+from autotl.errors import PluginError, one_line
 from autotl.registry import Entry, Owner, Registry
 
 GROUP = "autotl"
@@ -116,7 +116,7 @@ class Host:
             yield registry, self._manager.subset_hook_caller(hook, others)
 
     def _report(self, owner: Owner, entry_point: str, error: BaseException) -> None:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}")
         self.problems.append(Problem(owner, entry_point, reason))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from autotl.backbones import weights as weights_files
 from autotl.backbones.weights import WeightsFile
 from autotl.contracts import BackboneInfo, Family, ModelCard, StageInfo, WeightsSource
-from autotl.errors import PlanError, PluginError, WeightsError, unknown
+from autotl.errors import PlanError, PluginError, WeightsError, one_line, unknown
 from autotl.files import write
 from autotl.host import Host
 from autotl.plan import digest
@@ -199,7 +199,7 @@ class Catalogue:
             except Exception as error:
                 raise PluginError(
                     f"Backbone '{name}' of {self.owner(name).distribution} {self.owner(name).version} "
-                    f"cannot be built: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    f"cannot be built: {type(error).__name__}: {one_line(error, 300)}"
                 ) from error
         return split(model.float().eval(), self.card(name).input.size)
 
@@ -215,16 +215,7 @@ def _measure(name: str, card: ModelCard, stages: "Stages") -> BackboneInfo:
         for boundary, _ in stages.eval().walk(image):
             total = counter.get_total_flops()
             parameters = sum(parameter.numel() for parameter in stages.stage_parameters(boundary.name).values())
-            infos.append(
-                StageInfo(
-                    name=boundary.name,
-                    parameters=parameters,
-                    flops=total - seen,
-                    shape=boundary.shape,
-                    layout=boundary.layout,
-                    prefix_tokens=boundary.prefix_tokens,
-                )
-            )
+            infos.append(StageInfo(**boundary.model_dump(), parameters=parameters, flops=total - seen))
             seen = total
     return BackboneInfo(name=name, input=card.input, stages=tuple(infos), fingerprint=stages.fingerprint)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from autotl.backbones.stages import Boundary, Piece, Stages, Tail
-from autotl.contracts import Layout
+from autotl.backbones.stages import Piece, Stages, Tail
+from autotl.contracts import Boundary, Layout
 from autotl.errors import PluginError
 
 
@@ -244,7 +244,12 @@ class _Trace:
         shapes = [self.shapes[node] for node in self.cuts.values()]
         declared = getattr(self.network, "num_prefix_tokens", None)
         return tuple(
-            Boundary(name, shape[1:], layout, _prefix_tokens(shape[1], declared) if layout == "tokens" else 0)
+            Boundary(
+                name=name,
+                shape=shape[1:],
+                layout=layout,
+                prefix_tokens=_prefix_tokens(shape[1], declared) if layout == "tokens" else 0,
+            )
             for name, shape, layout in zip(self.cuts, shapes, _settle(shapes), strict=True)
         )
 

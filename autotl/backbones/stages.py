@@ -10,25 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autotl.contracts import Layout
+from autotl.contracts import Boundary
 from autotl.errors import PlanError, unknown
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """The value at the end of a stage."""
-
-    name: str
-    """The module that ends the stage, as in `layer3.1`; unique, and the stage's identity."""
-    shape: tuple[int, ...]
-    """Without the batch, at the size it was traced with: [C, H, W], [H, W, C] or [T, C]."""
-    layout: Layout
-    prefix_tokens: int
-    """Class, distillation and register tokens in front of the image's own."""
-
-    @property
-    def channels(self) -> int:
-        return self.shape[0] if self.layout == "NCHW" else self.shape[-1]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
 
 from autotl.contracts import WeightsSource
-from autotl.errors import WeightsError
+from autotl.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,9 +76,7 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(str(source.url), str(path), hash_prefix=source.sha256, progress=False)
     except Exception as error:
-        raise WeightsError(
-            f"The weights of '{name}' could not be downloaded: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise WeightsError(f"The weights of '{name}' could not be downloaded: {one_line(error, 300)}") from error
     return _checked(name, source, WeightsFile(path, file_hash(path), "downloaded"))
 
 
@@ -162,7 +160,7 @@ def read_state(file: Path) -> "dict[str, Tensor]":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise WeightsError(f"{file} cannot be read as safetensors or as a plain state dict: {reason}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from autotl.errors import DataError
+from autotl.errors import DataError, one_line
 from autotl.plan import Input, Interpolation
 
 DECODER = 1
@@ -153,4 +153,4 @@ def _one_kind_of_error() -> Iterator[None]:
     except UnidentifiedImageError:
         raise UnreadableImage("not an image that Pillow can read") from None
     except Exception as error:
-        raise UnreadableImage(" ".join(f"{type(error).__name__}: {error}".split())) from error
+        raise UnreadableImage(one_line(f"{type(error).__name__}: {error}")) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotl.data.split import Split
-from autotl.errors import DataError
+from autotl.errors import DataError, one_line
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -234,7 +234,7 @@ def _table(path: Path) -> dict[str, list[str]]:
             # Of whole numbers with gaps numpy would make 7.0.
             frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
     except Exception as error:  # pandas and pyarrow have no error in common.
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(
             f"The manifest {str(path)!r} cannot be read: {reason}. It must be CSV in UTF-8, or Parquet."
         ) from None

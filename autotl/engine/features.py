@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.backbones.stages import Boundary, Stages
-from autotl.contracts import BackboneInfo, StageInfo
+from autotl.backbones.stages import Stages
+from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
-from autotl.errors import PluginError
+from autotl.errors import PluginError, one_line
 from autotl.plan import Input, Pooling, digest
 
 FORMAT = 1
@@ -114,7 +114,7 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise PluginError(f"Backbone '{info.name}' fails on images: {' '.join(str(error).split())[:300]}") from error
+        raise PluginError(f"Backbone '{info.name}' fails on images: {one_line(error, 300)}") from error
     features = torch.cat(values, dim=1)
     if not features.isfinite().all():
         raise PluginError(f"Backbone '{info.name}' gives values that are not finite. Search without it: --backbones.")
@@ -140,7 +140,7 @@ def normalise(images: Tensor, preparation: Input) -> Tensor:
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def pool(value: Tensor, boundary: Boundary | StageInfo, pooling: Pooling) -> Tensor:
+def pool(value: Tensor, boundary: Boundary, pooling: Pooling) -> Tensor:
     """A boundary's value, with batch → [N, channels]. Tokens in front of the image's count for `token` alone."""
     if boundary.layout == "tokens":
         if pooling == "token":

@@ -21,7 +21,7 @@ from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.features import FeatureStore
 from autotl.engine.fit import Bench, fit
-from autotl.errors import PluginError, StudyError
+from autotl.errors import PluginError, StudyError, one_line
 from autotl.files import write
 from autotl.host import Host
 from autotl.plan import DataRef, TransferPlan
@@ -157,7 +157,7 @@ class Search:
                 load_if_exists=True,
             )
         except Exception as error:  # whatever the database's driver raises
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise StudyError(f"Optuna cannot use the storage {self.settings.storage or url}: {reason}") from error
 
     def _close_interrupted(self, study: optuna.Study) -> None:
@@ -231,11 +231,14 @@ class Search:
         log = self.folder.log
         known = {record.plan.hash: record.metrics for record in log.records() if record.plan and record.metrics}
 
+        facts = _facts(bench.dataset)
+        reference = DataRef(fingerprint=bench.dataset.fingerprint, split_seed=self.settings.seed)
+
         def objective(trial: optuna.Trial) -> float:
             began = time.perf_counter()
             log.begin(trial.number)
             try:
-                plan = self._suggest(trial, bench)
+                plan = self._suggest(trial, facts, reference)
                 log.planned(trial.number, trial.params, plan)
                 self.watcher.trial_planned(trial.number, plan.backbone, plan.cut, trial.params["strategy"])
                 # The same plan gives the same numbers, so it is not trained twice.
@@ -249,7 +252,7 @@ class Search:
                 raise
             except Exception as error:
                 kind = "" if isinstance(error, PluginError) else f"{type(error).__name__}: "
-                reason = " ".join(f"{kind}{error}".split())
+                reason = one_line(f"{kind}{error}")
                 log.end(trial.number, "failed", seconds=time.perf_counter() - began, reason=reason)
                 self.watcher.trial_ended(log.read(trial.number), self.settings.trials)
                 raise _TrialFailed(reason) from error
@@ -259,15 +262,15 @@ class Search:
 
         return objective
 
-    def _suggest(self, trial: optuna.Trial, bench: Bench) -> TransferPlan:
+    def _suggest(self, trial: optuna.Trial, facts: DataFacts, reference: DataRef) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
         context = SearchContext(
             trial,
             catalogue=self.catalogue,
             backbones=self.pool.backbones,
             augmentations=self.augmentations,
-            data=_facts(bench.dataset),
-            data_ref=DataRef(fingerprint=bench.dataset.fingerprint, split_seed=self.settings.seed),
+            data=facts,
+            data_ref=reference,
             seed=self.settings.seed,
         )
         plan = entry.item.suggest(trial, context)
