@@ -12,7 +12,7 @@ from autotl.plan import TransferPlan
 from autotl.search import result as results
 from autotl.search.watch import ProbeRow
 from autotl.tracking.folder import StudyFolder
-from autotl.tracking.log import TrialRecord
+from autotl.tracking.log import ENDED, TrialRecord
 
 if TYPE_CHECKING:
     from autotl.data.dataset import Dataset
@@ -112,7 +112,7 @@ def studies(folders: Iterable[StudyFolder]) -> Table:
     for folder in folders:
         definition, result = folder.definition, results.load(folder)
         assert definition is not None
-        done = sum(record.state != "running" for record in folder.log.records())
+        done = sum(record.state in ENDED for record in folder.log.records())
         table.add_row(
             folder.name,
             str(len(definition.classes)),
