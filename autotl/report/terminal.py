@@ -90,12 +90,12 @@ class Terminal:
         if TRIALS in self._tasks:
             self._live.update(self._tasks[TRIALS], detail=self._detail(f"{strategy} {backbone} → {cut}"))
 
-    def trial_ended(self, record: TrialRecord, total: int) -> None:
+    def trial_ended(self, record: TrialRecord, done: int, total: int) -> None:
         if record.value is not None and (self._best is None or record.value > (self._best.value or 0)):
             self._best = record
-        self._update(TRIALS, record.number + 1, total, self._detail(""))
+        self._update(TRIALS, done, total, self._detail(""))
         if not self.brief and not self.console.is_terminal:
-            self.note(_line(record, total, self._best))
+            self.note(_line(record, done, total, self._best))
         elif record.state == "failed":
             self.note(f"Trial {record.number} failed: {record.reason}")
 
@@ -150,8 +150,8 @@ def show_study(folder: StudyFolder) -> None:
     show_result(folder)
 
 
-def _line(record: TrialRecord, total: int, best: TrialRecord | None) -> str:
-    head = f"[{record.number + 1}/{total}] trial {record.number}"
+def _line(record: TrialRecord, done: int, total: int, best: TrialRecord | None) -> str:
+    head = f"[{done}/{total}] trial {record.number}"
     if record.plan is None or record.value is None:
         return f"{head}  {record.state}: {record.reason}"
     best_value = f"{best.value:.1%}" if best and best.value is not None else ""

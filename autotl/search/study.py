@@ -54,6 +54,8 @@ class Search:
         self.settings = settings
         self.host = host
         self.watcher = watcher
+        self.done = 0
+        """How many trials of the study have ended."""
         self.device = devices.resolve(settings.device)
         self.cache_dir = cache_dir(settings.cache_dir)
         self.catalogue = Catalogue(host, self.cache_dir, settings.weights)
@@ -83,8 +85,8 @@ class Search:
             bench = self._open()
             study = self._define(bench.dataset)
             self._close_interrupted(study)
-            ended = sum(record.state in ENDED for record in self.folder.log.records())
-            missing = max(0, self.settings.trials - ended)
+            self.done = sum(record.state in ENDED for record in self.folder.log.records())
+            missing = max(0, self.settings.trials - self.done)
             rows = self._prepare(bench, missing)
             self._optimize(study, bench, rows, missing)
             return finish(self.folder, self.settings, bench, self.watcher, began)
@@ -254,13 +256,17 @@ class Search:
                 kind = "" if isinstance(error, PluginError) else f"{type(error).__name__}: "
                 reason = one_line(f"{kind}{error}")
                 log.end(trial.number, "failed", seconds=time.perf_counter() - began, reason=reason)
-                self.watcher.trial_ended(log.read(trial.number), self.settings.trials)
+                self._ended(trial.number)
                 raise _TrialFailed(reason) from error
             log.end(trial.number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
-            self.watcher.trial_ended(log.read(trial.number), self.settings.trials)
+            self._ended(trial.number)
             return value
 
         return objective
+
+    def _ended(self, number: int) -> None:
+        self.done += 1
+        self.watcher.trial_ended(self.folder.log.read(number), self.done, self.settings.trials)
 
     def _suggest(self, trial: optuna.Trial, facts: DataFacts, reference: DataRef) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]

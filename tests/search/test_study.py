@@ -21,12 +21,13 @@ from autotl.search.watch import Silent
 
 class Recorder(Silent):
     def __init__(self):
-        self.notes, self.ended, self.probe, self.tasks = [], [], [], []
+        self.notes, self.ended, self.done, self.probe, self.tasks = [], [], [], [], []
 
     def note(self, text):
         self.notes.append(text)
 
-    def trial_ended(self, record, total):
+    def trial_ended(self, record, done, total):
+        self.done.append(done)
         self.ended.append((record.number, record.state, total))
 
     def probed(self, rows):
@@ -230,7 +231,9 @@ def test_a_killed_search_goes_on(host, stripes):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     made = search(host, stripes, trials=5)
     assert [record.state for record in made.folder.log.records()] == ["complete", "complete", "running"]
+    made.watcher = Recorder()
     assert +Counter(made.run().trials) == {"complete": 5, "interrupted": 1}
+    assert made.watcher.done == [3, 4, 5]  # of five, whatever the numbers of the trials
 
 
 def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
