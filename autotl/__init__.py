@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autotl.contracts import BatchTransform as BatchTransform
     from autotl.contracts import Context as Context
     from autotl.contracts import DataFacts as DataFacts
+    from autotl.contracts import Draw as Draw
     from autotl.contracts import Family as Family
     from autotl.contracts import ModelCard as ModelCard
     from autotl.contracts import StageInfo as StageInfo
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     from autotl.plan import Head as Head
     from autotl.plan import Input as Input
     from autotl.plan import Phase as Phase
+    from autotl.plan import Stop as Stop
     from autotl.plan import TransferPlan as TransferPlan
 
 _HOME = {
     "hookimpl": "autotl.hookspecs",
     "load_weights": "autotl.backbones.weights",
-    **dict.fromkeys(("Component", "Head", "Input", "Phase", "TransferPlan"), "autotl.plan"),
+    **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "TransferPlan"), "autotl.plan"),
     **dict.fromkeys(
         (
             "Augmentation",
@@ -36,6 +38,7 @@ _HOME = {
             "BatchTransform",
             "Context",
             "DataFacts",
+            "Draw",
             "Family",
             "ModelCard",
             "StageInfo",

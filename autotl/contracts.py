@@ -43,6 +43,8 @@ class ModelCard:
     weights: WeightsSource | None
     source: str
     licence: str
+    sizes: tuple[int, ...] = ()
+    """Input sizes, in px, besides that of `input`, at which the network works too."""
     libraries: tuple[str, ...] = ()
     note: str = ""
 
@@ -131,6 +133,8 @@ class DataFacts:
     """Train images of the class that has fewest."""
     has_stop: bool
     """Whether there were enough images to carve a split for choosing the epoch."""
+    image_size: int
+    """The median over the train images of the shorter side, in px."""
 
 
 class Context(Protocol):
@@ -150,11 +154,14 @@ class Context(Protocol):
     def cut(self) -> str:
         """The last stage that is kept."""
 
-    def frozen(self) -> str | None:
+    def frozen(self, cut: str) -> str | None:
         """The last stage that is not trained: None (all are trained) up to the cut."""
 
-    def pooling(self) -> Pooling:
+    def pooling(self, cut: str) -> Pooling:
         """How the cut's features become one vector."""
+
+    def input(self) -> Input:
+        """How images are prepared: at the backbone's own size, or a larger one where it and the images allow it."""
 
     def augmentation(self) -> Component:
         """The augmentation of this trial with its parameters."""
@@ -165,13 +172,23 @@ class Context(Protocol):
         cut: str,
         head: Head,
         phases: Sequence[Phase],
+        input: Input | None = None,
         augmentation: Component | None = None,
+        pretrained: bool = True,
     ) -> TransferPlan:
-        """A complete plan: what is given here and all that the host knows. None: no augmentation."""
+        """A complete plan: what is given here and all that the host knows.
+
+        Without `input` images are prepared as the backbone's training data was, without `augmentation`
+        they stay as they are. Unless `pretrained` the network begins with random weights.
+        """
 
 
 class Strategy(Protocol):
-    """Suggests a plan."""
+    """Suggests a plan.
+
+    It may have an attribute `first_guess`, parameters by name: they are tried once, on the backbone and
+    cut that look best unless they name others, before the sampler draws.
+    """
 
     def suggest(self, trial: "optuna.Trial", context: Context) -> TransferPlan:
         """Called once a trial. Must not train, must not look at pixels, must not change the trial's value."""
@@ -183,12 +200,22 @@ class Augmentation(Protocol):
     def suggest(self, trial: "optuna.Trial", context: Context) -> dict[str, Any]:
         """Parameters as plain JSON values; called once a trial by `context.augmentation()`."""
 
-    def build(self, params: dict[str, Any], context: DataFacts) -> "BatchTransform":
+    def build(self, params: dict[str, Any]) -> "BatchTransform":
         """The transform; called once a training."""
+
+
+class Draw(Protocol):
+    """Random numbers of which every image of a batch has its own."""
+
+    def __call__(self, count: int) -> "torch.Tensor":
+        """[N, count] float32, uniform in [0, 1), on the images' device; every call draws anew.
+
+        A row depends on the plan's seed, the epoch and the image, not on the batch it is in.
+        """
 
 
 class BatchTransform(Protocol):
     """Changes a batch of training images, each by a draw of its own."""
 
-    def __call__(self, images: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
-        """images: [N, 3, S, S] uint8 → the same shape and type. Draws only from `generator`."""
+    def __call__(self, images: "torch.Tensor", draw: Draw) -> "torch.Tensor":
+        """images: [N, 3, S, S] uint8 → the same shape and type. Nothing but `draw` may be left to chance."""

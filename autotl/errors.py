@@ -21,6 +21,10 @@ class PlanError(AutotlError):
     """A plan cannot be read, or cannot be carried out with what is installed."""
 
 
+class TrainingError(AutotlError):
+    """A training cannot go on: its loss is no number any more, or one image is too much for the device."""
+
+
 class PluginError(AutotlError):
     """A plugin broke its contract, or two plugins want one name."""
 

@@ -19,8 +19,9 @@ BUILTIN = (
     "autotl.builtin.torchvision_family",
     "autotl.builtin.timm_family",
     "autotl.builtin.reference",
-    "autotl.builtin.no_augmentation",
+    "autotl.builtin.augmentations",
     "autotl.builtin.linear_probe",
+    "autotl.builtin.fine_tuning",
 )
 
 

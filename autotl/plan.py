@@ -7,6 +7,7 @@ about tensors and nothing about search.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,6 +16,8 @@ from autotl.errors import PlanError
 
 Pooling = Literal["avg", "max", "token"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Precision = Literal["float32", "bfloat16"]
+MemoryFormat = Literal["contiguous", "channels_last"]
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +79,17 @@ class Input(Record):
             raise ValueError(f"resize ({self.resize} px) must be at least size ({self.size} px)")
         return self
 
+    def at(self, size: int) -> Self:
+        """The same preparation for another size: the share of the image that is cropped away stays."""
+        return self.model_copy(update={"size": size, "resize": round(self.resize * size / self.size)})
+
+    def larger(self) -> tuple[int, ...]:
+        """Sizes at which a network that takes any size gains: about 1.3 and 1.7 times its own, in multiples of 32.
+
+        Objects look larger in a training crop than in a test image (Touvron et al. 2019, arXiv 1906.06423).
+        """
+        return tuple(32 * round(self.size * factor / 32) for factor in (1.25, 1.7))
+
 
 class Head(Record):
     """Pooling plus linear classifier on the cut's features."""
@@ -99,8 +113,23 @@ class DataRef(Record):
     split_seed: int
 
 
+class Stop(Record):
+    """When a phase ends before the last of its epochs; the schedule of its rates is that of all of them."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """It ends after so many epochs without a lower loss on the `stop` split, and the best epoch is restored."""
+    after: int | None = Field(default=None, ge=0)
+    """It ends after this epoch, whatever the loss: how a training that was stopped early is repeated on more images."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if (self.patience is None) == (self.after is None):
+            raise ValueError("say either patience or after")
+        return self
+
+
 class Phase(Record):
-    """A part of a plan's training.
+    """A part of a plan's training. It goes on with the network and the head that the phase before it left.
 
     `frozen` is the last stage that is not trained: None trains all, the cut trains the head alone.
     `stage_rates` holds the learning rate of every trained stage by name.
@@ -108,12 +137,24 @@ class Phase(Record):
 
     method: str
     frozen: str | None
-    stage_rates: dict[str, float] = {}
-    head_rate: float | None = None
+    stage_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
+    head_rate: float | None = Field(default=None, ge=0)
     epochs: int = Field(default=0, ge=0)
-    stop: Params = {}
+    stop: Stop | None = None
     batch_norm: Literal["eval", "train"] = "eval"
+    """Whether batch-norm in trained stages keeps its statistics or goes by each batch; frozen stages keep theirs."""
     options: Params = {}
+    """What the method needs to know besides, by its own names."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone with its weights, at one way to prepare images: what gives one image one set of features."""
+
+    backbone: str
+    weights: str
+    """`sha256:<hex>` of the weights file, `random:<seed>`, or `none` for a backbone without weights."""
+    input: Input
 
 
 class TransferPlan(Record):
@@ -122,20 +163,27 @@ class TransferPlan(Record):
     schema_: Literal[1] = Field(default=1, alias="schema")
     backbone: str
     weights: str
-    """`sha256:<hex>` of the weights file, `random:<seed>`, or `none` for a backbone without weights."""
+    """As in `Network`."""
     input: Input
-    compute_dtype: Literal["float32"] = "float32"
-    boundary_dtype: Literal["float32"] = "float32"
+    compute_dtype: Precision = "float32"
+    """What a training multiplies in; its weights, and everything that is measured, are float32."""
+    boundary_dtype: Precision = "float32"
+    """What the value at the end of the frozen stages is rounded to while the rest is trained."""
+    memory_format: MemoryFormat = "channels_last"
     cut: str
     head: Head
     augmentation: Component
     data: DataRef
     train_on: tuple[Literal["train", "stop", "rank"], ...] = Field(default=("train",), min_length=1)
     """The splits that are trained on; what is left of `stop` and `rank` chooses and measures."""
-    seed: int
+    seed: int = Field(ge=0)
     requires: dict[str, str]
     """Versions of the libraries that the numbers depend on, and `stages`: a hash of the stage list."""
     phases: tuple[Phase, ...] = Field(min_length=1)
+
+    @property
+    def network(self) -> Network:
+        return Network(self.backbone, self.weights, self.input)
 
     @property
     def hash(self) -> str:

@@ -1,4 +1,5 @@
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ def test_the_plugin_of_the_tutorial_works_as_it_stands(host, stripes):
     host.add(plugin, "late-probe")
     assert not host.problems
     settings = Settings(data=stripes, trials=3, backbones=("tiny:net",), strategies=("late-probe",), device="cpu")
-    result = Search(settings, host, Silent()).run()
+    result = Search(settings, host, Silent(), time.monotonic()).run()
     assert +Counter(result.trials) == {"complete": 3}
     assert result.best.strategy == "late-probe"
     assert result.best.plan.cut == "2.1"

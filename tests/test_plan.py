@@ -3,7 +3,7 @@ import json
 import pytest
 
 from autotl.errors import PlanError
-from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan, digest
+from autotl.plan import Component, DataRef, Head, Input, Phase, Stop, TransferPlan, digest
 
 PLAN = TransferPlan(
     backbone="tiny:net",
@@ -17,7 +17,9 @@ PLAN = TransferPlan(
     requires={"torch": "2.15.0", "stages": "ff"},
     phases=(
         Phase(method="closed-form", frozen="1", options={"penalties": [0.1, 1e-05]}),
-        Phase(method="sgd", frozen=None, stage_rates={"0": 1e-4, "1": 0.3}, head_rate=0.1, epochs=4),
+        Phase(
+            method="sgd", frozen=None, stage_rates={"0": 1e-4, "1": 0.3}, head_rate=0.1, epochs=4, stop=Stop(patience=2)
+        ),
     ),
 )
 
@@ -77,3 +79,17 @@ def test_options_must_be_plain_json():
 def test_more_of_an_image_cannot_be_kept_than_is_left():
     with pytest.raises(ValueError, match="resize \\(20 px\\) must be at least size \\(32 px\\)"):
         Input(size=32, resize=20, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.mark.parametrize("wrong", [{}, {"patience": 2, "after": 3}, {"patience": 0}, {"after": -1}])
+def test_a_stop_says_when_in_one_way(wrong):
+    with pytest.raises(ValueError, match="patience|after"):
+        Stop(**wrong)
+
+
+def test_another_size_keeps_the_share_that_is_cropped_away():
+    own = Input(size=224, resize=256, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert own.larger() == (288, 384)
+    larger = own.at(288)
+    assert (larger.size, larger.resize) == (288, 329)
+    assert larger.model_copy(update={"size": 224, "resize": 256}) == own

@@ -17,7 +17,7 @@ from autotl.contracts import BackboneInfo, Family, ModelCard, StageInfo, Weights
 from autotl.errors import PlanError, PluginError, WeightsError, one_line, unknown
 from autotl.files import write
 from autotl.host import Host
-from autotl.plan import digest
+from autotl.plan import Input, Network, digest
 from autotl.registry import Entry, Owner
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Catalogue:
         self.cache_dir = cache_dir
         self.named = dict(named or {})
         self._files: dict[str, WeightsFile] = {}
-        self._infos: dict[str, BackboneInfo] = {}
+        self._infos: dict[tuple[str, Input], BackboneInfo] = {}
         for name in self.named:
             if self.card(name).weights is None or name.endswith(RANDOM):
                 raise WeightsError(f"--weights {name}=…: '{name}' takes no weights file.")
@@ -112,6 +112,21 @@ class Catalogue:
         self.obtain(name)
         return f"sha256:{self._files[name].sha256}"
 
+    def network(self, name: str, seed: int, input: Input | None = None) -> Network:
+        """A backbone with its weights, by default at its own input."""
+        return Network(name, self.weights(name, seed), input or self.card(name).input)
+
+    def at_random(self, network: Network, seed: int) -> Network:
+        """The same network with random weights; itself where it has no others."""
+        if self._kind(network.backbone) != "sha256":
+            return network
+        return Network(network.backbone + RANDOM, f"random:{seed}", network.input)
+
+    def inputs(self, name: str) -> list[Input]:
+        """Every way to prepare images for a backbone: its own, and those for its other sizes."""
+        card = self.card(name)
+        return [card.input, *(card.input.at(size) for size in card.sizes)]
+
     def download_bytes(self, name: str) -> int | None:
         """How much `obtain` would download, None when the server does not say."""
         return weights_files.download_bytes(self._source(name))
@@ -125,41 +140,43 @@ class Catalogue:
             self._files[name] = found
         return self._files.get(name)
 
-    def build(self, name: str, weights: str) -> "Stages":
+    def build(self, network: Network) -> "Stages":
         """The backbone's stages on the CPU, with the weights that a plan recorded.
 
         Raises: WeightsError when the weights at hand have another hash.
         """
-        kind, _, value = weights.partition(":")
+        name = network.backbone
+        kind, _, value = network.weights.partition(":")
         expected = self._kind(name)
         if kind != expected or (kind == "random" and not value.isdecimal()):
-            raise PlanError(f"'{name}' takes weights written as {expected}{_AFTER[expected]}, not '{weights}'.")
+            raise PlanError(f"'{name}' takes weights written as {expected}{_AFTER[expected]}, not '{network.weights}'.")
         if kind == "sha256":
             have = self.weights(name, seed=0)
-            if have != weights:
+            if have != network.weights:
                 raise WeightsError(
-                    f"The plan wants '{name}' with weights {weights[:19]}…, this machine has {have[:19]}…. "
+                    f"The plan wants '{name}' with weights {network.weights[:19]}…, this machine has {have[:19]}…. "
                     f"Say --weights {name}=FILE with the file it was made with."
                 )
-            return self._split(name, self._files[name].path, seed=0)
-        return self._split(name, None, seed=int(value or 0))
+            return self._split(name, network.input, self._files[name].path, seed=0)
+        return self._split(name, network.input, None, seed=int(value or 0))
 
-    def structure(self, name: str) -> "Stages":
+    def structure(self, name: str, input: Input) -> "Stages":
         """The backbone's stages on the CPU with weights of no meaning, to be filled from a bundle."""
-        return self._split(name, None, seed=0)
+        return self._split(name, input, None, seed=0)
 
-    def info(self, name: str) -> BackboneInfo:
-        """The backbone's stages with their costs and shapes; traced once, then read from disk."""
-        if name not in self._infos:
-            self._infos[name] = self._stored_info(name)
-        return self._infos[name]
+    def info(self, name: str, input: Input | None = None) -> BackboneInfo:
+        """The backbone's stages with their costs and shapes; traced once for each input, then read from disk."""
+        input = input or self.card(name).input
+        if (name, input) not in self._infos:
+            self._infos[name, input] = self._stored_info(name, input)
+        return self._infos[name, input]
 
-    def _stored_info(self, name: str) -> BackboneInfo:
-        key = digest({"name": name, "input": self.card(name).input.model_dump(), "versions": self._versions(name)})
+    def _stored_info(self, name: str, input: Input) -> BackboneInfo:
+        key = digest({"name": name, "input": input.model_dump(), "versions": self._versions(name)})
         file = self.cache_dir / "info" / f"{key}.json"
         if file.exists():
             return BackboneInfo.from_json(file.read_text(), name=str(file))
-        info = _measure(name, self.card(name), self.structure(name))
+        info = _measure(name, input, self.structure(name, input))
         write(file, info.to_json())
         return info
 
@@ -183,7 +200,7 @@ class Catalogue:
         assert source is not None, f"{name} has no weights to look for"
         return source
 
-    def _split(self, name: str, file: Path | None, seed: int) -> "Stages":
+    def _split(self, name: str, input: Input, file: Path | None, seed: int) -> "Stages":
         import torch
 
         from autotl.backbones.splitting import split
@@ -201,23 +218,23 @@ class Catalogue:
                     f"Backbone '{name}' of {self.owner(name).distribution} {self.owner(name).version} "
                     f"cannot be built: {type(error).__name__}: {one_line(error, 300)}"
                 ) from error
-        return split(model.float().eval(), self.card(name).input.size)
+        return split(model.float().eval(), input.size)
 
 
-def _measure(name: str, card: ModelCard, stages: "Stages") -> BackboneInfo:
+def _measure(name: str, input: Input, stages: "Stages") -> BackboneInfo:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     seen = 0
     infos = []
-    image = torch.zeros(1, 3, card.input.size, card.input.size)
+    image = torch.zeros(1, 3, input.size, input.size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         for boundary, _ in stages.eval().walk(image):
             total = counter.get_total_flops()
             parameters = sum(parameter.numel() for parameter in stages.stage_parameters(boundary.name).values())
             infos.append(StageInfo(**boundary.model_dump(), parameters=parameters, flops=total - seen))
             seen = total
-    return BackboneInfo(name=name, input=card.input, stages=tuple(infos), fingerprint=stages.fingerprint)
+    return BackboneInfo(name=name, input=input, stages=tuple(infos), fingerprint=stages.fingerprint)
 
 
 @cache

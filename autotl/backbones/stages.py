@@ -119,6 +119,10 @@ class Stages(nn.Module):
         owned = {key: self._find(key) for key in self._owned[self._count(name) - 1]}
         return {key: tensor for key, tensor in owned.items() if isinstance(tensor, nn.Parameter)}
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the stages that are not frozen, by their names in the state dict; no copies."""
+        return {key: self._find(key) for owned in self._owned[self._frozen :] for key in owned}
+
     def _run(self, index: int, value: Tensor) -> Tensor:
         piece = self._pieces[index]
         if index < self._frozen:

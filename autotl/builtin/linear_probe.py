@@ -21,6 +21,7 @@ class LinearProbe:
         cut = context.cut()
         return context.plan(
             cut=cut,
-            head=Head(pooling=context.pooling()),
+            head=Head(pooling=context.pooling(cut)),
             phases=[Phase(method="closed-form", frozen=cut, options={"penalties": PENALTIES})],
+            input=context.input(),
         )

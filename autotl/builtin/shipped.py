@@ -13,6 +13,8 @@ from pathlib import Path
 from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
+SIZES = (96, 128)
+"""Larger photos than those they were trained on: their features still tell more there."""
 
 
 @hookimpl
@@ -32,6 +34,7 @@ class Shipped:
             weights=WeightsSource(file=WEIGHTS / f"{name}.safetensors", sha256=facts["sha256"]),
             source=facts["source"],
             licence=facts["licence"],
+            sizes=SIZES,
             libraries=("timm",),
             note=f"{facts['top1']:.1%} top-1 on it ({low:.1%} to {high:.1%})",
         )

@@ -24,8 +24,9 @@ class Timm:
         facts = self._facts(name)
         size = facts.input_size[-1]
         resize = size if facts.crop_mode == "squash" else max(size, math.floor(size / facts.crop_pct))
+        own = Input(size=size, resize=resize, interpolation=facts.interpolation, mean=facts.mean, std=facts.std)
         return ModelCard(
-            input=Input(size=size, resize=resize, interpolation=facts.interpolation, mean=facts.mean, std=facts.std),
+            input=own,
             weights=WeightsSource(
                 repo=facts.hf_hub_id,
                 filename=facts.hf_hub_filename or "model.safetensors",
@@ -33,6 +34,7 @@ class Timm:
             ),
             source=facts.tag or "unknown",
             licence=facts.license or "unknown",
+            sizes=() if facts.fixed_input_size else own.larger(),
             libraries=("timm",),
         )
 

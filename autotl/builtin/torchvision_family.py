@@ -4,6 +4,9 @@ import re
 
 from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
+FIXED = ("vit_", "maxvit")
+"""Networks that take one input size alone: their positions are learned."""
+
 
 @hookimpl
 def register_backbones(register):
@@ -22,17 +25,19 @@ class Torchvision:
     def card(self, name):
         weights = self._weights(name)
         preparation = weights.transforms()
+        own = Input(
+            size=preparation.crop_size[0],
+            resize=preparation.resize_size[0],
+            interpolation=preparation.interpolation.value,
+            mean=tuple(preparation.mean),
+            std=tuple(preparation.std),
+        )
         return ModelCard(
-            input=Input(
-                size=preparation.crop_size[0],
-                resize=preparation.resize_size[0],
-                interpolation=preparation.interpolation.value,
-                mean=tuple(preparation.mean),
-                std=tuple(preparation.std),
-            ),
+            input=own,
             weights=WeightsSource(url=weights.url, sha256=_hash_in(weights.url)),
             source="ImageNet-1k",
             licence="BSD-3-Clause code; ImageNet's terms for the weights",
+            sizes=() if name.startswith(FIXED) else own.larger(),
             libraries=("torchvision",),
             note=f"{weights.meta['num_params'] / 1e6:.1f} M parameters, {weights.meta['_file_size']:.0f} MB",
         )

@@ -1,6 +1,11 @@
 """`autotl search`: from a folder of labelled images to a tested model."""
 
+import math
+import signal
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +13,8 @@ import click
 
 from autotl.cli import options
 from autotl.errors import StudyError, unknown
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
@@ -37,6 +44,20 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
     return file
 
 
+def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """`90s`, `30m`, `2h`, or seconds alone."""
+    if value is None:
+        return None
+    number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        raise click.BadParameter(f"'{value}' is no time, such as 90s, 30m or 2h") from None
+    if not 60 <= seconds < math.inf:
+        raise click.BadParameter(f"'{value}' is too little for a search and its test: at least 60s")
+    return seconds
+
+
 @click.command()
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -48,6 +69,18 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
     help="A study file: any of these options as TOML keys.",
 )
 @click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Trials of the study in all.")
+@click.option(
+    "--budget",
+    metavar="TIME",
+    callback=_seconds,
+    help="Time for everything, the test included: 90s, 30m, 2h. At least 60s. [default: as long as the trials take]",
+)
+@click.option(
+    "--prune/--no-prune",
+    default=True,
+    show_default=True,
+    help="Stop trials early that fall behind.",
+)
 @options.names("--backbones", help="Which backbones to consider. [default: those of --pool]")
 @click.option(
     "--pool",
@@ -68,6 +101,19 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of splits, sampler and training."
+)
+@click.option(
+    "--reruns",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="With how many fresh seeds the three best plans are run again; the highest mean wins.",
+)
+@click.option(
+    "--compare/--no-compare",
+    default=True,
+    show_default=True,
+    help="Train what the winner is measured against: a linear probe, random weights, pixels.",
 )
 @click.option(
     "--refit/--no-refit",
@@ -97,22 +143,38 @@ def command(yes: bool, as_json: bool, **values: Any) -> None:
     autotl search data/flowers --backbones 'timm:resnet*' --metric macro-f1
     autotl search --config studies/digits.toml --seed 1
     """
+    began = time.monotonic()
+
     from autotl.host import Host
     from autotl.report import terminal
     from autotl.search.settings import Settings
     from autotl.search.study import Search
 
     host = Host.from_environment()
-    with terminal.watcher(quiet=as_json) as watcher:
+    with _polite_kill_as_ctrl_c(), terminal.watcher(quiet=as_json) as watcher:
         for problem in host.problems:
             watcher.note(str(problem))
-        search = Search(Settings(**values), host, watcher)
+        search = Search(Settings(**values), host, watcher, began)
         _announce(search, watcher, yes)
         result = search.run()
     if as_json:
         click.echo(result.to_json())
     else:
         terminal.show_result(search.folder)
+
+
+@contextmanager
+def _polite_kill_as_ctrl_c() -> Iterator[None]:
+    """Within, SIGTERM ends the search as Ctrl-C does: what was done is kept."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _announce(search: Any, watcher: Any, yes: bool) -> None:

@@ -40,8 +40,9 @@ def command(
     from autotl.data.dataset import open_dataset
     from autotl.data.pixels import PixelStore
     from autotl.engine import device as devices
+    from autotl.engine.bench import Bench
     from autotl.engine.features import FeatureStore
-    from autotl.engine.fit import Bench, fit
+    from autotl.engine.fit import fit
     from autotl.export import bundle
     from autotl.host import Host
     from autotl.plan import TransferPlan

@@ -12,6 +12,7 @@ def resolve(name: str) -> str:
 
     # What a plan calls float32 is float32: TF32 keeps ten bits of the fraction.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True  # the same plan gives the same numbers
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):

@@ -13,7 +13,7 @@ from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
 from autotl.errors import PluginError, one_line
-from autotl.plan import Input, Pooling, digest
+from autotl.plan import Input, Network, Pooling, digest
 
 FORMAT = 1
 """Counted up when what a row holds changes: stored rows of other formats are then not read."""
@@ -39,8 +39,7 @@ class FeatureStore:
 
     def fill(
         self,
-        backbone: str,
-        weights: str,
+        network: Network,
         shas: Sequence[str],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -48,50 +47,50 @@ class FeatureStore:
 
         `progress(done, total)` is called after every batch.
         """
-        rows = self._rows(backbone, weights)
+        rows = self._rows(network)
         missing = rows.missing(dict.fromkeys(shas))
         if not missing:
             return
-        info = self.catalogue.info(backbone)
-        stages = on_device(self.catalogue.build(backbone, weights), self.device)
-        pixels = self.pixels.rows(info.input)
-        batch = batch_size(info.input, self.device)
+        info = self.catalogue.info(network.backbone, network.input)
+        stages = on_device(self.catalogue.build(network), self.device)
+        pixels = self.pixels.rows(network.input)
+        batch = batch_size(network.input, self.device)
         for start in range(0, len(missing), batch):
             keys = missing[start : start + batch]
             images = torch.from_numpy(pixels.read(keys))
             # The last batch is filled up, so that what a backbone gives for an image does not depend on
             # which other images happened to be missing.
             padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
-            values = every_feature(stages, info, normalise(padded.to(self.device), info.input))
+            values = every_feature(stages, info, normalise(padded.to(self.device), network.input))
             rows.append(keys, values[: len(keys)].cpu().numpy())
             self.computed += len(keys)
             if progress:
                 progress(start + len(keys), len(missing))
 
-    def missing(self, backbone: str, weights: str, shas: Sequence[str]) -> int:
+    def missing(self, network: Network, shas: Sequence[str]) -> int:
         """How many of the images `shas` have no features yet."""
-        return len(self._rows(backbone, weights).missing(dict.fromkeys(shas)))
+        return len(self._rows(network).missing(dict.fromkeys(shas)))
 
-    def read(self, backbone: str, weights: str, cut: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
+    def read(self, network: Network, cut: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
         """Pooled features at one cut, [N, D] float32 on the store's device; filled first where missing."""
-        self.fill(backbone, weights, shas)
-        columns = _columns(self.catalogue.info(backbone))[cut, pooling]
-        return torch.from_numpy(self._rows(backbone, weights).read(shas, columns)).to(self.device)
+        self.fill(network, shas)
+        columns = _columns(self.catalogue.info(network.backbone, network.input))[cut, pooling]
+        return torch.from_numpy(self._rows(network).read(shas, columns)).to(self.device)
 
-    def _rows(self, backbone: str, weights: str) -> RowStore:
-        info = self.catalogue.info(backbone)
+    def _rows(self, network: Network) -> RowStore:
+        info = self.catalogue.info(network.backbone, network.input)
         width = max(columns.stop for columns in _columns(info).values())
         key = digest(
             {
-                "backbone": backbone,
-                "weights": weights,
-                "requires": self.catalogue.requires(backbone),
-                "input": info.input.model_dump(),
-                "pixels": self.pixels.rows(info.input).folder.name,
+                "backbone": network.backbone,
+                "weights": network.weights,
+                "requires": self.catalogue.requires(network.backbone),
+                "input": network.input.model_dump(),
+                "pixels": self.pixels.rows(network.input).folder.name,
                 "format": FORMAT,
                 "dtype": "float32",
                 "device": self.device.partition(":")[0],
-                "batch": batch_size(info.input, self.device),
+                "batch": batch_size(network.input, self.device),
             }
         )
         if key not in self._stores:
@@ -133,11 +132,11 @@ def on_device(stages: Stages, device: str) -> Stages:
     return stages.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def normalise(images: Tensor, preparation: Input) -> Tensor:
-    """[N, 3, S, S] uint8 → float32, channels last in memory, as the backbone's training data was prepared."""
+def normalise(images: Tensor, preparation: Input, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
+    """[N, 3, S, S] uint8 → float32 in this memory format, as the backbone's training data was prepared."""
     mean = torch.tensor(preparation.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(preparation.std, device=images.device).view(1, 3, 1, 1)
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=memory_format)
 
 
 def pool(value: Tensor, boundary: Boundary, pooling: Pooling) -> Tensor:

@@ -1,6 +1,6 @@
 """The head: a linear classifier on pooled features, fitted along its whole regularisation path."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,13 +47,25 @@ class Scaling:
         weight = head.weight / self.std
         return LinearHead(weight, head.bias - weight @ self.mean)
 
+    def unfold(self, head: LinearHead) -> LinearHead:
+        """The head on scaled features that gives what `head` gives on raw ones."""
+        weight = head.weight * torch.where(self.std.isinf(), 0.0, self.std)
+        return LinearHead(weight, head.bias + head.weight @ self.mean)
 
-def logistic_path(features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
+
+def logistic_path(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    penalties: Sequence[float],
+    step: Callable[[], None] = lambda: None,
+) -> list[LinearHead]:
     """A multinomial logistic regression for each of `penalties`, in their order.
 
     features: [N, D] float32, raw: they are standardised here and the scaling is folded into the
     heads. labels: [N] int64. The objective is the mean log-loss plus penalty / 2 · ‖W‖², minimised by
-    L-BFGS from the strongest penalty to the weakest, each starting where the last one ended.
+    L-BFGS from the strongest penalty to the weakest, each starting where the last one ended. `step` is
+    called after each of its iterations.
     """
     scaling = Scaling.of(features)
     problem = _Regression(scaling.apply(features), F.one_hot(labels, classes).to(features.dtype))
@@ -61,7 +73,13 @@ def logistic_path(features: Tensor, labels: Tensor, classes: int, penalties: Seq
     start = np.zeros((features.shape[1] + 1) * classes)
     for penalty in sorted(set(penalties), reverse=True):
         start = scipy.optimize.minimize(
-            problem.loss_and_gradient, start, args=(penalty,), method="L-BFGS-B", jac=True, options=L_BFGS
+            problem.loss_and_gradient,
+            start,
+            args=(penalty,),
+            method="L-BFGS-B",
+            jac=True,
+            options=L_BFGS,
+            callback=lambda _: step(),
         ).x
         heads[penalty] = scaling.fold(problem.head(start))
     return [heads[penalty] for penalty in penalties]

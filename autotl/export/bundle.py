@@ -1,6 +1,7 @@
 """The bundle: what a search leaves. Weights, plan, preprocessing, classes, metrics and versions; no pickle."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,28 +75,43 @@ def check_target(folder: Path) -> None:
 
 
 def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str, Any]) -> None:
-    """Write a fitted plan as a bundle.
+    """Write a fitted plan as a bundle, which takes the place of the one that lies there.
 
     Raises: StudyError when the folder holds anything else.
     """
     check_target(folder)
-    plan, catalogue = fitted.plan, fitted.bench.features.catalogue
-    stages = catalogue.build(plan.backbone, plan.weights).cut(plan.cut)
+    plan, model = fitted.plan, fitted.model
+    assert model.head is not None
     # Copies, as safetensors refuses what two names share.
-    weights = {f"backbone.{name}": value.clone().contiguous() for name, value in stages.state_dict().items()}
-    weights["head.weight"], weights["head.bias"] = fitted.head.weight.cpu(), fitted.head.bias.cpu()
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "weights.safetensors", serialize(weights))
-    write(folder / "plan.json", plan.to_json())
-    write(folder / "preprocessing.json", _json(plan.input.model_dump(mode="json")))
-    write(folder / "classes.json", _json(list(classes)))
-    write(folder / "versions.json", _json(plan.requires))
-    describe(folder, metrics)
+    weights = {f"backbone.{name}": value.cpu().clone() for name, value in model.stages.state_dict().items()}
+    weights |= {"head.weight": model.head.weight.cpu(), "head.bias": model.head.bias.cpu()}
+    weights = {name: value.contiguous() for name, value in weights.items()}
+    # Beside it first: whoever reads the bundle meanwhile, or kills this process, never has half of two.
+    made, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    for left in (made, old):
+        shutil.rmtree(left, ignore_errors=True)
+    made.mkdir(parents=True)
+    write(made / "weights.safetensors", serialize(weights))
+    write(made / "plan.json", plan.to_json())
+    write(made / "preprocessing.json", _json(plan.input.model_dump(mode="json")))
+    write(made / "classes.json", _json(list(classes)))
+    write(made / "versions.json", _json(plan.requires))
+    describe(made, metrics)
+    if folder.exists():
+        folder.rename(old)
+    made.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def describe(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write what was measured into a bundle; last of all, so that a bundle which has it is whole."""
+    """Write what was measured into a bundle."""
     write(folder / "metrics.json", _json(metrics))
+
+
+def plan_of(folder: Path) -> TransferPlan | None:
+    """The plan of the bundle that lies there, None where there is none."""
+    file = folder / "plan.json"
+    return TransferPlan.from_json(file.read_text(), name=str(file)) if file.exists() else None
 
 
 def load(folder: Path, catalogue: Catalogue) -> Bundle:
@@ -103,8 +119,9 @@ def load(folder: Path, catalogue: Catalogue) -> Bundle:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise StudyError(f"{folder} is no bundle: {', '.join(missing)} missing.")
-    plan = TransferPlan.from_json((folder / "plan.json").read_text(), name=str(folder / "plan.json"))
-    stages = catalogue.structure(plan.backbone).cut(plan.cut).eval()
+    plan = plan_of(folder)
+    assert plan is not None
+    stages = catalogue.structure(plan.backbone, plan.input).cut(plan.cut).eval()
     weights = load_file(folder / "weights.safetensors")
     head = LinearHead(weights.pop("head.weight"), weights.pop("head.bias"))
     try:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -74,7 +75,7 @@ def probe(rows: Sequence[ProbeRow]) -> Table:
 def leaderboard(records: Sequence[TrialRecord], metric: str, most: int = 10) -> Table:
     """The best plans with what one image costs them; `*` marks those that nothing cheaper matches."""
     table = Table(box=None)
-    for name in ("trial", "strategy", "backbone", "cut", "pooling"):
+    for name in ("trial", "strategy", "backbone", "cut", "frozen", "pooling"):
         table.add_column(name)
     for name in (metric, "log-loss", "parameters", "FLOPs"):
         table.add_column(name, justify="right")
@@ -87,6 +88,7 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, most: int = 10) -> 
             record.params["strategy"],
             plan.backbone,
             plan.cut,
+            "all" if plan.phases[-1].frozen == plan.cut else plan.phases[-1].frozen or "none",
             plan.head.pooling,
             f"{record.value:.1%}",
             f"{record.metrics['rank.loss']:.3f}",
@@ -95,6 +97,32 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, most: int = 10) -> 
             "*" if record.number in cheapest else "",
         )
     return table
+
+
+def strategies(records: Sequence[TrialRecord], metric: str) -> Table:
+    """What each strategy came to: its trials, its best and its middle value, and what its trials took."""
+    table = Table(box=None)
+    for name in ("strategy", "trials", "pruned", "failed", f"best {metric}", "median", "seconds a trial"):
+        table.add_column(name, justify="left" if name == "strategy" else "right")
+    by_strategy: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.state in ENDED and "strategy" in record.params:
+            by_strategy.setdefault(record.params["strategy"], []).append(record)
+    for name, members in sorted(by_strategy.items(), key=lambda item: -max(_values(item[1]), default=0.0)):
+        values = _values(members)
+        table.add_row(
+            name,
+            str(len(members)),
+            *(str(sum(record.state == state for record in members)) for state in ("pruned", "failed")),
+            f"{max(values):.1%}" if values else "",
+            f"{median(values):.1%}" if values else "",
+            f"{median(record.seconds for record in members):.1f}",
+        )
+    return table
+
+
+def _values(records: Iterable[TrialRecord]) -> list[float]:
+    return [record.value for record in records if record.value is not None]
 
 
 def count(number: float) -> str:

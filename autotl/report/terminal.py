@@ -44,6 +44,7 @@ class Terminal:
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, float] = {}
         self._best: TrialRecord | None = None
+        self._running = ""
 
     def __enter__(self) -> "Terminal":
         self._live.start()
@@ -66,12 +67,12 @@ class Terminal:
         if not self.brief:
             self.console.print(tables.dataset(dataset))
 
-    def estimate(self, estimate: Estimate, trials: int) -> None:
+    def estimate(self, estimate: Estimate) -> None:
         if not self.brief:
-            total = _duration(estimate.features + estimate.trials)
+            epochs = ", ".join(f"{_duration(seconds)} with {name}" for name, seconds in estimate.epochs.items())
             self.note(
-                f"This will take about {total}: {_duration(estimate.features)} for features, "
-                f"{_duration(estimate.trials)} for {trials} trials."
+                f"Features will take about {_duration(estimate.features)}, a linear probe "
+                f"{_duration(estimate.linear_probe)}, an epoch of training everything {epochs}."
             )
 
     def progress(self, task: str, done: int, total: int) -> None:
@@ -87,8 +88,13 @@ class Terminal:
             self.console.print(tables.probe(rows))
 
     def trial_planned(self, number: int, backbone: str, cut: str, strategy: str) -> None:
+        self._running = f"{strategy} {backbone} → {cut}"
         if TRIALS in self._tasks:
-            self._live.update(self._tasks[TRIALS], detail=self._detail(f"{strategy} {backbone} → {cut}"))
+            self._live.update(self._tasks[TRIALS], detail=self._detail(self._running))
+
+    def trial_epoch(self, number: int, phase: int, epoch: int) -> None:
+        if TRIALS in self._tasks:
+            self._live.update(self._tasks[TRIALS], detail=self._detail(f"{self._running}  phase {phase} epoch {epoch}"))
 
     def trial_ended(self, record: TrialRecord, done: int, total: int) -> None:
         if record.value is not None and (self._best is None or record.value > (self._best.value or 0)):
@@ -127,6 +133,8 @@ def show_result(folder: StudyFolder) -> None:
     board = leaderboard(records, definition.fingerprint)
     console.print(tables.leaderboard(board, definition.metric))
     console.print(f"{len(board)} different plans in {len(records)} trials; * where nothing cheaper is as good")
+    console.print()
+    console.print(tables.strategies(records, definition.metric))
     failed = [record for record in records if record.state == "failed"]
     for record in failed[:3]:
         console.print(f"Trial {record.number} failed: {record.reason}", soft_wrap=True)

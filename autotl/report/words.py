@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from autotl.plan import TransferPlan
 from autotl.report.tables import count
 from autotl.search.result import Comparison, Result
 
@@ -17,18 +18,45 @@ def summary(result: Result) -> Iterator[str]:
         f"by {result.best.strategy} (trial {result.best.trial}); "
         f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs an image."
     )
-    yield f"On the rank split its {test.metric} was {result.best.validation:.1%}; that chose it, so it flatters."
+    yield from trained(plan)
+    runs = [f"{run.value:.1%}" for run in result.best.runs]
+    seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
+    yield f"On the rank split its {test.metric} was {seen}; that chose it, so it flatters."
     yield (
         f"Test {test.metric} {test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
         f"({test.images:,} sealed images)."
     )
     for name, comparison in result.comparisons.items():
         yield f"Against {name} ({comparison.value:.1%}): {_gain(comparison)}"
+    for what in result.left_out:
+        yield f"There was no time in the budget for {what}."
     if result.test_opened > 1:
         yield (
             f"The test split was opened {result.test_opened} times in this study: "
             "what was decided in between makes this figure optimistic."
         )
+
+
+def trained(plan: TransferPlan) -> Iterator[str]:
+    """What each phase of a plan trains, and at which rates."""
+    for phase in plan.phases:
+        if phase.method == "closed-form":
+            yield "  The head by closed form, on the frozen features."
+            continue
+        rates = list(phase.stage_rates.values())
+        stages = list(phase.stage_rates)
+        what = f"{stages[0]} to {stages[-1]} at {_rates(rates)}" if stages else "nothing but the head"
+        frozen = f"frozen up to {phase.frozen}; " if phase.frozen else ""
+        size = f" at {plan.input.size} px"
+        yield (
+            f"  By {phase.options.get('optimizer', phase.method)}, {frozen}{what}, the head at {phase.head_rate:.2g}, "
+            f"up to {phase.epochs} epochs{size}, augmentation {plan.augmentation.name}."
+        )
+
+
+def _rates(rates: list[float]) -> str:
+    low, high = min(rates), max(rates)
+    return f"{rates[0]:.2g}" if low == high else f"rates from {rates[0]:.2g} to {rates[-1]:.2g}"
 
 
 def _gain(comparison: Comparison) -> str:

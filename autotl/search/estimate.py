@@ -1,4 +1,4 @@
-"""How long a search will take, from a short measurement."""
+"""How long things will take, from short measurements."""
 
 import math
 import time
@@ -6,48 +6,58 @@ from collections.abc import Sequence
 
 import torch
 
+from autotl.engine import precision
+from autotl.engine.bench import EVERY, Bench
 from autotl.engine.features import batch_size, every_feature, normalise, on_device
-from autotl.engine.fit import Bench
 from autotl.engine.heads import logistic_path
+from autotl.plan import Network
 from autotl.search.watch import Estimate
 
 HEAD_IMAGES = 128
 
 
-def estimate(backbones: Sequence[str], bench: Bench, seed: int, trials: int) -> Estimate:
-    """Seconds for the feature passes that are still to be made, and for the trials."""
-    features = sum(_pass_seconds(name, bench, seed) for name in backbones)
-    return Estimate(features, trials * _head_seconds(backbones, bench))
+def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
+    """What a study of these backbones will spend its time on."""
+    images = len(bench.shas("train"))
+    cache_dir = bench.features.cache_dir
+    steps = {
+        network.backbone: precision.choose(bench.catalogue, network.backbone, bench.device, cache_dir).image_seconds
+        for network in networks
+    }
+    return Estimate(
+        features=sum(pass_seconds(network, bench) for network in networks),
+        linear_probe=_head_seconds(networks, bench),
+        epochs={name: images * seconds for name, seconds in steps.items()},
+    )
 
 
-def _pass_seconds(name: str, bench: Bench, seed: int) -> float:
+def pass_seconds(network: Network, bench: Bench) -> float:
     """Seconds to put every image through a backbone, from one batch; 0 when they are stored."""
-    catalogue = bench.features.catalogue
-    missing = bench.features.missing(name, catalogue.weights(name, seed), bench.shas("train", "stop", "rank", "test"))
+    missing = bench.features.missing(network, bench.shas(*EVERY))
     if not missing:
         return 0.0
-    info = catalogue.info(name)
-    device = bench.features.device
-    stages = on_device(catalogue.structure(name), device)
-    batch, size = batch_size(info.input, device), info.input.size
-    images = torch.zeros(batch, 3, size, size, dtype=torch.uint8, device=device)
+    catalogue, input, device = bench.catalogue, network.input, bench.device
+    stages = on_device(catalogue.structure(network.backbone, input), device)
+    batch = batch_size(input, device)
+    images = torch.zeros(batch, 3, input.size, input.size, dtype=torch.uint8, device=device)
     seconds = []
     for _ in range(2):  # the first pays for what is loaded and allocated once
         began = time.perf_counter()
-        every_feature(stages, info, normalise(images, info.input)).cpu()
+        every_feature(stages, catalogue.info(network.backbone, input), normalise(images, input)).cpu()
         seconds.append(time.perf_counter() - began)
     return math.ceil(missing / batch) * seconds[-1]
 
 
-def _head_seconds(backbones: Sequence[str], bench: Bench) -> float:
+def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
     """Seconds for one head along six penalties, on blurred classes in features of a typical width."""
-    widths = sorted(stage.channels for name in backbones for stage in bench.features.catalogue.info(name).stages)
+    infos = [bench.catalogue.info(network.backbone) for network in networks]
+    widths = sorted(stage.channels for info in infos for stage in info.stages)
     images = min(HEAD_IMAGES, len(bench.shas("train")))
     draw = torch.Generator().manual_seed(0)
     classes, width = len(bench.dataset.classes), widths[len(widths) // 2]
     labels = torch.arange(images) % classes
     features = torch.randn(classes, width, generator=draw)[labels] + torch.randn(images, width, generator=draw)
-    device = bench.features.device
+    device = bench.device
     began = time.perf_counter()
     logistic_path(features.to(device), labels.to(device), classes, [10.0**power for power in range(-4, 2)])
     return (time.perf_counter() - began) * len(bench.shas("train")) / images

@@ -1,29 +1,40 @@
-"""The end of a search: the winner beside its controls, the sealed test, the bundle."""
+"""The end of a search: the best plans run again, the winner and its controls, the sealed test, the bundle."""
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
-from autotl.backbones.catalogue import Catalogue
+import numpy as np
+import torch
+
 from autotl.data.dataset import Dataset
 from autotl.engine import metrics
-from autotl.engine.fit import Bench, Fitted, fit, on_all_images
+from autotl.engine.bench import EVERY, Bench
+from autotl.engine.fit import Fitted, fit, is_random, on_all_images
+from autotl.engine.observe import Nobody
 from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.files import write
 from autotl.plan import TransferPlan, digest
 from autotl.search import result as results
 from autotl.search import select
-from autotl.search.result import Best, Comparison, Result, Test
+from autotl.search.budget import Budget, OutOfTime
+from autotl.search.result import Best, Comparison, Result, Run, Test
 from autotl.search.settings import Settings
 from autotl.search.watch import Watcher
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import STATES, TrialRecord
 
+BEST = 3
+"""So many of the best plans are run again with fresh seeds."""
+ALL_IMAGES = 1.6
+"""What training on all images takes against training on the train split, which is 64 % of them."""
+PIXEL_SECONDS = 3.0
+ENDING = {"refit", "reruns", "compare"}
+"""The settings that what comes after the trials depends on."""
 
-def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watcher, began: float) -> Result:
+
+def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watcher, budget: Budget) -> Result:
     """The result of the trials so far; the one on disk where it was made from the same.
 
     Raises: StudyError when no trial succeeded on these images.
@@ -31,88 +42,275 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     records = list(folder.log.records())
     known = results.load(folder)
     made_from = _made_from(records, settings, bench.dataset)
-    if known and known.made_from == made_from and folder.bundle.exists():
+    if known and known.made_from == made_from and not known.left_out and folder.bundle.exists():
         return known
-    best = _best(records, folder.name, bench.dataset)
-    assert best.plan is not None and best.value is not None
-    winner = _final(best.plan, settings, bench)
-    save = {"validation": best.metrics}
-    bundle.save(folder.bundle, winner, bench.dataset.classes, save)
-    if known and known.final == winner.plan:
+    board = _board(records, folder.name, bench.dataset)
+    end = _End(folder, settings, bench, watcher, budget)
+    winner, final = end.train(end.winner(board[:BEST]))
+    if known and known.final == final and not known.left_out:
         test, comparisons = known.test, known.comparisons
     else:
-        for plan in _controls(best.plan, bench).values():
-            progress = partial(watcher.progress, f"features of {plan.backbone}, to compare with")
-            every = bench.shas("train", "stop", "rank", "test")
-            bench.features.fill(plan.backbone, plan.weights, every, progress)
-        controls = {name: _final(plan, settings, bench) for name, plan in _controls(best.plan, bench).items()}
-        test, comparisons = _judge(winner, controls, len(records), folder.test_openings, settings.metric)
+        controls = list(end.controls(winner, board)) if settings.compare else []
+        test, comparisons = end.judge(final, controls, len(records))
     result = Result(
         study=folder.name,
         trials={state: sum(record.state == state for record in records) for state in STATES},
         best=Best(
-            trial=best.number,
-            strategy=best.params["strategy"],
-            plan=best.plan,
-            validation=best.value,
-            metrics=best.metrics,
+            trial=winner.record.number,
+            strategy=winner.record.params["strategy"],
+            plan=winner.median.plan,
+            validation=winner.mean,
+            metrics=winner.median.metrics,
+            runs=tuple(Run(seed=run.plan.seed, value=run.value) for run in winner.runs),
         ),
-        final=winner.plan,
+        final=final,
         test=test,
         comparisons=comparisons,
+        left_out=tuple(end.left_out),
         test_opened=len(folder.test_openings.read_text().splitlines()),
         made_from=made_from,
-        seconds=time.perf_counter() - began,
+        seconds=budget.used,
         bundle=str(folder.bundle),
     )
-    bundle.describe(folder.bundle, {**save, **result.model_dump(mode="json", include={"test", "comparisons"})})
+    told = result.model_dump(mode="json", include={"test", "comparisons"})
+    bundle.describe(folder.bundle, {"validation": winner.median.metrics, **told})
     write(folder.result, result.to_json())
     return result
+
+
+def seconds_needed(board: Sequence[TrialRecord], settings: Settings) -> float:
+    """What will be done after the trials, as far as it is known by now."""
+    again = [_seconds(record) for record in board[:BEST] if is_random(_plan(record))]
+    last = ALL_IMAGES * max(map(_seconds, board[:BEST]), default=0.0)
+    return settings.reruns * sum(again) + last + settings.compare * (last + PIXEL_SECONDS)
 
 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:
     """A hash of all that a result depends on."""
     trials = [[record.number, record.state, record.plan.hash if record.plan else None] for record in records]
-    return digest({"trials": trials, "refit": settings.refit, "fingerprint": dataset.fingerprint})
+    return digest({"trials": trials, "fingerprint": dataset.fingerprint, **settings.model_dump(include=ENDING)})
 
 
-def _best(records: Sequence[TrialRecord], study: str, dataset: Dataset) -> TrialRecord:
+def _board(records: Sequence[TrialRecord], study: str, dataset: Dataset) -> list[TrialRecord]:
     board = select.leaderboard(records, dataset.fingerprint)
     if board:
-        return board[0]
+        return board
     reasons = sorted({record.reason for record in records if record.reason})
     raise StudyError(
         f"No trial of study '{study}' succeeded on these images"
-        + (f": {'; '.join(reasons[:3])}" if reasons else "; raise --trials.")
+        + (f": {'; '.join(reasons[:3])}" if reasons else "; raise --trials or --budget.")
     )
 
 
-def _judge(
-    winner: Fitted, controls: Mapping[str, Fitted], trials: int, openings: Path, metric: str
-) -> tuple[Test, dict[str, Comparison]]:
-    """Open the sealed test, once, for the winner and its controls together."""
-    guessed = winner.logits("test").argmax(1)
-    guesses = {name: control.logits("test").argmax(1) for name, control in controls.items()}
-    labels = winner.bench.dataset.open_test(openings, plan=winner.plan.hash, trials=trials)
-    comparisons = {}
-    for name, guess in guesses.items():
-        difference, low, high = metrics.paired_difference(guessed == labels, guess == labels)
-        value = metrics.METRICS[metric](labels, guess)
-        comparisons[name] = Comparison(plan=controls[name].plan, value=value, difference=difference, low=low, high=high)
-    return Test(**asdict(metrics.score(metric, labels, guessed))), comparisons
+@dataclass(frozen=True)
+class _Run:
+    """A plan that was carried out with one seed."""
+
+    plan: TransferPlan
+    value: float
+    metrics: dict[str, float]
 
 
-def _final(plan: TransferPlan, settings: Settings, bench: Bench) -> Fitted:
-    """The plan carried out as in its trial, then on all images but the sealed ones if so wished."""
-    fitted = fit(plan, bench)
-    return fit(on_all_images(fitted), bench) if settings.refit else fitted
+@dataclass(frozen=True)
+class _Contender:
+    """One of the best plans: its trial, and all runs of it, the trial's own first."""
+
+    record: TrialRecord
+    runs: tuple[_Run, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean([run.value for run in self.runs]))
+
+    @property
+    def median(self) -> _Run:
+        """The run in the middle; of two the lower one."""
+        return sorted(self.runs, key=lambda run: run.value)[(len(self.runs) - 1) // 2]
 
 
-def _controls(winner: TransferPlan, bench: Bench) -> dict[str, TransferPlan]:
-    """What the winner is measured against: the same network at random, and a linear classifier on pixels."""
-    catalogue: Catalogue = bench.features.catalogue
-    controls = {
-        "the same backbone at random": select.at_random(winner),
-        select.PIXELS: select.on_pixels(winner, catalogue),
-    }
-    return {name: plan for name, plan in controls.items() if plan is not None}
+@dataclass(frozen=True)
+class _Control:
+    """Something that the winner is measured against; `measured` when its plan was carried out before."""
+
+    name: str
+    plan: TransferPlan
+    measured: dict[str, float] | None
+    seconds: float
+    """What it will take, about."""
+
+    @classmethod
+    def known(cls, name: str, record: TrialRecord) -> "_Control":
+        return cls(name, _plan(record), record.metrics, ALL_IMAGES * _seconds(record))
+
+
+class _Deadline(Nobody):
+    """Ends a training with the budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def step(self) -> None:
+        self._budget.check()
+
+
+class _End:
+    """What is done after the trials. What there is no time for is left out, and said."""
+
+    def __init__(self, folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watcher, budget: Budget) -> None:
+        self.folder, self.settings, self.bench = folder, settings, bench
+        self.watcher, self.budget = watcher, budget
+        self.left_out: list[str] = []
+        self._known = _reruns(folder)
+
+    def winner(self, best: Sequence[TrialRecord]) -> _Contender:
+        """Of the best plans that with the highest mean over seeds."""
+        contenders = [_Contender(record, (self._own_run(record),)) for record in best]
+        again = [_seconds(record) for record in best if is_random(_plan(record))]
+        turns = self.settings.reruns if again and len(best) > 1 else 0
+        try:
+            for turn in range(1, turns + 1):
+                if self.budget.left() < sum(again) + ALL_IMAGES * max(map(_seconds, best)):
+                    raise OutOfTime
+                contenders = [self._run_again(contender, turn) for contender in contenders]
+        except OutOfTime:
+            self.left_out.append(f"{turns - turn + 1} of {turns} runs of the best plans with fresh seeds")
+        return max(contenders, key=lambda contender: contender.mean)
+
+    def _own_run(self, record: TrialRecord) -> _Run:
+        assert record.value is not None
+        return _Run(_plan(record), record.value, record.metrics)
+
+    def _run_again(self, contender: _Contender, turn: int) -> _Contender:
+        """One run more, where another seed can give another result."""
+        plan = _plan(contender.record)
+        if not is_random(plan):
+            return contender
+        plan = plan.model_copy(update={"seed": plan.seed + turn})
+        if plan.hash not in self._known:
+            task = f"trial {contender.record.number} with seed {plan.seed}"
+            self.watcher.progress(task, 0, 1)
+            self._known[plan.hash] = fit(plan, self.bench, _Deadline(self.budget)).metrics
+            self.watcher.progress(task, 1, 1)
+            with self.folder.reruns.open("a") as file:
+                event = {"trial": contender.record.number, "plan": plan.hash, "metrics": self._known[plan.hash]}
+                file.write(json.dumps(event) + "\n")
+        measured = self._known[plan.hash]
+        run = _Run(plan, measured[f"rank.{self.settings.metric}"], measured)
+        return _Contender(contender.record, (*contender.runs, run))
+
+    def train(self, winner: _Contender) -> tuple[_Contender, TransferPlan]:
+        """Leave the winner as the bundle, trained on all images but the sealed ones if so wished.
+
+        Without the time for it, the best trial's bundle, which lies there since that trial, is what remains.
+        """
+        run = winner.median
+        final = on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
+        there = bundle.plan_of(self.folder.bundle)
+        if there == final:
+            return winner, final
+        try:
+            if self.budget.left() < run.metrics["seconds"]:
+                raise OutOfTime
+            self._save(fit(final, self.bench, _Deadline(self.budget)), run)
+        except OutOfTime:
+            return self._as_it_lies_there(there)
+        return winner, final
+
+    def _save(self, fitted: Fitted, run: _Run) -> None:
+        bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
+
+    def _as_it_lies_there(self, plan: TransferPlan | None) -> tuple[_Contender, TransferPlan]:
+        for record in self.folder.log.records():
+            if plan and record.state == "complete" and record.plan == plan:
+                self.left_out.append("the winner trained on all images: the bundle is the best trial's")
+                return _Contender(record, (self._own_run(record),)), plan
+        raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
+
+    def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[tuple[str, Fitted]]:
+        """What the winner is measured against: a linear probe, a classifier on pixels, random weights."""
+        for control in self._control_plans(winner, board):
+            self.watcher.progress(control.name, 0, 1)
+            try:
+                yield control.name, self._carry_out(control)
+            except OutOfTime:
+                self.left_out.append(f"the comparison with {control.name}")
+            self.watcher.progress(control.name, 1, 1)
+
+    def _control_plans(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[_Control]:
+        catalogue, won = self.bench.catalogue, winner.median.plan
+        twice = (1 + ALL_IMAGES) * winner.median.metrics["seconds"]
+        scratch = [record for record in board if select.from_scratch(_plan(record))]
+        probes = [record for record in board if not is_random(_plan(record)) and record not in scratch]
+        if is_random(won) and probes:
+            yield _Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
+        pixels = select.on_pixels(won, catalogue)
+        if pixels and won.backbone != select.PIXELS:
+            yield _Control(select.PIXELS, pixels, None, PIXEL_SECONDS)
+        at_random = select.at_random(won, catalogue)
+        if at_random and is_random(won) and scratch:
+            yield _Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
+        elif at_random:
+            yield _Control("the same backbone at random", at_random, None, twice)
+
+    def _carry_out(self, control: _Control) -> Fitted:
+        """A control, trained as the winner was.
+
+        Raises: OutOfTime, at once where it is plain that the time will not do.
+        """
+        plan, measured, deadline = control.plan, control.measured, _Deadline(self.budget)
+        if self.budget.left() < control.seconds:
+            raise OutOfTime
+        if not is_random(plan):
+            self.bench.decode(plan.input)
+            check = self.budget.watched(self.watcher, f"features of {plan.backbone}, to compare with")
+            self.bench.features.fill(plan.network, self.bench.shas(*EVERY), check)
+        if not self.settings.refit:
+            return fit(plan, self.bench, deadline)
+        measured = measured or fit(plan, self.bench, deadline).metrics
+        return fit(on_all_images(plan, measured, self.bench), self.bench, deadline)
+
+    def judge(
+        self, final: TransferPlan, controls: Sequence[tuple[str, Fitted]], trials: int
+    ) -> tuple[Test, dict[str, Comparison]]:
+        """Open the sealed test, once, for the bundle and the controls together."""
+        guessed = self._guesses()
+        guesses = {name: control.logits("test").argmax(1) for name, control in controls}
+        labels = self.bench.dataset.open_test(self.folder.test_openings, plan=final.hash, trials=trials)
+        metric = self.settings.metric
+        comparisons = {}
+        for name, control in controls:
+            difference, low, high = metrics.paired_difference(guessed == labels, guesses[name] == labels)
+            value = metrics.METRICS[metric](labels, guesses[name])
+            comparisons[name] = Comparison(plan=control.plan, value=value, difference=difference, low=low, high=high)
+        return Test(**asdict(metrics.score(metric, labels, guessed))), comparisons
+
+    def _guesses(self) -> np.ndarray:
+        """What the bundle, as it lies on disk, says of the test images: [N] class numbers."""
+        loaded = bundle.load(self.folder.bundle, self.bench.catalogue).to(self.bench.device)
+        self.bench.decode(loaded.plan.input)
+        pixels = self.bench.features.pixels.rows(loaded.plan.input)
+        shas = self.bench.shas("test")
+        rows = [pixels.read(shas[start : start + bundle.BATCH]) for start in range(0, len(shas), bundle.BATCH)]
+        found = [loaded.probabilities(torch.from_numpy(row).to(self.bench.device)).argmax(1) for row in rows]
+        return torch.cat(found).cpu().numpy()
+
+
+def _reruns(folder: StudyFolder) -> dict[str, dict[str, float]]:
+    """What was measured in runs with fresh seeds, by the hash of the plan; a half-written line does not count."""
+    known = {}
+    for line in folder.reruns.read_text().splitlines() if folder.reruns.exists() else ():
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        known[event["plan"]] = event["metrics"]
+    return known
+
+
+def _plan(record: TrialRecord) -> TransferPlan:
+    assert record.plan is not None
+    return record.plan
+
+
+def _seconds(record: TrialRecord) -> float:
+    return record.metrics["seconds"]

@@ -4,14 +4,22 @@ from autotl.plan import Record, TransferPlan
 from autotl.tracking.folder import StudyFolder
 
 
+class Run(Record):
+    """One training of a plan: its seed, and the study's metric on `rank`."""
+
+    seed: int
+    value: float
+
+
 class Best(Record):
-    """The winning trial; `validation` is the study's metric on `rank`."""
+    """The winning trial; `validation` is the mean of its runs, `plan` and `metrics` are those of the median one."""
 
     trial: int
     strategy: str
     plan: TransferPlan
     validation: float
     metrics: dict[str, float]
+    runs: tuple[Run, ...]
 
 
 class Test(Record):
@@ -46,6 +54,8 @@ class Result(Record):
     best: Best
     test: Test
     comparisons: dict[str, Comparison]
+    left_out: tuple[str, ...]
+    """What there was no time for."""
     final: TransferPlan
     """What was trained last, tested, and lies in the bundle: the best plan, on more images if so wished."""
     made_from: str

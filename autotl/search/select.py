@@ -1,12 +1,14 @@
 """Which plan wins, and what it is compared with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from autotl.backbones.catalogue import RANDOM, Catalogue
-from autotl.plan import Head, Phase, TransferPlan
+from autotl.backbones.catalogue import Catalogue
+from autotl.plan import Component, Head, Phase, TransferPlan
+from autotl.search.watch import ProbeRow
 from autotl.tracking.log import TrialRecord
 
 PIXELS = "reference:pixels"
+PENALTIES = [10.0**power for power in range(-4, 2)]
 
 
 def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) -> list[TrialRecord]:
@@ -26,41 +28,44 @@ def _order(record: TrialRecord) -> tuple[float, float, float]:
     return -record.value, record.metrics["rank.loss"], record.metrics["flops"]
 
 
-def at_random(plan: TransferPlan) -> TransferPlan | None:
+def from_scratch(plan: TransferPlan) -> bool:
+    """Whether the network began with random weights."""
+    return plan.weights.startswith("random:")
+
+
+def at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
     """The same plan on the same network with random weights; None where that would be the plan itself."""
-    if not plan.weights.startswith("sha256:"):
+    network = catalogue.at_random(plan.network, plan.seed)
+    if network == plan.network:
         return None
-    return plan.model_copy(update={"backbone": plan.backbone + RANDOM, "weights": f"random:{plan.seed}"})
+    return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights})
 
 
 def on_pixels(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
-    """A linear classifier on raw pixels, on the same images; None where that is what won, or is not installed."""
-    closed_form = [phase for phase in plan.phases if phase.method == "closed-form"]
-    if plan.backbone == PIXELS or not closed_form or "reference" not in catalogue.host.backbones:
+    """A linear classifier on raw pixels; None where the reference backbones are not installed."""
+    if "reference" not in catalogue.host.backbones:
         return None
     info = catalogue.info(PIXELS)
     cut = info.names[-1]
-    return plan.model_copy(
-        update={
-            "backbone": PIXELS,
-            "weights": catalogue.weights(PIXELS, plan.seed),
-            "input": info.input,
-            "cut": cut,
-            "head": Head(pooling="avg"),
-            "requires": catalogue.requires(PIXELS),
-            "phases": (Phase(method="closed-form", frozen=cut, options=closed_form[0].options),),
-        }
+    none = catalogue.host.augmentations["none"]
+    return TransferPlan(
+        backbone=PIXELS,
+        weights=catalogue.network(PIXELS, plan.seed).weights,
+        input=info.input,
+        cut=cut,
+        head=Head(pooling="avg"),
+        augmentation=Component(name="none", owner=none.owner.distribution, version=none.owner.version),
+        data=plan.data,
+        seed=plan.seed,
+        requires=catalogue.requires(PIXELS),
+        phases=(Phase(method="closed-form", frozen=cut, options={"penalties": PENALTIES}),),
     )
 
 
-def first_guesses(rows: Sequence[tuple[str, float, dict[str, object]]], most: int) -> list[dict[str, object]]:
-    """Parameters to try first: the best cut of each backbone that the probe found, best first.
-
-    rows: (backbone, accuracy, parameters).
-    """
-    best: dict[str, tuple[float, dict[str, object]]] = {}
-    for backbone, accuracy, params in rows:
-        if backbone not in best or accuracy > best[backbone][0]:
-            best[backbone] = accuracy, params
-    ordered = sorted(best.values(), key=lambda pair: -pair[0])
-    return [params for _, params in ordered[:most]]
+def best_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:
+    """The best cut of each backbone that the probe found, best first."""
+    best: dict[str, ProbeRow] = {}
+    for row in rows:
+        if row.backbone not in best or row.accuracy > best[row.backbone].accuracy:
+            best[row.backbone] = row
+    return sorted(best.values(), key=lambda row: -row.accuracy)

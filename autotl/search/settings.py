@@ -15,6 +15,10 @@ class Settings(Record):
     data: Path
     trials: int = Field(default=50, ge=1)
     """How many trials the study has in all, those of earlier runs included."""
+    budget: float | None = Field(default=None, ge=60)
+    """Seconds for everything, from the first image to the tested bundle; None: as long as it takes."""
+    prune: bool = True
+    """Whether trials that fall behind are stopped early."""
     backbones: tuple[str, ...] = ()
     """Empty: those of `pool`."""
     pool: str = "auto"
@@ -30,6 +34,10 @@ class Settings(Record):
     """A database URL for Optuna; None: SQLite in the study's folder."""
     refit: bool = True
     """Whether the winner is trained once more, on all images but the sealed ones."""
+    reruns: int = Field(default=2, ge=0)
+    """With how many fresh seeds the best plans are run again before one of them wins."""
+    compare: bool = True
+    """Whether what the winner is measured against is trained too."""
     weights: dict[str, Path] = Field(default={})
     home: Path | None = None
     cache_dir: Path | None = None

@@ -1,13 +1,14 @@
 """The search space: the names that all strategies share, and the context through which they are asked for."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import BackboneInfo, DataFacts
-from autotl.plan import Component, DataRef, Head, Phase, Pooling, TransferPlan
+from autotl.engine.precision import Arithmetic
+from autotl.plan import Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
 from autotl.registry import Entry
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class SearchContext:
         data: DataFacts,
         data_ref: DataRef,
         seed: int,
+        arithmetic: Callable[[str], Arithmetic],
     ) -> None:
         self.data = data
         self.seed = seed
@@ -47,6 +49,7 @@ class SearchContext:
         self._backbones = backbones
         self._augmentations = augmentations
         self._data_ref = data_ref
+        self._arithmetic = arithmetic
 
     def backbone(self) -> BackboneInfo:
         return self._backbone
@@ -54,15 +57,23 @@ class SearchContext:
     def cut(self) -> str:
         return self._cut
 
-    def frozen(self) -> str | None:
+    def frozen(self, cut: str) -> str | None:
         share = self._trial.suggest_float("frozen", 0.0, 1.0)
-        kept = [stage.name for stage in self._backbone.upto(self._cut)]
+        kept = [stage.name for stage in self._backbone.upto(cut)]
         return at(share, [None, *kept])
 
-    def pooling(self) -> Pooling:
-        poolings = self._backbone.stage(self._cut).poolings
+    def pooling(self, cut: str) -> Pooling:
+        poolings = self._backbone.stage(cut).poolings
         chosen: Pooling = self._trial.suggest_categorical(pooling_name(poolings), poolings)  # type: ignore[assignment]
         return chosen
+
+    def input(self) -> Input:
+        own, *others = self._catalogue.inputs(self._backbone.name)
+        # Beyond the size of the images themselves there is nothing more to see.
+        options = [own, *(input for input in others if own.size < input.size <= self.data.image_size)]
+        if len(options) == 1:
+            return own
+        return at(self._trial.suggest_float("input_size", 0.0, 1.0), options)
 
     def augmentation(self) -> Component:
         name = self._trial.suggest_categorical("augmentation", list(self._augmentations))
@@ -75,19 +86,29 @@ class SearchContext:
         cut: str,
         head: Head,
         phases: Sequence[Phase],
+        input: Input | None = None,
         augmentation: Component | None = None,
+        pretrained: bool = True,
     ) -> TransferPlan:
-        name = self._backbone.name
+        network = self._catalogue.network(self._backbone.name, self.seed, input)
+        if not pretrained:
+            network = self._catalogue.at_random(network, self.seed)
+        # How it is trained matters only to what is trained.
+        trained = any(phase.method != "closed-form" for phase in phases)
+        arithmetic = self._arithmetic(self._backbone.name) if trained else Arithmetic()
         return TransferPlan(
-            backbone=name,
-            weights=self._catalogue.weights(name, self.seed),
-            input=self._backbone.input,
+            backbone=network.backbone,
+            weights=network.weights,
+            input=network.input,
+            compute_dtype=arithmetic.compute_dtype,
+            boundary_dtype=arithmetic.compute_dtype,
+            memory_format=arithmetic.memory_format,
             cut=cut,
             head=head,
             augmentation=augmentation or _component(self._catalogue.host.augmentations["none"], {}),
             data=self._data_ref,
             seed=self.seed,
-            requires=self._catalogue.requires(name),
+            requires=self._catalogue.requires(network.backbone),
             phases=tuple(phases),
         )
 

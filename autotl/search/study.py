@@ -1,61 +1,61 @@
-"""The study: Optuna searches, the engine trains, the study folder remembers."""
+"""The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
 import json
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
 
-import numpy as np
 import optuna
 import sqlalchemy
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset, open_dataset, read_split
 from autotl.data.pixels import PixelStore
-from autotl.data.rows import StoreError, trim
+from autotl.data.rows import trim
 from autotl.engine import device as devices
 from autotl.engine import probe
+from autotl.engine.bench import EVERY, Bench
 from autotl.engine.features import FeatureStore
-from autotl.engine.fit import Bench, fit
-from autotl.errors import PluginError, StudyError, one_line
+from autotl.errors import StudyError, one_line
 from autotl.files import write
 from autotl.host import Host
-from autotl.plan import DataRef, TransferPlan
+from autotl.plan import Network
 from autotl.registry import Entry, Registry
+from autotl.search import estimate, select
 from autotl.search import pool as pools
-from autotl.search import select
-from autotl.search.estimate import estimate
+from autotl.search.budget import Budget, OutOfTime
 from autotl.search.finish import finish
 from autotl.search.result import Result
 from autotl.search.sampler import NumberedSampler
 from autotl.search.settings import Settings
-from autotl.search.space import SearchContext, pooling_name, share_of
+from autotl.search.space import pooling_name, share_of
+from autotl.search.trials import Trials
 from autotl.search.watch import ProbeRow, Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
-from autotl.tracking.log import ENDED
 
 FIRST_GUESSES = 5
 """How many of the probe's best cuts, each of another backbone, are tried before the sampler chooses."""
-
-
-class _TrialFailed(Exception):
-    """What a plugin or a training got wrong in one trial: the search goes on."""
+RUNG, HALVING = 3, 2
+"""After 3, 6, 12 … epochs a trial goes on while it is among the better half of those that came so far
+(Li et al. 2020, arXiv 1810.05934)."""
+FIRST_PASSES = 0.35
+"""The share of a budget that may go into the first pass of the images through the backbones."""
 
 
 class Search:
     """One search in one study folder."""
 
-    def __init__(self, settings: Settings, host: Host, watcher: Watcher) -> None:
-        """Raises: AutotlError for anything that cannot be searched; nothing has been written then."""
+    def __init__(self, settings: Settings, host: Host, watcher: Watcher, began: float) -> None:
+        """`began`: when the user began to wait, a value of `time.monotonic()`.
+
+        Raises: AutotlError for anything that cannot be searched; nothing has been written then.
+        """
         self.settings = settings
         self.host = host
         self.watcher = watcher
-        self.done = 0
-        """How many trials of the study have ended."""
+        self.budget = Budget(settings.budget, began)
         self.device = devices.resolve(settings.device)
         self.cache_dir = cache_dir(settings.cache_dir)
         self.catalogue = Catalogue(host, self.cache_dir, settings.weights)
@@ -68,7 +68,7 @@ class Search:
         )
         named = self.catalogue.expand(settings.backbones)
         if before:
-            _require_same("backbones", named, tuple(before.backbones))
+            _require_same("backbones", named, (*before.backbones, *before.left_out))
             named = list(before.backbones)
         self.pool = pools.choose(self.catalogue, named, settings.pool, self.device)
         for name in settings.weights:
@@ -78,40 +78,85 @@ class Search:
                 )
 
     def run(self) -> Result:
-        """From the images to the tested bundle; goes on where an earlier run of the study stopped."""
-        began = time.perf_counter()
-        with self.folder.lock():
-            pools.download(self.catalogue, self.pool)
-            bench = self._open()
-            study = self._define(bench.dataset)
-            self._close_interrupted(study)
-            self.done = sum(record.state in ENDED for record in self.folder.log.records())
-            missing = max(0, self.settings.trials - self.done)
-            rows = self._prepare(bench, missing)
-            self._optimize(study, bench, rows, missing)
-            return finish(self.folder, self.settings, bench, self.watcher, began)
+        """From the images to the tested bundle; goes on where an earlier run of the study stopped.
+
+        Raises: StudyError, among others for a disk or a database that fails; what was done is kept.
+        """
+        try:
+            with self.folder.lock():
+                pools.download(self.catalogue, self.pool)
+                bench = self._open()
+                backbones = self._affordable(bench)
+                study = self._define(bench.dataset, backbones)
+                trials = Trials(
+                    study,
+                    self.folder,
+                    self.settings,
+                    bench,
+                    backbones=backbones,
+                    strategies=self.strategies,
+                    augmentations=self.augmentations,
+                    watcher=self.watcher,
+                    budget=self.budget,
+                )
+                self._try_out(bench, backbones, study, trials)
+                return finish(self.folder, self.settings, bench, self.watcher, self.budget)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            raise StudyError(
+                f"{error.strerror or error}{where}. What was done is kept; put this right and say the same again."
+            ) from error
+        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+            raise StudyError(
+                f"Optuna's storage of study '{self.folder.name}' fails: {one_line(error.__cause__ or error, 200)}. "
+                "What was done is kept; put this right and say the same again."
+            ) from error
 
     def _open(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
         pixels = PixelStore(self.cache_dir)
         names = [*self.pool.backbones, *([select.PIXELS] if "reference" in self.host.backbones else [])]
         inputs = list(dict.fromkeys(self.catalogue.card(name).input for name in names))
-        dataset = open_dataset(
-            self.settings.data,
-            seed=self.settings.seed,
-            inputs=inputs,
-            pixels=pixels,
-            previous=read_split(self.folder.path) if self.before else None,
-            progress=partial(self.watcher.progress, "reading images"),
-        )
+        try:
+            dataset = open_dataset(
+                self.settings.data,
+                seed=self.settings.seed,
+                inputs=inputs,
+                pixels=pixels,
+                previous=read_split(self.folder.path) if self.before else None,
+                progress=self.budget.watched(self.watcher, "reading images"),
+            )
+        except OutOfTime:
+            raise StudyError("The images alone take longer to read than --budget. What was read is kept.") from None
         self.watcher.dataset(dataset)
         bench = Bench(dataset, FeatureStore(self.cache_dir, self.catalogue, pixels, self.device))
         for name in self.pool.backbones:
-            bench.features.missing(name, self.catalogue.weights(name, self.settings.seed), [])
+            bench.features.missing(self._network(name), [])
         trim(self.cache_dir)  # not before the stores of this search are open, for those are kept
         return bench
 
-    def _define(self, dataset: Dataset) -> optuna.Study:
+    def _network(self, name: str) -> Network:
+        return self.catalogue.network(name, self.settings.seed)
+
+    def _affordable(self, bench: Bench) -> tuple[str, ...]:
+        """The backbones of the study, the cheapest first; without those that a budget has no time for."""
+        if self.before:
+            return tuple(self.before.backbones)
+        infos = map(self.catalogue.info, self.pool.backbones)
+        names = [info.name for info in sorted(infos, key=lambda info: info.flops(info.names[-1]))]
+        if not self.budget.limited:
+            return tuple(names)
+        allowed = FIRST_PASSES * self.budget.seconds
+        kept: list[str] = []
+        for name in names:
+            allowed -= estimate.pass_seconds(self._network(name), bench)
+            if allowed < 0 and kept:
+                self.watcher.note(f"Left out, for there is no time in --budget for its first pass: {name}")
+            else:
+                kept.append(name)
+        return tuple(kept)
+
+    def _define(self, dataset: Dataset, backbones: Sequence[str]) -> optuna.Study:
         """Write what the study is before its first trial, or make sure that it still is that.
 
         Raises: StudyError for any difference but in the images, which may grow.
@@ -123,7 +168,8 @@ class Search:
             storage=_without_password(storage) if storage else None,
             fingerprint=dataset.fingerprint,
             classes=dataset.classes,
-            backbones={name: self.catalogue.weights(name, self.settings.seed) for name in self.pool.backbones},
+            backbones={name: self._network(name).weights for name in backbones},
+            left_out=before.left_out if before else tuple(set(self.pool.backbones) - set(backbones)),
             strategies=tuple(self.strategies),
             augmentations=tuple(self.augmentations),
             metric=self.settings.metric,
@@ -155,6 +201,7 @@ class Search:
                 study_name=name,
                 storage=url,
                 sampler=NumberedSampler(self.settings.seed),
+                pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNG, reduction_factor=HALVING),
                 direction="maximize",
                 load_if_exists=True,
             )
@@ -162,130 +209,92 @@ class Search:
             reason = one_line(error, 300)
             raise StudyError(f"Optuna cannot use the storage {self.settings.storage or url}: {reason}") from error
 
-    def _close_interrupted(self, study: optuna.Study) -> None:
-        """End what a killed process left running: this process holds the study, so nobody else works on it."""
-        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING], deepcopy=False):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        for record in self.folder.log.records():
-            if record.state == "running":
-                self.folder.log.end(record.number, "interrupted", reason="its process was killed")
+    def _try_out(self, bench: Bench, backbones: Sequence[str], study: optuna.Study, trials: Trials) -> None:
+        """The probe and the trials, as far as the budget goes.
 
-    def _prepare(self, bench: Bench, missing: int) -> list[ProbeRow]:
-        """Features of every backbone, and the probe's look at every cut."""
-        if missing:
-            self.watcher.estimate(estimate(self.pool.backbones, bench, self.settings.seed, missing), missing)
+        The cheapest backbone comes first, and its best cut is the first trial: so a usable model is there early.
+        """
+        missing = self.settings.trials - trials.done
+        if missing > 0:
+            self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
             self.watcher.note(
                 f"Study '{self.folder.name}' has its {self.settings.trials} trials; a larger --trials adds some."
             )
-        shas = bench.shas("train", "stop", "rank", "test")
-        for name in self.pool.backbones:
-            weights = self.catalogue.weights(name, self.settings.seed)
-            bench.features.fill(name, weights, shas, partial(self.watcher.progress, f"features of {name}"))
-        if self.folder.probe.exists():
-            rows = [ProbeRow(**row) for row in json.loads(self.folder.probe.read_text())]
-        else:
-            rows = self._probe(bench)
-            write(self.folder.probe, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-        self.watcher.probed(rows)
-        return rows
+        try:
+            rows = self._stored_probe()
+            for name in backbones:
+                progress = self.budget.watched(self.watcher, f"features of {name}")
+                bench.features.fill(self._network(name), bench.shas(*EVERY), progress)
+                if name not in {row.backbone for row in rows}:
+                    rows += self._probe(name, bench)
+                    write(self.folder.probe, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                if name == backbones[0]:
+                    self._enqueue(study, "first", self._linear_probes(rows)[:1])
+                    trials.run(min(1, self.settings.trials))
+            self.watcher.probed(rows)
+            self._enqueue(study, "others", self._guesses(rows))
+            trials.run(self.settings.trials)
+        except OutOfTime:
+            pass  # what there is by now is what there is to choose from
 
-    def _probe(self, bench: Bench) -> list[ProbeRow]:
+    def _stored_probe(self) -> list[ProbeRow]:
+        if not self.folder.probe.exists():
+            return []
+        return [ProbeRow(**row) for row in json.loads(self.folder.probe.read_text())]
+
+    def _probe(self, name: str, bench: Bench) -> list[ProbeRow]:
+        """What every cut of a backbone tells about the images."""
         shas, labels = bench.shas("train", "stop"), bench.labels("train", "stop")
         seen = probe.subset(labels, self.settings.seed)
         shas, labels = [shas[i] for i in seen], labels.cpu()[seen]
-        cells = [
-            (info, stage.name, pooling)
-            for info in map(self.catalogue.info, self.pool.backbones)
-            for stage in info.stages
-            for pooling in stage.poolings
-        ]
+        cells = [(stage.name, pooling) for stage in self.catalogue.info(name).stages for pooling in stage.poolings]
+        progress = self.budget.watched(self.watcher, f"probing cuts of {name}")
         rows = []
-        for done, (info, cut, pooling) in enumerate(cells, 1):
-            weights = self.catalogue.weights(info.name, self.settings.seed)
-            features = bench.features.read(info.name, weights, cut, pooling, shas)
+        for done, (cut, pooling) in enumerate(cells, 1):
+            features = bench.features.read(self._network(name), cut, pooling, shas)
             accuracy = probe.ridge_accuracy(features, labels, len(bench.dataset.classes))
-            rows.append(ProbeRow(info.name, cut, pooling, accuracy))
-            self.watcher.progress("probing cuts", done, len(cells))
+            rows.append(ProbeRow(name, cut, pooling, accuracy))
+            progress(done, len(cells))
         return rows
 
-    def _optimize(self, study: optuna.Study, bench: Bench, rows: Sequence[ProbeRow], missing: int) -> None:
-        """Run the trials that the study still lacks."""
-        if not study.trials:
-            for params in self._first_guesses(rows):
-                study.enqueue_trial(params)
-        if missing:
-            study.optimize(self._objective(bench), n_trials=missing, catch=(_TrialFailed,))
+    def _enqueue(self, study: optuna.Study, what: str, guesses: Sequence[Mapping[str, object]]) -> None:
+        """Trials with parameters that are known beforehand; once in a study, however often it is interrupted."""
+        waiting = {trial.user_attrs.get("guess") for trial in study.get_trials(deepcopy=False)}
+        for at, guess in enumerate(guesses):
+            if f"{what} {at}" not in waiting:
+                study.enqueue_trial(dict(guess), user_attrs={"guess": f"{what} {at}"})
 
-    def _first_guesses(self, rows: Sequence[ProbeRow]) -> list[dict[str, object]]:
-        guesses = []
-        for row in rows:
-            info = self.catalogue.info(row.backbone)
-            params: dict[str, object] = {
-                "backbone": row.backbone,
-                "cut": share_of(info.names.index(row.cut), len(info.names)),
-                pooling_name(info.stage(row.cut).poolings): row.pooling,
-            }
-            guesses.append((row.backbone, row.accuracy, params))
-        return select.first_guesses(guesses, most=FIRST_GUESSES)
+    def _linear_probes(self, rows: Sequence[ProbeRow]) -> list[dict[str, object]]:
+        """Linear probes at the best cut of each backbone, best first."""
+        if "linear-probe" not in self.strategies:
+            return []
+        return [{"strategy": "linear-probe", **self._place(row)} for row in select.best_cuts(rows)[:FIRST_GUESSES]]
 
-    def _objective(self, bench: Bench) -> Callable[[optuna.Trial], float]:
-        log = self.folder.log
-        known = {record.plan.hash: record.metrics for record in log.records() if record.plan and record.metrics}
+    def _guesses(self, rows: Sequence[ProbeRow]) -> list[dict[str, object]]:
+        """The first guess of each strategy on the backbone that looks best, and linear probes on the others."""
+        place = self._place(select.best_cuts(rows)[0])
+        probed = rows[0].backbone
+        others = [guess for guess in self._linear_probes(rows) if guess["backbone"] != probed]
+        guesses = [
+            {"strategy": name, **place, **first}
+            for name, entry in self.strategies.items()
+            if (first := getattr(entry.item, "first_guess", None)) is not None
+        ]
+        for guess in guesses:
+            if guess.get("augmentation") not in (None, *self.augmentations):
+                del guess["augmentation"]
+        return [guess for pair in zip_longest(guesses, others) for guess in pair if guess]
 
-        facts = _facts(bench.dataset)
-        reference = DataRef(fingerprint=bench.dataset.fingerprint, split_seed=self.settings.seed)
-
-        def objective(trial: optuna.Trial) -> float:
-            began = time.perf_counter()
-            log.begin(trial.number)
-            try:
-                plan = self._suggest(trial, facts, reference)
-                log.planned(trial.number, trial.params, plan)
-                self.watcher.trial_planned(trial.number, plan.backbone, plan.cut, trial.params["strategy"])
-                # The same plan gives the same numbers, so it is not trained twice.
-                if plan.hash not in known:
-                    known[plan.hash] = fit(plan, bench).metrics
-                measured = known[plan.hash]
-                value = measured[f"rank.{self.settings.metric}"]
-            except (KeyboardInterrupt, OSError, StoreError, MemoryError) as error:
-                # What is wrong with this machine would be wrong in every trial.
-                log.end(trial.number, "interrupted", reason=type(error).__name__)
-                raise
-            except Exception as error:
-                kind = "" if isinstance(error, PluginError) else f"{type(error).__name__}: "
-                reason = one_line(f"{kind}{error}")
-                log.end(trial.number, "failed", seconds=time.perf_counter() - began, reason=reason)
-                self._ended(trial.number)
-                raise _TrialFailed(reason) from error
-            log.end(trial.number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
-            self._ended(trial.number)
-            return value
-
-        return objective
-
-    def _ended(self, number: int) -> None:
-        self.done += 1
-        self.watcher.trial_ended(self.folder.log.read(number), self.done, self.settings.trials)
-
-    def _suggest(self, trial: optuna.Trial, facts: DataFacts, reference: DataRef) -> TransferPlan:
-        entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
-        context = SearchContext(
-            trial,
-            catalogue=self.catalogue,
-            backbones=self.pool.backbones,
-            augmentations=self.augmentations,
-            data=facts,
-            data_ref=reference,
-            seed=self.settings.seed,
-        )
-        plan = entry.item.suggest(trial, context)
-        if not isinstance(plan, TransferPlan):
-            raise PluginError(
-                f"Strategy '{entry.name}' of {entry.owner.distribution} {entry.owner.version} suggested "
-                f"{type(plan).__name__}, not a plan."
-            )
-        return plan
+    def _place(self, row: ProbeRow) -> dict[str, object]:
+        """A backbone, a cut and a pooling as parameters of a trial."""
+        info = self.catalogue.info(row.backbone)
+        return {
+            "backbone": row.backbone,
+            "cut": share_of(info.names.index(row.cut), len(info.names)),
+            pooling_name(info.stage(row.cut).poolings): row.pooling,
+            "input_size": 0.0,
+        }
 
 
 def _without_password(url: str) -> str:
@@ -293,16 +302,6 @@ def _without_password(url: str) -> str:
         return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:
         raise StudyError(f"--storage '{url}' is no database URL, such as postgresql://user@host/name.") from None
-
-
-def _facts(dataset: Dataset) -> DataFacts:
-    labels = dataset.labels("train")
-    return DataFacts(
-        classes=len(dataset.classes),
-        train_images=len(labels),
-        smallest_class=int(np.bincount(labels, minlength=len(dataset.classes)).min()),
-        has_stop=bool(dataset.shas("stop")),
-    )
 
 
 def _chosen(registry: Registry, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:

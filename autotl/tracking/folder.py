@@ -28,6 +28,8 @@ class Definition(Record):
     classes: tuple[str, ...]
     backbones: dict[str, str]
     """Every backbone that may be chosen, with its weights as a plan records them."""
+    left_out: tuple[str, ...] = ()
+    """Backbones that were asked for, and that the budget had no time for."""
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]
     metric: str
@@ -51,6 +53,7 @@ class StudyFolder:
         self.bundle = path / "bundle"
         self.test_openings = path / "test_openings.jsonl"
         self.probe = path / "probe.json"
+        self.reruns = path / "reruns.jsonl"
         self.result = path / "result.json"
         self._lock = FileLock(path / ".lock")
 

@@ -5,7 +5,8 @@ The study folder is the truth; leaderboards and trackers read from here.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,6 +32,10 @@ class TrialRecord:
     seconds: float
     reason: str
     """Why a trial failed or was pruned."""
+    epochs: tuple[dict[str, float], ...]
+    """What was measured after each epoch, with its `phase` and `epoch`."""
+    kills: int
+    """How often its process was killed while it ran."""
 
 
 class TrialLog:
@@ -45,6 +50,9 @@ class TrialLog:
 
     def planned(self, number: int, params: dict[str, Any], plan: TransferPlan) -> None:
         self._append(number, {"event": "plan", "params": params, "plan": plan.model_dump(mode="json")})
+
+    def epoch(self, number: int, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
+        self._append(number, {"event": "epoch", "phase": phase, "epoch": epoch, "facts": dict(facts)})
 
     def end(
         self,
@@ -65,6 +73,7 @@ class TrialLog:
             yield _read(file)
 
     def read(self, number: int) -> TrialRecord:
+        """A trial that has not begun reads as one that is running and has done nothing."""
         return _read(self._file(number))
 
     def _file(self, number: int) -> Path:
@@ -81,12 +90,18 @@ class TrialLog:
 
 def _read(file: Path) -> TrialRecord:
     attempt: dict[str, Any] = {}
-    for line in file.read_text().splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that a killed process left half-written
-        attempt = {} if event["event"] == "begin" else {**attempt, **event}
+    epochs: list[dict[str, float]] = []
+    kills = 0
+    running = False
+    for event in _events(file):
+        if event["event"] == "begin":
+            kills += running
+            attempt, epochs, running = {}, [], True
+        elif event["event"] == "epoch":
+            epochs.append({"phase": event["phase"], "epoch": event["epoch"], **event["facts"]})
+        else:
+            attempt |= event
+            running = running and event["event"] != "end"
     plan = attempt.get("plan")
     return TrialRecord(
         number=int(file.stem),
@@ -97,4 +112,15 @@ def _read(file: Path) -> TrialRecord:
         metrics=attempt.get("metrics", {}),
         seconds=attempt.get("seconds", 0.0),
         reason=attempt.get("reason", ""),
+        epochs=tuple(epochs),
+        kills=kills + running,
     )
+
+
+def _events(file: Path) -> Iterator[dict[str, Any]]:
+    """The events of a trial; none where there is no file yet."""
+    if not file.exists():
+        return
+    for line in file.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # a line that a killed process left half-written
+            yield json.loads(line)

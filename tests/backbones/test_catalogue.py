@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 from autotl import Input
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import PluginError, WeightsError
+from autotl.plan import Network
 
 
 @pytest.fixture
@@ -72,11 +73,11 @@ def test_named_weights_are_loaded_and_recorded(host, tmp_path, name):
     named = Catalogue(host, tmp_path / "cache", {name: file})
     recorded = named.weights(name, seed=0)
     assert recorded.startswith("sha256:")
-    stages = named.build(name, recorded)
+    stages = named.build(named.network(name, seed=0))
     for key, value in stages.state_dict().items():
         assert torch.equal(value, model.state_dict()[key]), key
     with pytest.raises(WeightsError, match="The plan wants"):
-        named.build(name, "sha256:" + "0" * 64)
+        named.build(Network(name, "sha256:" + "0" * 64, named.card(name).input))
     with pytest.raises(WeightsError, match="autotl weights fetch"):
         plain.weights(name, seed=0)
 
@@ -87,7 +88,7 @@ def test_weights_of_another_network_are_refused(host, tmp_path):
     for name in ("torchvision:squeezenet1_1", "timm:test_resnet.r160_in1k"):
         named = Catalogue(host, tmp_path / "cache", {name: file})
         with pytest.raises((WeightsError, PluginError), match=name):
-            named.build(name, named.weights(name, seed=0))
+            named.build(named.network(name, seed=0))
 
 
 def test_random_weights_come_only_when_asked_for_and_from_their_seed(catalogue):
@@ -95,9 +96,7 @@ def test_random_weights_come_only_when_asked_for_and_from_their_seed(catalogue):
     assert catalogue.weights(name, seed=4) == "random:4"
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    first, same, other = (
-        catalogue.build(name, weights).state_dict() for weights in ("random:4", "random:4", "random:5")
-    )
+    first, same, other = (catalogue.build(catalogue.network(name, seed)).state_dict() for seed in (4, 4, 5))
     assert torch.equal(torch.random.get_rng_state(), before)
     key = "features.0.weight"
     assert torch.equal(first[key], same[key])
@@ -120,13 +119,14 @@ def test_a_shipped_backbone_loads_and_states_its_source(catalogue):
         card = catalogue.card(name)
         assert "Tiny ImageNet" in card.source
         assert "ImageNet" in card.licence
-        stages = catalogue.build(name, catalogue.weights(name, seed=0))
+        stages = catalogue.build(catalogue.network(name, seed=0))
         assert all(torch.isfinite(value).all() for value in stages.state_dict().values())
         assert next(iter(stages.parameters())).dtype == torch.float32
 
 
 def test_reference_backbones_are_what_they_say(catalogue):
-    pixels, edges = (catalogue.build(f"reference:{name}", "none").eval() for name in ("pixels", "edges"))
+    networks = [catalogue.network(f"reference:{name}", seed=0) for name in ("pixels", "edges")]
+    pixels, edges = (catalogue.build(network).eval() for network in networks)
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(pixels(images).flatten(1), torch.nn.functional.avg_pool2d(images, 4).flatten(1))
     # A step in brightness along x is an edge whose slope points along x, direction 0 of 8.

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -30,6 +31,7 @@ def autotl(tmp_path, monkeypatch):
 
 
 BACKBONES = "reference:edges,reference:pixels"
+PROBE = ("--strategies", "linear-probe")
 
 
 def test_the_road_from_a_sample_to_predictions(autotl, tmp_path):
@@ -38,7 +40,7 @@ def test_the_road_from_a_sample_to_predictions(autotl, tmp_path):
         for file in sorted(folder.iterdir())[20:]:
             file.unlink()
 
-    found = json.loads(autotl("search", "digits", "--trials", 4, "--backbones", BACKBONES, "--json"))
+    found = json.loads(autotl("search", "digits", "--trials", 4, "--backbones", BACKBONES, *PROBE, "--json"))
     assert found["study"] == "digits"
     assert +Counter(found["trials"]) == {"complete": 4}
     assert found["test"]["metric"] == "accuracy"
@@ -77,10 +79,10 @@ def test_the_road_from_a_sample_to_predictions(autotl, tmp_path):
 
 
 def test_plain_lines_where_the_output_is_no_terminal(autotl, stripes):
-    out = autotl("search", stripes, "--trials", 3, "--backbones", "reference:edges")
+    out = autotl("search", stripes, "--trials", 3, "--backbones", "reference:edges", *PROBE)
     assert "\x1b" not in out
     assert "images          90 in 3 classes" in out
-    assert "This will take about" in out
+    assert "Features will take about" in out
     assert out.count("linear-probe reference:edges → ") == 3
     for words in ("Winner: reference:edges", "Test accuracy", "95 % confidence", "Against reference:pixels", "Next:"):
         assert words in out
@@ -90,12 +92,12 @@ def test_a_study_file_gives_options_and_the_command_line_wins(autotl, stripes, t
     file = tmp_path / "studies.toml"
     file.write_text(
         f'data = "{stripes.name}"\ntrials = 2\nbackbones = ["reference:edges"]\nmetric = "macro-f1"\nseed = 3\n'
-        'cache-dir = "here"\n'
+        'strategies = ["linear-probe"]\ncache-dir = "here"\n'
     )
     found = json.loads(autotl("search", "--config", file, "--metric", "balanced-accuracy", "--json"))
     assert +Counter(found["trials"]) == {"complete": 2}
     assert found["test"]["metric"] == "balanced-accuracy"
-    assert found["best"]["plan"]["seed"] == 3
+    assert found["best"]["plan"]["data"]["split_seed"] == 3
     assert (tmp_path / "here" / "pixels").is_dir()
 
     file.write_text('dota = "x"\n')
@@ -114,12 +116,12 @@ def test_a_study_file_gives_options_and_the_command_line_wins(autotl, stripes, t
 
 def test_class_names_are_shown_as_they_are(autotl, stripes):
     (stripes / "down").rename(stripes / "[b]ünlikely [red] name")
-    out = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges")
+    out = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE)
     assert "[b]ünlikely [red] name (30)" in out
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_classified(autotl, stripes, tmp_path):
-    autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", "--json")
+    autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--json")
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     shutil.copy(stripes / "down" / "3.png", mixed / "a.png")
@@ -178,3 +180,30 @@ def test_the_command_is_installed_and_leaves_its_errors_as_one_line(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_polite_kill_keeps_what_was_done_and_the_same_command_goes_on(stripes, tmp_path):
+    command = [sys.executable, "-m", "autotl", "search", stripes, "--backbones", "reference:edges", "--trials", "2000"]
+    command += ["--strategies", "linear-probe", "--cache-dir", tmp_path / "cache", "--no-compare"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "[5/2000]" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.strip() == "Stopped. What was done is kept; the same command goes on."
+    command[command.index("2000")] = "8"
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "/8] trial" in again.stdout
+    assert "[1/8] trial" not in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"), [("soon", "no time, such as 90s"), ("59", "too little"), ("inf", "too little")]
+)
+def test_a_budget_that_is_none_is_said(stripes, budget, says):
+    done = CliRunner().invoke(main, ["search", str(stripes), "--budget", budget])
+    assert done.exit_code == 2
+    assert says in done.output

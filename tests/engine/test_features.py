@@ -7,11 +7,12 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import StageInfo
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
+from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore, normalise, pool
-from autotl.engine.fit import Bench, fit, on_all_images
+from autotl.engine.fit import fit, on_all_images
 from autotl.engine.heads import logistic_path
 from autotl.errors import AutotlError, PluginError
-from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
+from autotl.plan import Component, DataRef, Head, Input, Network, Phase, TransferPlan
 
 WEIGHTS = "none"
 
@@ -24,6 +25,12 @@ def bench(host, stripes, tmp_path):
     inputs = [catalogue.card(name).input for name in ("tiny:net", "reference:pixels")]
     dataset = open_dataset(stripes, seed=0, inputs=inputs, pixels=pixels)
     return Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
+
+
+def network(bench, weights=WEIGHTS):
+    """The tiny network; with `random:<seed>` that of other weights."""
+    name = "tiny:net@random" if weights.startswith("random") else "tiny:net"
+    return Network(name, weights, bench.catalogue.card(name).input)
 
 
 def plan(bench, **changes):
@@ -50,20 +57,20 @@ def test_one_pass_serves_every_cut_every_pooling_and_every_later_store(bench, tm
     store, shas = bench.features, bench.shas("train", "stop", "rank", "test")
     for stage in store.catalogue.info("tiny:net").stages:
         for pooling in stage.poolings:
-            store.read("tiny:net", WEIGHTS, stage.name, pooling, shas)
+            store.read(network(bench), stage.name, pooling, shas)
     assert store.computed == len(shas) == 90
 
     later = FeatureStore(tmp_path / "cache", store.catalogue, store.pixels, "cpu")
-    again = later.read("tiny:net", WEIGHTS, "1.2", "max", shas)
+    again = later.read(network(bench), "1.2", "max", shas)
     assert later.computed == 0
-    assert torch.equal(again, store.read("tiny:net", WEIGHTS, "1.2", "max", shas))
+    assert torch.equal(again, store.read(network(bench), "1.2", "max", shas))
 
 
 def test_other_weights_are_other_features(bench):
     shas = bench.shas("rank")
-    first = bench.features.read("tiny:net@random", "random:1", "1.2", "avg", shas)
-    second = bench.features.read("tiny:net@random", "random:2", "1.2", "avg", shas)
-    again = bench.features.read("tiny:net@random", "random:1", "1.2", "avg", shas)
+    first = bench.features.read(network(bench, "random:1"), "1.2", "avg", shas)
+    second = bench.features.read(network(bench, "random:2"), "1.2", "avg", shas)
+    again = bench.features.read(network(bench, "random:1"), "1.2", "avg", shas)
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert bench.features.computed == 2 * len(shas)
@@ -72,21 +79,21 @@ def test_other_weights_are_other_features(bench):
 def test_stored_features_are_those_of_the_network(bench):
     store, shas = bench.features, bench.shas("rank")
     info = store.catalogue.info("tiny:net")
-    stages = store.catalogue.build("tiny:net", WEIGHTS).eval()
+    stages = store.catalogue.build(network(bench)).eval()
     images = torch.from_numpy(store.pixels.rows(info.input).read(shas))
     with torch.no_grad():
         value = stages(normalise(images, info.input), to="1.2")
     expected = value.mean((2, 3))
-    torch.testing.assert_close(store.read("tiny:net", WEIGHTS, "1.2", "avg", shas), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(store.read(network(bench), "1.2", "avg", shas), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_image_has_the_same_features_in_any_company(bench, host, tmp_path):
     shas = bench.shas("train")
-    whole = bench.features.read("tiny:net", WEIGHTS, "2.1", "avg", shas)
+    whole = bench.features.read(network(bench), "2.1", "avg", shas)
     other = FeatureStore(tmp_path / "elsewhere", Catalogue(host, tmp_path / "cache"), bench.features.pixels, "cpu")
     for sha in reversed(shas[:7]):  # one at a time, in another order
-        other.fill("tiny:net", WEIGHTS, [sha])
-    assert torch.equal(other.read("tiny:net", WEIGHTS, "2.1", "avg", shas[:7]), whole[:7])
+        other.fill(network(bench), [sha])
+    assert torch.equal(other.read(network(bench), "2.1", "avg", shas[:7]), whole[:7])
 
 
 @pytest.mark.parametrize("fault", ["fails on images", "not finite"])
@@ -100,7 +107,7 @@ def test_a_backbone_that_fails_is_named(bench, monkeypatch, fault):
     bench.features.catalogue.info("tiny:net")  # traced while it still works
     monkeypatch.setattr(Stages, "walk", broken)
     with pytest.raises(PluginError, match=f"'tiny:net'.*{fault}"):
-        bench.features.fill("tiny:net", WEIGHTS, bench.shas("rank"))
+        bench.features.fill(network(bench), bench.shas("rank"))
 
 
 def test_normalise_prepares_as_the_backbone_was_trained():
@@ -127,7 +134,7 @@ def test_poolings_take_the_image_and_leave_the_prefix(layout, shape, prefix):
 
 def test_a_plan_gives_the_same_numbers_twice_and_beats_chance(bench):
     first, second = fit(plan(bench), bench), fit(plan(bench), bench)
-    assert torch.equal(first.head.weight, second.head.weight)
+    assert torch.equal(first.model.head.weight, second.model.head.weight)
     first.metrics.pop("seconds"), second.metrics.pop("seconds")
     assert first.metrics == second.metrics
     assert first.metrics["rank.accuracy"] > 0.6  # three classes
@@ -136,15 +143,15 @@ def test_a_plan_gives_the_same_numbers_twice_and_beats_chance(bench):
 
 def test_the_last_training_takes_every_image_but_the_sealed_ones(bench):
     first = fit(plan(bench), bench)
-    everything = on_all_images(first)
+    everything = on_all_images(first.plan, first.metrics, bench)
     assert everything.train_on == ("train", "stop", "rank")
-    assert everything.phases[0].options["penalties"] == [first.metrics["penalty"]]
+    assert everything.phases[0].options["penalties"] == [first.metrics["phase1.penalty"]]
     last = fit(everything, bench)
     shas, labels = bench.shas("train", "stop", "rank"), bench.labels("train", "stop", "rank")
-    features = bench.features.read("tiny:net", WEIGHTS, "1.2", "avg", shas)
-    (expected,) = logistic_path(features, labels, 3, [first.metrics["penalty"]])
-    assert torch.equal(last.head.weight, expected.weight)
-    assert not torch.equal(last.head.weight, first.head.weight)
+    features = bench.features.read(network(bench), "1.2", "avg", shas)
+    (expected,) = logistic_path(features, labels, 3, [first.metrics["phase1.penalty"]])
+    assert torch.equal(last.model.head.weight, expected.weight)
+    assert not torch.equal(last.model.head.weight, first.model.head.weight)
     assert "rank.accuracy" not in last.metrics  # it would be the accuracy on what was trained on
 
 
@@ -190,8 +197,8 @@ def test_a_plan_that_cannot_be_carried_out_says_why(bench, changes, says):
 def test_features_on_a_gpu_are_those_of_the_cpu(bench, tmp_path):
     gpu = FeatureStore(tmp_path / "cache", bench.features.catalogue, bench.features.pixels, "cuda")
     shas = bench.shas("rank")
-    there = gpu.read("tiny:net", WEIGHTS, "2.1", "avg", shas)
+    there = gpu.read(network(bench), "2.1", "avg", shas)
     assert there.device.type == "cuda"
     assert gpu.computed == len(shas)
-    here = bench.features.read("tiny:net", WEIGHTS, "2.1", "avg", shas)
+    here = bench.features.read(network(bench), "2.1", "avg", shas)
     torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=1e-3)

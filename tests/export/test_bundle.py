@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from autotl.search.watch import Silent
 
 @pytest.fixture
 def found(host, stripes):
-    settings = Settings(data=stripes, trials=2, backbones=("tiny:net",), device="cpu")
-    search = Search(settings, host, Silent())
+    settings = Settings(data=stripes, trials=2, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
+    search = Search(settings, host, Silent(), time.monotonic())
     search.run()
     return search.folder.bundle
 
@@ -63,8 +64,8 @@ def test_what_is_no_bundle_is_refused(found, host, tmp_path):
 
 
 def test_a_new_bundle_replaces_the_old_one_whole(found, host, stripes):
-    settings = Settings(data=stripes, trials=5, backbones=("tiny:net",), device="cpu")
-    Search(settings, host, Silent()).run()
+    settings = Settings(data=stripes, trials=5, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
+    Search(settings, host, Silent(), time.monotonic()).run()
     assert sorted(path.name for path in found.parent.iterdir() if path.name.startswith("bundle")) == ["bundle"]
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
+from autotl.engine.precision import Arithmetic
 from autotl.plan import DataRef, Head, Phase
 from autotl.search.sampler import NumberedSampler
 from autotl.search.space import SearchContext, at, share_of
@@ -18,9 +19,10 @@ def context_of(host, tmp_path):
             catalogue=catalogue,
             backbones=["tiny:net", "reference:edges"],
             augmentations={entry.name: entry for entry in host.augmentations},
-            data=DataFacts(classes=3, train_images=50, smallest_class=12, has_stop=True),
+            data=DataFacts(classes=3, train_images=50, smallest_class=12, has_stop=True, image_size=32),
             data_ref=DataRef(fingerprint="f", split_seed=7),
             seed=7,
+            arithmetic=lambda name: Arithmetic("bfloat16", "contiguous"),
         )
 
     return make
@@ -38,12 +40,12 @@ def test_shares_become_names_of_stages(context_of):
     context = context_of(trial)
     assert context.backbone().name == "tiny:net"
     assert context.cut() == "1.2"
-    assert context.frozen() == "1.2"  # frozen up to the cut
-    assert context.pooling() == "max"
+    assert context.frozen("1.2") == "1.2"  # frozen up to the cut
+    assert context.pooling("1.2") == "max"
     trial = optuna.trial.FixedTrial({"backbone": "tiny:net", "cut": 1.0, "frozen": 0.0})
     context = context_of(trial)
     assert context.cut() == "2.1"
-    assert context.frozen() is None  # all are trained
+    assert context.frozen("2.1") is None  # all are trained
 
 
 def test_what_a_strategy_does_not_ask_for_is_not_sampled(context_of):
@@ -68,6 +70,44 @@ def test_the_host_fills_in_what_the_strategy_need_not_know(context_of):
     assert (plan.seed, plan.data.split_seed) == (7, 7)
     assert plan.requires["stages"] == context.backbone().fingerprint
     assert "torch" in plan.requires
+
+
+def test_how_a_network_is_trained_is_said_of_what_is_trained_alone(context_of):
+    context = context_of(optuna.trial.FixedTrial({"backbone": "tiny:net"}))
+
+    def dtypes(*phases):
+        plan = context.plan(cut="1.2", head=Head(pooling="avg"), phases=phases)
+        return plan.compute_dtype, plan.boundary_dtype, plan.memory_format
+
+    probe = Phase(method="closed-form", frozen="1.2")
+    assert dtypes(probe) == ("float32", "float32", "channels_last")
+    assert dtypes(probe, Phase(method="sgd", frozen="0.2")) == ("bfloat16", "bfloat16", "contiguous")
+
+
+def test_input_sizes_are_searched_up_to_that_of_the_images(host, tmp_path):
+    catalogue = Catalogue(host, tmp_path / "cache")
+    name = "autotl:resnet10"
+    sizes = [input.size for input in catalogue.inputs(name)]
+    assert len(sizes) > 1
+
+    def drawn(image_size, share):
+        trial = optuna.trial.FixedTrial({"backbone": name, "input_size": share})
+        context = SearchContext(
+            trial,
+            catalogue=catalogue,
+            backbones=[name],
+            augmentations={},
+            data=DataFacts(classes=3, train_images=50, smallest_class=12, has_stop=True, image_size=image_size),
+            data_ref=DataRef(fingerprint="f", split_seed=7),
+            seed=7,
+            arithmetic=lambda name: Arithmetic(),
+        )
+        return context.input().size, "input_size" in trial.params
+
+    assert drawn(sizes[0], 1.0) == (sizes[0], False)
+    assert drawn(max(sizes), 0.0) == (sizes[0], True)
+    assert drawn(max(sizes), 1.0) == (max(sizes), True)
+    assert drawn(max(sizes) - 1, 1.0)[0] < max(sizes)
 
 
 def _objective(trial):

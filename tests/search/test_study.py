@@ -2,9 +2,12 @@ import csv
 import json
 import os
 import shutil
+import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import optuna
 import pytest
 from PIL import Image
 
@@ -38,8 +41,15 @@ class Recorder(Silent):
 
 
 def search(host, data, watcher=None, **settings):
-    values = {"data": data, "trials": 6, "backbones": ("tiny:net", "reference:edges"), "device": "cpu", **settings}
-    return Search(Settings(**values), host, watcher or Recorder())
+    values = {
+        "data": data,
+        "trials": 6,
+        "backbones": ("tiny:net", "reference:edges"),
+        "strategies": ("linear-probe",),
+        "device": "cpu",
+        **settings,
+    }
+    return Search(Settings(**values), host, watcher or Recorder(), began=time.monotonic())
 
 
 def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
@@ -155,7 +165,7 @@ def test_a_study_goes_on_with_what_it_was_begun_with(host, stripes):
     more = search(host, stripes, trials=4, backbones=("reference:edges", "tiny:net")).run()  # in another order
     assert +Counter(more.trials) == {"complete": 4}
     assert +Counter(search(host, stripes, trials=5, backbones=()).run().trials) == {"complete": 5}
-    with pytest.raises(StudyError, match="begun with backbones tiny:net, reference:edges, not tiny:net"):
+    with pytest.raises(StudyError, match="begun with backbones reference:edges, tiny:net, not tiny:net"):
         search(host, stripes, trials=6, backbones=("tiny:net",))
     with pytest.raises(StudyError, match="storage: None → sqlite"):
         search(host, stripes, trials=6, storage="sqlite:///elsewhere.db").run()
@@ -184,7 +194,7 @@ def test_a_strategy_that_suggests_no_plan_is_named(host, stripes):
 
 def test_a_study_without_trials_is_begun_anew(host, stripes, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_prepare", lambda *_: 1 / 0)
+        patch.setattr(Search, "_try_out", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             search(host, stripes, metric="macro-f1").run()
     assert search(host, stripes, trials=1).run().test.metric == "accuracy"
@@ -196,44 +206,107 @@ def test_a_study_that_is_being_searched_is_left_alone(host, stripes):
         search(host, stripes).run()
 
 
-def _end_in_trial(host, end, number):
-    """Makes the strategy `linear-probe` end its process, or its training, in one trial."""
+def _end_in_trial(host, end, number, times=1):
+    """Makes the strategy `linear-probe` end its process, or its training, in one trial, so many times."""
     probe = host.strategies["linear-probe"].item
     suggest = probe.suggest
+    ended = []
 
     def ending(trial, context):
-        if trial.number == number:
+        plan = suggest(trial, context)
+        if trial.number == number and len(ended) < times:
+            ended.append(number)
             end()
-        return suggest(trial, context)
+        return plan
 
     probe.suggest = ending
 
 
-def test_ctrl_c_keeps_what_was_done_and_the_trial_is_made_up_for(host, stripes):
+def _drawn(made):
+    return [(r.number, r.state, r.params, r.plan.hash) for r in made.folder.log.records()]
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_trial_goes_on_as_the_same(host, stripes):
+    whole = search(host, stripes, trials=9, study="whole")
+    whole.run()
+
     def stop():
         raise KeyboardInterrupt
 
-    _end_in_trial(host, stop, number=2)
+    _end_in_trial(host, stop, number=6)
     with pytest.raises(KeyboardInterrupt):
-        search(host, stripes, trials=5).run()
-    made = search(host, stripes, trials=5)
-    assert [record.state for record in made.folder.log.records()] == ["complete", "complete", "interrupted"]
-    assert +Counter(made.run().trials) == {"complete": 5, "interrupted": 1}
+        search(host, stripes, trials=9).run()
+    made = search(host, stripes, trials=9)
+    assert [record.state for record in made.folder.log.records()] == ["complete"] * 6 + ["interrupted"]
+    assert +Counter(made.run().trials) == {"complete": 9}
+    assert _drawn(made) == _drawn(whole)
+
+
+def _killed(host, data, kill, **settings):
+    """Runs a search in a process of its own until `kill` ends it."""
+    child = os.fork()
+    if child == 0:
+        kill(host)
+        search(host, data, **settings).run()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_killed_search_goes_on(host, stripes):
-    child = os.fork()
-    if child == 0:
-        _end_in_trial(host, lambda: os._exit(9), number=2)
-        search(host, stripes, trials=5).run()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    made = search(host, stripes, trials=5)
-    assert [record.state for record in made.folder.log.records()] == ["complete", "complete", "running"]
+def test_a_killed_search_draws_what_an_uninterrupted_one_draws(host, stripes):
+    whole = search(host, stripes, trials=20, study="whole")
+    whole.run()
+    search(host, stripes, trials=5).run()
+    _killed(host, stripes, lambda host: _end_in_trial(host, lambda: os._exit(9), number=5), trials=20)
+    made = search(host, stripes, trials=20)
+    assert [record.state for record in made.folder.log.records()] == ["complete"] * 5 + ["running"]
     made.watcher = Recorder()
-    assert +Counter(made.run().trials) == {"complete": 5, "interrupted": 1}
-    assert made.watcher.done == [3, 4, 5]  # of five, whatever the numbers of the trials
+    assert +Counter(made.run().trials) == {"complete": 20}
+    assert made.watcher.done == list(range(6, 21))
+    assert _drawn(made) == _drawn(whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_trial_that_kills_its_process_three_times_has_failed(host, stripes):
+    kill = partial(_end_in_trial, end=lambda: os._exit(9), number=2)
+    for _ in range(3):
+        _killed(host, stripes, kill, trials=4)
+    made = search(host, stripes, trials=4)
+    assert +Counter(made.run().trials) == {"complete": 3, "failed": 1}
+    assert made.folder.log.read(2).reason == "its process was killed 3 times"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("state", ["complete", "pruned"])
+def test_a_kill_between_the_log_and_optuna_counts_the_trial_once(host, stripes, state, monkeypatch):
+    def kill(host):
+        tell = optuna.Study.tell
+
+        def telling(study, number, *args, **kwargs):
+            if number == 2:
+                os._exit(9)
+            return tell(study, number, *args, **kwargs)
+
+        monkeypatch.setattr(optuna.Study, "tell", telling)
+        if state == "pruned":
+            _end_in_trial(host, _prune, number=2)
+
+    _killed(host, stripes, kill, trials=5)
+    made = search(host, stripes, trials=5)
+    assert [record.state for record in made.folder.log.records()] == ["complete", "complete", state]
+    assert sum(made.run().trials.values()) == 5
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{made.folder.path / 'optuna.db'}")
+    assert [trial.state.name.lower() for trial in stored.trials] == [
+        "complete",
+        "complete",
+        state,
+        "complete",
+        "complete",
+    ]
+
+
+def _prune():
+    raise optuna.TrialPruned
 
 
 def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):

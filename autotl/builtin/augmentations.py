@@ -1,0 +1,87 @@
+"""The augmentations that ship: each image of a batch is changed by a draw of its own.
+
+They take and give uint8, so what they make stays in the range that every backbone's input has.
+"""
+
+from functools import partial
+
+from autotl import hookimpl
+
+
+@hookimpl
+def register_augmentations(register):
+    register("none", NoAugmentation, summary="Images as they are")
+    register("flip", Flip, summary="Half of the images mirrored left to right")
+    register("flip-rotate-zoom", FlipRotateZoom, summary="Flips, rotations and zooms of searched strength")
+    register("randaugment", RandAugment, summary="A few random operations of one strength (Cubuk et al. 2020)")
+    register("trivialaugment", TrivialAugment, summary="One random operation of random strength (Müller, Hutter 2021)")
+
+
+class NoAugmentation:
+    def suggest(self, trial, context):
+        return {}
+
+    def build(self, params):
+        return lambda images, draw: images
+
+
+class Flip:
+    def suggest(self, trial, context):
+        return {}
+
+    def build(self, params):
+        from autotl.builtin.image_operations import flip
+
+        return flip
+
+
+class FlipRotateZoom:
+    """From flips alone to well past fastai's defaults (10 degrees, 10 % zoom); past the edges images are mirrored.
+
+    30 degrees is AutoAugment's largest rotation, too.
+    """
+
+    def suggest(self, trial, context):
+        return {
+            "degrees": trial.suggest_float("flip-rotate-zoom.degrees", 0, 30),
+            "zoom": trial.suggest_float("flip-rotate-zoom.zoom", 0, 0.4),
+        }
+
+    def build(self, params):
+        from autotl.builtin.image_operations import flip_rotate_zoom
+
+        return partial(flip_rotate_zoom, **params)
+
+
+class RandAugment:
+    """A few of 14 operations in turn, all of one strength (Cubuk et al. 2020, arXiv 1909.13719).
+
+    The paper finds 1 to 3 operations best, and its magnitudes go up to 10, the strongest. Magnitude 9
+    on this scale is 27 for torchvision, whose scale goes up to 30.
+    """
+
+    def suggest(self, trial, context):
+        return {
+            "operations": trial.suggest_int("randaugment.operations", 1, 3),
+            "magnitude": trial.suggest_int("randaugment.magnitude", 1, 10),
+        }
+
+    def build(self, params):
+        from autotl.builtin.image_operations import randaugment
+
+        return partial(randaugment, **params)
+
+
+class TrivialAugment:
+    """One of 14 operations, its strength drawn for each image (Müller and Hutter 2021, arXiv 2103.10158).
+
+    Strength 1 is the paper's wide space, 0.25 about RandAugment's: 34 instead of 135 degrees.
+    """
+
+    def suggest(self, trial, context):
+        return {"strength": trial.suggest_float("trivialaugment.strength", 0.25, 1)}
+
+    def build(self, params):
+        from autotl.builtin.image_operations import trivialaugment
+
+        return partial(trivialaugment, **params)

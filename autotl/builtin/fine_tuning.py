@@ -1,0 +1,162 @@
+"""The strategies that train stages: `fine-tune`, `lp-ft`, `gradual-unfreeze`, `full`, and the control `scratch`.
+
+Freezing keeps what the backbone knows, tuning fits it to the images; a rate of its own for each stage is the
+trade-off between the two. General features sit in the first stages (Yosinski et al. 2014, arXiv 1411.1792),
+so that rates fall with depth.
+"""
+
+from autotl import Head, Phase, hookimpl
+from autotl.builtin import recipe
+from autotl.builtin.linear_probe import PENALTIES
+
+DEPTH_RATIO = (1e-3, 1.0)
+"""The rate of a backbone's first stage against its last. Layer-wise decay of 0.65 to 1 a block (BEiT, arXiv
+2106.08254) comes to 0.006 to 1 over twelve blocks."""
+GROUPS = ("low", "middle", "high")
+GROUP_FACTOR = (1e-2, 3.0)
+"""How the rate of a third of the depth may differ from the recipe's: nearly frozen to faster than the rest."""
+
+
+@hookimpl
+def register_strategies(register):
+    register("fine-tune", FineTune, summary="Cut, freeze the first stages, train the rest, each at its own rate")
+    register("lp-ft", LinearProbeThenFineTune, summary="Head first, by closed form; then head and stages together")
+    register("gradual-unfreeze", GradualUnfreeze, summary="Head first, then stages from the top, step by step")
+    register("full", Full, summary="The whole network from its pretrained weights, at one rate")
+    register("scratch", Scratch, summary="The whole network from random weights: what pretraining is worth")
+
+
+class FineTune:
+    first_guess = {
+        **recipe.FIRST_GUESS,
+        "cut": 1.0,
+        "frozen": 0.0,
+        "fine-tune.rates": "decay",
+        "fine-tune.depth_ratio": 0.1,
+    }
+
+    def suggest(self, trial, context):
+        setup = _Setup(trial, context)
+        kind = trial.suggest_categorical("fine-tune.rates", ["decay", "groups"])
+        if kind == "decay":
+            rates = setup.falling(trial.suggest_float("fine-tune.depth_ratio", *DEPTH_RATIO, log=True))
+        else:
+            factors = [trial.suggest_float(f"fine-tune.{group}", *GROUP_FACTOR, log=True) for group in GROUPS]
+            rates = setup.by_group(factors)
+        return setup.plan([setup.phase(setup.frozen, rates)])
+
+
+class LinearProbeThenFineTune:
+    """A head that knows nothing yet distorts good features (Kumar et al. 2022, arXiv 2202.10054)."""
+
+    first_guess = {**recipe.FIRST_GUESS, "frozen": 0.0, "lp-ft.depth_ratio": 0.1}
+
+    def suggest(self, trial, context):
+        setup = _Setup(trial, context)
+        rates = setup.falling(trial.suggest_float("lp-ft.depth_ratio", *DEPTH_RATIO, log=True))
+        return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, rates)])
+
+
+class GradualUnfreeze:
+    """As in ULMFiT (Howard and Ruder 2018, arXiv 1801.06146): the top is unfrozen first, the bottom last."""
+
+    first_guess = {
+        **recipe.FIRST_GUESS,
+        "cut": 1.0,
+        "frozen": 0.0,
+        "gradual-unfreeze.depth_ratio": 0.1,
+        "gradual-unfreeze.steps": 3,
+    }
+
+    def suggest(self, trial, context):
+        setup = _Setup(trial, context)
+        rates = setup.falling(trial.suggest_float("gradual-unfreeze.depth_ratio", *DEPTH_RATIO, log=True))
+        wanted = trial.suggest_int("gradual-unfreeze.steps", 2, 6)
+        trained = setup.trained
+        if not trained:
+            return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, {})])
+        # In each step more of the top is trained, in the last one all that is not frozen for good.
+        steps = min(wanted, len(trained))
+        tops = [trained[len(trained) * (steps - step) // steps :] for step in range(1, steps + 1)]
+        phases = [
+            setup.phase(setup.before(top[0]), {name: rates[name] for name in top}, share=1 / steps) for top in tops
+        ]
+        return setup.plan([setup.linear_probe(), *phases])
+
+
+class Full:
+    first_guess = recipe.FIRST_GUESS
+
+    def suggest(self, trial, context):
+        setup = _Setup(trial, context, whole=True)
+        return setup.plan([setup.phase(None, setup.falling(1.0))])
+
+
+class Scratch:
+    first_guess = {
+        name: value
+        for name, value in recipe.FIRST_GUESS.items()
+        if name not in ("recipe.adamw.rate", "recipe.batch_norm")
+    } | {"scratch.adamw.rate": 2e-3}
+
+    def suggest(self, trial, context):
+        setup = _Setup(trial, context, whole=True, from_scratch=True)
+        return setup.plan([setup.phase(None, setup.falling(1.0))], pretrained=False)
+
+
+class _Setup:
+    """What these strategies have in common: the network, what is frozen of it, and the recipe."""
+
+    def __init__(self, trial, context, *, whole=False, from_scratch=False):
+        self.context = context
+        self.names = context.backbone().names
+        self.cut = self.names[-1] if whole else context.cut()
+        self.frozen = None if whole else context.frozen(self.cut)
+        self.pooling = context.pooling(self.cut)
+        self.input = context.input()
+        self.augmentation = context.augmentation()
+        self.recipe = recipe.suggest(trial, context.data, from_scratch=from_scratch)
+
+    @property
+    def trained(self):
+        """The stages after the frozen ones, up to the cut."""
+        first = self.names.index(self.frozen) + 1 if self.frozen else 0
+        return self.names[first : self.names.index(self.cut) + 1]
+
+    def before(self, stage):
+        """The stage before this one, None for the first."""
+        at = self.names.index(stage)
+        return self.names[at - 1] if at else None
+
+    def falling(self, ratio):
+        """A rate for each trained stage, falling geometrically to `ratio` over the whole depth of the backbone."""
+        top, depth = self.names.index(self.cut), max(1, len(self.names) - 1)
+        return {name: self.recipe.rate * ratio ** ((top - self.names.index(name)) / depth) for name in self.trained}
+
+    def by_group(self, factors):
+        """A rate for each trained stage by the third of the backbone's depth that it lies in."""
+        third = {name: len(GROUPS) * at // len(self.names) for at, name in enumerate(self.names)}
+        return {name: self.recipe.rate * factors[third[name]] for name in self.trained}
+
+    def linear_probe(self):
+        return Phase(method="closed-form", frozen=self.cut, options={"penalties": PENALTIES})
+
+    def phase(self, frozen, rates, share=1.0):
+        """A phase of this share of the recipe's epochs."""
+        return self.recipe.phase(
+            frozen,
+            rates,
+            epochs=max(1, round(share * self.recipe.epochs)),
+            stop=self.context.data.has_stop,
+            augmented=self.augmentation.name != "none",
+        )
+
+    def plan(self, phases, pretrained=True):
+        return self.context.plan(
+            cut=self.cut,
+            head=Head(pooling=self.pooling),
+            phases=phases,
+            input=self.input,
+            augmentation=self.augmentation,
+            pretrained=pretrained,
+        )

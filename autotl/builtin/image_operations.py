@@ -1,0 +1,243 @@
+"""What the built-in augmentations do to a batch: each image is changed by an amount of its own.
+
+An operation takes images [N, 3, S, S] uint8 and amounts [N] float32 and gives new images. The operations are those of
+torchvision (`transforms.v2.functional`), which knows one amount for a whole batch. An amount of 0 changes nothing;
+autocontrast and equalize know none.
+
+An image comes out the same, bit for bit, whichever images are beside it. So sums over pixels are sums of integers,
+which no order of adding can change, and there are no matrix products.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Draw = Callable[[int], Tensor]
+"""draw(count): [N, count] float32, uniform in [0, 1); a row for each image."""
+
+
+def flip(images: Tensor, draw: Draw) -> Tensor:
+    """Mirror an image left to right, or not, with equal chances."""
+    (chance,) = draw(1).unbind(1)
+    return torch.where(_pixelwise(chance < 0.5), images.flip(3), images)
+
+
+def flip_rotate_zoom(images: Tensor, draw: Draw, degrees: float, zoom: float) -> Tensor:
+    """Mirror, turn by up to `degrees` either way, and zoom about the middle, all in one interpolation.
+
+    What is seen of an image's side is between 1 - zoom and 1 + zoom of it; past its edges it is mirrored.
+    """
+    chance, turn, seen = draw(3).unbind(1)
+    mirror = _planewise(torch.where(chance < 0.5, -1.0, 1.0))
+    angle = math.radians(degrees) * (2 * turn - 1)
+    seen = 1 + zoom * (2 * seen - 1)
+    cos, sin = _planewise(seen * angle.cos()), _planewise(seen * angle.sin())
+    x, y = _places(images)
+    return _read(images, mirror * (x * cos - y * sin), x * sin + y * cos, outside="reflection")
+
+
+def randaugment(images: Tensor, draw: Draw, operations: int, magnitude: float) -> Tensor:
+    """Several operations in turn, all of one strength; magnitude: from 0 to 10, the strongest."""
+    for _ in range(operations):
+        which, sign = draw(2).unbind(1)
+        images = _operate(images, which, magnitude / 10 * _column("randaugment", images), sign)
+    return images
+
+
+def trivialaugment(images: Tensor, draw: Draw, strength: float) -> Tensor:
+    """One operation of random strength; strength: the share of the wide space that is used, up to 1."""
+    which, share, sign = draw(3).unbind(1)
+    return _operate(images, which, strength * share[:, None] * _column("trivialaugment", images), sign)
+
+
+def _column(name: str, images: Tensor) -> Tensor:
+    """A column of `OPERATIONS`: [their number]."""
+    return torch.tensor([getattr(operation, name) for operation in OPERATIONS], device=images.device)
+
+
+def _operate(images: Tensor, which: Tensor, amounts: Tensor, sign: Tensor) -> Tensor:
+    """To each image one of `OPERATIONS`.
+
+    which, sign: [N] in [0, 1). amounts: the amount of every operation, [number of operations] or [N, that number].
+    """
+    chosen = (which * len(OPERATIONS)).long()
+    amounts = amounts.expand(len(images), -1).gather(1, chosen[:, None]).squeeze(1)
+    amounts = torch.where(_column("signed", images)[chosen] & (sign < 0.5), -amounts, amounts)
+    groups = chosen.argsort().split(chosen.bincount(minlength=len(OPERATIONS)).tolist())
+    result = images.clone()
+    for operation, group in zip(OPERATIONS, groups, strict=True):
+        if len(group):
+            result[group] = operation.change(images[group], amounts[group])
+    return result
+
+
+def identity(images: Tensor, _: Tensor) -> Tensor:
+    return images
+
+
+def shear_x(images: Tensor, amounts: Tensor) -> Tensor:
+    """Rows are shifted to the left, each by amount times its distance from the top."""
+    x, y = _places(images)
+    return _read(images, x + _planewise(amounts) * (y + 1), y)
+
+
+def shear_y(images: Tensor, amounts: Tensor) -> Tensor:
+    """Columns are shifted up, each by amount times its distance from the left."""
+    x, y = _places(images)
+    return _read(images, x, y + _planewise(amounts) * (x + 1))
+
+
+def translate_x(images: Tensor, shares: Tensor) -> Tensor:
+    """To the right by a share of the side, in whole pixels."""
+    x, y = _places(images)
+    return _read(images, x - _whole_pixels(shares, images), y)
+
+
+def translate_y(images: Tensor, shares: Tensor) -> Tensor:
+    """Downwards by a share of the side, in whole pixels."""
+    x, y = _places(images)
+    return _read(images, x, y - _whole_pixels(shares, images))
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Counter-clockwise about the middle."""
+    angle = degrees * (math.pi / 180)
+    cos, sin = _planewise(angle.cos()), _planewise(angle.sin())
+    x, y = _places(images)
+    return _read(images, x * cos - y * sin, x * sin + y * cos)
+
+
+def brightness(images: Tensor, amounts: Tensor) -> Tensor:
+    """-1 makes an image black."""
+    return _away_from(0, images, amounts)
+
+
+def saturation(images: Tensor, amounts: Tensor) -> Tensor:
+    """-1 makes an image grey."""
+    return _away_from(_grey(images), images, amounts)
+
+
+def contrast(images: Tensor, amounts: Tensor) -> Tensor:
+    """-1 gives every pixel the image's mean grey."""
+    mean = _grey(images).int().sum((1, 2, 3), keepdim=True) / images[0, 0].numel()
+    return _away_from(mean, images, amounts)
+
+
+def sharpness(images: Tensor, amounts: Tensor) -> Tensor:
+    """-1 smooths an image, all but its outermost pixels."""
+    if images.shape[-1] < 3:
+        return images
+    whole = images.short()
+    inner = whole[..., 1:-1, 1:-1]
+    threes = whole[..., :-2, :] + whole[..., 1:-1, :] + whole[..., 2:, :]
+    nines = threes[..., :-2] + threes[..., 1:-1] + threes[..., 2:]
+    smooth = ((nines + 4 * inner) / 13).round()  # Pillow's kernel: 5 in the middle, 1 around it
+    result = images.clone()
+    result[..., 1:-1, 1:-1] = _away_from(smooth, inner, amounts)
+    return result
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """The lowest bits of each value become 0."""
+    dropped = _pixelwise(bits.round().to(torch.uint8))
+    return (images >> dropped) << dropped
+
+
+def solarize(images: Tensor, levels: Tensor) -> Tensor:
+    """Values among the so many highest of the 256 levels are inverted."""
+    return torch.where(images >= _pixelwise(256 - levels), 255 - images, images)
+
+
+def autocontrast(images: Tensor, _: Tensor) -> Tensor:
+    """Each channel is stretched to the whole range; one of a single value stays as it is."""
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    stretched = (images - low) * 255.0 / (high - low).clamp(min=1)
+    return torch.where(high > low, stretched.to(torch.uint8), images)
+
+
+def equalize(images: Tensor, _: Tensor) -> Tensor:
+    """Each channel's values are spread so that its histogram is flat, by Pillow's rule."""
+    levels = images.flatten(2).flatten(0, 1).long()
+    offsets = torch.arange(0, 256 * len(levels), 256, device=images.device)[:, None]
+    counts = (levels + offsets).flatten().bincount(minlength=256 * len(levels)).view(-1, 256)
+    below = counts.cumsum(1) - counts
+    step = (below * (counts > 0)).amax(1, keepdim=True) // 255
+    spread = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
+    table = torch.where(step > 0, spread, torch.arange(256, device=images.device))
+    return table.to(torch.uint8).gather(1, levels).view_as(images)
+
+
+class Operation(NamedTuple):
+    """An operation and its largest amounts; a signed one goes both ways."""
+
+    change: Callable[[Tensor, Tensor], Tensor]
+    randaugment: float
+    trivialaugment: float
+    signed: bool
+
+
+# The 14 operations of both papers. RandAugment's amounts are AutoAugment's (Cubuk et al. 2019, arXiv 1805.09501), whose
+# 150 pixels are of 331. TrivialAugment's are its wide space, whose 32 pixels are of ImageNet's 224. Both are shares of
+# the side here, so that a strength means the same for every size of input.
+OPERATIONS = (
+    Operation(identity, 0, 0, signed=False),
+    Operation(shear_x, 0.3, 0.99, signed=True),
+    Operation(shear_y, 0.3, 0.99, signed=True),
+    Operation(translate_x, 150 / 331, 32 / 224, signed=True),
+    Operation(translate_y, 150 / 331, 32 / 224, signed=True),
+    Operation(rotate, 30, 135, signed=True),
+    Operation(brightness, 0.9, 0.99, signed=True),
+    Operation(saturation, 0.9, 0.99, signed=True),
+    Operation(contrast, 0.9, 0.99, signed=True),
+    Operation(sharpness, 0.9, 0.99, signed=True),
+    Operation(posterize, 4, 6, signed=False),
+    Operation(solarize, 256, 256, signed=False),
+    Operation(autocontrast, 0, 0, signed=False),
+    Operation(equalize, 0, 0, signed=False),
+)
+
+
+def _pixelwise(values: Tensor) -> Tensor:
+    """[N] → [N, 1, 1, 1]."""
+    return values.view(-1, 1, 1, 1)
+
+
+def _planewise(values: Tensor) -> Tensor:
+    """[N] → [N, 1, 1]."""
+    return values.view(-1, 1, 1)
+
+
+def _places(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the middles of the pixels are, from -1 at one edge to 1 at the other: x [S], y [S, 1]."""
+    side = images.shape[-1]
+    place = torch.arange(1 - side, side, 2, device=images.device) / side
+    return place, place[:, None]
+
+
+def _whole_pixels(shares: Tensor, images: Tensor) -> Tensor:
+    """Shares of the side as a distance between places, cut off to whole pixels: [N, 1, 1]."""
+    side = images.shape[-1]
+    return _planewise((shares * side).trunc() * 2 / side)
+
+
+def _read(images: Tensor, x: Tensor, y: Tensor, outside: str = "zeros") -> Tensor:
+    """Each pixel anew, interpolated from what is at place (x, y) in the image; x, y: broadcast to [N, S, S]."""
+    grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
+    read = F.grid_sample(images.float(), grid, padding_mode=outside, align_corners=False)
+    return read.round_().to(torch.uint8)
+
+
+def _away_from(other: Tensor | float, images: Tensor, amounts: Tensor) -> Tensor:
+    """Between `other`, at amount -1, and twice as far from it as the images, at 1."""
+    factor = _pixelwise(1 + amounts)
+    return (images * factor + other * (1 - factor)).clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """[N, 1, S, S] in whole levels, by the weights of ITU-R BT.601."""
+    red, green, blue = images.split(1, dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()

@@ -1,0 +1,106 @@
+"""How the strategies that train stages do it: what they search besides freezing and rates, and within which ranges.
+
+All of them draw these parameters under the same names, so that what is learned about the optimizer in one
+serves the others. Each range says where it comes from.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from autotl import Phase, Stop
+
+OPTIMIZERS = {
+    # AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): rates of the fine-tuning of ViT and ConvNeXt in timm.
+    "adamw": {"rate": (1e-5, 3e-3), "head_rate": (3e-4, 3e-2), "weight_decay": (1e-3, 0.3)},
+    # SGD with momentum: the grid of Kornblith et al. 2019, arXiv 1805.08974.
+    "sgd": {"rate": (1e-4, 1e-1), "head_rate": (1e-2, 1.0), "weight_decay": (1e-6, 1e-3)},
+}
+FROM_SCRATCH = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.5)}
+"""Rates for random weights: those of timm's and torchvision's recipes for training on ImageNet."""
+
+EPOCHS = ((1_000, 10, 40), (10_000, 5, 20), (100_000, 3, 10))
+"""(up to so many train images, fewest, most) epochs. BiT's rule (arXiv 1912.11370) gives small sets hundreds
+and middling ones tens of passes; with early stopping and searched rates a tenth of that does."""
+LARGE = (2, 6)
+
+FIRST_GUESS = {
+    "recipe.optimizer": "adamw",
+    "recipe.adamw.rate": 3e-4,
+    "recipe.adamw.head_rate": 3e-3,
+    "recipe.adamw.weight_decay": 0.05,
+    "recipe.schedule": "cosine",
+    "recipe.warm_up": 0.1,
+    "recipe.label_smoothing": 0.1,
+    "recipe.dropout": 0.0,
+    "recipe.batch_norm": "eval",
+    "augmentation": "none",
+}
+"""What timm's fine-tuning recipes have in common, on images as they are."""
+
+CLIP = 1.0
+"""Largest norm of the gradient, as in the fine-tuning of ViT and BiT."""
+MOST_VIEWS = 8
+"""Where stages are frozen, augmentation makes so many views of an image at most: each costs one pass."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as drawn. `rate` is that of the topmost trained stage."""
+
+    rate: float
+    head_rate: float
+    epochs: int
+    batch_norm: Any
+    options: dict[str, Any]
+
+    def phase(self, frozen, stage_rates, *, epochs, stop, augmented):
+        """A phase by this recipe; `stop` says whether there is a split to choose the epoch on."""
+        views = min(epochs, MOST_VIEWS) if frozen and augmented else 0
+        return Phase(
+            method="sgd",
+            frozen=frozen,
+            stage_rates=stage_rates,
+            head_rate=self.head_rate,
+            epochs=epochs,
+            stop=Stop(patience=max(2, round(epochs / 4))) if stop else None,
+            batch_norm=self.batch_norm,
+            options={**self.options, "views": views},
+        )
+
+
+def suggest(trial, data, *, from_scratch=False):
+    """A recipe for as many images as there are."""
+    optimizer = trial.suggest_categorical("recipe.optimizer", list(OPTIMIZERS))
+    own = f"recipe.{optimizer}"
+    rates = OPTIMIZERS[optimizer]
+    if from_scratch:
+        rate = trial.suggest_float(f"scratch.{optimizer}.rate", *FROM_SCRATCH[optimizer], log=True)
+        batch_norm = "train"  # a random network has no statistics to keep
+    else:
+        rate = trial.suggest_float(f"{own}.rate", *rates["rate"], log=True)
+        batch_norm = trial.suggest_categorical("recipe.batch_norm", ["eval", "train"])
+    fewest, most = epochs(data.train_images)
+    # At least four steps an epoch, from 16 to 128 images each.
+    largest = max(2, min(7, (data.train_images // 4).bit_length() - 1))
+    return Recipe(
+        rate=rate,
+        head_rate=trial.suggest_float(f"{own}.head_rate", *rates["head_rate"], log=True),
+        epochs=trial.suggest_int("recipe.epochs", fewest, most, log=True),
+        batch_norm=batch_norm,
+        options={
+            "optimizer": optimizer,
+            "weight_decay": trial.suggest_float(f"{own}.weight_decay", *rates["weight_decay"], log=True),
+            "batch_size": 2 ** trial.suggest_int("recipe.batch_size_log2", min(4, largest), largest),
+            "schedule": trial.suggest_categorical("recipe.schedule", ["cosine", "constant"]),
+            "warm_up": trial.suggest_float("recipe.warm_up", 0.0, 0.2),
+            # Szegedy et al. 2016, arXiv 1512.00567, use 0.1; Srivastava et al. 2014 drop half.
+            "label_smoothing": trial.suggest_float("recipe.label_smoothing", 0.0, 0.2),
+            "dropout": trial.suggest_float("recipe.dropout", 0.0, 0.5),
+            "clip": CLIP,
+        },
+    )
+
+
+def epochs(train_images):
+    """The fewest and the most epochs for a set of this size."""
+    return next(((low, high) for limit, low, high in EPOCHS if train_images <= limit), LARGE)

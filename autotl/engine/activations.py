@@ -1,0 +1,172 @@
+"""What training reads: for each image its value at the end of the frozen stages.
+
+It is kept in memory while it fits, shared by all trials; computed again for each batch otherwise. Both give
+the same numbers, bit for bit: the frozen stages always see full batches of one size.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from autotl.contracts import BatchTransform
+from autotl.data.split import Split
+from autotl.engine import precision
+from autotl.engine.draws import Draws, keys
+from autotl.engine.features import batch_size, normalise
+from autotl.errors import PluginError, one_line
+from autotl.plan import digest
+
+if TYPE_CHECKING:
+    from autotl.engine.model import Model
+
+MOST = 4_000_000_000
+"""Bytes of activations kept in a computer's memory at most, and never more than a quarter of it."""
+
+
+class Activations:
+    """Tensors by key; those used longest ago are forgotten when all together exceed `budget` bytes."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    @classmethod
+    def on(cls, device: str) -> "Activations":
+        """As much as is sensible there: on a GPU half of what is free."""
+        if device.startswith("cuda"):
+            return cls(torch.cuda.mem_get_info(device)[0] // 2)
+        return cls(min(MOST, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4))
+
+    def get(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._kept:
+            made = make()
+            while self._kept and sum(map(_bytes, self._kept.values())) + _bytes(made) > self.budget:
+                self._kept.popitem(last=False)
+            self._kept[key] = made
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+class Source:
+    """The images of some splits as one phase reads them.
+
+    With a `transform` each epoch sees a new view of every image, or one of `views` fixed ones in turn.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        frozen: str | None,
+        splits: Sequence[Split],
+        *,
+        transform: BatchTransform | None = None,
+        views: int = 0,
+    ) -> None:
+        bench = self._bench = model.bench
+        self._model = model
+        self._frozen = frozen
+        self._transform = transform
+        self._views = views
+        self._shas = bench.shas(*splits)
+        self._keys = keys(self._shas)
+        self._pixels = bench.features.pixels.rows(model.plan.input)
+        self._chunk = batch_size(model.plan.input, bench.device)
+        self.labels = bench.labels(*splits)
+        self.kept = self._can_be_kept()
+        self._key = self._identity() if self.kept else ""
+
+    def __len__(self) -> int:
+        return len(self._shas)
+
+    def batches(self, rows: Tensor, steps: int, epoch: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images `rows`, [N] indices, in `steps` batches of equal size, as (values, labels).
+
+        The values are float32; with nothing frozen they are the normalised images themselves.
+        """
+        view = 0 if self._transform is None else (epoch - 1) % self._views if self._views else epoch - 1
+        # Frozen stages take full batches, whatever the size of those that are trained on.
+        batches = rows.tensor_split(steps)
+        together = 1 if self.kept or self._frozen is None else max(1, self._chunk // len(batches[0]))
+        for first in range(0, steps, together):
+            group = batches[first : first + together]
+            values = self._values(torch.cat(group), view).split([len(batch) for batch in group])
+            for batch, value in zip(group, values, strict=True):
+                yield value.float(), self.labels[batch.to(self.labels.device)]
+
+    def _values(self, rows: Tensor, view: int) -> Tensor:
+        if not self.kept:
+            return self._compute(rows, view)
+        kept = self._bench.activations.get(f"{self._key}/{view}", lambda: self._compute(torch.arange(len(self)), view))
+        return self._laid_out(kept[rows.to(kept.device)])
+
+    def _compute(self, rows: Tensor, view: int) -> Tensor:
+        chunks = [self._forward(self._images(chunk, view)) for chunk in rows.split(self._chunk)]
+        return self._laid_out(torch.cat(chunks))
+
+    def _images(self, rows: Tensor, view: int) -> Tensor:
+        """[N, 3, S, S] uint8, on the device."""
+        images = torch.from_numpy(self._pixels.read([self._shas[row] for row in rows])).to(self._bench.device)
+        if self._transform is None:
+            return images
+        draw = Draws(self._model.plan.seed, view, self._keys[rows].to(images.device))
+        name = self._model.plan.augmentation.name
+        try:
+            changed = self._transform(images, draw)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise PluginError(f"Augmentation '{name}' fails: {type(error).__name__}: {one_line(error, 300)}") from error
+        if changed.shape != images.shape or changed.dtype != images.dtype:
+            raise PluginError(
+                f"Augmentation '{name}' made {tuple(changed.shape)} {changed.dtype} of "
+                f"{tuple(images.shape)} {images.dtype}; it must keep shape and type."
+            )
+        return changed
+
+    @torch.no_grad()
+    def _forward(self, images: Tensor) -> Tensor:
+        plan = self._model.plan
+        memory_format = precision.MEMORY_FORMATS[plan.memory_format]
+        if self._frozen is None:
+            return normalise(images, plan.input, memory_format)
+        padded = torch.cat([images, images[-1:].expand(self._chunk - len(images), -1, -1, -1)])
+        with precision.computing(plan.compute_dtype, self._bench.device):
+            value = self._model.stages(normalise(padded, plan.input, memory_format), to=self._frozen)
+        return value[: len(images)].to(precision.DTYPES[plan.boundary_dtype])
+
+    def _laid_out(self, value: Tensor) -> Tensor:
+        """In the plan's memory format, so that what comes from the store is laid out as what was just computed."""
+        if value.dim() != 4:
+            return value
+        return value.contiguous(memory_format=precision.MEMORY_FORMATS[self._model.plan.memory_format])
+
+    def _can_be_kept(self) -> bool:
+        if self._frozen is None or (self._transform is not None and not self._views):
+            return False
+        plan = self._model.plan
+        shape = self._bench.catalogue.info(plan.backbone, plan.input).stage(self._frozen).shape
+        values = len(self) * (self._views if self._transform else 1) * int(torch.Size(shape).numel())
+        # Room is left for the split that judges, which is read in turn with this one.
+        return values * precision.DTYPES[plan.boundary_dtype].itemsize <= 0.8 * self._bench.activations.budget
+
+    def _identity(self) -> str:
+        plan = self._model.plan
+        assert self._frozen is not None
+        transformed = [plan.augmentation.model_dump(mode="json"), plan.seed] if self._transform else None
+        return digest(
+            {
+                "network": [plan.backbone, plan.weights, plan.input.model_dump(mode="json"), self._frozen],
+                "precision": [plan.compute_dtype, plan.boundary_dtype, plan.memory_format],
+                "changed": self._model.changed(self._frozen),
+                "transformed": transformed,
+                "images": self._shas,
+            }
+        )
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.itemsize

@@ -1,0 +1,42 @@
+"""The bench: the data and the stores that all plans are carried out with."""
+
+import torch
+from torch import Tensor
+
+from autotl.data.dataset import Dataset
+from autotl.data.split import Split
+from autotl.engine.activations import Activations
+from autotl.engine.features import FeatureStore
+from autotl.plan import Input, TransferPlan
+
+EVERY: tuple[Split, ...] = ("train", "stop", "rank", "test")
+
+
+class Bench:
+    """A data set with the feature store and the activations of its images."""
+
+    def __init__(self, dataset: Dataset, features: FeatureStore) -> None:
+        self.dataset = dataset
+        self.features = features
+        self.catalogue = features.catalogue
+        self.device = features.device
+        self.activations = Activations.on(features.device)
+
+    def shas(self, *splits: Split) -> list[str]:
+        return self.dataset.shas(*splits)
+
+    def labels(self, *splits: Split) -> Tensor:
+        """[N] int64, on the device."""
+        return torch.from_numpy(self.dataset.labels(*splits)).to(self.device)
+
+    def decode(self, input: Input) -> None:
+        """Make sure that every image is in the pixel store as `input` wants it.
+
+        Raises: DataError for a file that has changed since the data was opened.
+        """
+        self.features.pixels.add(self.dataset.files(*EVERY), [input])
+
+    def judges(self, plan: TransferPlan) -> list[Split]:
+        """The splits on which a training of this plan may be judged, the one for choosing the epoch first."""
+        held_out: tuple[Split, ...] = ("stop", "rank")
+        return [split for split in held_out if split not in plan.train_on and self.shas(split)]

@@ -1,0 +1,66 @@
+"""The model: what a plan trains, from one phase to the next."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from autotl.backbones.stages import Stages
+from autotl.data.split import Split
+from autotl.engine.bench import Bench
+from autotl.engine.features import batch_size, normalise, on_device, pool
+from autotl.engine.heads import LinearHead
+from autotl.plan import TransferPlan
+
+
+class Model:
+    """A backbone's stages up to the cut, with a head once a phase has made one."""
+
+    def __init__(self, plan: TransferPlan, bench: Bench) -> None:
+        self.plan = plan
+        self.bench = bench
+        self.head: LinearHead | None = None
+        self._changes: dict[str, str] = {}
+
+    @cached_property
+    def stages(self) -> Stages:
+        """On the bench's device; with the weights that the plan begins with until a phase trains them."""
+        stages = self.bench.catalogue.build(self.plan.network).cut(self.plan.cut)
+        return on_device(stages, self.bench.device)
+
+    @property
+    def trained(self) -> bool:
+        """Whether a phase has trained any stage."""
+        return bool(self._changes)
+
+    def change(self, frozen: str | None, how: str) -> None:
+        """Remember that a phase, named by `how`, trains the stages after `frozen`."""
+        names = self.stages.names
+        for name in names[names.index(frozen) + 1 if frozen else 0 :]:
+            self._changes[name] = f"{self._changes.get(name, '')}/{how}"
+
+    def changed(self, upto: str) -> str:
+        """What phases have done to the stages up to and including `upto`: empty where they are as they were."""
+        names = self.stages.names
+        return "".join(self._changes.get(name, "") for name in names[: names.index(upto) + 1])
+
+    def features(self, *splits: Split) -> Tensor:
+        """Pooled features at the cut, [N, D] float32 on the device, computed in float32 as whoever uses it will."""
+        shas, plan = self.bench.shas(*splits), self.plan
+        if not self.trained:
+            return self.bench.features.read(plan.network, plan.cut, plan.head.pooling, shas)
+        pixels = self.bench.features.pixels.rows(plan.input)
+        boundary = self.stages.boundaries[-1]
+        stages = on_device(self.stages, self.bench.device)
+        size = batch_size(plan.input, self.bench.device)
+        values = []
+        with torch.inference_mode():
+            for start in range(0, len(shas), size):
+                images = torch.from_numpy(pixels.read(shas[start : start + size])).to(self.bench.device)
+                values.append(pool(stages(normalise(images, plan.input)), boundary, plan.head.pooling))
+        return torch.cat(values)
+
+    def logits(self, *splits: Split) -> Tensor:
+        """[N, C] for the images of these splits, in the data set's order."""
+        assert self.head is not None, "no phase has made a head yet"
+        return self.head(self.features(*splits))

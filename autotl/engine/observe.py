@@ -1,0 +1,25 @@
+"""Who watches a training while it goes on, and may end it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Told by the engine what happens. Whatever a method raises ends the training."""
+
+    def step(self) -> None:
+        """Called after every batch and every iteration of a solver; must be quick."""
+
+    def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
+        """Called after every epoch; phases and epochs count from 1, epoch 0 is what a phase begins with."""
+
+    def note(self, text: str) -> None:
+        """One line that the user should read."""
+
+
+class Nobody:
+    """An observer that lets everything go its way."""
+
+    def step(self) -> None: ...
+    def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None: ...
+    def note(self, text: str) -> None: ...

@@ -1,0 +1,108 @@
+"""In what a training multiplies: float32 or bfloat16, and how its images lie in memory.
+
+Which is faster depends on the network and the machine, and not as one would think: a depthwise network may
+take twice as long in bfloat16 on a processor that has instructions for it. So it is measured, once.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.stages import Stages
+from autotl.files import write
+from autotl.plan import Input, MemoryFormat, Precision, digest
+
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MEMORY_FORMATS: dict[MemoryFormat, torch.memory_format] = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
+WORTH = 0.87
+"""A faster way is taken where it needs no more than this share of the time of float32, channels_last."""
+BATCH = {"cpu": 8, "cuda": 64}
+TURNS, ENOUGH = 3, 2.0
+"""Turns of one step each way, and after how many seconds there is no further turn."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a backbone is trained on a device."""
+
+    compute_dtype: Precision = "float32"
+    memory_format: MemoryFormat = "channels_last"
+    image_seconds: float = math.nan
+    """For one image forward and backward through the whole network, as measured."""
+
+
+@contextmanager
+def computing(dtype: Precision, device: str) -> Iterator[None]:
+    """Multiplications in `dtype` within, weights and sums in float32 (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    with torch.autocast(device.partition(":")[0], DTYPES[dtype], enabled=dtype != "float32"):
+        yield
+
+
+def choose(catalogue: Catalogue, backbone: str, device: str, cache_dir: Path) -> Arithmetic:
+    """The fastest way to train a backbone here; measured once for a machine, then read from `cache_dir`."""
+    input = catalogue.card(backbone).input
+    key = digest([backbone, input.model_dump(mode="json"), catalogue.requires(backbone), device, _name_of(device)])
+    file = cache_dir / "arithmetic" / f"{key}.json"
+    if file.exists():
+        return Arithmetic(**json.loads(file.read_text()))
+    chosen = fastest(catalogue.structure(backbone, input), input, device)
+    write(file, json.dumps(asdict(chosen)) + "\n")
+    return chosen
+
+
+def fastest(stages: Stages, input: Input, device: str) -> Arithmetic:
+    """From the shortest of a few steps of each way, taken in turn so that a busy moment is shared by all."""
+    stages = stages.train().to(device)
+    ways = [(dtype, layout) for dtype in get_args(Precision) for layout in get_args(MemoryFormat)]
+    seconds = dict.fromkeys(ways, math.inf)
+    batch = BATCH.get(device.partition(":")[0], BATCH["cpu"])
+    images = torch.zeros(batch, 3, input.size, input.size, device=device)
+    began = time.perf_counter()
+    for turn in range(TURNS):
+        if turn and time.perf_counter() - began > ENOUGH:
+            break
+        for dtype, layout in ways:
+            stages = stages.to(memory_format=MEMORY_FORMATS[layout])
+            laid_out = images.contiguous(memory_format=MEMORY_FORMATS[layout])
+            seconds[dtype, layout] = min(seconds[dtype, layout], _step_seconds(stages, laid_out, dtype, device))
+    usual: tuple[Precision, MemoryFormat] = ("float32", "channels_last")
+    best = min(seconds, key=seconds.__getitem__)
+    chosen = best if seconds[best] <= WORTH * seconds[usual] else usual
+    return Arithmetic(chosen[0], chosen[1], seconds[chosen] / batch)
+
+
+def _step_seconds(stages: Stages, images: Tensor, dtype: Precision, device: str) -> float:
+    """Seconds for one step forward and backward; infinite where the device cannot do it."""
+    began = time.perf_counter()
+    try:
+        with computing(dtype, device):
+            value = stages(images)
+        if value.requires_grad:
+            value.float().mean().backward()
+        value.flatten()[0].item()  # waits for the device
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return math.inf
+    finally:
+        stages.zero_grad()
+    return time.perf_counter() - began
+
+
+def _name_of(device: str) -> str:
+    """Which device it is: another GPU has other preferences."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,353 @@
+"""The method `sgd`: stages above the frozen ones and the head, trained by gradient descent."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autotl.engine import metrics, precision
+from autotl.engine.activations import Source
+from autotl.engine.features import pool
+from autotl.engine.heads import LinearHead, Scaling
+from autotl.engine.model import Model
+from autotl.engine.observe import Observer
+from autotl.errors import PlanError, TrainingError
+from autotl.plan import Phase, Record
+
+SCALING_IMAGES = 512
+"""From how many images the scale of the features is taken with which a head begins."""
+
+
+class Options(Record):
+    """`Phase.options` of the method `sgd`."""
+
+    optimizer: Literal["adamw", "sgd"]
+    batch_size: int = Field(ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """On weights, not on norms and biases."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of `sgd`, after Nesterov where it is above zero; `adamw` has its own."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warm_up: float = Field(default=0.0, ge=0, le=1)
+    """The share of the phase's steps over which the rates rise from zero."""
+    clip: float | None = Field(default=None, gt=0)
+    """The largest norm that the gradient of all parameters together may have."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the pooled features."""
+    views: int = Field(default=0, ge=0)
+    """How many fixed augmented views of each image there are, taken in turn; 0: a new one in every epoch."""
+
+
+def sgd(model: Model, number: int, observer: Observer) -> dict[str, float]:
+    """Train what phase `number` of the plan says, from what the phase before it left.
+
+    Raises: TrainingError when the loss is no longer finite; PlanError for a phase that cannot be carried out.
+    """
+    plan, phase = model.plan, model.plan.phases[number - 1]
+    options = _options(phase)
+    judges = model.bench.judges(plan)
+    _check(model, phase, stop="stop" in judges)
+
+    with _seeded(plan.seed, number, model.bench.device):
+        training = _Training(model, phase, number, options)
+        judge = Source(model, phase.frozen, judges[:1]) if judges else None
+        best = _Best(training, patience=phase.stop.patience if phase.stop else None)
+        if model.head is not None and judge:  # what another phase has made may be better than what comes
+            best.see(0, facts := training.judge(judge, judges[0]))
+            observer.epoch(number, 0, facts)
+
+        last = phase.epochs if phase.stop is None or phase.stop.after is None else phase.stop.after
+        for epoch in range(1, last + 1):
+            began = time.perf_counter()
+            facts = {"train.loss": training.epoch(epoch, observer)}
+            if judge:
+                facts |= training.judge(judge, judges[0])
+                _finite(facts[f"{judges[0]}.loss"], epoch)
+            facts["seconds"] = time.perf_counter() - began
+            observer.epoch(number, epoch, facts)
+            if best.see(epoch, facts):
+                break
+        chosen = best.restore()
+        training.finish()
+    return {**chosen, **training.facts}
+
+
+class _Training:
+    """A phase under way: the stages and the head that it trains, the optimizer, the place in the schedule."""
+
+    def __init__(self, model: Model, phase: Phase, number: int, options: Options) -> None:
+        plan, self.device = model.plan, model.bench.device
+        self.model, self.phase, self.options = model, phase, options
+        self.facts: dict[str, float] = {}
+        augmentation = model.bench.catalogue.host.augmentations[plan.augmentation.name]
+        transform = None if augmentation.name == "none" else augmentation.item.build(plan.augmentation.params)
+        self.stages = model.stages.to(memory_format=precision.MEMORY_FORMATS[plan.memory_format])
+        self.stages.freeze(phase.frozen)
+        self.source = Source(model, phase.frozen, plan.train_on, transform=transform, views=options.views)
+        self.steps = math.ceil(len(self.source) / options.batch_size)
+        self.micro_batch = options.batch_size
+        self.number = number
+        self._train_mode()
+        self.head = _Head(self._scaling(), model.head, len(model.bench.dataset.classes), options.dropout)
+        self.optimizer = _optimizer(self.stages, self.head, phase, options)
+        model.change(phase.frozen, f"{plan.hash}.{number}")
+
+    def epoch(self, epoch: int, observer: Observer) -> float:
+        """One pass over the images in a new order; returns the mean loss."""
+        self._train_mode()
+        self.head.train()
+        draw = torch.Generator().manual_seed(_seed(self.model.plan.seed, self.number, epoch))
+        order = torch.randperm(len(self.source), generator=draw)
+        total = torch.zeros((), device=self.device)
+        for step, (values, labels) in enumerate(self.source.batches(order, self.steps, epoch)):
+            share = ((epoch - 1) * self.steps + step + 0.5) / (self.phase.epochs * self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["rate"] * _schedule(share, self.options)
+            total += self._step(values, labels, observer) * (len(labels) / len(self.source))
+            observer.step()
+        loss = total.item()
+        # The last step may have spoilt the weights, which no loss before it tells.
+        if math.isfinite(loss) and not all(parameter.isfinite().all() for parameter in self._parameters()):
+            loss = math.nan
+        return _finite(loss, epoch)
+
+    def _step(self, values: Tensor, labels: Tensor, observer: Observer) -> Tensor:
+        """One step of the optimizer; returns the mean loss, detached.
+
+        What does not fit into a GPU's memory at once goes through in parts, whose gradients add up.
+        """
+        while (total := self._gradients(values, labels)) is None:
+            self._halve(observer)
+        if self.options.clip:
+            nn.utils.clip_grad_norm_(self._parameters(), self.options.clip)
+        self.optimizer.step()
+        return total
+
+    def _gradients(self, values: Tensor, labels: Tensor) -> Tensor | None:
+        """Adds up the gradients of a batch; returns its mean loss, None where the memory did not do."""
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        try:
+            for value, label in zip(values.split(self.micro_batch), labels.split(self.micro_batch), strict=True):
+                loss = self._loss(self._logits(value), label) * (len(label) / len(labels))
+                loss.backward()
+                total += loss.detach()
+        except torch.OutOfMemoryError:
+            return None
+        return total
+
+    def _halve(self, observer: Observer) -> None:
+        if self.micro_batch == 1:
+            raise TrainingError("One image alone does not fit into the device's memory.")
+        self.micro_batch = math.ceil(self.micro_batch / 2)
+        self.facts["micro_batch"] = self.micro_batch
+        observer.note(
+            f"{self.model.plan.backbone} with a batch of {self.options.batch_size} does not fit into the device's "
+            f"memory: it goes through in parts of {self.micro_batch}, whose gradients are added up."
+        )
+        self.optimizer.zero_grad()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def judge(self, source: Source, split: str) -> dict[str, float]:
+        """The loss that is trained, label smoothing included, and every metric, on a split that is not trained on."""
+        self.stages.eval()
+        self.head.eval()
+        rows = torch.arange(len(source))
+        with torch.no_grad():
+            steps = math.ceil(len(rows) / max(64, self.micro_batch))
+            batches = [(self._logits(value), label) for value, label in source.batches(rows, steps)]
+        logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+        loss = self._loss(logits, labels).item()
+        true, guessed = labels.cpu().numpy(), logits.argmax(1).cpu().numpy()
+        facts = {f"{split}.{name}": metric(true, guessed) for name, metric in metrics.METRICS.items()}
+        return {f"{split}.loss": loss, **facts}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the phase changes, by name; no copies."""
+        return {**self.stages.trained_state(), **self.head.state_dict(prefix="head.", keep_vars=True)}
+
+    def finish(self) -> None:
+        """Leave the head to the model, the stages in evaluation mode and nothing frozen."""
+        self.model.head = self.head.folded()
+        self.stages.freeze(None)
+        self.stages.eval()
+
+    def _logits(self, value: Tensor) -> Tensor:
+        return self.head(self._pooled(value))
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
+
+    def _pooled(self, value: Tensor) -> Tensor:
+        with precision.computing(self.model.plan.compute_dtype, self.device):
+            value = self.stages(value, start=self.phase.frozen)
+        return pool(value.float(), self.stages.boundaries[-1], self.model.plan.head.pooling)
+
+    @torch.no_grad()
+    def _scaling(self) -> Scaling:
+        """Of the features that the phase begins with, in the mode that it trains in.
+
+        Without it the head would have to learn the features' scale before anything else; compare the
+        data-dependent initialisation of Krähenbühl et al. 2016, arXiv 1511.06856.
+        """
+        seen = torch.linspace(0, len(self.source) - 1, min(SCALING_IMAGES, len(self.source))).round().long()
+        batches = self.source.batches(seen, math.ceil(len(seen) / self.options.batch_size))
+        # Looking is not training: batch-norm keeps the statistics that it had.
+        buffers = [(buffer, buffer.clone()) for buffer in self.stages.buffers()]
+        scaling = Scaling.of(torch.cat([self._pooled(value) for value, _ in batches]))
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        if self.model.head is None:
+            return scaling
+        # A head that is there may have learned from a feature that happens to be constant here.
+        return Scaling(scaling.mean, torch.where(scaling.std.isinf(), 1.0, scaling.std))
+
+    def _train_mode(self) -> None:
+        self.stages.train()
+        if self.phase.batch_norm == "eval":
+            for module in self.stages.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for group in self.optimizer.param_groups:
+            yield from group["params"]
+
+
+class _Head(nn.Module):
+    """A linear classifier on scaled features; it begins at zero, as in BiT, where no phase has made one before.
+
+    Kolesnikov et al. 2020, arXiv 1912.11370.
+    """
+
+    def __init__(self, scaling: Scaling, head: LinearHead | None, classes: int, dropout: float) -> None:
+        super().__init__()
+        self._scaling = scaling
+        self._dropout = dropout
+        if head is None:
+            zero = scaling.mean.new_zeros(classes, len(scaling.mean))
+            start = LinearHead(zero, zero.new_zeros(classes))
+        else:
+            start = scaling.unfold(head)
+        self.weight, self.bias = nn.Parameter(start.weight.clone()), nn.Parameter(start.bias.clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, D] raw features → logits [N, C]."""
+        scaled = F.dropout(self._scaling.apply(features), self._dropout, self.training)
+        return F.linear(scaled, self.weight, self.bias)
+
+    def folded(self) -> LinearHead:
+        return self._scaling.fold(LinearHead(self.weight.detach(), self.bias.detach()))
+
+
+class _Best:
+    """The epoch with the lowest loss on `stop`, kept to be restored; without a patience every epoch is the best."""
+
+    def __init__(self, training: _Training, patience: int | None) -> None:
+        self._training = training
+        self._patience = patience
+        self._epoch = 0
+        self._facts: dict[str, float] = {}
+        self._state: dict[str, Tensor] = {}
+        self._loss = math.inf
+
+    def see(self, epoch: int, facts: dict[str, float]) -> bool:
+        """Whether to stop after this epoch."""
+        if self._patience is None:
+            self._epoch, self._facts = epoch, facts
+            return False
+        if facts["stop.loss"] < self._loss:
+            self._epoch, self._facts, self._loss = epoch, facts, facts["stop.loss"]
+            self._state = {name: tensor.detach().clone() for name, tensor in self._training.state().items()}
+        return epoch - self._epoch >= self._patience
+
+    @torch.no_grad()
+    def restore(self) -> dict[str, float]:
+        """Put the best epoch back; returns which it was and what was measured then."""
+        for name, tensor in self._training.state().items():
+            if name in self._state:
+                tensor.copy_(self._state[name])
+        return {"best_epoch": self._epoch, **{k: v for k, v in self._facts.items() if k != "seconds"}}
+
+
+def _options(phase: Phase) -> Options:
+    try:
+        return Options.model_validate(phase.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PlanError(f"The options of a phase by sgd are not valid: {first['msg']} (at options.{where}).") from None
+
+
+def _check(model: Model, phase: Phase, stop: bool) -> None:
+    """Raises: PlanError for a phase that says too little, or what cannot be heeded."""
+    stages, frozen = model.stages.names, phase.frozen
+    trained = stages[stages.index(frozen) + 1 if frozen else 0 :]
+    needed = {name for name in trained if model.stages.stage_parameters(name)}
+    for name in phase.stage_rates:
+        if name not in trained:
+            raise PlanError(f"'stage_rates' has a rate for '{name}', which is not trained: frozen is '{frozen}'.")
+    for name in sorted(needed - set(phase.stage_rates), key=stages.index):
+        raise PlanError(f"'stage_rates' lacks a rate for the stage '{name}', which is trained: frozen is '{frozen}'.")
+    if phase.head_rate is None or phase.epochs < 1:
+        raise PlanError("A phase by sgd needs a head_rate, and epochs of 1 or more.")
+    if phase.stop and phase.stop.patience and not stop:
+        raise PlanError(
+            "The plan stops by the loss on 'stop', and here is no such split to judge by: "
+            'say "stop": null to train all epochs.'
+        )
+
+
+def _optimizer(stages: Any, head: _Head, phase: Phase, options: Options) -> torch.optim.Optimizer:
+    """Each stage and the head at its own rate; no decay of norms and biases."""
+    groups = []
+    parts = [(phase.head_rate, list(head.parameters()))]
+    parts += [(rate, list(stages.stage_parameters(name).values())) for name, rate in phase.stage_rates.items()]
+    for rate, parameters in parts:
+        for decay, members in (
+            (options.weight_decay, [p for p in parameters if p.ndim > 1]),
+            (0.0, [p for p in parameters if p.ndim <= 1]),
+        ):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "rate": rate})
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    nesterov = options.momentum > 0
+    return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, nesterov=nesterov, fused=True)
+
+
+def _finite(loss: float, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise TrainingError(f"The loss became {loss} in epoch {epoch}: its rates are too high for these images.")
+    return loss
+
+
+def _schedule(share: float, options: Options) -> float:
+    """What the rates are multiplied with when this share of the phase's steps is done."""
+    if share < options.warm_up:
+        return share / options.warm_up
+    if options.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (share - options.warm_up) / (1 - options.warm_up)))
+
+
+@contextmanager
+def _seeded(seed: int, number: int, device: str) -> Iterator[None]:
+    """What torch draws within, such as dropout, depends on the plan's seed and the phase alone."""
+    devices = [torch.device(device)] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_seed(seed, number))
+        yield
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

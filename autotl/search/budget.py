@@ -1,0 +1,60 @@
+"""The time that a search may take, from its first second to the tested bundle."""
+
+import math
+import time
+from collections.abc import Callable
+
+from autotl.search.watch import Watcher
+
+MARGIN = 1.5
+"""Seconds kept for the test and for writing the result down."""
+END_SHARE = 0.4
+"""The largest share of the budget that is kept for what comes after the trials."""
+
+
+class OutOfTime(Exception):
+    """The budget is used up: whatever is under way is left, and what is done counts."""
+
+
+class Budget:
+    """Counts down from `began`, a value of `time.monotonic()`. Without `seconds` there is no end."""
+
+    def __init__(self, seconds: float | None, began: float) -> None:
+        self.seconds = math.inf if seconds is None else seconds
+        self._began = began
+        self.kept_for_the_end = MARGIN
+
+    @property
+    def limited(self) -> bool:
+        return math.isfinite(self.seconds)
+
+    @property
+    def used(self) -> float:
+        return time.monotonic() - self._began
+
+    def left(self) -> float:
+        """Seconds until nothing may be begun or go on."""
+        return self.seconds - self.used - MARGIN
+
+    def keep(self, seconds: float) -> None:
+        """Keep so many seconds for what comes after the trials, within reason."""
+        self.kept_for_the_end = min(MARGIN + seconds, END_SHARE * self.seconds)
+
+    def check_search(self) -> None:
+        """Raises: OutOfTime when what is left is kept for the end."""
+        if self.used > self.seconds - self.kept_for_the_end:
+            raise OutOfTime
+
+    def check(self) -> None:
+        """Raises: OutOfTime when all is used up."""
+        if self.left() < 0:
+            raise OutOfTime
+
+    def watched(self, watcher: Watcher, task: str) -> Callable[[int, int], None]:
+        """`progress(done, total)` of a task that ends with the budget."""
+
+        def progress(done: int, total: int) -> None:
+            watcher.progress(task, done, total)
+            self.check()
+
+        return progress

@@ -1,0 +1,325 @@
+import json
+import math
+
+import optuna
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as theirs
+
+from autotl.builtin import image_operations as ours
+from autotl.builtin.image_operations import OPERATIONS
+
+SETTINGS = {
+    "none": {},
+    "flip": {},
+    "flip-rotate-zoom": {"degrees": 30.0, "zoom": 0.4},
+    "randaugment": {"operations": 3, "magnitude": 9},
+    "trivialaugment": {"strength": 1.0},
+}
+RANDOM = [name for name in SETTINGS if name != "none"]
+LARGEST = 1 - 2**-24  # the largest float32 below 1
+
+
+def noise(n, side, seed=0):
+    """Images of noise; each channel has a range of its own, and one has a single value."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = (255 * torch.rand(2, n, 3, 1, 1, generator=generator)).sort(0).values
+    images = (low + (high - low + 1) * torch.rand(n, 3, side, side, generator=generator)).to(torch.uint8)
+    images[0, 0] = 77
+    return images
+
+
+def smooth(n, side):
+    """Images that change slowly from place to place, so that a small move is a small change."""
+    place = torch.linspace(0, math.pi, side)
+    waves = torch.stack([torch.sin(k * place)[:, None] * torch.cos((4 - k) * place) for k in (1, 2, 3)])
+    return (127 + 100 * waves).to(torch.uint8).expand(n, -1, -1, -1).clone()
+
+
+def draws(rows, seed=0):
+    """A draw for some of 64 images: as the engine's, a row does not depend on the other images."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda count: torch.rand(64, count, generator=generator)[rows]
+
+
+def exactly(*columns):
+    """A draw that gives these columns, the same at each call: [N] each."""
+    table = torch.stack([torch.as_tensor(column, dtype=torch.float32) for column in columns], dim=1)
+
+    def draw(count):
+        assert count == len(columns)
+        return table
+
+    return draw
+
+
+def number_of(name):
+    return [operation.change.__name__ for operation in OPERATIONS].index(name)
+
+
+def choose(name):
+    """The draw that chooses an operation: the middle of its share."""
+    return (number_of(name) + 0.5) / len(OPERATIONS)
+
+
+def apart(a, b):
+    """The largest difference in grey levels."""
+    return (a.int() - b.int()).abs().max().item()
+
+
+@pytest.fixture
+def build(host):
+    return lambda name, **params: host.augmentations[name].item.build(params or SETTINGS[name])
+
+
+BILINEAR = {"interpolation": v2.InterpolationMode.BILINEAR}
+
+
+def sheared(image, x, y):
+    shear = [math.degrees(math.atan(amount)) for amount in (x, y)]
+    return theirs.affine(image, angle=0, translate=[0, 0], scale=1, shear=shear, center=[0, 0], **BILINEAR)
+
+
+def moved(image, x, y):
+    places = [int(share * image.shape[-1]) for share in (x, y)]
+    return theirs.affine(image, angle=0, translate=places, scale=1, shear=[0, 0], **BILINEAR)
+
+
+BOTH_WAYS = (-0.9, -0.31, 0.0, 0.44, 0.99)
+TORCHVISION = {
+    # operation: (torchvision's, amounts, by how many grey levels they may differ)
+    "identity": (lambda image, _: image, [0], 0),
+    "shear_x": (lambda image, amount: sheared(image, amount, 0), BOTH_WAYS, 1),
+    "shear_y": (lambda image, amount: sheared(image, 0, amount), BOTH_WAYS, 1),
+    "translate_x": (lambda image, share: moved(image, share, 0), BOTH_WAYS, 0),
+    "translate_y": (lambda image, share: moved(image, 0, share), BOTH_WAYS, 0),
+    "rotate": (lambda image, degrees: theirs.rotate(image, degrees, **BILINEAR), (-135.0, -8.0, 0.0, 30.0, 90.0), 1),
+    "brightness": (lambda image, amount: theirs.adjust_brightness(image, 1 + amount), BOTH_WAYS, 0),
+    "saturation": (lambda image, amount: theirs.adjust_saturation(image, 1 + amount), BOTH_WAYS, 1),
+    "contrast": (lambda image, amount: theirs.adjust_contrast(image, 1 + amount), BOTH_WAYS, 1),
+    "sharpness": (lambda image, amount: theirs.adjust_sharpness(image, 1 + amount), BOTH_WAYS, 1),
+    "posterize": (lambda image, bits: theirs.posterize(image, 8 - round(bits)), (0, 1, 2.6, 6), 0),
+    "solarize": (lambda image, levels: theirs.solarize(image, 256 - levels), (1, 100, 200, 256), 0),
+    # torchvision divides by a rounded number and so may miss by one what Pillow's whole numbers give
+    "autocontrast": (lambda image, _: theirs.autocontrast(image), [0], 1),
+    "equalize": (lambda image, _: theirs.equalize(image), [0], 0),
+}
+
+
+@pytest.mark.parametrize("side", [8, 33])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_an_operation_is_torchvisions_with_an_amount_for_each_image(name, side):
+    reference, amounts, tolerance = TORCHVISION[name]
+    images = noise(4 * len(amounts), side)
+    amounts = list(amounts) * 4
+    expected = torch.stack([reference(image, amount) for image, amount in zip(images, amounts, strict=True)])
+    result = getattr(ours, name)(images, torch.tensor(amounts, dtype=torch.float32))
+    assert apart(result, expected) <= tolerance
+    assert (result != expected).float().mean() < 0.05
+    if side > 8 and name != "identity":  # by Pillow's rule, equalize leaves images of so few pixels
+        assert apart(expected, images) > 20
+
+
+def test_autocontrast_reaches_both_ends_of_the_range():
+    images = noise(16, 16)[1:]
+    result = ours.autocontrast(images, torch.zeros(15))
+    assert (result.amin((2, 3)) == 0).all() and (result.amax((2, 3)) == 255).all()
+
+
+@pytest.mark.parametrize(("space", "side"), [(v2.RandAugment, 331), (v2.TrivialAugmentWide, 224)])
+def test_the_largest_amounts_are_torchvisions(space, side):
+    """At the sizes of image that the papers' pixels are of."""
+    names = dict.fromkeys(space._AUGMENTATION_SPACE)
+    assert [name.replace("Color", "Saturation").lower() for name in names] == [
+        operation.change.__name__.replace("_", "") for operation in OPERATIONS
+    ]
+    for operation, (magnitudes, signed) in zip(OPERATIONS, space._AUGMENTATION_SPACE.values(), strict=True):
+        name = operation.change.__name__
+        amount = operation.randaugment if space is v2.RandAugment else operation.trivialaugment
+        strongest = magnitudes(31, side, side)
+        strongest = 0 if strongest is None else float(strongest[-1])
+        if name.startswith("translate"):
+            strongest /= side
+        elif name == "posterize":
+            strongest = 8 - strongest
+        elif name == "solarize":
+            strongest = 256 * (1 - strongest)
+        assert (amount, operation.signed) == (pytest.approx(strongest), signed), name
+
+
+@pytest.mark.parametrize("side", [8, 33, 64])
+@pytest.mark.parametrize("name", RANDOM)
+def test_an_image_does_not_depend_on_the_others_in_its_batch(build, name, side):
+    images = noise(64, side)
+    transform = build(name)
+    together = transform(images, draws(range(64)))
+    for rows in ([17], [63], [0, 5, 40], list(range(63, -1, -1)), list(range(1, 64, 2))):
+        assert torch.equal(transform(images[rows], draws(rows)), together[rows])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("n", "side"), [(64, 8), (5, 2), (3, 1), (0, 8)])
+def test_shape_and_type_stay_and_the_given_images_are_not_touched(build, name, n, side):
+    images = noise(max(n, 1), side)[:n]
+    before = images.clone()
+    result = build(name)(images, draws(range(n)))
+    assert (result.shape, result.dtype) == (images.shape, torch.uint8)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_layout_in_memory_changes_nothing(build, name):
+    images = noise(64, 16)
+    rows = range(64)
+    expected = build(name)(images, draws(rows))
+    assert torch.equal(build(name)(images.contiguous(memory_format=torch.channels_last), draws(rows)), expected)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_draws_decide_everything(build, name):
+    images = noise(64, 16)
+    rows = range(64)
+    first = build(name)(images, draws(rows))
+    torch.manual_seed(1)
+    assert torch.equal(build(name)(images, draws(rows)), first)
+    assert not torch.equal(build(name)(images, draws(rows, seed=1)), first)
+
+
+@pytest.mark.parametrize(
+    ("name", "at_least"), [("flip", 2), ("flip-rotate-zoom", 64), ("randaugment", 60), ("trivialaugment", 40)]
+)
+def test_copies_of_an_image_come_out_different(build, name, at_least):
+    copies = noise(2, 32)[1:].expand(64, -1, -1, -1)
+    results = build(name)(copies, draws(range(64)))
+    assert len(results.flatten(1).unique(dim=0)) >= at_least
+
+
+def test_none_changes_nothing(build):
+    images = noise(4, 16)
+    assert torch.equal(build("none")(images, draws(range(4))), images)
+
+
+def test_flip_mirrors_left_to_right_below_one_half(build):
+    images = noise(3, 9)
+    result = build("flip")(images, exactly([0.0, 0.49, 0.5]))
+    assert torch.equal(result[:2], images[:2].flip(3))
+    assert torch.equal(result[2], images[2])
+
+
+def test_no_rotation_and_no_zoom_leave_the_flip(build):
+    images = noise(64, 33)
+    chance, turn, zoom = draws(range(64))(3).unbind(1)
+    result = build("flip-rotate-zoom", degrees=0, zoom=0)(images, exactly(chance, turn, zoom))
+    assert torch.equal(result, build("flip")(images, exactly(chance)))
+
+
+@pytest.mark.parametrize(("turn", "angle"), [(0.0, -20), (0.25, -10), (LARGEST, 20)])
+@pytest.mark.parametrize(("seen", "scale"), [(0.0, 1 / 0.75), (0.5, 1), (LARGEST, 1 / 1.25)])
+def test_rotation_and_zoom_are_torchvisions_inside_the_image(build, turn, angle, seen, scale):
+    images = noise(2, 64)
+    result = build("flip-rotate-zoom", degrees=20, zoom=0.25)(images, exactly([0.9] * 2, [turn] * 2, [seen] * 2))
+    # torchvision's `affine` turns clockwise
+    expected = theirs.affine(images, angle=-angle, translate=[0, 0], scale=scale, shear=[0, 0], **BILINEAR)
+    assert apart(result[..., 16:48, 16:48], expected[..., 16:48, 16:48]) <= 1
+
+
+def test_rotation_and_zoom_show_no_border(build):
+    images = torch.full((64, 3, 16, 16), 200, dtype=torch.uint8)
+    assert (build("flip-rotate-zoom")(images, draws(range(64))) == 200).all()
+
+
+@pytest.mark.parametrize("name", [operation.change.__name__ for operation in OPERATIONS])
+def test_the_draws_choose_operation_strength_and_sign(build, name):
+    operation = OPERATIONS[number_of(name)]
+    images = noise(3, 16)
+    which, signs = [choose(name)] * 3, [0.2, 0.49, 0.5]
+    directions = torch.tensor([-1, -1, 1]) if operation.signed else torch.ones(3)
+
+    result = build("randaugment", operations=1, magnitude=5)(images, exactly(which, signs))
+    expected = operation.change(images, directions * 0.5 * torch.tensor(float(operation.randaugment)))
+    assert torch.equal(result, expected)
+
+    shares = torch.tensor([0.2, 0.5, LARGEST])
+    result = build("trivialaugment", strength=0.5)(images, exactly(which, shares, signs))
+    expected = operation.change(images, directions * (0.5 * shares * operation.trivialaugment))
+    assert torch.equal(result, expected)
+
+
+def test_every_operation_has_the_same_share_of_the_draws(build):
+    count = len(OPERATIONS)
+    images = noise(2 * count, 16)
+    which = [draw for k in range(count) for draw in (k / count + 1e-6, (k + 1) / count - 1e-6)]
+    which[-1] = LARGEST
+    result = build("randaugment", operations=1, magnitude=10)(images, exactly(which, [0.9] * 2 * count))
+    for index, operation in enumerate(OPERATIONS):
+        rows = slice(2 * index, 2 * index + 2)
+        assert torch.equal(result[rows], operation.change(images[rows], torch.full((2,), float(operation.randaugment))))
+
+
+def test_randaugment_applies_as_many_operations_as_it_is_told(build):
+    images = noise(64, 16)
+    thrice, once = draws(range(64)), draws(range(64))
+    result = images
+    for _ in range(3):
+        result = build("randaugment", operations=1, magnitude=9)(result, once)
+    assert torch.equal(build("randaugment", operations=3, magnitude=9)(images, thrice), result)
+
+
+@pytest.mark.parametrize("name", [name for name in TORCHVISION if name not in ("autocontrast", "equalize")])
+def test_strength_0_changes_nothing(build, name):
+    images = noise(4, 33)
+    images[1] = 255
+    which, some = [choose(name)] * 4, [0.1, 0.3, 0.6, 0.9]
+    assert torch.equal(build("randaugment", operations=1, magnitude=0)(images, exactly(which, some)), images)
+    assert torch.equal(build("trivialaugment", strength=0)(images, exactly(which, some, some)), images)
+    assert torch.equal(build("trivialaugment", strength=1)(images, exactly(which, [0.0] * 4, some)), images)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("flip-rotate-zoom", [{"degrees": degrees, "zoom": 0} for degrees in (0, 5, 15, 30)]),
+        ("flip-rotate-zoom", [{"degrees": 0, "zoom": zoom} for zoom in (0, 0.1, 0.2, 0.4)]),
+        ("randaugment", [{"operations": 2, "magnitude": magnitude} for magnitude in (1, 4, 7, 10)]),
+        ("randaugment", [{"operations": operations, "magnitude": 5} for operations in (1, 2, 3)]),
+        ("trivialaugment", [{"strength": strength} for strength in (0.25, 0.5, 0.75, 1)]),
+    ],
+)
+def test_a_stronger_setting_changes_images_more(build, name, settings):
+    images = smooth(64, 32)
+    mirrored = build("flip")(images, lambda _: draws(range(64))(3)[:, :1]) if name == "flip-rotate-zoom" else images
+    changes = [
+        (build(name, **params)(images, draws(range(64))).float() - mirrored.float()).abs().mean().item()
+        for params in settings
+    ]
+    assert changes == sorted(changes)
+    assert changes[-1] > 1.5 * changes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges"),
+    [
+        ("none", {}),
+        ("flip", {}),
+        ("flip-rotate-zoom", {"degrees": (0, 30), "zoom": (0, 0.4)}),
+        ("randaugment", {"operations": (1, 3), "magnitude": (1, 10)}),
+        ("trivialaugment", {"strength": (0.25, 1)}),
+    ],
+)
+def test_parameters_are_plain_and_carry_the_augmentations_name(host, name, ranges):
+    augmentation = host.augmentations[name].item
+    trial = optuna.create_study().ask()
+    params = augmentation.suggest(trial, None)
+    assert trial.params == {f"{name}.{key}": value for key, value in params.items()}
+    assert {key: (kind.low, kind.high) for key, kind in trial.distributions.items()} == {
+        f"{name}.{key}": both for key, both in ranges.items()
+    }
+    read = json.loads(json.dumps(params))
+    assert read == params
+    images, rows = noise(8, 16), range(8)
+    assert torch.equal(augmentation.build(read)(images, draws(rows)), augmentation.build(params)(images, draws(rows)))
+    for end in (0, 1):
+        fixed = {f"{name}.{key}": both[end] for key, both in ranges.items()}
+        at_end = augmentation.suggest(optuna.trial.FixedTrial(fixed), None)
+        assert augmentation.build(at_end)(images, draws(rows)).shape == images.shape

@@ -1,0 +1,317 @@
+import warnings
+from itertools import pairwise
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import FixedTrial
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.builtin import recipe
+from autotl.contracts import DataFacts
+from autotl.data.dataset import open_dataset
+from autotl.data.pixels import PixelStore
+from autotl.engine.bench import Bench
+from autotl.engine.features import FeatureStore
+from autotl.engine.fit import check, fit
+from autotl.engine.precision import Arithmetic
+from autotl.plan import DataRef, TransferPlan
+from autotl.search.space import SearchContext
+from autotl.search.trials import facts_of
+
+STRATEGIES = ("fine-tune", "lp-ft", "gradual-unfreeze", "full", "scratch")
+RESNET = "autotl:resnet10"
+TRIALS = 30
+PLACE = {"backbone": RESNET, "cut": 0.5, "pooling": "avg", "input_size": 0.0}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Networks are traced once for all tests here."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def catalogue(host, cache):
+    return Catalogue(host, cache)
+
+
+@pytest.fixture
+def suggest(host, catalogue):
+    """Asks a strategy for a plan."""
+
+    def ask(strategy, trial, backbones=("tiny:net", RESNET), **facts):
+        values = {"classes": 3, "train_images": 900, "smallest_class": 12, "has_stop": True, "image_size": 400}
+        context = SearchContext(
+            trial,
+            catalogue=catalogue,
+            backbones=backbones,
+            augmentations={entry.name: entry for entry in host.augmentations},
+            data=facts.pop("data", None) or DataFacts(**{**values, **facts}),
+            data_ref=DataRef(fingerprint="f", split_seed=7),
+            seed=7,
+            arithmetic=lambda name: Arithmetic("bfloat16", "contiguous"),
+        )
+        return host.strategies[strategy].item.suggest(trial, context)
+
+    return ask
+
+
+@pytest.fixture
+def drawn(suggest):
+    """Random trials of a strategy, each with its plan."""
+
+    def draw(strategy, trials=TRIALS, **facts):
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        pairs = []
+        for _ in range(trials):
+            trial = study.ask()
+            pairs.append((trial, suggest(strategy, trial, **facts)))
+            study.tell(trial, 0.0)
+        return pairs
+
+    return draw
+
+
+@pytest.fixture
+def first(host):
+    """All parameters of a trial as a strategy guesses them first."""
+    rest = {"recipe.epochs": 12, "recipe.batch_size_log2": 5}
+    return lambda strategy: {**PLACE, **rest, **host.strategies[strategy].item.first_guess}
+
+
+def names(catalogue, plan):
+    """The stages up to the plan's cut."""
+    return [stage.name for stage in catalogue.info(plan.backbone).upto(plan.cut)]
+
+
+def tuned(plan):
+    return [phase for phase in plan.phases if phase.method == "sgd"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_plan_can_be_carried_out_and_written_down(drawn, catalogue, strategy):
+    bench = SimpleNamespace(catalogue=catalogue)
+    plans = [plan for _, plan in drawn(strategy)]
+    for plan in plans:
+        check(plan, bench)
+        assert TransferPlan.from_json(plan.to_json()) == plan
+        assert TransferPlan.from_json(plan.to_json()).hash == plan.hash
+        assert tuned(plan)
+        assert (plan.compute_dtype, plan.memory_format) == ("bfloat16", "contiguous")
+    assert len({plan.hash for plan in plans}) == TRIALS
+    assert len({plan.backbone for plan in plans}) == 2
+    assert len({plan.augmentation.name for plan in plans}) == 5
+    assert len({plan.input.size for plan in plans if plan.backbone.startswith(RESNET)}) > 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_trained_stage_has_a_rate_and_no_frozen_one(drawn, catalogue, strategy):
+    for _, plan in drawn(strategy):
+        stages = names(catalogue, plan)
+        for phase in tuned(plan):
+            first = stages.index(phase.frozen) + 1 if phase.frozen else 0
+            assert list(phase.stage_rates) == stages[first:]
+            assert phase.head_rate > 0
+            assert all(rate > 0 for rate in phase.stage_rates.values())
+
+
+@pytest.mark.parametrize("strategy", ["fine-tune", "lp-ft", "gradual-unfreeze"])
+def test_rates_fall_with_depth_by_the_same_factor(drawn, strategy):
+    looked_at = 0
+    for trial, plan in drawn(strategy):
+        ratio = trial.params.get(f"{strategy}.depth_ratio")
+        if ratio is None:
+            assert trial.params["fine-tune.rates"] == "groups"
+            continue
+        top = trial.params[f"recipe.{trial.params['recipe.optimizer']}.rate"]
+        for phase in tuned(plan):
+            rates = list(phase.stage_rates.values())
+            factors = [earlier / later for earlier, later in pairwise(rates)]
+            assert all(factor == pytest.approx(factors[0]) and factor < 1 for factor in factors)
+            if rates:
+                assert rates[-1] == pytest.approx(top)
+            looked_at += bool(factors)
+    assert looked_at > 5
+
+
+def test_the_ratio_is_that_of_the_first_stage_to_the_last_of_the_whole_network(suggest, first, catalogue):
+    params = {
+        **first("fine-tune"),
+        "backbone": RESNET,
+        "cut": 1.0,
+        "frozen": 0.0,
+        "fine-tune.depth_ratio": 0.01,
+    }
+    (phase,) = suggest("fine-tune", FixedTrial(params)).phases
+    assert list(phase.stage_rates) == list(catalogue.info(RESNET).names)
+    rates = list(phase.stage_rates.values())
+    assert rates[0] / rates[-1] == pytest.approx(0.01)
+
+
+def test_groups_are_thirds_of_the_depth(suggest, first, catalogue):
+    factors = {"fine-tune.low": 0.02, "fine-tune.middle": 0.5, "fine-tune.high": 2.0}
+    params = {**first("fine-tune"), "backbone": RESNET, "cut": 1.0, "fine-tune.rates": "groups", **factors}
+    (phase,) = suggest("fine-tune", FixedTrial(params)).phases
+    rates = [rate / params["recipe.adamw.rate"] for rate in phase.stage_rates.values()]
+    third = -(-len(rates) // 3)
+    assert rates == sorted(rates)
+    assert {round(rate, 6) for rate in rates} == {0.02, 0.5, 2.0}
+    assert all(abs(rates.count(rate) - third) <= 1 for rate in set(rates))
+
+
+def test_the_whole_network_is_trained_at_one_rate(drawn, catalogue):
+    for strategy in ("full", "scratch"):
+        for _, plan in drawn(strategy):
+            (phase,) = plan.phases
+            assert plan.cut == catalogue.info(plan.backbone).names[-1]
+            assert phase.frozen is None
+            assert len(set(phase.stage_rates.values())) == 1
+
+
+def test_scratch_begins_with_random_weights_and_the_others_do_not(drawn):
+    for strategy in STRATEGIES:
+        for trial, plan in drawn(strategy):
+            if trial.params["backbone"] == RESNET:
+                random = strategy == "scratch"
+                assert plan.backbone == (f"{RESNET}@random" if random else RESNET)
+                assert plan.weights.startswith("random:7" if random else "sha256:")
+            if strategy == "scratch":
+                assert plan.phases[0].batch_norm == "train"
+
+
+def test_heads_come_before_stages_where_they_are_said_to(drawn):
+    for strategy in ("lp-ft", "gradual-unfreeze"):
+        for _, plan in drawn(strategy):
+            assert plan.phases[0].method == "closed-form"
+            assert plan.phases[0].frozen == plan.cut
+            assert len(plan.phases[0].options["penalties"]) > 1
+
+
+def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalogue):
+    counts = set()
+    for trial, plan in drawn("gradual-unfreeze"):
+        stages = names(catalogue, plan)
+        phases = tuned(plan)
+        frozen = [stages.index(phase.frozen) + 1 if phase.frozen else 0 for phase in phases]
+        assert all(earlier > later for earlier, later in pairwise(frozen))
+        share = trial.params["frozen"]
+        assert frozen[-1] == min(len(stages), int(share * (len(stages) + 1)))
+        wanted = min(trial.params["gradual-unfreeze.steps"], len(stages) - frozen[-1])
+        assert len(phases) == max(1, wanted)
+        assert all(phase.epochs >= 1 for phase in phases)
+        total = sum(phase.epochs for phase in phases)
+        assert total == pytest.approx(trial.params["recipe.epochs"], abs=len(phases))
+        counts.add(len(phases))
+        for early, late in pairwise(phases):
+            assert early.stage_rates.items() <= late.stage_rates.items()
+    assert {1, 2, 3} <= counts
+
+
+@pytest.mark.parametrize("train_images", [40, 900, 10**6])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_first_guesses_are_drawn_as_they_are_guessed(host, suggest, strategy, train_images):
+    guess = host.strategies[strategy].item.first_guess
+    study = optuna.create_study()
+    study.enqueue_trial({**PLACE, **guess})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trial = study.ask()
+        plan = suggest(strategy, trial, train_images=train_images)
+    assert {name: trial.params[name] for name in guess} == guess
+    assert trial.params["backbone"] == RESNET
+    assert plan.augmentation.name == "none"
+    assert tuned(plan)[-1].frozen is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nothing_that_is_drawn_is_without_effect(drawn, suggest, strategy):
+    """Each parameter changes some plan when it alone is changed."""
+    pairs = drawn(strategy)
+    others = {}  # what a trial that now takes another turn may need
+    for trial, _ in pairs:
+        others.update(trial.params)
+    without = {
+        name: distribution
+        for trial, _ in pairs
+        for name, distribution in trial.distributions.items()
+        if not distribution.single()
+    }
+    assert "recipe.epochs" in without and "pooling" in without
+    assert len(without) > 12
+    for trial, plan in pairs:
+        for name in set(without) & set(trial.params):
+            distribution = without[name]
+            if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+                options = distribution.choices
+            else:
+                options = (distribution.low, distribution.high)
+            if any(
+                suggest(strategy, FixedTrial({**others, **trial.params, name: option})) != plan for option in options
+            ):
+                del without[name]
+    assert not without
+
+
+@pytest.mark.parametrize(
+    ("train_images", "fewest", "most"),
+    [(1, 10, 40), (1_000, 10, 40), (1_001, 5, 20), (10_000, 5, 20), (100_000, 3, 10), (100_001, 2, 6), (10**7, 2, 6)],
+)
+def test_large_sets_need_fewer_epochs(drawn, train_images, fewest, most):
+    assert recipe.epochs(train_images) == (fewest, most)
+    epochs = set()
+    for trial, plan in drawn("full", train_images=train_images):
+        epochs.add(plan.phases[0].epochs)
+        assert trial.params["recipe.epochs"] == plan.phases[0].epochs
+    assert fewest <= min(epochs) and max(epochs) <= most
+    assert len(epochs) > 2
+
+
+@pytest.mark.parametrize(
+    ("train_images", "sizes"), [(10, {4}), (40, {8}), (100, {16}), (300, {16, 32, 64}), (10**6, {16, 32, 64, 128})]
+)
+def test_an_epoch_has_several_steps(drawn, train_images, sizes):
+    batches = {plan.phases[0].options["batch_size"] for _, plan in drawn("full", train_images=train_images)}
+    assert batches == sizes
+
+
+def test_the_epoch_is_chosen_only_where_there_is_a_split_for_it(drawn):
+    for _, plan in drawn("gradual-unfreeze"):
+        for phase in tuned(plan):
+            assert 2 <= phase.stop.patience <= max(2, phase.epochs)
+    for _, plan in drawn("gradual-unfreeze", has_stop=False):
+        assert all(phase.stop is None for phase in plan.phases)
+
+
+def test_views_are_fixed_only_where_something_is_frozen_and_changed(drawn):
+    seen = set()
+    for _, plan in drawn("fine-tune"):
+        (phase,) = plan.phases
+        fixed = phase.frozen is not None and plan.augmentation.name != "none"
+        assert phase.options["views"] == (min(phase.epochs, recipe.MOST_VIEWS) if fixed else 0)
+        seen.add(fixed)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("frozen", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_plans_are_carried_out_by_the_engine(
+    catalogue, stripes, suggest, first, tmp_path, monkeypatch, strategy, frozen
+):
+    """Whatever is frozen, nothing or all of it, and with an augmentation."""
+    monkeypatch.setattr(recipe, "EPOCHS", ((10**9, 3, 6),))
+    pixels = PixelStore(tmp_path / "cache")
+    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
+    bench = Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
+    params = {
+        **first(strategy),
+        "backbone": "tiny:net",
+        "frozen": frozen,
+        "augmentation": "flip",
+        "recipe.epochs": 4,
+        "recipe.batch_size_log2": 3,
+    }
+    plan = suggest(strategy, FixedTrial(params), backbones=("tiny:net",), data=facts_of(dataset))
+    metrics = fit(plan, bench).metrics
+    assert 0 <= metrics["rank.accuracy"] <= 1
+    assert metrics["rank.loss"] < 3

@@ -1,0 +1,316 @@
+import math
+
+import pytest
+import torch
+
+from autotl import hookimpl
+from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.stages import Stages
+from autotl.data.dataset import open_dataset
+from autotl.data.pixels import PixelStore
+from autotl.engine import activations
+from autotl.engine.activations import Activations, Source
+from autotl.engine.bench import Bench
+from autotl.engine.features import FeatureStore
+from autotl.engine.fit import fit
+from autotl.engine.model import Model
+from autotl.engine.observe import Nobody
+from autotl.errors import PluginError
+from autotl.plan import Component, DataRef, Head, Phase, TransferPlan
+
+NAMES = ("0.2", "1.2", "2.1")
+PLAIN = {"optimizer": "sgd", "batch_size": 7, "momentum": 0.0}
+PROBE = Phase(method="closed-form", frozen="2.1", options={"penalties": [0.1]})
+NONE = Component(name="none", owner="autotl", version="0.1.0")
+CHUNK = 16
+
+
+class Given:
+    """An augmentation that does what the test says."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def suggest(self, trial, context):
+        return {}
+
+    def build(self, params):
+        return self.transform
+
+
+@pytest.fixture
+def augment(host):
+    """Offers a transform as an augmentation; returns how a plan names it."""
+
+    def offer(transform):
+        class Plugin:
+            @hookimpl
+            def register_augmentations(self, register):
+                register("given", lambda: Given(transform), summary="What the test says")
+
+        host.add(Plugin(), "given-plugin")
+        assert not host.problems
+        return Component(name="given", owner="given-plugin", version="1")
+
+    return offer
+
+
+@pytest.fixture
+def bench(host, stripes, tmp_path, monkeypatch):
+    """The striped images with stores, and the backbone `tiny:net`, whose frozen stages take few images at once."""
+    monkeypatch.setattr(activations, "batch_size", lambda input, device: CHUNK)
+    catalogue = Catalogue(host, tmp_path / "cache")
+    pixels = PixelStore(tmp_path / "cache")
+    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
+    return Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
+
+
+def phase(frozen, *, rate=0.001, head_rate=0.02, epochs=2, **options):
+    trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
+    return Phase(
+        method="sgd",
+        frozen=frozen,
+        stage_rates=dict.fromkeys(trained, rate),
+        head_rate=head_rate,
+        epochs=epochs,
+        options={**PLAIN, **options},
+    )
+
+
+def plan(bench, *phases, **changes):
+    network = bench.catalogue.network("tiny:net@random", seed=0)
+    return TransferPlan(
+        **{
+            "backbone": network.backbone,
+            "weights": network.weights,
+            "input": network.input,
+            "cut": "2.1",
+            "head": Head(pooling="avg"),
+            "augmentation": NONE,
+            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
+            "seed": 0,
+            "requires": {},
+            "phases": phases,
+            **changes,
+        }
+    )
+
+
+class Facts(Nobody):
+    """Keeps what is told of each epoch, without the time."""
+
+    def __init__(self):
+        self.told = []
+
+    def epoch(self, phase, epoch, facts):
+        self.told.append({name: value for name, value in facts.items() if name != "seconds"})
+
+
+def everything(fitted):
+    """All tensors of what was trained."""
+    return [*fitted.model.stages.state_dict().values(), fitted.model.head.weight, fitted.model.head.bias]
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(everything(one), everything(other), strict=True))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many images went through the stages from the first one up to a frozen boundary, call by call."""
+    seen = []
+    really = Stages.forward
+
+    def forward(self, images, to=None, *, start=None):
+        if to is not None and start is None:
+            seen.append(len(images))
+        return really(self, images, to, start=start)
+
+    monkeypatch.setattr(Stages, "forward", forward)
+    return seen
+
+
+FLIP = Component(name="flip", owner="autotl", version="0.1.0")
+ZOOM = Component(name="flip-rotate-zoom", owner="autotl", version="0.1.0", params={"degrees": 20.0, "zoom": 0.2})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
+@pytest.mark.parametrize(("augmentation", "views"), [(NONE, 0), (FLIP, 3), (ZOOM, 3)])
+@pytest.mark.parametrize(("frozen", "batch"), [("0.2", 7), ("1.2", 20)])
+def test_stored_and_computed_again_give_the_same_bits(
+    bench, calls, frozen, batch, augmentation, views, memory_format, dtype
+):
+    tuned = phase(frozen, epochs=4, views=views, batch_size=batch)
+    precision = {"compute_dtype": dtype, "boundary_dtype": dtype, "memory_format": memory_format}
+    made = plan(bench, tuned, augmentation=augmentation, **precision)
+    stored = fit(made, bench)
+    once = len(calls)
+    calls.clear()
+    bench.activations.budget = 0
+    computed = fit(made, bench)
+    assert len(calls) > once  # it was indeed computed again
+    assert {*calls} == {CHUNK}  # full batches of one size, always
+    assert equal(stored, computed)
+    assert {**stored.metrics, "seconds": 0} == {**computed.metrics, "seconds": 0}
+
+
+def test_frozen_stages_see_each_image_once(bench, calls):
+    def passes(split):
+        return math.ceil(len(bench.shas(split)) / CHUNK)
+
+    fit(plan(bench, phase("0.2", epochs=5)), bench)
+    assert len(calls) == passes("train") + passes("stop")
+    fit(plan(bench, phase("0.2", epochs=3, rate=0.0005, batch_size=12), seed=5), bench)  # another trial
+    assert len(calls) == passes("train") + passes("stop")
+
+    calls.clear()
+    fit(plan(bench, phase("0.2", epochs=7, views=3), augmentation=FLIP), bench)
+    assert len(calls) == 3 * passes("train")  # stop is there from before
+
+
+def test_a_prefix_that_an_earlier_phase_trained_is_not_that_of_the_untrained(bench):
+    first, second = phase(None, rate=0.01), phase("1.2")
+    made = plan(bench, first, second)
+    bench.activations.budget = 0
+    computed = fit(made, bench)
+    bench.activations.budget = 10**9
+    fit(plan(bench, second), bench)  # fills the store with the untrained prefix
+    assert bench.activations._kept
+    assert equal(fit(made, bench), computed)
+    other = fit(plan(bench, phase(None, rate=0.02), second), bench)  # and trained otherwise
+    assert not equal(other, computed)
+    assert equal(fit(made, bench), computed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory_format": "contiguous"},
+        {"boundary_dtype": "bfloat16"},
+        {"compute_dtype": "bfloat16"},
+        {"backbone": "tiny:net", "weights": "none"},
+        {"weights": "random:1"},
+        {"augmentation": FLIP},
+        {"augmentation": ZOOM},
+        {"augmentation": ZOOM.model_copy(update={"params": {"degrees": 5.0, "zoom": 0.2}})},
+        {"augmentation": ZOOM, "seed": 3},
+        {"train_on": ("train", "rank")},
+    ],
+)
+def test_whatever_changes_a_value_has_a_place_of_its_own_in_the_store(bench, changes):
+    tuned = phase("1.2", epochs=1, views=1)
+    fit(plan(bench, tuned), bench)
+    fit(plan(bench, tuned, augmentation=ZOOM), bench)
+    after = fit(plan(bench, tuned, **changes), bench)
+    bench.activations = Activations(10**9)
+    assert equal(after, fit(plan(bench, tuned, **changes), bench))
+
+
+def test_what_was_used_longest_ago_is_forgotten():
+    store = Activations(budget=3 * 40)
+    made = []
+
+    def get(key):
+        return store.get(key, lambda: made.append(key) or torch.full((10,), float(ord(key))))
+
+    for key in "abcab":
+        assert get(key)[0] == ord(key)
+    assert made == ["a", "b", "c"]
+    get("d")  # c goes
+    for key in "abd":
+        get(key)
+    assert made == ["a", "b", "c", "d"]
+    get("c")  # a goes
+    get("b")
+    get("a")
+    assert made == ["a", "b", "c", "d", "c", "a"]
+    assert store.get("large", lambda: torch.zeros(1000)).shape == (1000,)
+
+
+# Augmentation
+
+
+@pytest.mark.parametrize(("frozen", "views"), [(None, 0), ("0.2", 2), ("0.2", 0)])
+def test_only_what_is_trained_on_is_augmented(bench, augment, frozen, views):
+    seen = []
+
+    def negative(images, draw):
+        seen.append(len(images))
+        return 255 - images
+
+    def facts(augmentation):
+        observer = Facts()
+        still = phase(frozen, rate=0.0, head_rate=0.0, epochs=2, views=views)
+        fitted = fit(plan(bench, PROBE, still, augmentation=augmentation), bench, observer)
+        return observer.told, fitted
+
+    changed, changed_fit = facts(augment(negative))
+    assert seen
+    plain, plain_fit = facts(NONE)
+    for one, other in zip(changed, plain, strict=True):
+        for name in ("stop.loss", "stop.accuracy"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
+    assert changed[1]["train.loss"] != pytest.approx(plain[1]["train.loss"], rel=1e-3)
+    assert torch.equal(changed_fit.model.features("rank"), plain_fit.model.features("rank"))
+    assert torch.equal(changed_fit.model.features("test"), plain_fit.model.features("test"))
+
+
+@pytest.mark.parametrize(("views", "distinct"), [(3, 3), (0, 7)])
+@pytest.mark.parametrize("frozen", [None, "0.2"])
+def test_views_come_in_turn_and_an_image_draws_the_same_in_each(bench, augment, frozen, views, distinct):
+    drawn = {}  # by image: what it drew, epoch by epoch
+
+    def watch(images, draw):
+        for image, value in zip(images, draw(1)[:, 0].tolist(), strict=True):
+            drawn.setdefault(image.numpy().tobytes(), []).append(value)
+        return images
+
+    bench.activations.budget = 0
+    model = Model(plan(bench, phase(frozen, views=views), augmentation=augment(watch)), bench)
+    bench.decode(model.plan.input)
+    source = Source(model, frozen, ("train",), transform=watch, views=views)
+    for epoch in range(1, 8):
+        rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(epoch))
+        for _ in source.batches(rows, 5, epoch):
+            pass
+    assert len(drawn) == len(bench.shas("train"))
+    for values in drawn.values():
+        assert len(values) == 7
+        assert len(set(values)) == distinct
+        if views:
+            assert values[:3] == values[3:6] and values[6] == values[0]
+    assert len({values[0] for values in drawn.values()}) == len(drawn)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda images, draw: images[..., :16],
+        lambda images, draw: images[:-1],
+        lambda images, draw: images.float(),
+    ],
+)
+@pytest.mark.parametrize("frozen", [None, "0.2"])
+def test_an_augmentation_that_changes_shape_or_type_is_named(bench, augment, frozen, wrong):
+    with pytest.raises(PluginError, match="Augmentation 'given' made .* it must keep shape and type"):
+        fit(plan(bench, phase(frozen), augmentation=augment(wrong)), bench)
+
+
+# What a source gives
+
+
+def test_values_and_labels_belong_together_in_the_order_asked_for(bench):
+    model = Model(plan(bench, phase("0.2")), bench)
+    bench.decode(model.plan.input)
+    rows = torch.tensor([5, 3, 40, 0, 7, 22, 11])
+    labels = bench.labels("train")
+    for budget in (10**9, 0):
+        bench.activations.budget = budget
+        source = Source(model, "0.2", ("train",))
+        assert source.kept == bool(budget)
+        batches = list(source.batches(rows, 3))
+        assert [len(values) for values, _ in batches] == [3, 2, 2]
+        assert torch.equal(torch.cat([label for _, label in batches]), labels[rows])
+        alone = [next(iter(source.batches(rows[at : at + 1], 1)))[0] for at in range(len(rows))]
+        assert torch.equal(torch.cat([values for values, _ in batches]), torch.cat(alone))

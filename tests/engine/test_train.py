@@ -1,0 +1,519 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.stages import Stages
+from autotl.data.dataset import open_dataset
+from autotl.data.pixels import PixelStore
+from autotl.engine import train
+from autotl.engine.activations import Source
+from autotl.engine.bench import Bench
+from autotl.engine.features import FeatureStore
+from autotl.engine.fit import fit, on_all_images
+from autotl.engine.model import Model
+from autotl.engine.observe import Nobody
+from autotl.errors import PlanError, TrainingError
+from autotl.export import bundle
+from autotl.plan import Component, DataRef, Head, Phase, Stop, TransferPlan
+
+NAMES = ("0.2", "1.2", "2.1")
+PLAIN = {"optimizer": "sgd", "batch_size": 16, "momentum": 0.0, "schedule": "constant"}
+ONE_STEP = {**PLAIN, "batch_size": 1000}
+SLOW = dict.fromkeys(NAMES, 0.0005)
+PROBE = Phase(method="closed-form", frozen="2.1", options={"penalties": [0.1]})
+
+
+def make_bench(host, stripes, cache, device):
+    catalogue = Catalogue(host, cache)
+    pixels = PixelStore(cache)
+    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
+    return Bench(dataset, FeatureStore(cache, catalogue, pixels, device))
+
+
+@pytest.fixture
+def bench(host, stripes, tmp_path):
+    """The striped images with stores, and the backbone `tiny:net`."""
+    return make_bench(host, stripes, tmp_path / "cache", "cpu")
+
+
+def phase(frozen=None, **changes):
+    """Two epochs at moderate rates; `rates` replaces those of some stages."""
+    trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
+    rates = dict.fromkeys(trained, 0.002) | changes.pop("rates", {})
+    values = {"method": "sgd", "frozen": frozen, "stage_rates": rates, "head_rate": 0.02, "epochs": 2, "options": PLAIN}
+    return Phase(**{**values, **changes})
+
+
+def plan(bench, *phases, **changes):
+    name = changes.pop("backbone", "tiny:net@random")
+    network = bench.catalogue.network(name, seed=0)
+    return TransferPlan(
+        **{
+            "backbone": network.backbone,
+            "weights": network.weights,
+            "input": network.input,
+            "cut": "2.1",
+            "head": Head(pooling="avg"),
+            "augmentation": Component(name="none", owner="autotl", version="0.1.0"),
+            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
+            "seed": 0,
+            "requires": {},
+            "phases": phases,
+            **changes,
+        }
+    )
+
+
+def start(bench):
+    """The weights that all plans begin with."""
+    return bench.catalogue.build(bench.catalogue.network("tiny:net@random", seed=0)).state_dict()
+
+
+def weights(fitted):
+    return {key: value.clone() for key, value in fitted.model.stages.state_dict().items()}
+
+
+def of(stage):
+    """Which names in the state belong to a stage."""
+    return lambda key: key.startswith(stage.partition(".")[0] + ".")
+
+
+def same(one, other, stage=""):
+    keys = [key for key in one if not stage or of(stage)(key)]
+    assert keys
+    return all(torch.equal(one[key], other[key]) for key in keys)
+
+
+class Recorder(Nobody):
+    def __init__(self):
+        self.steps, self.epochs, self.notes = 0, [], []
+
+    def step(self):
+        self.steps += 1
+
+    def epoch(self, phase, epoch, facts):
+        self.epochs.append((phase, epoch, dict(facts)))
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+# What is trained, and at which rate
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+@pytest.mark.parametrize("frozen", [None, "0.2", "1.2", "2.1"])
+def test_frozen_stages_stay_bit_by_bit_and_the_others_change(bench, frozen, batch_norm):
+    before = start(bench)
+    after = weights(fit(plan(bench, PROBE, phase(frozen, batch_norm=batch_norm)), bench))
+    first = NAMES.index(frozen) + 1 if frozen else 0
+    for stage in NAMES[:first]:
+        assert same(before, after, stage)
+    for stage in NAMES[first:]:
+        changed = {key for key in filter(of(stage), before) if not torch.equal(before[key], after[key])}
+        # The bias of a convolution before a batch-norm that goes by the batch has no effect and no gradient.
+        assert any(key.endswith("weight") for key in changed)
+        if stage != "2.1":
+            statistics = {key for key in changed if "running" in key}
+            assert len(statistics) == (2 if batch_norm == "train" else 0)
+
+
+@pytest.mark.parametrize("part", [*NAMES, "head"])
+def test_each_part_moves_in_proportion_to_its_rate_and_moves_no_other(bench, part):
+    def after_one_step(factor):
+        rates = {part: factor * 0.02} if part in NAMES else {}
+        head_rate = factor * 0.02 if part == "head" else 0.05
+        tuned = phase(rates=rates, head_rate=head_rate, epochs=1, options=ONE_STEP)
+        fitted = fit(plan(bench, PROBE, tuned), bench)
+        return weights(fitted), fitted.model.head
+
+    (still, still_head), (once, head), (twice, head_2) = map(after_one_step, (0, 1, 2))
+    before = start(bench)
+    for stage in NAMES:
+        if stage == part:
+            assert same(before, still, stage)
+            for key in filter(of(stage), before):
+                moved = once[key].double() - before[key]
+                torch.testing.assert_close(twice[key].double() - before[key], 2 * moved, rtol=1e-3, atol=3e-7)
+            assert not same(before, once, stage)
+        else:
+            assert same(still, once, stage) and same(once, twice, stage)
+    if part == "head":
+        probed = fit(plan(bench, PROBE), bench).model.head
+        torch.testing.assert_close(still_head.weight, probed.weight, rtol=1e-4, atol=1e-5)
+        moved = head.weight.double() - still_head.weight
+        assert moved.abs().max() > 1e-3
+        torch.testing.assert_close(head_2.weight.double() - still_head.weight, 2 * moved, rtol=1e-3, atol=1e-5)
+    else:
+        assert torch.equal(head.weight, head_2.weight) and torch.equal(head.bias, head_2.bias)
+
+
+def test_the_head_alone_can_be_trained_and_learns(bench):
+    observer = Recorder()
+    tuned = phase("2.1", head_rate=0.5, epochs=30)
+    fitted = fit(plan(bench, tuned), bench, observer)
+    assert not fitted.model.trained  # its features are those of the store
+    losses = [facts["train.loss"] for _, _, facts in observer.epochs]
+    assert losses[0] < math.log(3) + 0.1  # a head at zero guesses
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_training_the_stages_beats_the_head_alone(bench):
+    options = {**PLAIN, "momentum": 0.9, "schedule": "cosine"}
+    tuned = phase(epochs=15, options=options)
+    fitted = fit(plan(bench, tuned), bench)
+    assert fitted.metrics["rank.accuracy"] > 0.8
+
+
+def test_weights_decay_and_norms_and_biases_do_not(bench):
+    decay, rate = 0.5, 0.05
+    before = start(bench)
+
+    def after_one_step(weight_decay):
+        tuned = phase(rates=dict.fromkeys(NAMES, rate), epochs=1, options={**ONE_STEP, "weight_decay": weight_decay})
+        return weights(fit(plan(bench, PROBE, tuned), bench))
+
+    without, decayed = after_one_step(0.0), after_one_step(decay)
+    for key, value in before.items():
+        if value.dim() > 1:
+            torch.testing.assert_close(decayed[key] - without[key], -rate * decay * value, rtol=1e-3, atol=1e-6)
+        else:
+            assert torch.equal(decayed[key], without[key]), key
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rates_rise_and_fall_as_the_schedule_says(bench, monkeypatch, optimizer, schedule):
+    made = []
+    really = train._optimizer
+    monkeypatch.setattr(train, "_optimizer", lambda *args: made.append(really(*args)) or made[-1])
+    seen = []
+
+    class Watching(Nobody):
+        def step(self):
+            if made:
+                seen.append({group["rate"]: group["lr"] for group in made[0].param_groups})
+
+    options = {**PLAIN, "optimizer": optimizer, "schedule": schedule, "warm_up": 0.25}
+    rates = {"0.2": 0.001, "1.2": 0.002, "2.1": 0.003}
+    tuned = phase(rates=rates, head_rate=0.004, epochs=10, options=options)
+    fit(plan(bench, tuned), bench, Watching())
+    for rate in (*rates.values(), 0.004):
+        shares = [step[rate] / rate for step in seen]
+        top = len(shares) // 4
+        assert shares[0] < 1.5 / top
+        assert all(earlier < later for earlier, later in pairwise(shares[:top]))
+        assert max(shares) == pytest.approx(1, abs=0.02)
+        if schedule == "constant":
+            assert set(shares[top:]) == {1.0}
+        else:
+            assert all(earlier > later for earlier, later in pairwise(shares[top:]))
+            assert 0 < shares[-1] < 0.01
+            assert shares[top + 3 * len(shares) // 8] == pytest.approx(0.5, abs=0.05)
+
+
+def test_clipping_bounds_the_step(bench):
+    before = start(bench)
+
+    def moved(clip):
+        tuned = phase(rates=dict.fromkeys(NAMES, 1.0), head_rate=0.0, epochs=1, options={**ONE_STEP, "clip": clip})
+        after = weights(fit(plan(bench, PROBE, tuned), bench))
+        return math.sqrt(sum((after[key] - before[key]).double().square().sum().item() for key in before))
+
+    assert moved(None) > 0.01
+    assert moved(1e-3) <= 1.001e-3
+    assert moved(1e6) == moved(None)
+
+
+# What a plan must say
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"stage_rates": {"1.2": 0.1}}, "lacks a rate for the stage '2.1'"),
+        ({"stage_rates": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "has a rate for '0.2', which is not trained"),
+        ({"stage_rates": {"1.2": 0.1, "2.1": 0.1, "9": 0.1}}, "has a rate for '9'"),
+        ({"options": {**PLAIN, "momentun": 0.9}}, "options.momentun"),
+        ({"options": {"optimizer": "sgd"}}, "options.batch_size"),
+        ({"options": {**PLAIN, "optimizer": "lion"}}, "options.optimizer"),
+        ({"options": {**PLAIN, "warm_up": 2}}, "options.warm_up"),
+        ({"head_rate": None}, "needs a head_rate"),
+        ({"epochs": 0}, "epochs of 1 or more"),
+    ],
+)
+def test_a_phase_that_says_too_little_or_too_much_is_refused(bench, wrong, says):
+    with pytest.raises(PlanError, match=says) as error:
+        fit(plan(bench, phase("0.2").model_copy(update=wrong)), bench)
+    assert "\n" not in str(error.value)
+
+
+def test_patience_needs_a_split_to_be_judged_on(bench):
+    patient = phase(stop=Stop(patience=2))
+    with pytest.raises(PlanError, match="stops by the loss on 'stop'"):
+        fit(plan(bench, patient, train_on=("train", "stop")), bench)
+
+
+# When it ends, and with what
+
+
+def test_the_best_epoch_is_restored_and_the_training_ends_when_patience_does(bench):
+    observer = Recorder()
+    tuned = phase(epochs=60, rates=SLOW, stop=Stop(patience=3), options={**PLAIN, "momentum": 0.9})
+    fitted = fit(plan(bench, tuned), bench, observer)
+    losses = [facts["stop.loss"] for _, _, facts in observer.epochs]
+    best = int(np.argmin(losses))
+    assert [epoch for _, epoch, _ in observer.epochs] == list(range(1, best + 1 + 3 + 1))
+    assert best > 0 and len(losses) < 60
+    assert fitted.metrics["phase1.best_epoch"] == best + 1
+    for name, value in observer.epochs[best][2].items():
+        if name != "seconds":
+            assert fitted.metrics[f"phase1.{name}"] == value
+    labels = bench.labels("stop")
+    judged = F.cross_entropy(fitted.model.logits("stop"), labels).item()
+    assert judged == pytest.approx(losses[best], rel=1e-4)
+    assert judged != pytest.approx(losses[-1], rel=1e-3)
+
+
+def test_without_patience_the_last_epoch_stays(bench):
+    observer = Recorder()
+    tuned = phase(epochs=12, rates=SLOW, options={**PLAIN, "momentum": 0.9})
+    fitted = fit(plan(bench, tuned), bench, observer)
+    assert fitted.metrics["phase1.best_epoch"] == 12
+    judged = F.cross_entropy(fitted.model.logits("stop"), bench.labels("stop")).item()
+    assert judged == pytest.approx(observer.epochs[-1][2]["stop.loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_what_a_phase_only_makes_worse_is_left_as_it_was(bench, batch_norm):
+    observer = Recorder()
+    ruin = phase(
+        epochs=6,
+        rates=dict.fromkeys(NAMES, 3.0),
+        head_rate=3.0,
+        stop=Stop(patience=2),
+        options={**PLAIN, "clip": 5.0},
+        batch_norm=batch_norm,
+    )
+    fitted = fit(plan(bench, PROBE, ruin), bench, observer)
+    assert [epoch for _, epoch, _ in observer.epochs] == [0, 1, 2]
+    assert fitted.metrics["phase2.best_epoch"] == 0
+    assert same(weights(fitted), start(bench))
+    probed = fit(plan(bench, PROBE), bench)
+    torch.testing.assert_close(fitted.model.head.weight, probed.model.head.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fitted.model.head.bias, probed.model.head.bias, rtol=1e-4, atol=1e-4)
+    assert fitted.metrics["rank.loss"] == pytest.approx(probed.metrics["rank.loss"], rel=1e-4)
+    assert fitted.metrics["phase2.stop.loss"] == pytest.approx(
+        F.cross_entropy(probed.model.logits("stop"), bench.labels("stop")).item(), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, monkeypatch, after):
+    trainings = []
+
+    class Spied(train._Training):
+        def __init__(self, *args):
+            super().__init__(*args)
+            trainings.append(self)
+
+    class Keeping(Nobody):
+        def epoch(self, phase, epoch, facts):
+            if epoch == after:
+                state, head = trainings[-1].stages.state_dict(), trainings[-1].head.folded()
+                self.kept = {key: value.clone() for key, value in state.items()}, head.weight.clone(), head.bias.clone()
+
+    monkeypatch.setattr(train, "_Training", Spied)
+    options = {**PLAIN, "optimizer": "adamw", "schedule": "cosine", "warm_up": 0.2, "dropout": 0.3}
+    tuned = phase(epochs=5, options=options, batch_norm="train", rates=dict.fromkeys(NAMES, 0.005))
+    observer = Keeping()
+    fit(plan(bench, PROBE, tuned), bench, observer)
+    state, weight, bias = observer.kept
+    ended = fit(plan(bench, PROBE, tuned.model_copy(update={"stop": Stop(after=after)})), bench)
+    assert ended.metrics["phase2.best_epoch"] == after
+    assert same(weights(ended), state)
+    assert torch.equal(ended.model.head.weight, weight)
+    assert torch.equal(ended.model.head.bias, bias)
+
+
+def test_the_last_training_repeats_the_epochs_that_were_best_on_every_image(bench):
+    patient = phase(epochs=30, rates=SLOW, stop=Stop(patience=3), options={**PLAIN, "momentum": 0.9})
+    fitted = fit(plan(bench, patient), bench)
+    best = int(fitted.metrics["phase1.best_epoch"])
+    everything = on_all_images(fitted.plan, fitted.metrics, bench)
+    assert everything.train_on == ("train", "stop", "rank")
+    assert everything.phases[0].stop == Stop(after=best)
+    assert everything.phases[0].epochs == 30
+    observer = Recorder()
+    last = fit(everything, bench, observer)
+    assert [epoch for _, epoch, _ in observer.epochs] == list(range(1, best + 1))
+    assert [name for name in last.metrics if "loss" in name] == ["phase1.train.loss"]
+    assert not same(weights(last), weights(fitted))
+
+
+# The same again, and otherwise
+
+
+def test_a_plan_gives_the_same_bits_twice_and_another_seed_does_not(bench, host, stripes, tmp_path):
+    options = {**PLAIN, "optimizer": "adamw", "dropout": 0.3}
+    tuned = phase("0.2", epochs=3, options={**options, "views": 2}, rates={"1.2": 0.003, "2.1": 0.003})
+    flip = Component(name="flip", owner="autotl", version="0.1.0")
+    torch.manual_seed(1)
+    first = fit(plan(bench, tuned, augmentation=flip), bench)
+    torch.manual_seed(2)
+    elsewhere = make_bench(host, stripes, tmp_path / "another", "cpu")
+    again = fit(plan(elsewhere, tuned, augmentation=flip), elsewhere)
+    other = fit(plan(bench, tuned, augmentation=flip, seed=1), bench)
+    assert same(weights(first), weights(again))
+    assert torch.equal(first.model.head.weight, again.model.head.weight)
+    assert {**first.metrics, "seconds": 0} == {**again.metrics, "seconds": 0}
+    assert not same(weights(first), weights(other), "2.1")
+    assert first.metrics["rank.loss"] != other.metrics["rank.loss"]
+
+
+def test_a_phase_goes_on_from_what_the_one_before_it_left(bench):
+    def still(frozen):
+        trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
+        return phase(frozen, rates=dict.fromkeys(trained, 0.0), head_rate=0.0)
+
+    one = fit(plan(bench, phase("1.2")), bench)
+    three = fit(plan(bench, phase("1.2"), still("0.2"), still(None)), bench)
+    assert same(weights(one), weights(three))
+    assert not same(weights(one), start(bench), "2.1")
+    torch.testing.assert_close(three.model.head.weight, one.model.head.weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(three.model.head.bias, one.model.head.bias, rtol=1e-4, atol=1e-4)
+
+    # Only what is unfrozen anew moves on.
+    middle = fit(plan(bench, phase("1.2"), phase("0.2", rates={"2.1": 0.0})), bench)
+    assert same(weights(middle), weights(one), "2.1") and same(weights(middle), weights(one), "0.2")
+    assert not same(weights(middle), weights(one), "1.2")
+    whole = fit(plan(bench, phase("1.2"), phase("0.2"), phase(None)), bench)
+    assert all(not same(weights(whole), start(bench), stage) for stage in NAMES)
+    assert [whole.metrics[f"phase{number}.best_epoch"] for number in (1, 2, 3)] == [2, 2, 2]
+
+
+# What can go wrong
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Lets no more images than `memory(n)` through the stages at once while gradients are wanted."""
+
+    def limit(most):
+        really = Stages.forward
+
+        def forward(self, images, to=None, *, start=None):
+            if torch.is_grad_enabled() and len(images) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return really(self, images, to, start=start)
+
+        monkeypatch.setattr(Stages, "forward", forward)
+
+    return limit
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts(bench, memory):
+    tuned = phase("0.2", epochs=1, options={**PLAIN, "batch_size": 30, "clip": 1.0, "label_smoothing": 0.1})
+    whole = fit(plan(bench, PROBE, tuned), bench)
+    assert "phase2.micro_batch" not in whole.metrics
+    memory(8)
+    observer = Recorder()
+    parts = fit(plan(bench, PROBE, tuned), bench, observer)
+    assert parts.metrics["phase2.micro_batch"] == 8
+    assert len(observer.notes) == 2  # 15, then 8
+    assert "parts of 8" in observer.notes[-1]
+    assert parts.metrics["phase2.train.loss"] == pytest.approx(whole.metrics["phase2.train.loss"], rel=1e-5)
+    for key, value in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[key], value, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts.model.head.weight, whole.model.head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_where_not_even_one_image_fits_the_training_fails(bench, memory):
+    memory(0)
+    with pytest.raises(TrainingError, match="One image alone does not fit"):
+        fit(plan(bench, phase()), bench)
+
+
+@pytest.mark.parametrize(("rate", "train_on"), [(1e30, ("train",)), (1e300, ("train", "stop", "rank"))])
+@pytest.mark.parametrize("epochs", [4, 1])
+def test_a_loss_that_is_not_finite_is_an_error_with_its_epoch(bench, epochs, rate, train_on):
+    """Even where it is the last step that spoils the weights."""
+    wild = phase(rates=dict.fromkeys(NAMES, rate), head_rate=rate, epochs=epochs, options=ONE_STEP)
+    with pytest.raises(TrainingError, match="loss became (nan|inf) in epoch [12]"):
+        fit(plan(bench, PROBE, wild, train_on=train_on), bench)
+
+
+def test_the_observer_sees_every_batch_and_may_end_it(bench):
+    steps = math.ceil(len(bench.shas("train")) / 16)
+    observer = Recorder()
+    fit(plan(bench, phase(epochs=3)), bench, observer)
+    assert observer.steps == 3 * steps
+    assert [(number, epoch) for number, epoch, _ in observer.epochs] == [(1, 1), (1, 2), (1, 3)]
+    assert set(observer.epochs[0][2]) >= {"train.loss", "stop.loss", "stop.accuracy", "seconds"}
+
+    class Enough(Exception):
+        pass
+
+    class Impatient(Recorder):
+        def step(self):
+            super().step()
+            if self.steps == steps + 2:
+                raise Enough
+
+    impatient = Impatient()
+    with pytest.raises(Enough):
+        fit(plan(bench, phase(epochs=3)), bench, impatient)
+    assert len(impatient.epochs) == 1
+
+
+# In what is multiplied
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_bfloat16_trains_as_well_and_what_is_measured_is_float32(bench, host, tmp_path, memory_format):
+    tuned = phase("0.2", epochs=4, rates={"1.2": 0.0005, "2.1": 0.0005})
+    exact = fit(plan(bench, PROBE, tuned), bench)
+    half = {"compute_dtype": "bfloat16", "boundary_dtype": "bfloat16", "memory_format": memory_format}
+    rounded = fit(plan(bench, PROBE, tuned, **half), bench)
+    assert not same(weights(rounded), weights(exact), "2.1")
+    assert all(value.dtype != torch.bfloat16 for value in weights(rounded).values())
+    assert rounded.metrics["rank.loss"] == pytest.approx(exact.metrics["rank.loss"], rel=0.05)
+
+    bundle.save(tmp_path / "bundle", rounded, bench.dataset.classes, {})
+    loaded = bundle.load(tmp_path / "bundle", Catalogue(host, tmp_path / "cache"))
+    images = torch.from_numpy(bench.features.pixels.rows(rounded.plan.input).read(bench.shas("rank")))
+    probabilities = loaded.probabilities(images)
+    assert np.array_equal(probabilities.argmax(1), rounded.logits("rank").argmax(1))
+    loss = F.nll_loss(probabilities.log(), bench.labels("rank")).item()
+    assert loss == pytest.approx(rounded.metrics["rank.loss"], rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_path):
+    bench = make_bench(host, stripes, tmp_path / "cache", "cuda")
+    flip = Component(name="flip", owner="autotl", version="0.1.0")
+    tuned = phase("0.2", epochs=4, options={**PLAIN, "views": 2})
+    half = {"compute_dtype": "bfloat16", "boundary_dtype": "bfloat16", "augmentation": flip}
+    made = plan(bench, PROBE, tuned, **half)
+    bench.decode(made.input)
+    transform = host.augmentations["flip"].item.build({})
+    rows = torch.randperm(len(bench.shas("train")), generator=torch.Generator().manual_seed(0))
+
+    def values():
+        source = Source(Model(made, bench), "0.2", ("train",), transform=transform, views=2)
+        return source.kept, torch.cat([value for value, _ in source.batches(rows, 5, epoch=2)])
+
+    (kept, stored), stored_fit = values(), fit(made, bench)
+    bench.activations.budget = 0
+    (not_kept, computed), computed_fit = values(), fit(made, bench)
+    assert kept and not not_kept
+    assert stored.device.type == "cuda"
+    assert torch.equal(stored, computed)
+    # A GPU adds up gradients in no fixed order.
+    assert computed_fit.metrics["rank.loss"] == pytest.approx(stored_fit.metrics["rank.loss"], rel=0.05)
+    assert math.isfinite(stored_fit.metrics["rank.loss"])

@@ -1,0 +1,108 @@
+"""A budget holds for everything, and what there is no time for is said."""
+
+import time
+
+import pytest
+
+from autotl.errors import StudyError
+from autotl.export import bundle
+from autotl.search import estimate, finish, study
+from autotl.search.budget import END_SHARE, MARGIN, Budget, OutOfTime
+from autotl.search.settings import Settings
+from autotl.search.study import Search
+from autotl.search.watch import Silent
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def search(host, data, used=0.0, watcher=None, **settings):
+    """A search of whose minute some seconds are used already."""
+    values = {
+        "data": data,
+        "budget": 60.0,
+        "trials": 1_000,
+        "backbones": ("tiny:net",),
+        "strategies": ("linear-probe", "fine-tune"),
+        "augmentations": ("none",),
+        "device": "cpu",
+        **settings,
+    }
+    return Search(Settings(**values), host, watcher or Silent(), began=time.monotonic() - used)
+
+
+def test_a_search_ends_with_its_budget_and_leaves_a_tested_bundle(host, stripes):
+    search(host, stripes, trials=2, study="warm-up", budget=None, reruns=0).run()
+    began = time.monotonic()
+    made = search(host, stripes, used=45)
+    result = made.run()
+    assert time.monotonic() - began < 15 + 5
+    assert 0 < result.trials["complete"] + result.trials["pruned"] < 1_000
+    assert 0 < result.test.value <= 1
+    assert bundle.plan_of(made.folder.bundle) == result.final
+
+
+def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, stripes, monkeypatch):
+    made = search(host, stripes, trials=3, strategies=("fine-tune",))
+    with monkeypatch.context() as patch:
+
+        def late(*args):
+            patch.setattr(Budget, "left", lambda budget: -1.0)
+            return finish.finish(*args)
+
+        patch.setattr(study, "finish", late)  # the trials have used up all there was
+        result = made.run()
+    assert result.final == result.best.plan == bundle.plan_of(made.folder.bundle)
+    assert result.final.train_on == ("train",)
+    told = " ".join(result.left_out)
+    assert "2 of 2 runs of the best plans with fresh seeds" in told
+    assert "the bundle is the best trial's" in told
+    assert "the comparison with reference:pixels" in told
+    assert result.comparisons == {}
+    # With more time the same command makes up for it.
+    more = search(host, stripes, trials=3, strategies=("fine-tune",), budget=None).run()
+    assert more.left_out == ()
+    assert more.final.train_on == ("train", "stop", "rank")
+    assert len(more.best.runs) == 3
+    assert more.comparisons
+
+
+def test_images_that_take_longer_than_the_budget_are_said(host, stripes):
+    with pytest.raises(StudyError, match="longer to read than --budget"):
+        search(host, stripes, used=59).run()
+
+
+def test_backbones_too_expensive_for_the_budget_are_left_out_and_the_study_goes_on_without(host, stripes, monkeypatch):
+    both = ("tiny:net", "reference:edges")
+    cost = {"tiny:net": 1_000.0, "reference:edges": 1.0}
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate, "pass_seconds", lambda network, bench: cost[network.backbone])
+        watcher = Notes()
+        search(host, stripes, watcher=watcher, backbones=both, strategies=("linear-probe",), trials=2).run()
+    assert any("no time in --budget" in note and "tiny:net" in note for note in watcher.notes)
+    made = search(host, stripes, backbones=both, strategies=("linear-probe",), trials=3, budget=None)
+    made.run()
+    assert {record.plan.backbone for record in made.folder.log.records()} == {"reference:edges"}
+
+
+def test_a_budget_counts_from_the_beginning_and_keeps_a_share_for_the_end():
+    budget = Budget(100.0, began=time.monotonic() - 55)
+    budget.check_search()
+    assert 45 - MARGIN - 1 < budget.left() <= 45 - MARGIN
+    budget.keep(1e6)
+    budget.check_search()  # never more than its share is kept
+    assert budget.kept_for_the_end == END_SHARE * 100
+    late = Budget(100.0, began=time.monotonic() - 61)
+    late.check_search()
+    late.keep(1e6)
+    with pytest.raises(OutOfTime):
+        late.check_search()
+    late.check()
+    with pytest.raises(OutOfTime):
+        Budget(100.0, began=time.monotonic() - 99).check()
+    assert not Budget(None, began=0.0).limited

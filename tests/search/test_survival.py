@@ -1,0 +1,219 @@
+"""What a search survives: kills at any moment, a full disk, a workspace or a store that fails."""
+
+import json
+import os
+import random
+import resource
+import signal
+import sqlite3
+import time
+from collections import Counter
+
+import numpy as np
+import optuna
+import pytest
+
+from autotl.errors import AutotlError
+from autotl.search.settings import Settings
+from autotl.search.study import Search
+from autotl.search.trials import Trials
+from autotl.search.watch import Silent
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+def search(host, data, **settings):
+    values = {
+        "data": data,
+        "trials": 12,
+        "backbones": ("tiny:net",),
+        "strategies": ("linear-probe", "fine-tune"),
+        "augmentations": ("none", "flip"),
+        "reruns": 1,
+        "device": "cpu",
+        **settings,
+    }
+    return Search(Settings(**values), host, Silent(), began=time.monotonic())
+
+
+def drawn(made):
+    """Everything about the trials of a study that must not depend on interruptions."""
+    return [
+        (r.number, r.state, r.params, r.plan and r.plan.hash, r.value, [epoch.get("train.loss") for epoch in r.epochs])
+        for r in made.folder.log.records()
+    ]
+
+
+def test_kills_at_random_moments_change_nothing(host, stripes):
+    whole = search(host, stripes, study="whole")
+    whole.run()
+    draw, kills = random.Random(0), 0
+    while kills < 6:
+        child = os.fork()
+        if child == 0:
+            try:
+                search(host, stripes).run()
+            finally:
+                os._exit(0)
+        time.sleep(draw.uniform(0.2, 2.0))
+        os.kill(child, signal.SIGKILL)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+        kills += 1
+    assert kills >= 3
+    made = search(host, stripes)
+    result = made.run()
+    assert sum(result.trials.values()) == 12
+    assert drawn(made) == drawn(whole)
+    assert result.test == whole.run().test
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{made.folder.path / 'optuna.db'}")
+    assert [trial.number for trial in stored.trials] == list(range(12))
+    assert all(trial.state.is_finished() for trial in stored.trials)
+
+
+def test_a_trial_is_run_again_with_the_epochs_that_it_had(host, stripes, monkeypatch):
+    """A trial that is interrupted in the middle of its training ends as it would have."""
+    whole = search(host, stripes, study="whole", trials=4)
+    whole.run()
+
+    def interrupt(observer, phase, epoch, facts):
+        really(observer, phase, epoch, facts)
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    observer = "autotl.search.trials._TrialObserver"
+    from autotl.search.trials import _TrialObserver
+
+    really = _TrialObserver.epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{observer}.epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            search(host, stripes, trials=4).run()
+    made = search(host, stripes, trials=4)
+    made.run()
+    assert drawn(made) == drawn(whole)
+
+
+def test_a_usable_model_is_there_after_the_first_trial(host, stripes, monkeypatch):
+    """Before the second backbone's features are computed, a linear probe's bundle lies in the study."""
+    seen = []
+    filled = []
+    run = Trials.run
+
+    def running(trials, total):
+        run(trials, total)
+        bundle = trials.folder.bundle
+        seen.append((total, json.loads((bundle / "plan.json").read_text())["phases"][0]["method"]))
+        filled.append(trials.bench.features.computed)
+
+    monkeypatch.setattr(Trials, "run", running)
+    search(host, stripes, backbones=("tiny:net", "reference:edges"), trials=3).run()
+    assert seen[0] == (1, "closed-form")
+    assert filled == [90, 180]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
+def test_a_read_only_workspace_is_said_at_once(host, stripes, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(AutotlError, match="cannot be written to .*locked.*--home"):
+        search(host, stripes, home=folder).run()
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(host, stripes):
+    """No file may grow beyond a limit from trial 3 on, as on a full disk."""
+    whole = search(host, stripes, study="whole", trials=6)
+    whole.run()
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    made = search(host, stripes, trials=6)
+    full = _from_trial(made, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1])))
+    try:
+        with full, pytest.raises(AutotlError) as error:
+            made.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(error.value)
+    assert "What was done is kept" in str(error.value)
+    made = search(host, stripes, trials=6)
+    made.run()
+    assert drawn(made) == drawn(whole)
+
+
+def _from_trial(made, number, happens):
+    """A context in which something happens before a trial is carried out."""
+    patch = pytest.MonkeyPatch()
+    really = Trials._carry_out
+
+    def carry_out(trials, trial):
+        if trial.number == number:
+            happens()
+        really(trials, trial)
+
+    patch.setattr(Trials, "_carry_out", carry_out)
+
+    class _Undo:
+        def __enter__(self):
+            return made
+
+        def __exit__(self, *_):
+            patch.undo()
+
+    return _Undo()
+
+
+def test_a_damaged_database_is_one_line(host, stripes):
+    search(host, stripes, trials=2).run()
+    made = search(host, stripes, trials=4)
+    database = made.folder.path / "optuna.db"
+    content = bytearray(database.read_bytes())
+    content[:4096] = os.urandom(4096)
+    database.write_bytes(content)
+    with pytest.raises(AutotlError, match="Optuna") as error:
+        made.run()
+    assert "\n" not in str(error.value)
+    assert +Counter(record.state for record in made.folder.log.records()) == {"complete": 2}
+
+
+def test_a_locked_database_fails_in_one_line_and_the_search_goes_on_later(host, stripes):
+    search(host, stripes, trials=2).run()
+    made = search(host, stripes, trials=4)
+    other = sqlite3.connect(made.folder.path / "optuna.db")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(AutotlError, match="database is locked"):
+        made.run()
+    other.rollback()
+    other.close()
+    assert +Counter(search(host, stripes, trials=4).run().trials) == {"complete": 4}
+
+
+def test_a_training_that_breaks_down_fails_its_trial_alone(host, stripes, monkeypatch):
+    from autotl.engine import train
+
+    loss = train._Training._loss
+    calls = []
+
+    def broken(training, logits, labels):
+        calls.append(1)
+        return loss(training, logits, labels) * (np.nan if len(calls) < 5 else 1.0)
+
+    monkeypatch.setattr(train._Training, "_loss", broken)
+    made = search(host, stripes, strategies=("fine-tune",), trials=3)
+    result = made.run()
+    assert result.trials["failed"] == 1
+    failed = next(record for record in made.folder.log.records() if record.state == "failed")
+    assert "The loss became nan in epoch 1" in failed.reason
+
+
+def test_trials_that_fall_behind_are_stopped_and_linear_probes_never(host, stripes):
+    made = search(host, stripes, trials=14)
+    made.run()
+    records = list(made.folder.log.records())
+    pruned = [record for record in records if record.state == "pruned"]
+    assert pruned
+    assert all(record.params["strategy"] == "fine-tune" for record in pruned)
+    assert all(len([e for e in record.epochs if e["epoch"]]) in (3, 6, 12, 24) for record in pruned)
+    assert all(record.epochs == () for record in records if record.params["strategy"] == "linear-probe")
+    unpruned = search(host, stripes, trials=14, prune=False, study="unpruned").run()
+    assert unpruned.trials["pruned"] == 0
