@@ -166,7 +166,7 @@ class TransferPlan(Record):
     """As in `Network`."""
     input: Input
     compute_dtype: Precision = "float32"
-    """What a training multiplies in; its weights, and everything that is measured, are float32."""
+    """What a training multiplies in and judges its epochs in; weights, and what is measured at its end, are float32."""
     boundary_dtype: Precision = "float32"
     """What the value at the end of the frozen stages is rounded to while the rest is trained."""
     memory_format: MemoryFormat = "channels_last"

@@ -67,13 +67,14 @@ def command(
         if dataset.fingerprint != setup.data.fingerprint:
             watcher.note("The plan was made for other images or another split: its numbers will differ.")
         features = FeatureStore(cache, catalogue, pixels, devices.resolve(device))
-        fitted = fit(setup, Bench(dataset, features))
+        fitted = fit(setup, Bench(dataset, features), terminal.Epochs(watcher))
     if out:
         bundle.save(out, fitted, dataset.classes, {"validation": fitted.metrics})
     if as_json:
         click.echo(json.dumps({"metrics": fitted.metrics, "bundle": str(out) if out else None}))
         return
+    width = max(map(len, fitted.metrics)) + 2
     for name, value in fitted.metrics.items():
-        click.echo(f"{name:<24}{value:.6g}")
+        click.echo(f"{name:<{width}}{value:.6g}")
     if out:
         click.echo(f"Bundle: {out}")

@@ -5,7 +5,6 @@ Only this module knows the labels of the test split, and only `Dataset.open_test
 
 import csv
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from autotl.data.index import Found, Listing
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign
 from autotl.errors import DataError
+from autotl.files import append_line
 from autotl.plan import Input, digest
 
 _SPLIT_TABLE = Path("data/split.csv")
@@ -104,11 +104,7 @@ class Dataset:
             "fingerprint": self.fingerprint,
             "images": len(at),
         }
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(opening) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(log, json.dumps(opening))
         return self._labels[at]
 
     def counts(self) -> dict[str, dict[Split, int]]:

@@ -4,9 +4,11 @@ It is kept in memory while it fits, shared by all trials; computed again for eac
 the same numbers, bit for bit: the frozen stages always see full batches of one size.
 """
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,14 +43,17 @@ class Activations:
             return cls(torch.cuda.mem_get_info(device)[0] // 2)
         return cls(min(MOST, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4))
 
-    def get(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+    def get(self, key: str, size: int, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor by this key; where there is none, what `make` makes, of `size` bytes."""
         if key not in self._kept:
-            made = make()
-            while self._kept and sum(map(_bytes, self._kept.values())) + _bytes(made) > self.budget:
+            while self._kept and sum(map(_bytes, self._kept.values())) + size > self.budget:
                 self._kept.popitem(last=False)
-            self._kept[key] = made
+            self._kept[key] = make()
         self._kept.move_to_end(key)
         return self._kept[key]
+
+    def clear(self) -> None:
+        self._kept.clear()
 
 
 class Source:
@@ -100,12 +105,23 @@ class Source:
     def _values(self, rows: Tensor, view: int) -> Tensor:
         if not self.kept:
             return self._compute(rows, view)
-        kept = self._bench.activations.get(f"{self._key}/{view}", lambda: self._compute(torch.arange(len(self)), view))
+        everything = torch.arange(len(self))
+        kept = self._bench.activations.get(f"{self._key}/{view}", self._bytes, lambda: self._compute(everything, view))
         return self._laid_out(kept[rows.to(kept.device)])
 
     def _compute(self, rows: Tensor, view: int) -> Tensor:
-        chunks = [self._forward(self._images(chunk, view)) for chunk in rows.split(self._chunk)]
-        return self._laid_out(torch.cat(chunks))
+        values: Tensor | None = None
+        done = 0
+        for chunk in rows.split(self._chunk):
+            value = self._laid_out(self._forward(self._images(chunk, view)))
+            if values is None:
+                values = self._laid_out(value.new_empty(len(rows), *value.shape[1:]))
+            values[done : done + len(chunk)] = value
+            done += len(chunk)
+            if len(rows) > self._chunk:
+                self._model.observer.step()
+        assert values is not None, "a split without images"
+        return values
 
     def _images(self, rows: Tensor, view: int) -> Tensor:
         """[N, 3, S, S] uint8, on the device."""
@@ -147,11 +163,16 @@ class Source:
     def _can_be_kept(self) -> bool:
         if self._frozen is None or (self._transform is not None and not self._views):
             return False
-        plan = self._model.plan
-        shape = self._bench.catalogue.info(plan.backbone, plan.input).stage(self._frozen).shape
-        values = len(self) * (self._views if self._transform else 1) * int(torch.Size(shape).numel())
         # Room is left for the split that judges, which is read in turn with this one.
-        return values * precision.DTYPES[plan.boundary_dtype].itemsize <= 0.8 * self._bench.activations.budget
+        return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.activations.budget
+
+    @cached_property
+    def _bytes(self) -> int:
+        """What one view of every image takes at the end of the frozen stages."""
+        plan = self._model.plan
+        assert self._frozen is not None
+        shape = self._bench.catalogue.info(plan.backbone, plan.input).stage(self._frozen).shape
+        return len(self) * math.prod(shape) * precision.DTYPES[plan.boundary_dtype].itemsize
 
     def _identity(self) -> str:
         plan = self._model.plan

@@ -8,12 +8,11 @@ import torch
 from autotl.data.split import Split
 from autotl.engine.heads import LinearHead, logistic_path
 from autotl.engine.model import Model
-from autotl.engine.observe import Observer
 from autotl.errors import PlanError
 from autotl.plan import Phase
 
 
-def closed_form(model: Model, number: int, observer: Observer) -> dict[str, float]:
+def closed_form(model: Model, number: int) -> dict[str, float]:
     """A logistic regression at every penalty of `options["penalties"]` at once.
 
     Of several penalties the one with the lowest log-loss on `stop` wins; where the head is what the plan ends
@@ -21,7 +20,7 @@ def closed_form(model: Model, number: int, observer: Observer) -> dict[str, floa
     """
     plan, phase = model.plan, model.plan.phases[number - 1]
     penalties = _penalties(model, phase)
-    heads = _heads(model, plan.train_on, penalties, observer)
+    heads = _heads(model, plan.train_on, penalties)
     if len(penalties) == 1:
         (model.head,) = heads
         return {"penalty": penalties[0]}
@@ -33,7 +32,7 @@ def closed_form(model: Model, number: int, observer: Observer) -> dict[str, floa
     chosen = int(np.argmin(losses))
     model.head = heads[chosen]
     if judges[0] == "stop" and number == len(plan.phases):
-        (model.head,) = _heads(model, (*plan.train_on, "stop"), [penalties[chosen]], observer)
+        (model.head,) = _heads(model, (*plan.train_on, "stop"), [penalties[chosen]])
     return {"penalty": penalties[chosen], f"{judges[0]}.loss_at_choice": losses[chosen]}
 
 
@@ -53,6 +52,6 @@ def _penalties(model: Model, phase: Phase) -> list[float]:
     return [float(penalty) for penalty in penalties]
 
 
-def _heads(model: Model, splits: Sequence[Split], penalties: Sequence[float], observer: Observer) -> list[LinearHead]:
-    classes = len(model.bench.dataset.classes)
-    return logistic_path(model.features(*splits), model.bench.labels(*splits), classes, penalties, observer.step)
+def _heads(model: Model, splits: Sequence[Split], penalties: Sequence[float]) -> list[LinearHead]:
+    features, labels = model.features(*splits), model.bench.labels(*splits)
+    return logistic_path(features, labels, len(model.bench.dataset.classes), penalties, model.observer.step)

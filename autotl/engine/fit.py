@@ -16,7 +16,7 @@ from autotl.engine.train import sgd
 from autotl.errors import PlanError, unknown
 from autotl.plan import Phase, Stop, TransferPlan
 
-Method = Callable[[Model, int, Observer], dict[str, float]]
+Method = Callable[[Model, int], dict[str, float]]
 """Carries out a phase, by its number in the plan from 1, on the model; returns what was measured on the way."""
 
 METHODS: dict[str, Method] = {"closed-form": closed_form, "sgd": sgd}
@@ -44,17 +44,19 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
     check(plan, bench)
     began = time.perf_counter()
     bench.decode(plan.input)
-    model = Model(plan, bench)
+    model = Model(plan, bench, observer or Nobody())
     measured: dict[str, float] = {}
     for number, phase in enumerate(plan.phases, 1):
-        facts = METHODS[phase.method](model, number, observer or Nobody())
+        facts = METHODS[phase.method](model, number)
         measured |= {f"phase{number}.{name}": value for name, value in facts.items()}
     fitted = Fitted(plan, model, measured)
     if "rank" not in plan.train_on:
+        judging = time.perf_counter()
         logits, labels = fitted.logits("rank"), bench.dataset.labels("rank")
         for name, metric in metrics.METRICS.items():
             measured[f"rank.{name}"] = metric(labels, logits.argmax(1))
         measured["rank.loss"] = metrics.log_loss(logits, labels)
+        measured["rank.seconds"] = time.perf_counter() - judging
     info = bench.catalogue.info(plan.backbone, plan.input)
     assert model.head is not None  # a plan has at least one phase
     measured["parameters"] = info.parameters(plan.cut) + model.head.weight.numel() + model.head.bias.numel()
@@ -108,6 +110,10 @@ def check(plan: TransferPlan, bench: Bench) -> None:
     for phase in plan.phases:
         if phase.method not in METHODS:
             raise PlanError(unknown("training method", phase.method, METHODS))
+        if phase.stop and (phase.stop.after or 0) > phase.epochs:
+            raise PlanError(
+                f"'stop.after' is {phase.stop.after}, more than the phase's {phase.epochs} epochs."
+            )
         if phase.frozen and known.index(phase.frozen) > known.index(plan.cut):
             raise PlanError(f"'frozen' is '{phase.frozen}', which comes after the cut '{plan.cut}'.")
     poolings = catalogue.info(plan.backbone).stage(plan.cut).poolings

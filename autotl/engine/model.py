@@ -10,15 +10,17 @@ from autotl.data.split import Split
 from autotl.engine.bench import Bench
 from autotl.engine.features import batch_size, normalise, on_device, pool
 from autotl.engine.heads import LinearHead
+from autotl.engine.observe import Observer
 from autotl.plan import TransferPlan
 
 
 class Model:
     """A backbone's stages up to the cut, with a head once a phase has made one."""
 
-    def __init__(self, plan: TransferPlan, bench: Bench) -> None:
+    def __init__(self, plan: TransferPlan, bench: Bench, observer: Observer) -> None:
         self.plan = plan
         self.bench = bench
+        self.observer = observer
         self.head: LinearHead | None = None
         self._changes: dict[str, str] = {}
 
@@ -48,6 +50,7 @@ class Model:
         """Pooled features at the cut, [N, D] float32 on the device, computed in float32 as whoever uses it will."""
         shas, plan = self.bench.shas(*splits), self.plan
         if not self.trained:
+            self.bench.features.fill(plan.network, shas, lambda done, total: self.observer.step())
             return self.bench.features.read(plan.network, plan.cut, plan.head.pooling, shas)
         pixels = self.bench.features.pixels.rows(plan.input)
         boundary = self.stages.boundaries[-1]

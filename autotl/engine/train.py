@@ -17,12 +17,15 @@ from autotl.engine.activations import Source
 from autotl.engine.features import pool
 from autotl.engine.heads import LinearHead, Scaling
 from autotl.engine.model import Model
-from autotl.engine.observe import Observer
 from autotl.errors import PlanError, TrainingError
 from autotl.plan import Phase, Record
 
 SCALING_IMAGES = 512
 """From how many images the scale of the features is taken with which a head begins."""
+
+
+LEAST_STD = 0.05
+"""The least standard deviation that a feature is divided by, as a share of the middle one."""
 
 
 class Options(Record):
@@ -46,12 +49,12 @@ class Options(Record):
     """How many fixed augmented views of each image there are, taken in turn; 0: a new one in every epoch."""
 
 
-def sgd(model: Model, number: int, observer: Observer) -> dict[str, float]:
+def sgd(model: Model, number: int) -> dict[str, float]:
     """Train what phase `number` of the plan says, from what the phase before it left.
 
     Raises: TrainingError when the loss is no longer finite; PlanError for a phase that cannot be carried out.
     """
-    plan, phase = model.plan, model.plan.phases[number - 1]
+    plan, phase, observer = model.plan, model.plan.phases[number - 1], model.observer
     options = _options(phase)
     judges = model.bench.judges(plan)
     _check(model, phase, stop="stop" in judges)
@@ -67,7 +70,7 @@ def sgd(model: Model, number: int, observer: Observer) -> dict[str, float]:
         last = phase.epochs if phase.stop is None or phase.stop.after is None else phase.stop.after
         for epoch in range(1, last + 1):
             began = time.perf_counter()
-            facts = {"train.loss": training.epoch(epoch, observer)}
+            facts = {"train.loss": training.epoch(epoch)}
             if judge:
                 facts |= training.judge(judge, judges[0])
                 _finite(facts[f"{judges[0]}.loss"], epoch)
@@ -100,7 +103,7 @@ class _Training:
         self.optimizer = _optimizer(self.stages, self.head, phase, options)
         model.change(phase.frozen, f"{plan.hash}.{number}")
 
-    def epoch(self, epoch: int, observer: Observer) -> float:
+    def epoch(self, epoch: int) -> float:
         """One pass over the images in a new order; returns the mean loss."""
         self._train_mode()
         self.head.train()
@@ -111,21 +114,21 @@ class _Training:
             share = ((epoch - 1) * self.steps + step + 0.5) / (self.phase.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["rate"] * _schedule(share, self.options)
-            total += self._step(values, labels, observer) * (len(labels) / len(self.source))
-            observer.step()
+            total += self._step(values, labels) * (len(labels) / len(self.source))
+            self.model.observer.step()
         loss = total.item()
         # The last step may have spoilt the weights, which no loss before it tells.
         if math.isfinite(loss) and not all(parameter.isfinite().all() for parameter in self._parameters()):
             loss = math.nan
         return _finite(loss, epoch)
 
-    def _step(self, values: Tensor, labels: Tensor, observer: Observer) -> Tensor:
+    def _step(self, values: Tensor, labels: Tensor) -> Tensor:
         """One step of the optimizer; returns the mean loss, detached.
 
         What does not fit into a GPU's memory at once goes through in parts, whose gradients add up.
         """
         while (total := self._gradients(values, labels)) is None:
-            self._halve(observer)
+            self._halve()
         if self.options.clip:
             nn.utils.clip_grad_norm_(self._parameters(), self.options.clip)
         self.optimizer.step()
@@ -136,7 +139,8 @@ class _Training:
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         try:
-            for value, label in zip(values.split(self.micro_batch), labels.split(self.micro_batch), strict=True):
+            parts = math.ceil(len(labels) / self.micro_batch)
+            for value, label in zip(values.tensor_split(parts), labels.tensor_split(parts), strict=True):
                 loss = self._loss(self._logits(value), label) * (len(label) / len(labels))
                 loss.backward()
                 total += loss.detach()
@@ -144,16 +148,17 @@ class _Training:
             return None
         return total
 
-    def _halve(self, observer: Observer) -> None:
+    def _halve(self) -> None:
         if self.micro_batch == 1:
             raise TrainingError("One image alone does not fit into the device's memory.")
         self.micro_batch = math.ceil(self.micro_batch / 2)
         self.facts["micro_batch"] = self.micro_batch
-        observer.note(
+        self.model.observer.note(
             f"{self.model.plan.backbone} with a batch of {self.options.batch_size} does not fit into the device's "
             f"memory: it goes through in parts of {self.micro_batch}, whose gradients are added up."
         )
         self.optimizer.zero_grad()
+        self.model.bench.activations.clear()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -206,10 +211,13 @@ class _Training:
         scaling = Scaling.of(torch.cat([self._pooled(value) for value, _ in batches]))
         for buffer, before in buffers:
             buffer.copy_(before)
-        if self.model.head is None:
+        # A feature that is rarely there would shout when it is; one that is never there may still have a weight
+        # in a head that another phase has made.
+        constant = scaling.std.isinf()
+        if constant.all():
             return scaling
-        # A head that is there may have learned from a feature that happens to be constant here.
-        return Scaling(scaling.mean, torch.where(scaling.std.isinf(), 1.0, scaling.std))
+        std = scaling.std.clamp(min=LEAST_STD * scaling.std[~constant].median())
+        return Scaling(scaling.mean, torch.where(constant, 1.0 if self.model.head else torch.inf, std))
 
     def _train_mode(self) -> None:
         self.stages.train()

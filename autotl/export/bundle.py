@@ -70,7 +70,8 @@ class Bundle:
 
 def check_target(folder: Path) -> None:
     """Raises: StudyError unless the folder is absent, empty or a bundle: nothing else is ever replaced."""
-    if folder.exists() and (not folder.is_dir() or not {file.name for file in folder.iterdir()} <= set(FILES)):
+    _settle(folder)
+    if folder.exists() and (not folder.is_dir() or not {*_visible(folder)} <= set(FILES)):
         raise StudyError(f"{folder} holds something that is no bundle; name a new or an empty folder.")
 
 
@@ -87,7 +88,7 @@ def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str
     weights |= {"head.weight": model.head.weight.cpu(), "head.bias": model.head.bias.cpu()}
     weights = {name: value.contiguous() for name, value in weights.items()}
     # Beside it first: whoever reads the bundle meanwhile, or kills this process, never has half of two.
-    made, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    made, old = _beside(folder)
     for left in (made, old):
         shutil.rmtree(left, ignore_errors=True)
     made.mkdir(parents=True)
@@ -110,12 +111,14 @@ def describe(folder: Path, metrics: dict[str, Any]) -> None:
 
 def plan_of(folder: Path) -> TransferPlan | None:
     """The plan of the bundle that lies there, None where there is none."""
+    _settle(folder)
     file = folder / "plan.json"
     return TransferPlan.from_json(file.read_text(), name=str(file)) if file.exists() else None
 
 
 def load(folder: Path, catalogue: Catalogue) -> Bundle:
     """Raises: StudyError for a folder that is no bundle, PlanError or PluginError where it cannot be rebuilt."""
+    _settle(folder)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise StudyError(f"{folder} is no bundle: {', '.join(missing)} missing.")
@@ -134,6 +137,22 @@ def load(folder: Path, catalogue: Catalogue) -> Bundle:
     classes = tuple(json.loads((folder / "classes.json").read_text()))
     metrics = json.loads((folder / "metrics.json").read_text())
     return Bundle(plan, classes, metrics, stages, head)
+
+
+def _settle(folder: Path) -> None:
+    """Put back what a process that was killed while replacing the bundle had laid aside."""
+    _, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a new bundle is made, and where the one that it replaces is laid."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def _visible(folder: Path) -> Iterator[str]:
+    return (file.name for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def _read(file: Path, plan: TransferPlan) -> "np.ndarray | str":

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autotl.plan import TransferPlan
 from autotl.search import result as results
+from autotl.search.select import plan_of
 from autotl.search.watch import ProbeRow
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
@@ -82,7 +82,7 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, most: int = 10) -> 
     table.add_column("")
     cheapest = _pareto(records)
     for record in records[:most]:
-        plan = _plan(record)
+        plan = plan_of(record)
         table.add_row(
             str(record.number),
             record.params["strategy"],
@@ -161,11 +161,6 @@ def _pareto(records: Sequence[TrialRecord]) -> set[int]:
             cheapest = record.metrics["flops"]
             front.add(record.number)
     return front
-
-
-def _plan(record: TrialRecord) -> TransferPlan:
-    assert record.plan is not None
-    return record.plan
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -69,10 +69,9 @@ class Terminal:
 
     def estimate(self, estimate: Estimate) -> None:
         if not self.brief:
-            epochs = ", ".join(f"{_duration(seconds)} with {name}" for name, seconds in estimate.epochs.items())
             self.note(
                 f"Features will take about {_duration(estimate.features)}, a linear probe "
-                f"{_duration(estimate.linear_probe)}, an epoch of training everything {epochs}."
+                f"{_duration(estimate.linear_probe)}."
             )
 
     def progress(self, task: str, done: int, total: int) -> None:
@@ -114,6 +113,23 @@ class Terminal:
     def _detail(self, running: str) -> str:
         best = f"best {self._best.value:.1%} (trial {self._best.number})" if self._best else ""
         return "  ".join(part for part in (best, running) if part)
+
+
+class Epochs:
+    """Shows a single training, epoch by epoch; see `autotl.engine.observe.Observer`."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+
+    def step(self) -> None: ...
+
+    def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
+        if not self._terminal.brief:
+            shown = [f"{name} {value:.4g}" for name, value in facts.items() if name.endswith(("loss", ".accuracy"))]
+            self._terminal.note(f"phase {phase} epoch {epoch}  {'  '.join(shown)}")
+
+    def note(self, text: str) -> None:
+        self._terminal.note(text)
 
 
 @contextmanager

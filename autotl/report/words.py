@@ -29,10 +29,10 @@ def summary(result: Result) -> Iterator[str]:
     for name, comparison in result.comparisons.items():
         yield f"Against {name} ({comparison.value:.1%}): {_gain(comparison)}"
     for what in result.left_out:
-        yield f"There was no time in the budget for {what}."
+        yield f"Left out: {what}."
     if result.test_opened > 1:
         yield (
-            f"The test split was opened {result.test_opened} times in this study: "
+            f"The test split was opened for {result.test_opened} plans in this study: "
             "what was decided in between makes this figure optimistic."
         )
 

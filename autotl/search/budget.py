@@ -7,7 +7,7 @@ from collections.abc import Callable
 from autotl.search.watch import Watcher
 
 MARGIN = 1.5
-"""Seconds kept for the test and for writing the result down."""
+"""Seconds kept for writing the result down."""
 END_SHARE = 0.4
 """The largest share of the budget that is kept for what comes after the trials."""
 
@@ -23,6 +23,7 @@ class Budget:
         self.seconds = math.inf if seconds is None else seconds
         self._began = began
         self.kept_for_the_end = MARGIN
+        self._margin = MARGIN
 
     @property
     def limited(self) -> bool:
@@ -34,11 +35,15 @@ class Budget:
 
     def left(self) -> float:
         """Seconds until nothing may be begun or go on."""
-        return self.seconds - self.used - MARGIN
+        return self.seconds - self.used - self._margin
 
     def keep(self, seconds: float) -> None:
         """Keep so many seconds for what comes after the trials, within reason."""
         self.kept_for_the_end = min(MARGIN + seconds, END_SHARE * self.seconds)
+
+    def keep_at_last(self, seconds: float) -> None:
+        """Keep so many seconds for the last of all, the test."""
+        self._margin = MARGIN + min(seconds, END_SHARE * self.seconds)
 
     def check_search(self) -> None:
         """Raises: OutOfTime when what is left is kept for the end."""

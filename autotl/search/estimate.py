@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from autotl.engine import precision
 from autotl.engine.bench import EVERY, Bench
 from autotl.engine.features import batch_size, every_feature, normalise, on_device
 from autotl.engine.heads import logistic_path
@@ -18,17 +17,8 @@ HEAD_IMAGES = 128
 
 def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
     """What a study of these backbones will spend its time on."""
-    images = len(bench.shas("train"))
-    cache_dir = bench.features.cache_dir
-    steps = {
-        network.backbone: precision.choose(bench.catalogue, network.backbone, bench.device, cache_dir).image_seconds
-        for network in networks
-    }
-    return Estimate(
-        features=sum(pass_seconds(network, bench) for network in networks),
-        linear_probe=_head_seconds(networks, bench),
-        epochs={name: images * seconds for name, seconds in steps.items()},
-    )
+    features = sum(pass_seconds(network, bench) for network in networks)
+    return Estimate(features, linear_probe=_head_seconds(networks, bench))
 
 
 def pass_seconds(network: Network, bench: Bench) -> float:

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from autotl.data.dataset import Dataset
+from autotl.data.rows import StoreError
 from autotl.engine import metrics
-from autotl.engine.bench import EVERY, Bench
+from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit, is_random, on_all_images
 from autotl.engine.observe import Nobody
-from autotl.errors import StudyError
+from autotl.errors import AutotlError, StudyError, one_line
 from autotl.export import bundle
-from autotl.files import write
+from autotl.files import append_line, read_lines, write
 from autotl.plan import TransferPlan, digest
 from autotl.search import result as results
 from autotl.search import select
@@ -46,8 +47,8 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         return known
     board = _board(records, folder.name, bench.dataset)
     end = _End(folder, settings, bench, watcher, budget)
-    winner, final = end.train(end.winner(board[:BEST]))
-    if known and known.final == final and not known.left_out:
+    winner, final = end.train(end.contenders(board[:BEST]))
+    if known and known.final == final and not known.left_out and (known.comparisons or not settings.compare):
         test, comparisons = known.test, known.comparisons
     else:
         controls = list(end.controls(winner, board)) if settings.compare else []
@@ -67,7 +68,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         test=test,
         comparisons=comparisons,
         left_out=tuple(end.left_out),
-        test_opened=len(folder.test_openings.read_text().splitlines()),
+        test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings)}),
         made_from=made_from,
         seconds=budget.used,
         bundle=str(folder.bundle),
@@ -80,7 +81,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
 
 def seconds_needed(board: Sequence[TrialRecord], settings: Settings) -> float:
     """What will be done after the trials, as far as it is known by now."""
-    again = [_seconds(record) for record in board[:BEST] if is_random(_plan(record))]
+    again = [_seconds(record) for record in board[:BEST] if is_random(select.plan_of(record))]
     last = ALL_IMAGES * max(map(_seconds, board[:BEST]), default=0.0)
     return settings.reruns * sum(again) + last + settings.compare * (last + PIXEL_SECONDS)
 
@@ -140,7 +141,11 @@ class _Control:
 
     @classmethod
     def known(cls, name: str, record: TrialRecord) -> "_Control":
-        return cls(name, _plan(record), record.metrics, ALL_IMAGES * _seconds(record))
+        return cls(name, select.plan_of(record), record.metrics, ALL_IMAGES * _seconds(record))
+
+
+class _Failed(Exception):
+    """A training after the trials broke down; the message says why."""
 
 
 class _Deadline(Nobody):
@@ -162,85 +167,111 @@ class _End:
         self.left_out: list[str] = []
         self._known = _reruns(folder)
 
-    def winner(self, best: Sequence[TrialRecord]) -> _Contender:
-        """Of the best plans that with the highest mean over seeds."""
+    def contenders(self, best: Sequence[TrialRecord]) -> list[_Contender]:
+        """The best plans, by their means over seeds; without those that break down with another seed."""
         contenders = [_Contender(record, (self._own_run(record),)) for record in best]
-        again = [_seconds(record) for record in best if is_random(_plan(record))]
+        again = [_seconds(record) for record in best if is_random(select.plan_of(record))]
         turns = self.settings.reruns if again and len(best) > 1 else 0
+        self._keep_for_the_test(best)
         try:
             for turn in range(1, turns + 1):
                 if self.budget.left() < sum(again) + ALL_IMAGES * max(map(_seconds, best)):
                     raise OutOfTime
-                contenders = [self._run_again(contender, turn) for contender in contenders]
+                contenders = [run for contender in contenders if (run := self._run_again(contender, turn))]
         except OutOfTime:
-            self.left_out.append(f"{turns - turn + 1} of {turns} runs of the best plans with fresh seeds")
-        return max(contenders, key=lambda contender: contender.mean)
+            self.left_out.append(f"{turns - turn + 1} of {turns} runs of the best plans with fresh seeds: no time")
+        return sorted(contenders, key=lambda contender: -contender.mean)
+
+    def _keep_for_the_test(self, best: Sequence[TrialRecord]) -> None:
+        """The bundle and its controls will each look at the test images, as a trial looks at `rank`."""
+        looks = 3 if self.settings.compare else 1
+        share = len(self.bench.shas("test")) / len(self.bench.shas("rank"))
+        self.budget.keep_at_last(looks * share * max(record.metrics.get("rank.seconds", 0.0) for record in best))
 
     def _own_run(self, record: TrialRecord) -> _Run:
         assert record.value is not None
-        return _Run(_plan(record), record.value, record.metrics)
+        return _Run(select.plan_of(record), record.value, record.metrics)
 
-    def _run_again(self, contender: _Contender, turn: int) -> _Contender:
-        """One run more, where another seed can give another result."""
-        plan = _plan(contender.record)
+    def _run_again(self, contender: _Contender, turn: int) -> _Contender | None:
+        """One run more, where another seed can give another result; None where it breaks down."""
+        plan = select.plan_of(contender.record)
         if not is_random(plan):
             return contender
-        plan = plan.model_copy(update={"seed": plan.seed + turn})
+        plan = select.with_seed(plan, plan.seed + turn)
         if plan.hash not in self._known:
             task = f"trial {contender.record.number} with seed {plan.seed}"
-            self.watcher.progress(task, 0, 1)
-            self._known[plan.hash] = fit(plan, self.bench, _Deadline(self.budget)).metrics
-            self.watcher.progress(task, 1, 1)
-            with self.folder.reruns.open("a") as file:
-                event = {"trial": contender.record.number, "plan": plan.hash, "metrics": self._known[plan.hash]}
-                file.write(json.dumps(event) + "\n")
+            try:
+                self._known[plan.hash] = self._fit(plan, task).metrics
+            except _Failed as failed:
+                self.left_out.append(f"trial {contender.record.number}, which fails with seed {plan.seed}: {failed}")
+                return None
+            event = {"trial": contender.record.number, "plan": plan.hash, "metrics": self._known[plan.hash]}
+            append_line(self.folder.reruns, json.dumps(event))
         measured = self._known[plan.hash]
         run = _Run(plan, measured[f"rank.{self.settings.metric}"], measured)
         return _Contender(contender.record, (*contender.runs, run))
 
-    def train(self, winner: _Contender) -> tuple[_Contender, TransferPlan]:
+    def train(self, contenders: Sequence[_Contender]) -> tuple[_Contender, TransferPlan]:
         """Leave the winner as the bundle, trained on all images but the sealed ones if so wished.
 
         Without the time for it, the best trial's bundle, which lies there since that trial, is what remains.
         """
-        run = winner.median
-        final = on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
         there = bundle.plan_of(self.folder.bundle)
-        if there == final:
-            return winner, final
-        try:
-            if self.budget.left() < run.metrics["seconds"]:
-                raise OutOfTime
-            self._save(fit(final, self.bench, _Deadline(self.budget)), run)
-        except OutOfTime:
-            return self._as_it_lies_there(there)
-        return winner, final
+        for winner in contenders:
+            run = winner.median
+            final = on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
+            if there == final:
+                return winner, final
+            try:
+                if self.budget.left() < run.metrics["seconds"]:
+                    raise OutOfTime
+                fitted = self._fit(final, f"the winner, trial {winner.record.number}, on all images")
+                bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
+            except OutOfTime:
+                break
+            except _Failed as failed:
+                self.left_out.append(f"trial {winner.record.number}, which fails on all images: {failed}")
+            else:
+                return winner, final
+        return self._as_it_lies_there(there)
 
-    def _save(self, fitted: Fitted, run: _Run) -> None:
-        bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
+    def _fit(self, plan: TransferPlan, task: str) -> Fitted:
+        """Carry out a plan after the trials.
+
+        Raises: OutOfTime; _Failed with the reason where the training breaks down.
+        """
+        self.watcher.progress(task, 0, 1)
+        try:
+            return fit(plan, self.bench, _Deadline(self.budget))
+        except (AutotlError, RuntimeError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise _Failed(one_line(error, 200)) from error
+        finally:
+            self.watcher.progress(task, 1, 1)
 
     def _as_it_lies_there(self, plan: TransferPlan | None) -> tuple[_Contender, TransferPlan]:
         for record in self.folder.log.records():
             if plan and record.state == "complete" and record.plan == plan:
-                self.left_out.append("the winner trained on all images: the bundle is the best trial's")
+                self.left_out.append("the winner on all images: the bundle is the best trial's")
                 return _Contender(record, (self._own_run(record),)), plan
         raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
 
     def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[tuple[str, Fitted]]:
         """What the winner is measured against: a linear probe, a classifier on pixels, random weights."""
         for control in self._control_plans(winner, board):
-            self.watcher.progress(control.name, 0, 1)
             try:
                 yield control.name, self._carry_out(control)
             except OutOfTime:
-                self.left_out.append(f"the comparison with {control.name}")
-            self.watcher.progress(control.name, 1, 1)
+                self.left_out.append(f"the comparison with {control.name}: no time")
+            except _Failed as failed:
+                self.left_out.append(f"the comparison with {control.name}, which fails: {failed}")
 
     def _control_plans(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[_Control]:
         catalogue, won = self.bench.catalogue, winner.median.plan
         twice = (1 + ALL_IMAGES) * winner.median.metrics["seconds"]
-        scratch = [record for record in board if select.from_scratch(_plan(record))]
-        probes = [record for record in board if not is_random(_plan(record)) and record not in scratch]
+        scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
+        probes = [record for record in board if not is_random(select.plan_of(record)) and record not in scratch]
         if is_random(won) and probes:
             yield _Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
         pixels = select.on_pixels(won, catalogue)
@@ -257,17 +288,13 @@ class _End:
 
         Raises: OutOfTime, at once where it is plain that the time will not do.
         """
-        plan, measured, deadline = control.plan, control.measured, _Deadline(self.budget)
+        plan, measured = control.plan, control.measured
         if self.budget.left() < control.seconds:
             raise OutOfTime
-        if not is_random(plan):
-            self.bench.decode(plan.input)
-            check = self.budget.watched(self.watcher, f"features of {plan.backbone}, to compare with")
-            self.bench.features.fill(plan.network, self.bench.shas(*EVERY), check)
         if not self.settings.refit:
-            return fit(plan, self.bench, deadline)
-        measured = measured or fit(plan, self.bench, deadline).metrics
-        return fit(on_all_images(plan, measured, self.bench), self.bench, deadline)
+            return self._fit(plan, control.name)
+        measured = measured or self._fit(plan, control.name).metrics
+        return self._fit(on_all_images(plan, measured, self.bench), f"{control.name}, on all images")
 
     def judge(
         self, final: TransferPlan, controls: Sequence[tuple[str, Fitted]], trials: int
@@ -296,20 +323,8 @@ class _End:
 
 
 def _reruns(folder: StudyFolder) -> dict[str, dict[str, float]]:
-    """What was measured in runs with fresh seeds, by the hash of the plan; a half-written line does not count."""
-    known = {}
-    for line in folder.reruns.read_text().splitlines() if folder.reruns.exists() else ():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        known[event["plan"]] = event["metrics"]
-    return known
-
-
-def _plan(record: TrialRecord) -> TransferPlan:
-    assert record.plan is not None
-    return record.plan
+    """What was measured in runs with fresh seeds, by the hash of the plan."""
+    return {event["plan"]: event["metrics"] for event in read_lines(folder.reruns)}
 
 
 def _seconds(record: TrialRecord) -> float:

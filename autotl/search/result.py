@@ -55,13 +55,13 @@ class Result(Record):
     test: Test
     comparisons: dict[str, Comparison]
     left_out: tuple[str, ...]
-    """What there was no time for."""
+    """What there was no time for, or what broke down, after the trials."""
     final: TransferPlan
     """What was trained last, tested, and lies in the bundle: the best plan, on more images if so wished."""
     made_from: str
     """A hash of the trials, images and settings that this result depends on."""
     test_opened: int
-    """How often the test split was opened in this study; the first time is the honest one."""
+    """For how many plans the test split was opened in this study; the first time is the honest one."""
     seconds: float
     bundle: str
 

@@ -12,24 +12,29 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+START = 16
+"""Trials before TPE trusts what it has seen: up to ten first guesses, and some at random."""
+
 
 class NumberedSampler(BaseSampler):
-    """Optuna's TPE, made anew for every trial from (seed, trial number).
+    """Optuna's TPE, made anew for every trial from (seed, trial number), and for a lone parameter from its name too.
 
-    Multivariate and grouped, because which parameters a trial has depends on its strategy and backbone.
+    So a trial that was killed after half of its parameters draws the others as it would have. Multivariate and
+    grouped, because which parameters a trial has depends on its strategy and backbone.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._made: tuple[int, TPESampler] | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler(trial).infer_relative_search_space(study, trial)
+        return self._sampler(trial.number).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._sampler(trial).sample_relative(study, trial, search_space)
+        sampler = self._sampler(trial.number)
+        sampler.infer_relative_search_space(study, trial)  # it remembers how the parameters are grouped
+        return sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self,
@@ -38,13 +43,11 @@ class NumberedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return self._sampler(trial).sample_independent(study, trial, param_name, param_distribution)
+        return self._sampler(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)
 
-    def _sampler(self, trial: FrozenTrial) -> TPESampler:
-        if self._made is None or self._made[0] != trial.number:
-            draw = hashlib.sha256(f"{self._seed}/{trial.number}".encode()).digest()
+    def _sampler(self, *what: object) -> TPESampler:
+        draw = hashlib.sha256("/".join(map(str, (self._seed, *what))).encode()).digest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             seed = int.from_bytes(draw[:4], "big")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._made = trial.number, TPESampler(seed=seed, multivariate=True, group=True)
-        return self._made[1]
+            return TPESampler(seed=seed, n_startup_trials=START, multivariate=True, group=True)

@@ -28,17 +28,36 @@ def _order(record: TrialRecord) -> tuple[float, float, float]:
     return -record.value, record.metrics["rank.loss"], record.metrics["flops"]
 
 
+def plan_of(record: TrialRecord) -> TransferPlan:
+    """The plan of a trial that was carried out."""
+    assert record.plan is not None
+    return record.plan
+
+
+def with_seed(plan: TransferPlan, seed: int) -> TransferPlan:
+    """The plan with another seed, random weights included."""
+    weights = f"random:{seed}" if from_scratch(plan) else plan.weights
+    return plan.model_copy(update={"seed": seed, "weights": weights})
+
+
 def from_scratch(plan: TransferPlan) -> bool:
     """Whether the network began with random weights."""
     return plan.weights.startswith("random:")
 
 
 def at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
-    """The same plan on the same network with random weights; None where that would be the plan itself."""
+    """The same plan on the same network with random weights; None where that would be the plan itself.
+
+    Batch-norm in what it trains goes by the batches: a random network has no statistics to keep.
+    """
     network = catalogue.at_random(plan.network, plan.seed)
     if network == plan.network:
         return None
-    return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights})
+    phases = [
+        phase if phase.method == "closed-form" else phase.model_copy(update={"batch_norm": "train"})
+        for phase in plan.phases
+    ]
+    return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights, "phases": tuple(phases)})
 
 
 def on_pixels(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:

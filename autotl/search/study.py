@@ -37,9 +37,9 @@ from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
 
 FIRST_GUESSES = 5
 """How many of the probe's best cuts, each of another backbone, are tried before the sampler chooses."""
-RUNG, HALVING = 3, 2
-"""After 3, 6, 12 … epochs a trial goes on while it is among the better half of those that came so far
-(Li et al. 2020, arXiv 1810.05934)."""
+RUNG, HALVING = 25, 2
+"""After 25 and 50 % of its epochs a trial goes on while it is among the better half of those that came so far
+(Li et al. 2020, arXiv 1810.05934). Percent, for trials differ in their epochs and each has a schedule of its own."""
 FIRST_PASSES = 0.35
 """The share of a budget that may go into the first pass of the images through the backbones."""
 
@@ -106,6 +106,8 @@ class Search:
             raise StudyError(
                 f"{error.strerror or error}{where}. What was done is kept; put this right and say the same again."
             ) from error
+        except MemoryError:
+            raise StudyError("The memory did not do. What was done is kept; leave out the largest backbones.") from None
         except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
             raise StudyError(
                 f"Optuna's storage of study '{self.folder.name}' fails: {one_line(error.__cause__ or error, 200)}. "
@@ -149,11 +151,12 @@ class Search:
         allowed = FIRST_PASSES * self.budget.seconds
         kept: list[str] = []
         for name in names:
-            allowed -= estimate.pass_seconds(self._network(name), bench)
-            if allowed < 0 and kept:
+            seconds = estimate.pass_seconds(self._network(name), bench)
+            if seconds > allowed and kept:
                 self.watcher.note(f"Left out, for there is no time in --budget for its first pass: {name}")
             else:
                 kept.append(name)
+                allowed -= seconds
         return tuple(kept)
 
     def _define(self, dataset: Dataset, backbones: Sequence[str]) -> optuna.Study:
@@ -230,10 +233,11 @@ class Search:
                     rows += self._probe(name, bench)
                     write(self.folder.probe, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
                 if name == backbones[0]:
-                    self._enqueue(study, "first", self._linear_probes(rows)[:1])
-                    trials.run(min(1, self.settings.trials))
+                    first = self._linear_probes(rows)[:1]
+                    self._enqueue(study, f"{bench.dataset.fingerprint} first", first)
+                    trials.run(min(len(first), self.settings.trials))
             self.watcher.probed(rows)
-            self._enqueue(study, "others", self._guesses(rows))
+            self._enqueue(study, bench.dataset.fingerprint, self._guesses(rows))
             trials.run(self.settings.trials)
         except OutOfTime:
             pass  # what there is by now is what there is to choose from

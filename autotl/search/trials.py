@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 import optuna
+import sqlalchemy
+import torch
 from optuna.trial import TrialState
 
 from autotl.contracts import DataFacts
@@ -17,7 +19,7 @@ from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit
 from autotl.engine.precision import Arithmetic
-from autotl.errors import AutotlError, PluginError, one_line
+from autotl.errors import AutotlError, PluginError, StudyError, one_line
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
@@ -30,6 +32,17 @@ from autotl.search.watch import Watcher
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED
 
+MACHINE = (
+    KeyboardInterrupt,
+    OutOfTime,
+    OSError,
+    StoreError,
+    MemoryError,
+    torch.AcceleratorError,
+    optuna.exceptions.StorageInternalError,
+    sqlalchemy.exc.SQLAlchemyError,
+)
+"""What ends the search and not the trial alone: it would end every other trial, too."""
 KILLS = 3
 """A trial in which the process was killed so often counts as failed."""
 
@@ -75,6 +88,13 @@ class Trials:
 
     def _agree(self) -> None:
         """Tell Optuna what the log knows better: a process may have been killed between the two."""
+        stored = {trial.number for trial in self.study.get_trials(deepcopy=False)}
+        lost = [record.number for record in self.folder.log.records() if record.number not in stored]
+        if lost:
+            raise StudyError(
+                f"Optuna's storage of study '{self.folder.name}' lacks trials that the study has, such as number "
+                f"{lost[0]}. Put the storage back as it was, or start another study: --study NAME"
+            )
         for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             record = self.folder.log.read(trial.number)
             if record.state == "complete":
@@ -100,7 +120,7 @@ class Trials:
         log.begin(number)
         observer = _TrialObserver(trial, self)
         try:
-            plan = self._suggest(trial)
+            plan = observer.plan = self._suggest(trial)
             log.planned(number, trial.params, plan)
             self.watcher.trial_planned(number, plan.backbone, plan.cut, trial.params["strategy"])
             measured = self._known.get(plan.hash)
@@ -114,10 +134,10 @@ class Trials:
                 self._best = value
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except optuna.TrialPruned:
-            reason = f"stopped after epoch {observer.epochs}: the better half of the trials was ahead there"
+            reason = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=reason)
             self.study.tell(number, state=TrialState.PRUNED)
-        except (KeyboardInterrupt, OutOfTime, OSError, StoreError, MemoryError) as error:
+        except MACHINE as error:
             # What is wrong with this machine would be wrong in every trial: this one is kept for later.
             with suppress(OSError):
                 log.end(number, "interrupted", reason=type(error).__name__)
@@ -164,7 +184,14 @@ class Trials:
         for plan in self._plans:
             if plan.backbone == backbone and any(phase.method != "closed-form" for phase in plan.phases):
                 return Arithmetic(plan.compute_dtype, plan.memory_format)
-        return precision.choose(self.bench.catalogue, backbone, self.bench.device, self.bench.features.cache_dir)
+        bench = self.bench
+        chosen = precision.choose(bench.catalogue, backbone, bench.device, bench.features.cache_dir)
+        seconds = chosen.image_seconds * len(bench.shas("train"))
+        self.watcher.note(
+            f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
+            f"{seconds:.1f} s for an epoch of the whole network."
+        )
+        return chosen
 
     @cached_property
     def _facts(self) -> DataFacts:
@@ -176,7 +203,9 @@ class _TrialObserver:
 
     def __init__(self, trial: optuna.Trial, trials: Trials) -> None:
         self._trial, self._trials = trial, trials
-        self.epochs = 0
+        self.plan: TransferPlan | None = None
+        self.share = 0
+        """How much of the plan's epochs is done, in percent."""
         # What was asked for by name runs to its end, so that every strategy is seen at its best guess once.
         self._may_prune = trials.settings.prune and "guess" not in trial.user_attrs
 
@@ -186,15 +215,15 @@ class _TrialObserver:
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
         self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts)
         self._trials.watcher.trial_epoch(self._trial.number, phase, epoch)
-        if epoch == 0:
-            return
-        self.epochs += 1
+        assert self.plan is not None
+        before = sum(earlier.epochs for earlier in self.plan.phases[: phase - 1])
+        self.share = 100 * (before + epoch) // sum(each.epochs for each in self.plan.phases)
         metric = self._trials.settings.metric
         values = [facts[f"{split}.{metric}"] for split in ("stop", "rank") if f"{split}.{metric}" in facts]
-        if values:
+        if values and 0 < self.share < 100:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a trial that goes on reports its first epochs again
-                self._trial.report(values[0], self.epochs)
+                self._trial.report(values[0], self.share)
             if self._trial.should_prune() and self._may_prune:
                 raise optuna.TrialPruned
 

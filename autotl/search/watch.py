@@ -26,8 +26,6 @@ class Estimate:
     """The feature passes that are still to be made, all backbones together."""
     linear_probe: float
     """A linear classifier on stored features."""
-    epochs: dict[str, float]
-    """One epoch of training the whole network, by backbone."""
 
 
 class Watcher(Protocol):

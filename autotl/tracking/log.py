@@ -6,11 +6,11 @@ The study folder is the truth; leaderboards and trackers read from here.
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from autotl.files import append_line, read_lines
 from autotl.plan import TransferPlan
 
 State = Literal["running", "complete", "pruned", "failed", "interrupted"]
@@ -80,12 +80,7 @@ class TrialLog:
         return self.folder / f"{number:05d}.jsonl"
 
     def _append(self, number: int, event: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"time": time.time(), "trial": number, **event})
-        with self._file(number).open("a+") as file:
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read() not in ("", "\n")  # by a process that was killed while writing
-            file.write("\n" * torn + line + "\n")
+        append_line(self._file(number), json.dumps({"time": time.time(), "trial": number, **event}))
 
 
 def _read(file: Path) -> TrialRecord:
@@ -93,7 +88,7 @@ def _read(file: Path) -> TrialRecord:
     epochs: list[dict[str, float]] = []
     kills = 0
     running = False
-    for event in _events(file):
+    for event in read_lines(file):
         if event["event"] == "begin":
             kills += running
             attempt, epochs, running = {}, [], True
@@ -115,12 +110,3 @@ def _read(file: Path) -> TrialRecord:
         epochs=tuple(epochs),
         kills=kills + running,
     )
-
-
-def _events(file: Path) -> Iterator[dict[str, Any]]:
-    """The events of a trial; none where there is no file yet."""
-    if not file.exists():
-        return
-    for line in file.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # a line that a killed process left half-written
-            yield json.loads(line)

@@ -14,6 +14,8 @@ from autotl.engine.heads import logistic_path
 from autotl.errors import AutotlError, PluginError
 from autotl.plan import Component, DataRef, Head, Input, Network, Phase, TransferPlan
 
+TIMES = {"seconds": 0, "rank.seconds": 0}
+
 WEIGHTS = "none"
 
 
@@ -135,7 +137,7 @@ def test_poolings_take_the_image_and_leave_the_prefix(layout, shape, prefix):
 def test_a_plan_gives_the_same_numbers_twice_and_beats_chance(bench):
     first, second = fit(plan(bench), bench), fit(plan(bench), bench)
     assert torch.equal(first.model.head.weight, second.model.head.weight)
-    first.metrics.pop("seconds"), second.metrics.pop("seconds")
+    first.metrics.update(TIMES), second.metrics.update(TIMES)
     assert first.metrics == second.metrics
     assert first.metrics["rank.accuracy"] > 0.6  # three classes
     assert np.allclose(first.logits("test"), second.logits("test"))
