@@ -111,9 +111,7 @@ def check(plan: TransferPlan, bench: Bench) -> None:
         if phase.method not in METHODS:
             raise PlanError(unknown("training method", phase.method, METHODS))
         if phase.stop and (phase.stop.after or 0) > phase.epochs:
-            raise PlanError(
-                f"'stop.after' is {phase.stop.after}, more than the phase's {phase.epochs} epochs."
-            )
+            raise PlanError(f"'stop.after' is {phase.stop.after}, more than the phase's {phase.epochs} epochs.")
         if phase.frozen and known.index(phase.frozen) > known.index(plan.cut):
             raise PlanError(f"'frozen' is '{phase.frozen}', which comes after the cut '{plan.cut}'.")
     poolings = catalogue.info(plan.backbone).stage(plan.cut).poolings
