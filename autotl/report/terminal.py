@@ -95,9 +95,8 @@ class Terminal:
         if TRIALS in self._tasks:
             self._live.update(self._tasks[TRIALS], detail=self._detail(f"{self._running}  phase {phase} epoch {epoch}"))
 
-    def trial_ended(self, record: TrialRecord, done: int, total: int) -> None:
-        if record.value is not None and (self._best is None or record.value > (self._best.value or 0)):
-            self._best = record
+    def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None:
+        self._best = best
         self._update(TRIALS, done, total, self._detail(""))
         if not self.brief and not self.console.is_terminal:
             self.note(_line(record, done, total, self._best))

@@ -30,7 +30,7 @@ from autotl.search.settings import Settings
 from autotl.search.space import SearchContext
 from autotl.search.watch import Watcher
 from autotl.tracking.folder import StudyFolder
-from autotl.tracking.log import ENDED
+from autotl.tracking.log import ENDED, TrialRecord
 
 MACHINE = (
     KeyboardInterrupt,
@@ -67,15 +67,14 @@ class Trials:
         self.backbones, self.strategies, self.augmentations = backbones, strategies, augmentations
         self.watcher, self.budget = watcher, budget
         self._agree()
-        self._keep_for_the_end()
         records = list(folder.log.records())
+        self._records = {record.number: record for record in records}
         self.done = sum(record.state in ENDED for record in records)
         # The same plan gives the same numbers, so it is not trained twice.
         self._known = {record.plan.hash: record.metrics for record in records if record.plan and record.metrics}
         self._plans = [record.plan for record in records if record.plan]
-        current = [record.value for record in records if record.value is not None and record.plan
-                   and record.plan.data.fingerprint == bench.dataset.fingerprint]  # fmt: skip
-        self._best = max(current, default=-np.inf)
+        self._best: TrialRecord | None = None
+        self._look_at_the_board()
 
     def run(self, total: int) -> None:
         """Carry out trials until `total` have ended or the time is up."""
@@ -130,8 +129,7 @@ class Trials:
                 measured = self._known[plan.hash] = fitted.metrics
             self._plans.append(plan)
             value = measured[f"rank.{self.settings.metric}"]
-            if fitted and value > self._best:
-                self._best = value
+            if fitted and (self._best is None or value > (self._best.value or 0.0)):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except optuna.TrialPruned:
             reason = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
@@ -151,13 +149,15 @@ class Trials:
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
             self.study.tell(number, value)
         self.done += 1
-        self._keep_for_the_end()
-        self.watcher.trial_ended(log.read(number), self.done, self.settings.trials)
+        self._records[number] = log.read(number)
+        self._look_at_the_board()
+        self.watcher.trial_ended(self._records[number], self._best, self.done, self.settings.trials)
 
-    def _keep_for_the_end(self) -> None:
-        if self.budget.limited:
-            board = select.leaderboard(self.folder.log.records(), self.bench.dataset.fingerprint)
-            self.budget.keep(seconds_needed(board, self.settings))
+    def _look_at_the_board(self) -> None:
+        """See which trial is the best by now, and what there will be to do after the trials."""
+        board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
+        self._best = board[0] if board else None
+        self.budget.keep(seconds_needed(board, self.settings))
 
     def _suggest(self, trial: optuna.Trial) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]

@@ -29,7 +29,7 @@ class Recorder(Silent):
     def note(self, text):
         self.notes.append(text)
 
-    def trial_ended(self, record, done, total):
+    def trial_ended(self, record, best, done, total):
         self.done.append(done)
         self.ended.append((record.number, record.state, total))
 
