@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
-from autotl.errors import DataError
+from autotl.errors import DataError, StudyError
 
 
 @click.command()
@@ -39,6 +39,8 @@ def command(
     path = Path(model)
     if not (path / "plan.json").is_file():
         path = folder.find_study(folder.home(home), model).bundle
+        if not path.exists():
+            raise StudyError(f"Study '{model}' has no bundle; search again: autotl search DATA --study {model}")
     loaded = bundle.load(path, Catalogue(Host.from_environment(), folder.cache_dir(cache_dir)))
     rows = []
     for file, answer in loaded.to(devices.resolve(device)).predict(_files(images)):

@@ -17,7 +17,7 @@ from autotl.engine.activations import Source
 from autotl.engine.features import pool
 from autotl.engine.heads import LinearHead, Scaling
 from autotl.engine.model import Model
-from autotl.errors import PlanError, TrainingError
+from autotl.errors import PlanError, TrainingError, unknown
 from autotl.plan import Phase, Record
 
 SCALING_IMAGES = 512
@@ -293,6 +293,8 @@ def _options(phase: Phase) -> Options:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise PlanError(unknown("option of a phase by sgd", where, Options.model_fields)) from None
         raise PlanError(f"The options of a phase by sgd are not valid: {first['msg']} (at options.{where}).") from None
 
 
@@ -301,11 +303,12 @@ def _check(model: Model, phase: Phase, stop: bool) -> None:
     stages, frozen = model.stages.names, phase.frozen
     trained = stages[stages.index(frozen) + 1 if frozen else 0 :]
     needed = {name for name in trained if model.stages.stage_parameters(name)}
+    span = f"what is trained goes from {trained[0]} to {trained[-1]}" if trained else "nothing but the head is trained"
     for name in phase.stage_rates:
         if name not in trained:
-            raise PlanError(f"'stage_rates' has a rate for '{name}', which is not trained: frozen is '{frozen}'.")
+            raise PlanError(f"'stage_rates' has a rate for '{name}': by 'frozen' and 'cut' {span}.")
     for name in sorted(needed - set(phase.stage_rates), key=stages.index):
-        raise PlanError(f"'stage_rates' lacks a rate for the stage '{name}', which is trained: frozen is '{frozen}'.")
+        raise PlanError(f"'stage_rates' lacks a rate for the stage '{name}': by 'frozen' and 'cut' {span}.")
     if phase.head_rate is None or phase.epochs < 1:
         raise PlanError("A phase by sgd needs a head_rate, and epochs of 1 or more.")
     if phase.stop and phase.stop.patience and not stop:

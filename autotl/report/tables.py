@@ -76,9 +76,9 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, most: int = 10) -> 
     """The best plans with what one image costs them; `*` marks those that nothing cheaper matches."""
     table = Table(box=None)
     for name in ("trial", "strategy", "backbone", "cut", "frozen", "pooling"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in (metric, "log-loss", "parameters", "FLOPs"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("")
     cheapest = _pareto(records)
     for record in records[:most]:

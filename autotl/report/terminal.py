@@ -1,6 +1,5 @@
 """A search in the terminal: live where there is one, plain lines where the output goes elsewhere."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from autotl.report import tables, words
 from autotl.search import result as results
 from autotl.search.select import leaderboard
-from autotl.search.watch import Estimate, ProbeRow
+from autotl.search.watch import Estimate, ProbeRow, read_probe
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from autotl.data.dataset import Dataset
 
 TRIALS = "trials"
+QUIET = 15.0
+"""Seconds after which a log hears how far a trial has come."""
 
 
 class Terminal:
@@ -45,6 +46,7 @@ class Terminal:
         self._began: dict[str, float] = {}
         self._best: TrialRecord | None = None
         self._running = ""
+        self._told = 0.0
 
     def __enter__(self) -> "Terminal":
         self._live.start()
@@ -86,14 +88,16 @@ class Terminal:
         if not self.brief:
             self.console.print(tables.probe(rows))
 
-    def trial_planned(self, number: int, backbone: str, cut: str, strategy: str) -> None:
-        self._running = f"{strategy} {backbone} → {cut}"
-        if TRIALS in self._tasks:
-            self._live.update(self._tasks[TRIALS], detail=self._detail(self._running))
+    def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
+        self._running, self._told = what, time.monotonic()
+        self._update(TRIALS, done, total, self._detail(what))
 
-    def trial_epoch(self, number: int, phase: int, epoch: int) -> None:
-        if TRIALS in self._tasks:
-            self._live.update(self._tasks[TRIALS], detail=self._detail(f"{self._running}  phase {phase} epoch {epoch}"))
+    def trial_epoch(self, number: int, place: str) -> None:
+        self._live.update(self._tasks[TRIALS], detail=self._detail(f"{place}  {self._running}"))
+        quiet = time.monotonic() - self._told
+        if quiet > QUIET and not self.brief and not self.console.is_terminal:
+            self._told = time.monotonic()
+            self.note(f"trial {number}  {self._running}: {place}")
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None:
         self._best = best
@@ -147,7 +151,8 @@ def show_result(folder: StudyFolder) -> None:
     console.print()
     board = leaderboard(records, definition.fingerprint)
     console.print(tables.leaderboard(board, definition.metric))
-    console.print(f"{len(board)} different plans in {len(records)} trials; * where nothing cheaper is as good")
+    plans = "plan" if len(board) == 1 else "different plans"
+    console.print(f"{len(board)} {plans} carried out in {len(records)} trials; * where nothing cheaper is as good")
     console.print()
     console.print(tables.strategies(records, definition.metric))
     failed = [record for record in records if record.state == "failed"]
@@ -155,7 +160,9 @@ def show_result(folder: StudyFolder) -> None:
         console.print(f"Trial {record.number} failed: {record.reason}", soft_wrap=True)
     console.print()
     if result is None:
-        console.print(f"No winner yet: go on with autotl search DATA --study {folder.name}")
+        console.print(
+            f"No winner yet. While it is searched, wait; else go on: autotl search DATA --study {folder.name}"
+        )
         return
     for line in words.summary(result):
         console.print(line, soft_wrap=True)
@@ -168,8 +175,7 @@ def show_result(folder: StudyFolder) -> None:
 def show_study(folder: StudyFolder) -> None:
     """What a study on disk found: the probe and the result."""
     if folder.probe.exists():
-        rows = [ProbeRow(**row) for row in json.loads(folder.probe.read_text())]
-        tables.console().print(tables.probe(rows))
+        tables.console().print(tables.probe(read_probe(folder)))
     show_result(folder)
 
 

@@ -8,7 +8,7 @@ from autotl.search.watch import Watcher
 
 MARGIN = 1.5
 """Seconds kept for writing the result down."""
-END_SHARE = 0.4
+END_SHARE = 0.3
 """The largest share of the budget that is kept for what comes after the trials."""
 
 

@@ -22,7 +22,7 @@ from autotl.search import select
 from autotl.search.budget import Budget, OutOfTime
 from autotl.search.result import Best, Comparison, Result, Run, Test
 from autotl.search.settings import Settings
-from autotl.search.watch import Watcher
+from autotl.search.watch import Watcher, read_probe
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import STATES, TrialRecord
 
@@ -30,7 +30,8 @@ BEST = 3
 """So many of the best plans are run again with fresh seeds."""
 ALL_IMAGES = 1.6
 """What training on all images takes against training on the train split, which is 64 % of them."""
-PIXEL_SECONDS = 3.0
+PROBE_SECONDS = 8.0
+"""What a linear probe that is still to be made takes, about."""
 ENDING = {"refit", "reruns", "compare"}
 """The settings that what comes after the trials depends on."""
 
@@ -47,6 +48,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         return known
     board = _board(records, folder.name, bench.dataset)
     end = _End(folder, settings, bench, watcher, budget)
+    end.left_out += [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
     winner, final = end.train(end.contenders(board[:BEST]))
     if known and known.final == final and not known.left_out and (known.comparisons or not settings.compare):
         test, comparisons = known.test, known.comparisons
@@ -83,7 +85,7 @@ def seconds_needed(board: Sequence[TrialRecord], settings: Settings) -> float:
     """What will be done after the trials, as far as it is known by now."""
     again = [_seconds(record) for record in board[:BEST] if is_random(select.plan_of(record))]
     last = ALL_IMAGES * max(map(_seconds, board[:BEST]), default=0.0)
-    return settings.reruns * sum(again) + last + settings.compare * (last + PIXEL_SECONDS)
+    return settings.reruns * sum(again) + last + settings.compare * (last + PROBE_SECONDS)
 
 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:
@@ -269,19 +271,28 @@ class _End:
 
     def _control_plans(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[_Control]:
         catalogue, won = self.bench.catalogue, winner.median.plan
-        twice = (1 + ALL_IMAGES) * winner.median.metrics["seconds"]
         scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
         probes = [record for record in board if not is_random(select.plan_of(record)) and record not in scratch]
         if is_random(won) and probes:
             yield _Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
+        elif is_random(won) and (rows := select.best_cuts(read_probe(self.folder))):
+            plan = select.linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue)
+            yield _Control(f"a linear probe of {rows[0].backbone} at {rows[0].cut}", plan, None, PROBE_SECONDS)
         pixels = select.on_pixels(won, catalogue)
         if pixels and won.backbone != select.PIXELS:
-            yield _Control(select.PIXELS, pixels, None, PIXEL_SECONDS)
-        at_random = select.at_random(won, catalogue)
-        if at_random and is_random(won) and scratch:
+            yield _Control(select.PIXELS, pixels, None, PROBE_SECONDS)
+        if select.from_scratch(won):
+            return
+        if scratch:
             yield _Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
-        elif at_random:
-            yield _Control("the same backbone at random", at_random, None, twice)
+        elif is_random(won):
+            # Rates that suit what is pretrained teach random weights nothing: it would be no fair match.
+            self.watcher.note(
+                "Not compared with training from scratch: the study has no trial of that strategy."
+            )
+        elif at_random := select.at_random(won, catalogue):
+            again = (1 + ALL_IMAGES) * winner.median.metrics["seconds"]
+            yield _Control("the same frozen backbone at random", at_random, None, again)
 
     def _carry_out(self, control: _Control) -> Fitted:
         """A control, trained as the winner was.

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.plan import Component, Head, Phase, TransferPlan
+from autotl.plan import Component, Head, Phase, Pooling, TransferPlan
 from autotl.search.watch import ProbeRow
 from autotl.tracking.log import TrialRecord
 
@@ -46,37 +46,34 @@ def from_scratch(plan: TransferPlan) -> bool:
 
 
 def at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
-    """The same plan on the same network with random weights; None where that would be the plan itself.
-
-    Batch-norm in what it trains goes by the batches: a random network has no statistics to keep.
-    """
+    """The same plan on the same network with random weights; None where that would be the plan itself."""
     network = catalogue.at_random(plan.network, plan.seed)
     if network == plan.network:
         return None
-    phases = [
-        phase if phase.method == "closed-form" else phase.model_copy(update={"batch_norm": "train"})
-        for phase in plan.phases
-    ]
-    return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights, "phases": tuple(phases)})
+    return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights})
 
 
 def on_pixels(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
     """A linear classifier on raw pixels; None where the reference backbones are not installed."""
     if "reference" not in catalogue.host.backbones:
         return None
-    info = catalogue.info(PIXELS)
-    cut = info.names[-1]
+    return linear_probe(plan, PIXELS, catalogue.info(PIXELS).names[-1], "avg", catalogue)
+
+
+def linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue) -> TransferPlan:
+    """A linear classifier on a frozen backbone, for the data of `plan`."""
+    network = catalogue.network(backbone, plan.seed)
     none = catalogue.host.augmentations["none"]
     return TransferPlan(
-        backbone=PIXELS,
-        weights=catalogue.network(PIXELS, plan.seed).weights,
-        input=info.input,
+        backbone=backbone,
+        weights=network.weights,
+        input=network.input,
         cut=cut,
-        head=Head(pooling="avg"),
+        head=Head(pooling=pooling),
         augmentation=Component(name="none", owner=none.owner.distribution, version=none.owner.version),
         data=plan.data,
         seed=plan.seed,
-        requires=catalogue.requires(PIXELS),
+        requires=catalogue.requires(backbone),
         phases=(Phase(method="closed-form", frozen=cut, options={"penalties": PENALTIES}),),
     )
 

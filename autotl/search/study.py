@@ -32,7 +32,7 @@ from autotl.search.sampler import NumberedSampler
 from autotl.search.settings import Settings
 from autotl.search.space import pooling_name, share_of
 from autotl.search.trials import Trials
-from autotl.search.watch import ProbeRow, Watcher
+from autotl.search.watch import ProbeRow, Watcher, read_probe
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
 
 FIRST_GUESSES = 5
@@ -225,7 +225,7 @@ class Search:
                 f"Study '{self.folder.name}' has its {self.settings.trials} trials; a larger --trials adds some."
             )
         try:
-            rows = self._stored_probe()
+            rows = read_probe(self.folder)
             for name in backbones:
                 progress = self.budget.watched(self.watcher, f"features of {name}")
                 bench.features.fill(self._network(name), bench.shas(*EVERY), progress)
@@ -241,11 +241,6 @@ class Search:
             trials.run(self.settings.trials)
         except OutOfTime:
             pass  # what there is by now is what there is to choose from
-
-    def _stored_probe(self) -> list[ProbeRow]:
-        if not self.folder.probe.exists():
-            return []
-        return [ProbeRow(**row) for row in json.loads(self.folder.probe.read_text())]
 
     def _probe(self, name: str, bench: Bench) -> list[ProbeRow]:
         """What every cut of a backbone tells about the images."""

@@ -73,6 +73,7 @@ class Trials:
         # The same plan gives the same numbers, so it is not trained twice.
         self._known = {record.plan.hash: record.metrics for record in records if record.plan and record.metrics}
         self._plans = [record.plan for record in records if record.plan]
+        self._arithmetics: dict[str, Arithmetic] = {}
         self._best: TrialRecord | None = None
         self._look_at_the_board()
 
@@ -121,7 +122,8 @@ class Trials:
         try:
             plan = observer.plan = self._suggest(trial)
             log.planned(number, trial.params, plan)
-            self.watcher.trial_planned(number, plan.backbone, plan.cut, trial.params["strategy"])
+            what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
+            self.watcher.trial_planned(number, what, self.done, self.settings.trials)
             measured = self._known.get(plan.hash)
             fitted = None
             if measured is None:
@@ -137,8 +139,9 @@ class Trials:
             self.study.tell(number, state=TrialState.PRUNED)
         except MACHINE as error:
             # What is wrong with this machine would be wrong in every trial: this one is kept for later.
+            why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
             with suppress(OSError):
-                log.end(number, "interrupted", reason=type(error).__name__)
+                log.end(number, "interrupted", reason=f"{why} after {observer.share} % of its epochs")
             raise
         except Exception as error:
             kind = "" if isinstance(error, AutotlError) else f"{type(error).__name__}: "
@@ -184,8 +187,12 @@ class Trials:
         for plan in self._plans:
             if plan.backbone == backbone and any(phase.method != "closed-form" for phase in plan.phases):
                 return Arithmetic(plan.compute_dtype, plan.memory_format)
+        if backbone in self._arithmetics:
+            return self._arithmetics[backbone]
         bench = self.bench
-        chosen = precision.choose(bench.catalogue, backbone, bench.device, bench.features.cache_dir)
+        chosen = self._arithmetics[backbone] = precision.choose(
+            bench.catalogue, backbone, bench.device, bench.features.cache_dir
+        )
         seconds = chosen.image_seconds * len(bench.shas("train"))
         self.watcher.note(
             f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
@@ -214,10 +221,10 @@ class _TrialObserver:
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
         self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts)
-        self._trials.watcher.trial_epoch(self._trial.number, phase, epoch)
         assert self.plan is not None
         before = sum(earlier.epochs for earlier in self.plan.phases[: phase - 1])
         self.share = 100 * (before + epoch) // sum(each.epochs for each in self.plan.phases)
+        self._trials.watcher.trial_epoch(self._trial.number, f"epoch {epoch} of phase {phase}, {self.share} %")
         metric = self._trials.settings.metric
         values = [facts[f"{split}.{metric}"] for split in ("stop", "rank") if f"{split}.{metric}" in facts]
         if values and 0 < self.share < 100:

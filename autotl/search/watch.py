@@ -1,10 +1,13 @@
 """What a search tells whoever watches it. A terminal, a log file or a notebook each show it in their own way."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from autotl.data.dataset import Dataset
+from autotl.plan import Pooling
+from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
 
 
@@ -14,7 +17,7 @@ class ProbeRow:
 
     backbone: str
     cut: str
-    pooling: str
+    pooling: Pooling
     accuracy: float
 
 
@@ -26,6 +29,13 @@ class Estimate:
     """The feature passes that are still to be made, all backbones together."""
     linear_probe: float
     """A linear classifier on stored features."""
+
+
+def read_probe(folder: StudyFolder) -> list[ProbeRow]:
+    """What the probe of a study has seen so far."""
+    if not folder.probe.exists():
+        return []
+    return [ProbeRow(**row) for row in json.loads(folder.probe.read_text())]
 
 
 class Watcher(Protocol):
@@ -43,9 +53,11 @@ class Watcher(Protocol):
 
     def probed(self, rows: Sequence[ProbeRow]) -> None: ...
 
-    def trial_planned(self, number: int, backbone: str, cut: str, strategy: str) -> None: ...
+    def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
+        """A trial begins: `what` names strategy, backbone and cut; `done` of `total` trials have ended."""
 
-    def trial_epoch(self, number: int, phase: int, epoch: int) -> None: ...
+    def trial_epoch(self, number: int, place: str) -> None:
+        """An epoch of a trial is over; `place` says which, and how far the trial has come."""
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None:
         """`done` of the study's `total` trials have ended, this one included; `best` is the best of them."""
@@ -59,6 +71,6 @@ class Silent:
     def estimate(self, estimate: Estimate) -> None: ...
     def progress(self, task: str, done: int, total: int) -> None: ...
     def probed(self, rows: Sequence[ProbeRow]) -> None: ...
-    def trial_planned(self, number: int, backbone: str, cut: str, strategy: str) -> None: ...
-    def trial_epoch(self, number: int, phase: int, epoch: int) -> None: ...
+    def trial_planned(self, number: int, what: str, done: int, total: int) -> None: ...
+    def trial_epoch(self, number: int, place: str) -> None: ...
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None: ...

@@ -239,9 +239,12 @@ def test_clipping_bounds_the_step(bench):
     ("wrong", "says"),
     [
         ({"stage_rates": {"1.2": 0.1}}, "lacks a rate for the stage '2.1'"),
-        ({"stage_rates": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "has a rate for '0.2', which is not trained"),
+        ({"stage_rates": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "has a rate for '0.2': by 'frozen' and 'cut'"),
         ({"stage_rates": {"1.2": 0.1, "2.1": 0.1, "9": 0.1}}, "has a rate for '9'"),
-        ({"options": {**PLAIN, "momentun": 0.9}}, "options.momentun"),
+        (
+            {"options": {**PLAIN, "momentun": 0.9}},
+            "Unknown option of .* 'momentun'. Did you mean 'momentum'",
+        ),
         ({"options": {"optimizer": "sgd"}}, "options.batch_size"),
         ({"options": {**PLAIN, "optimizer": "lion"}}, "options.optimizer"),
         ({"options": {**PLAIN, "warm_up": 2}}, "options.warm_up"),

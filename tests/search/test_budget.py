@@ -97,7 +97,7 @@ def test_a_budget_counts_from_the_beginning_and_keeps_a_share_for_the_end():
     budget.keep(1e6)
     budget.check_search()  # never more than its share is kept
     assert budget.kept_for_the_end == END_SHARE * 100
-    late = Budget(100.0, began=time.monotonic() - 61)
+    late = Budget(100.0, began=time.monotonic() - 71)
     late.check_search()
     late.keep(1e6)
     with pytest.raises(OutOfTime):
