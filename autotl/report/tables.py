@@ -1,7 +1,7 @@
 """What is shown as a table: the data, the probe's look at each cut, the leaderboard, the studies."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autotl.plan import TransferPlan
 from autotl.search import result as results
 from autotl.search.select import plan_of
 from autotl.search.watch import ProbeRow
@@ -18,6 +19,8 @@ from autotl.tracking.log import ENDED, TrialRecord
 if TYPE_CHECKING:
     from autotl.data.dataset import Dataset
 
+WIDE = 116
+"""Columns from which the leaderboard shows everything."""
 PLAIN_WIDTH = 120
 """Columns where the output goes to a file or a pipe."""
 
@@ -72,31 +75,39 @@ def probe(rows: Sequence[ProbeRow]) -> Table:
     return table
 
 
-def leaderboard(records: Sequence[TrialRecord], metric: str, most: int = 10) -> Table:
-    """The best plans with what one image costs them; `*` marks those that nothing cheaper matches."""
-    table = Table(box=None)
-    for name in ("trial", "strategy", "backbone", "cut", "frozen", "pooling"):
-        table.add_column(name, overflow="fold")
-    for name in (metric, "log-loss", "parameters", "FLOPs"):
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("")
+def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: int = 10) -> Table:
+    """The best plans with what one image costs them; `*` marks those that nothing cheaper matches.
+
+    Where `width`, in characters, is little, only the columns that matter most are shown.
+    """
     cheapest = _pareto(records)
+    columns: dict[str, Callable[[TrialRecord, TransferPlan], str]] = {
+        "trial": lambda record, plan: str(record.number),
+        "strategy": lambda record, plan: str(record.params["strategy"]),
+        "backbone": lambda record, plan: plan.backbone,
+        "cut": lambda record, plan: plan.cut,
+        "frozen": lambda record, plan: _frozen(plan),
+        "pooling": lambda record, plan: plan.head.pooling,
+        metric: lambda record, plan: f"{record.value:.1%}",
+        "log-loss": lambda record, plan: f"{record.metrics['rank.loss']:.3f}",
+        "parameters": lambda record, plan: count(record.metrics["parameters"]),
+        "FLOPs": lambda record, plan: count(record.metrics["flops"]),
+        "": lambda record, plan: "*" if record.number in cheapest else "",
+    }
+    left_out = () if width >= WIDE else ("pooling", "log-loss", "parameters")
+    shown = {name: cell for name, cell in columns.items() if name not in left_out}
+    table = Table(box=None)
+    for name in shown:
+        numbers = name in (metric, "log-loss", "parameters", "FLOPs")
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=name != "backbone", overflow="fold")
     for record in records[:most]:
-        plan = plan_of(record)
-        table.add_row(
-            str(record.number),
-            record.params["strategy"],
-            plan.backbone,
-            plan.cut,
-            "all" if plan.phases[-1].frozen == plan.cut else plan.phases[-1].frozen or "none",
-            plan.head.pooling,
-            f"{record.value:.1%}",
-            f"{record.metrics['rank.loss']:.3f}",
-            count(record.metrics["parameters"]),
-            count(record.metrics["flops"]),
-            "*" if record.number in cheapest else "",
-        )
+        table.add_row(*(cell(record, plan_of(record)) for cell in shown.values()))
     return table
+
+
+def _frozen(plan: TransferPlan) -> str:
+    frozen = plan.phases[-1].frozen
+    return "all" if frozen == plan.cut else frozen or "none"
 
 
 def strategies(records: Sequence[TrialRecord], metric: str) -> Table:

@@ -150,7 +150,7 @@ def show_result(folder: StudyFolder) -> None:
     records = list(folder.log.records())
     console.print()
     board = leaderboard(records, definition.fingerprint)
-    console.print(tables.leaderboard(board, definition.metric))
+    console.print(tables.leaderboard(board, definition.metric, console.width))
     plans = "plan" if len(board) == 1 else "different plans"
     console.print(f"{len(board)} {plans} carried out in {len(records)} trials; * where nothing cheaper is as good")
     console.print()

@@ -287,9 +287,7 @@ class _End:
             yield _Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
         elif is_random(won):
             # Rates that suit what is pretrained teach random weights nothing: it would be no fair match.
-            self.watcher.note(
-                "Not compared with training from scratch: the study has no trial of that strategy."
-            )
+            self.watcher.note("Not compared with training from scratch: the study has no trial of that strategy.")
         elif at_random := select.at_random(won, catalogue):
             again = (1 + ALL_IMAGES) * winner.median.metrics["seconds"]
             yield _Control("the same frozen backbone at random", at_random, None, again)
