@@ -21,7 +21,7 @@ FROM_SCRATCH = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.5)}
 EPOCHS = ((1_000, 10, 40), (10_000, 5, 20), (100_000, 3, 10))
 """(up to so many train images, fewest, most) epochs. BiT's rule (arXiv 1912.11370) gives small sets hundreds
 and middling ones tens of passes; with early stopping and searched rates a tenth of that does."""
-LARGE = (2, 6)
+LARGE = (2, 10)
 
 FIRST_GUESS = {
     "recipe.optimizer": "adamw",
@@ -33,6 +33,7 @@ FIRST_GUESS = {
     "recipe.label_smoothing": 0.1,
     "recipe.dropout": 0.0,
     "recipe.batch_norm": "eval",
+    "recipe.epochs": 10,
     "augmentation": "none",
 }
 """What timm's fine-tuning recipes have in common, on images as they are."""
