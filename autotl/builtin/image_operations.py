@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Draw = Callable[[int], Tensor]
-"""draw(count): [N, count] float32, uniform in [0, 1); a row for each image."""
+from autotl import Draw
 
 
 def flip(images: Tensor, draw: Draw) -> Tensor:

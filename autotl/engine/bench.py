@@ -4,12 +4,10 @@ import torch
 from torch import Tensor
 
 from autotl.data.dataset import Dataset
-from autotl.data.split import Split
+from autotl.data.split import SPLITS, Split
 from autotl.engine.activations import Activations
 from autotl.engine.features import FeatureStore
 from autotl.plan import Input, TransferPlan
-
-EVERY: tuple[Split, ...] = ("train", "stop", "rank", "test")
 
 
 class Bench:
@@ -34,7 +32,7 @@ class Bench:
 
         Raises: DataError for a file that has changed since the data was opened.
         """
-        self.features.pixels.add(self.dataset.files(*EVERY), [input])
+        self.features.pixels.add(self.dataset.files(*SPLITS), [input])
 
     def judges(self, plan: TransferPlan) -> list[Split]:
         """The splits on which a training of this plan may be judged, the one for choosing the epoch first."""

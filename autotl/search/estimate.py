@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from autotl.engine.bench import EVERY, Bench
+from autotl.data.split import SPLITS
+from autotl.engine.bench import Bench
 from autotl.engine.features import batch_size, every_feature, normalise, on_device
 from autotl.engine.heads import logistic_path
 from autotl.plan import Network
+from autotl.search.select import PENALTIES
 from autotl.search.watch import Estimate
 
 HEAD_IMAGES = 128
@@ -23,7 +25,7 @@ def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
 
 def pass_seconds(network: Network, bench: Bench) -> float:
     """Seconds to put every image through a backbone, from one batch; 0 when they are stored."""
-    missing = bench.features.missing(network, bench.shas(*EVERY))
+    missing = bench.features.missing(network, bench.shas(*SPLITS))
     if not missing:
         return 0.0
     catalogue, input, device = bench.catalogue, network.input, bench.device
@@ -49,5 +51,5 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
     features = torch.randn(classes, width, generator=draw)[labels] + torch.randn(images, width, generator=draw)
     device = bench.device
     began = time.perf_counter()
-    logistic_path(features.to(device), labels.to(device), classes, [10.0**power for power in range(-4, 2)])
+    logistic_path(features.to(device), labels.to(device), classes, PENALTIES)
     return (time.perf_counter() - began) * len(bench.shas("train")) / images

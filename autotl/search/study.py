@@ -14,9 +14,10 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.data.dataset import Dataset, open_dataset, read_split
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import trim
+from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
-from autotl.engine.bench import EVERY, Bench
+from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore
 from autotl.errors import StudyError, one_line
 from autotl.files import write
@@ -228,7 +229,7 @@ class Search:
             rows = read_probe(self.folder)
             for name in backbones:
                 progress = self.budget.watched(self.watcher, f"features of {name}")
-                bench.features.fill(self._network(name), bench.shas(*EVERY), progress)
+                bench.features.fill(self._network(name), bench.shas(*SPLITS), progress)
                 if name not in {row.backbone for row in rows}:
                     rows += self._probe(name, bench)
                     write(self.folder.probe, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
