@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,51 @@ def write(file: Path, content: str | bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def as_json(value: Any) -> str:
+    """A JSON value as the text of a file that people may read."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which then takes the place of `folder`; where filling it fails, all stays as it was.
+
+    It is filled beside it: whoever reads the folder meanwhile, or kills this process, never has half of two.
+    """
+    made, old = _beside(folder)
+    for left in (made, old):
+        shutil.rmtree(left, ignore_errors=True)
+    made.mkdir(parents=True)
+    try:
+        yield made
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    made.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Put back what a process that was killed while `replacing` the folder had laid aside."""
+    _, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def holds_only(folder: Path, names: tuple[str, ...]) -> bool:
+    """Whether the folder is absent, or holds no visible file but those of these names: it may be replaced."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and {file.name for file in folder.iterdir() if not file.name.startswith(".")} <= set(names)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a new folder is made, and where the one that it replaces is laid."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from autotl import Input, ModelCard, hookimpl
 from autotl.host import Host
+from autotl.study.search import Search
 
 torch.set_num_threads(1)
 
@@ -29,6 +30,15 @@ def _own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_mlflow(request, monkeypatch):
+    """Searches within a test's own process tell MLflow nothing, unless the test is marked `tracked`."""
+    if not request.node.get_closest_marker("tracked"):
+        monkeypatch.setattr(Search, "_begin_logging", lambda self: None)
 
 
 @pytest.fixture

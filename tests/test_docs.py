@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
-from autotl.search.settings import Settings
-from autotl.search.study import Search
-from autotl.search.watch import Silent
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,6 +1,9 @@
 """The command `autotl`. Each sub-command is a module of this package, imported when it is called."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +14,9 @@ from autotl.errors import AutotlError
 COMMANDS = {
     "search": "Find the best transfer setup for a folder of images.",
     "predict": "Classify images with what a search found.",
+    "ui": "Browse studies and trials in MLflow.",
+    "log": "Bring MLflow up to date with a study.",
+    "worker": "Carry out trials beside a search.",
     "train": "Carry out one plan on a folder of images.",
     "studies": "List the studies of the workspace.",
     "show": "Show a study: leaderboard, winner, trade-offs.",
@@ -38,13 +44,28 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _polite_kill_as_ctrl_c():
+                return super().invoke(ctx)
         except AutotlError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Stopped. What was done is kept; the same command goes on.", err=True)
             sys.exit(130)
+
+
+@contextmanager
+def _polite_kill_as_ctrl_c() -> Iterator[None]:
+    """Within, SIGTERM ends a command as Ctrl-C does: what was done is kept."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

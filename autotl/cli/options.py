@@ -18,6 +18,12 @@ cache_dir = click.option(
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
 
+tracking_uri = click.option(
+    "--tracking-uri",
+    metavar="URI",
+    help="MLflow's server or store. [default: $MLFLOW_TRACKING_URI or SQLite in the workspace]",
+)
+
 
 def _weights(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | dict[str, str]) -> dict[str, Path]:
     """`NAME=FILE`, as often as wanted, or a table in a study file."""

@@ -1,11 +1,7 @@
 """`autotl search`: from a folder of labelled images to a tested model."""
 
-import math
-import signal
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +9,6 @@ import click
 
 from autotl.cli import options
 from autotl.errors import StudyError, unknown
-
-UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
@@ -45,17 +39,12 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
 
 
 def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
-    """`90s`, `30m`, `2h`, or seconds alone."""
-    if value is None:
-        return None
-    number, unit = (value[:-1], value[-1]) if value[-1:] in UNITS else (value, "s")
+    from autotl.study.settings import seconds
+
     try:
-        seconds = float(number) * UNITS[unit]
-    except ValueError:
-        raise click.BadParameter(f"'{value}' is no time, such as 90s, 30m or 2h") from None
-    if not 60 <= seconds < math.inf:
-        raise click.BadParameter(f"'{value}' is too little for a search and its test: at least 60s")
-    return seconds
+        return seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
@@ -127,9 +116,16 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 @options.weights
 @options.home
 @options.cache_dir
+@click.option(
+    "--mlflow/--no-mlflow",
+    default=True,
+    show_default=True,
+    help="Show every trial in MLflow: autotl ui",
+)
+@options.tracking_uri
 @click.option("--yes", is_flag=True, help="Download large weights without asking.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
-def command(yes: bool, as_json: bool, **values: Any) -> None:
+def command(as_json: bool, **values: Any) -> None:
     """Find the best transfer setup for the images in DATA.
 
     DATA is a folder with a sub-folder for each class, or with train/, val/ and test/ of such folders (val
@@ -147,47 +143,14 @@ def command(yes: bool, as_json: bool, **values: Any) -> None:
 
     from autotl.host import Host
     from autotl.report import terminal
-    from autotl.search.settings import Settings
-    from autotl.search.study import Search
+    from autotl.study.search import Search
+    from autotl.study.settings import Settings
 
-    host = Host.from_environment()
-    with _polite_kill_as_ctrl_c(), terminal.watcher(quiet=as_json) as watcher:
-        for problem in host.problems:
-            watcher.note(str(problem))
-        search = Search(Settings(**values), host, watcher, began)
-        _announce(search, watcher, yes)
+    with terminal.watcher(quiet=as_json) as watcher:
+        search = Search(Settings.of(values), Host.from_environment(), watcher, began)
         result = search.run()
     if as_json:
         click.echo(result.to_json())
     else:
         terminal.show_result(search.folder)
-
-
-@contextmanager
-def _polite_kill_as_ctrl_c() -> Iterator[None]:
-    """Within, SIGTERM ends the search as Ctrl-C does: what was done is kept."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _announce(search: Any, watcher: Any, yes: bool) -> None:
-    """Say what is left out and what will be downloaded, and ask where that is much."""
-    from autotl.search.pool import ASK_ABOVE
-
-    pool = search.pool
-    if pool.left_out:
-        watcher.note(
-            f"Left out, for their weights are not here and the hub is out of reach: {', '.join(pool.left_out)} "
-            "(autotl weights list)"
-        )
-    for name, size in pool.downloads.items():
-        watcher.note(f"Downloading {name}: {size / 1e6:.0f} MB" if size else f"Downloading {name}")
-    if pool.download_bytes > ASK_ABOVE and not yes:
-        watcher.confirm(f"{pool.download_bytes / 1e6:.0f} MB will be downloaded. Go on?")
+    search.end_logging()

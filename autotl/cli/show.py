@@ -21,8 +21,8 @@ def command(study: str, as_json: bool, plan: int | None, home: Path | None) -> N
     """
     from autotl.errors import StudyError
     from autotl.report import terminal
-    from autotl.search import result as results
     from autotl.tracking import folder
+    from autotl.tracking import result as results
 
     found = folder.find_study(folder.home(home), study)
     if plan is not None:

@@ -37,11 +37,8 @@ def command(
     autotl train plan.json data/digits --out model
     """
     from autotl.backbones.catalogue import Catalogue
-    from autotl.data.dataset import open_dataset
-    from autotl.data.pixels import PixelStore
     from autotl.engine import device as devices
     from autotl.engine.bench import Bench
-    from autotl.engine.features import FeatureStore
     from autotl.engine.fit import fit
     from autotl.export import bundle
     from autotl.host import Host
@@ -51,23 +48,22 @@ def command(
 
     if out:
         bundle.check_target(out)
-    cache = folder.cache_dir(cache_dir)
     setup = TransferPlan.from_json(plan.read_bytes(), name=str(plan))
-    catalogue = Catalogue(Host.from_environment(), cache, weights)
-    pixels = PixelStore(cache)
+    catalogue = Catalogue(Host.from_environment(), folder.cache_dir(cache_dir), weights)
     with terminal.watcher(quiet=as_json) as watcher:
-        dataset = open_dataset(
+        bench = Bench.open(
             data,
+            [setup.input],
+            catalogue,
+            devices.resolve(device),
             seed=setup.data.split_seed,
-            inputs=[setup.input],
-            pixels=pixels,
             progress=partial(watcher.progress, "reading images"),
         )
+        dataset = bench.dataset
         watcher.dataset(dataset)
         if dataset.fingerprint != setup.data.fingerprint:
             watcher.note("The plan was made for other images or another split: its numbers will differ.")
-        features = FeatureStore(cache, catalogue, pixels, devices.resolve(device))
-        fitted = fit(setup, Bench(dataset, features), terminal.Epochs(watcher))
+        fitted = fit(setup, bench, terminal.Epochs(watcher))
     if out:
         bundle.save(out, fitted, dataset.classes, {"validation": fitted.metrics})
     if as_json:

@@ -26,7 +26,7 @@ def command() -> None:
 @options.cache_dir
 def list_(patterns: tuple[str, ...], cache_dir: Path | None) -> None:
     """Where the weights of PATTERNS lie; of the default pools when none are named."""
-    from autotl.search.pool import LARGE, SHIPPED, SMALL
+    from autotl.study.pool import LARGE, SHIPPED, SMALL
 
     catalogue = _catalogue(cache_dir)
     names = catalogue.expand(patterns or (*SHIPPED, *SMALL, *LARGE))

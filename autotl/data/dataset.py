@@ -201,6 +201,14 @@ def read_split(folder: Path) -> dict[str, Split]:
         raise DataError(f"The stored split {str(path)!r} cannot be read: {error!r}. Start a new study.") from None
 
 
+def stored_files(folder: Path, data: Path) -> list[Path]:
+    """Where the images of the split lie that `Dataset.write` left, if the folder or manifest `data` is still there."""
+    root = data if data.is_dir() else data.parent
+    with open(folder / _SPLIT_TABLE, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        paths = [root / row["path"] for row in csv.DictReader(file)]
+    return [path for path in paths if path.exists()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _File(Found):
     """A labelled file that has been read."""

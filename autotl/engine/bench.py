@@ -1,9 +1,14 @@
 """The bench: the data and the stores that all plans are carried out with."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from autotl.data.dataset import Dataset
+from autotl.backbones.catalogue import Catalogue
+from autotl.data.dataset import Dataset, open_dataset
+from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import SPLITS, Split
 from autotl.engine.activations import Activations
 from autotl.engine.features import FeatureStore
@@ -19,6 +24,26 @@ class Bench:
         self.catalogue = features.catalogue
         self.device = features.device
         self.activations = Activations.on(features.device)
+
+    @classmethod
+    def open(
+        cls,
+        data: Path,
+        inputs: Sequence[Input],
+        catalogue: Catalogue,
+        device: str,
+        *,
+        seed: int,
+        previous: Mapping[str, Split] | None = None,
+        progress: Progress | None = None,
+    ) -> "Bench":
+        """The images of `data` with their pixels for `inputs`, as `open_dataset` reads them.
+
+        Raises: DataError.
+        """
+        pixels = PixelStore(catalogue.cache_dir)
+        dataset = open_dataset(data, seed=seed, inputs=inputs, pixels=pixels, previous=previous, progress=progress)
+        return cls(dataset, FeatureStore(catalogue.cache_dir, catalogue, pixels, device))
 
     def shas(self, *splits: Split) -> list[str]:
         return self.dataset.shas(*splits)

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autotl.plan import TransferPlan
-from autotl.search import result as results
-from autotl.search.select import plan_of
-from autotl.search.watch import ProbeRow
+from autotl.study.select import plan_of
+from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
+from autotl.tracking.probe import ProbeRow
 
 if TYPE_CHECKING:
     from autotl.data.dataset import Dataset

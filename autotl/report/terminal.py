@@ -10,12 +10,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from autotl.errors import StudyError
 from autotl.report import tables, words
-from autotl.search import result as results
-from autotl.search.select import leaderboard
-from autotl.search.watch import Estimate, ProbeRow, read_probe
+from autotl.study.select import leaderboard
+from autotl.study.watch import Estimate
+from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
+from autotl.tracking.probe import ProbeRow, read_probe
 
 if TYPE_CHECKING:
     from autotl.data.dataset import Dataset
@@ -26,7 +28,7 @@ QUIET = 15.0
 
 
 class Terminal:
-    """Shows a search on a console; see `autotl.search.watch.Watcher`."""
+    """Shows a search on a console; see `autotl.study.watch.Watcher`."""
 
     def __init__(self, console: Console, *, brief: bool) -> None:
         self.console = console
@@ -61,8 +63,9 @@ class Terminal:
     def confirm(self, question: str) -> None:
         self._live.stop()
         if not sys.stdin.isatty():
-            raise click.UsageError(f"{question} Say --yes to go on without being asked.")
-        click.confirm(question, abort=True, err=True)
+            raise StudyError(f"{question} Say --yes (from Python: yes=True) to go on without being asked.")
+        if not click.confirm(question, err=True):
+            raise StudyError("Nothing was downloaded, and nothing begun. Choose other weights: --backbones, --pool.")
         self._live.start()
 
     def dataset(self, dataset: "Dataset") -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from autotl.plan import TransferPlan
 from autotl.report.tables import count
-from autotl.search.result import Comparison, Result
+from autotl.tracking.result import Comparison, Result
 
 POOLING = {"avg": "averaged", "max": "max-pooled", "token": "read off the class token"}
 
@@ -72,5 +72,5 @@ def _gain(comparison: Comparison) -> str:
 def next_steps(result: Result) -> Iterator[str]:
     """What to type next."""
     yield f"autotl predict {result.study} IMAGE_OR_FOLDER"
-    yield f"autotl show {result.study}"
+    yield f"autotl ui {result.study}   # every trial, epoch by epoch, in MLflow"
     yield f"autotl show {result.study} --plan {result.best.trial} > plan.json   # then: autotl train plan.json DATA"

@@ -20,6 +20,8 @@ class Definition(Record):
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     name: str
+    data: str = ""
+    """The folder or manifest of the images, where it lay when the study was last searched."""
     optuna: str
     """The study's name in Optuna's storage: unique, as several workspaces may share one."""
     storage: str | None
@@ -38,8 +40,8 @@ class Definition(Record):
     versions: dict[str, str]
 
     def differences(self, other: "Definition") -> dict[str, str]:
-        """Each key that differs, with `this → other`."""
-        mine, theirs = self.model_dump(), other.model_dump()
+        """Each key that differs, with `this → other`; where the images lie makes no difference."""
+        mine, theirs = self.model_dump(exclude={"data"}), other.model_dump()
         return {key: f"{mine[key]} → {theirs[key]}" for key in mine if mine[key] != theirs[key]}
 
 
@@ -61,6 +63,19 @@ class StudyFolder:
     def definition(self) -> Definition | None:
         file = self.path / "study.json"
         return Definition.from_json(file.read_text(), name=str(file)) if file.exists() else None
+
+    @property
+    def storage(self) -> str:
+        """Where Optuna keeps the study.
+
+        Raises: StudyError where its password is not known here.
+        """
+        definition = self.definition
+        if definition is None or definition.storage is None:
+            return f"sqlite:///{self.path.resolve() / 'optuna.db'}"
+        if "***" in definition.storage:
+            raise StudyError(f"Say --storage URL with its password: {definition.storage}")
+        return definition.storage
 
     def define(self, definition: Definition) -> None:
         """Write `study.json`, whole or not at all."""

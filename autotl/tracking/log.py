@@ -5,7 +5,7 @@ The study folder is the truth; leaderboards and trackers read from here.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 from autotl.files import append_line, read_lines
 from autotl.plan import TransferPlan
 
+Event = dict[str, Any]
+"""A line of a log: its `time`, `trial` and kind of `event`, and what belongs to that kind."""
 State = Literal["running", "complete", "pruned", "failed", "interrupted"]
 STATES = get_args(State)
 ENDED = ("complete", "pruned", "failed")
@@ -44,9 +46,9 @@ class TrialLog:
     def __init__(self, study_folder: Path) -> None:
         self.folder = study_folder / "trials"
 
-    def begin(self, number: int) -> None:
-        """A trial begins. What an earlier attempt at it left is kept, and no longer counts."""
-        self._append(number, {"event": "begin"})
+    def begin(self, number: int, worker: str) -> None:
+        """`worker` begins a trial. What an earlier attempt at it left is kept, and no longer counts."""
+        self._append(number, {"event": "begin", "worker": worker})
 
     def planned(self, number: int, params: dict[str, Any], plan: TransferPlan) -> None:
         self._append(number, {"event": "plan", "params": params, "plan": plan.model_dump(mode="json")})
@@ -67,14 +69,26 @@ class TrialLog:
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
         self._append(number, {**event, "reason": reason})
 
+    def adopt(self, number: int, events: Iterable[Event]) -> None:
+        """Take in what another process logged of its attempt at a trial."""
+        for event in events:
+            append_line(self._file(number), json.dumps(event))
+
+    def last_attempt(self, number: int) -> list[Event]:
+        tried = attempts(self._file(number))
+        return tried[-1] if tried else []
+
     def records(self) -> Iterator[TrialRecord]:
         """Every trial in order of number, as its last attempt left it."""
-        for file in sorted(self.folder.glob("*.jsonl")):
-            yield _read(file)
+        return map(_read, self.files())
 
     def read(self, number: int) -> TrialRecord:
         """A trial that has not begun reads as one that is running and has done nothing."""
         return _read(self._file(number))
+
+    def files(self) -> list[Path]:
+        """The logs of all trials that have begun, in order of number."""
+        return sorted(self.folder.glob("*.jsonl"))
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.jsonl"
@@ -83,30 +97,36 @@ class TrialLog:
         append_line(self._file(number), json.dumps({"time": time.time(), "trial": number, **event}))
 
 
-def _read(file: Path) -> TrialRecord:
-    attempt: dict[str, Any] = {}
-    epochs: list[dict[str, float]] = []
-    kills = 0
-    running = False
+def attempts(file: Path) -> list[list[Event]]:
+    """The events of each attempt at a trial: there are several where a process was killed or interrupted."""
+    found: list[list[Event]] = []
     for event in read_lines(file):
-        if event["event"] == "begin":
-            kills += running
-            attempt, epochs, running = {}, [], True
-        elif event["event"] == "epoch":
-            epochs.append({"phase": event["phase"], "epoch": event["epoch"], **event["facts"]})
-        else:
-            attempt |= event
-            running = running and event["event"] != "end"
-    plan = attempt.get("plan")
+        if event["event"] == "begin" or not found:
+            found.append([])
+        found[-1].append(event)
+    return found
+
+
+def _read(file: Path) -> TrialRecord:
+    tried = attempts(file)
+    last = tried[-1] if tried else []
+    told: dict[str, Any] = {}
+    for event in last:
+        told |= event
+    plan = told.get("plan")
     return TrialRecord(
         number=int(file.stem),
-        state=attempt.get("state", "running"),
-        params=attempt.get("params", {}),
+        state=told.get("state", "running"),
+        params=told.get("params", {}),
         plan=TransferPlan.from_json(json.dumps(plan), name=str(file)) if plan else None,
-        value=attempt.get("value"),
-        metrics=attempt.get("metrics", {}),
-        seconds=attempt.get("seconds", 0.0),
-        reason=attempt.get("reason", ""),
-        epochs=tuple(epochs),
-        kills=kills + running,
+        value=told.get("value"),
+        metrics=told.get("metrics", {}),
+        seconds=told.get("seconds", 0.0),
+        reason=told.get("reason", ""),
+        epochs=tuple(
+            {"phase": event["phase"], "epoch": event["epoch"], **event["facts"]}
+            for event in last
+            if event["event"] == "epoch"
+        ),
+        kills=sum(events[-1]["event"] != "end" for events in tried),
     )

@@ -28,9 +28,9 @@ import torch
 from scipy import stats
 
 from autotl.host import Host
-from autotl.search.settings import Settings
-from autotl.search.study import Search
-from autotl.search.watch import Silent
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
 
 ARMS = {
     "linear-probe": ("linear-probe",),

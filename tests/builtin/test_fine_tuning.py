@@ -16,8 +16,8 @@ from autotl.engine.features import FeatureStore
 from autotl.engine.fit import check, fit
 from autotl.engine.precision import Arithmetic
 from autotl.plan import DataRef, TransferPlan
-from autotl.search.space import SearchContext
-from autotl.search.trials import facts_of
+from autotl.study.space import SearchContext
+from autotl.study.trials import facts_of
 
 STRATEGIES = ("fine-tune", "lp-ft", "gradual-unfreeze", "full", "scratch")
 RESNET = "autotl:resnet10"

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import PlanError, StudyError
 from autotl.export import bundle
-from autotl.search.settings import Settings
-from autotl.search.study import Search
-from autotl.search.watch import Silent
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def test_a_bundle_predicts_what_was_measured(found, host, stripes, tmp_path):
 def test_a_bundle_holds_only_the_stages_up_to_the_cut_and_no_pickle(found, host, tmp_path):
     loaded = bundle.load(found, Catalogue(host, tmp_path / "cache"))
     names = set(load_file(found / "weights.safetensors"))
-    assert loaded.stages.names[-1] == loaded.plan.cut
-    assert names == {f"backbone.{name}" for name in loaded.stages.state_dict()} | {"head.weight", "head.bias"}
+    assert loaded.graph.stages.names[-1] == loaded.plan.cut
+    assert names == {f"backbone.{name}" for name in loaded.graph.stages.state_dict()} | {"head.weight", "head.bias"}
     assert not any(file.suffix in (".pkl", ".pt", ".pth") for file in found.iterdir())
     assert json.loads((found / "classes.json").read_text()) == ["across", "checks", "down"]
     assert json.loads((found / "versions.json").read_text())["torch"] == loaded.plan.requires["torch"]

@@ -17,10 +17,10 @@ PLAN = TransferPlan(
 
 def test_what_is_logged_is_read_again(tmp_path):
     log = TrialLog(tmp_path)
-    log.begin(0)
+    log.begin(0, "search")
     log.planned(0, {"cut": 0.1}, PLAN)
     log.end(0, "complete", value=0.75, metrics={"rank.loss": 0.1}, seconds=2.5)
-    log.begin(1)
+    log.begin(1, "search")
     log.end(1, "failed", reason="it rained")
     first, second = log.records()
     assert (first.state, first.value, first.params, first.plan) == ("complete", 0.75, {"cut": 0.1}, PLAN)
@@ -30,13 +30,13 @@ def test_what_is_logged_is_read_again(tmp_path):
 
 def test_a_trial_that_was_killed_is_running_until_it_is_run_again(tmp_path):
     log = TrialLog(tmp_path)
-    log.begin(3)
+    log.begin(3, "search")
     log.planned(3, {"cut": 0.1}, PLAN)
     with (tmp_path / "trials" / "00003.jsonl").open("a") as file:
         file.write('{"time": 1, "tri')  # killed while writing
     (record,) = log.records()
     assert record.state == "running"
-    log.begin(3)
+    log.begin(3, "search")
     log.end(3, "complete", value=0.5)
     assert log.read(3).value == 0.5
     assert log.read(3).params == {}  # of the last attempt alone

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 
-from autotl.search.watch import Watcher
+from autotl.study.watch import Watcher
 
 MARGIN = 1.5
 """Seconds kept for writing the result down."""
@@ -36,6 +36,10 @@ class Budget:
     def left(self) -> float:
         """Seconds until nothing may be begun or go on."""
         return self.seconds - self.used - self._margin
+
+    def end(self) -> None:
+        """Nothing may be begun or go on from now on."""
+        self.seconds = 0.0
 
     def keep(self, seconds: float) -> None:
         """Keep so many seconds for what comes after the trials, within reason."""

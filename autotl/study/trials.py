@@ -2,9 +2,11 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import optuna
@@ -19,19 +21,21 @@ from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit
 from autotl.engine.precision import Arithmetic
-from autotl.errors import AutotlError, PluginError, StudyError, one_line
+from autotl.errors import AutotlError, PluginError, one_line
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
-from autotl.search import select
-from autotl.search.budget import Budget, OutOfTime
-from autotl.search.finish import seconds_needed
-from autotl.search.settings import Settings
-from autotl.search.space import SearchContext
-from autotl.search.watch import Watcher
+from autotl.study import select
+from autotl.study.budget import Budget, OutOfTime
+from autotl.study.finish import seconds_needed
+from autotl.study.settings import Settings
+from autotl.study.space import SearchContext
+from autotl.study.storage import SharedStudy
+from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
-from autotl.tracking.log import ENDED, TrialRecord
+from autotl.tracking.log import TrialRecord
 
+STORAGE = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 MACHINE = (
     KeyboardInterrupt,
     OutOfTime,
@@ -39,12 +43,9 @@ MACHINE = (
     StoreError,
     MemoryError,
     torch.AcceleratorError,
-    optuna.exceptions.StorageInternalError,
-    sqlalchemy.exc.SQLAlchemyError,
+    *STORAGE,
 )
 """What ends the search and not the trial alone: it would end every other trial, too."""
-KILLS = 3
-"""A trial in which the process was killed so often counts as failed."""
 
 
 class Trials:
@@ -52,7 +53,7 @@ class Trials:
 
     def __init__(
         self,
-        study: optuna.Study,
+        study: SharedStudy,
         folder: StudyFolder,
         settings: Settings,
         bench: Bench,
@@ -66,59 +67,36 @@ class Trials:
         self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
         self.backbones, self.strategies, self.augmentations = backbones, strategies, augmentations
         self.watcher, self.budget = watcher, budget
-        self._agree()
-        records = list(folder.log.records())
-        self._records = {record.number: record for record in records}
-        self.done = sum(record.state in ENDED for record in records)
+        self._records = {record.number: record for record in folder.log.records()}
         # The same plan gives the same numbers, so it is not trained twice.
-        self._known = {record.plan.hash: record.metrics for record in records if record.plan and record.metrics}
-        self._plans = [record.plan for record in records if record.plan]
-        self._arithmetics: dict[str, Arithmetic] = {}
+        self._known: dict[str, dict[str, float]] = {}
         self._best: TrialRecord | None = None
-        self._look_at_the_board()
+        for record in self._records.values():
+            self._remember(record)
 
-    def run(self, total: int) -> None:
-        """Carry out trials until `total` have ended or the time is up."""
-        for trial in self._next(total):
-            try:
-                self.budget.check_search()
-                self._carry_out(trial)
-            except OutOfTime:
-                return
+    @property
+    def done(self) -> int:
+        """How many trials have ended."""
+        return self.study.done
 
-    def _agree(self) -> None:
-        """Tell Optuna what the log knows better: a process may have been killed between the two."""
-        stored = {trial.number for trial in self.study.get_trials(deepcopy=False)}
-        lost = [record.number for record in self.folder.log.records() if record.number not in stored]
-        if lost:
-            raise StudyError(
-                f"Optuna's storage of study '{self.folder.name}' lacks trials that the study has, such as number "
-                f"{lost[0]}. Put the storage back as it was, or start another study: --study NAME"
-            )
-        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            record = self.folder.log.read(trial.number)
-            if record.state == "complete":
-                self.study.tell(trial.number, record.value)
-            elif record.state == "pruned":
-                self.study.tell(trial.number, state=TrialState.PRUNED)
-            elif record.state == "failed":
-                self.study.tell(trial.number, state=TrialState.FAIL)
-            elif record.kills >= KILLS:
-                self.folder.log.end(trial.number, "failed", reason=f"its process was killed {record.kills} times")
-                self.study.tell(trial.number, state=TrialState.FAIL)
+    def carry_out_one(self, total: int) -> bool:
+        """Carry out a trial; False when nobody has to begin one to make `total` of them.
 
-    def _next(self, total: int) -> Iterator[optuna.Trial]:
-        """Trials that were begun and never ended, then new ones: each has the number that it had, so that it
-        draws what it drew."""
-        for frozen in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            yield optuna.Trial(self.study, frozen._trial_id)
-        while self.done < total:
-            yield self.study.ask()
+        Raises: OutOfTime.
+        """
+        self.budget.check_search()
+        trial = self.study.claim(total)
+        if trial is None:
+            return False
+        with self.study.alive(trial, self.budget.end):
+            self._carry_out(trial)
+        return True
 
     def _carry_out(self, trial: optuna.Trial) -> None:
         log, began, number = self.folder.log, time.perf_counter(), trial.number
-        log.begin(number)
+        log.begin(number, self.study.who)
         observer = _TrialObserver(trial, self)
+        value: float | None = None
         try:
             plan = observer.plan = self._suggest(trial)
             log.planned(number, trial.params, plan)
@@ -129,35 +107,51 @@ class Trials:
             if measured is None:
                 fitted = fit(plan, self.bench, observer)
                 measured = self._known[plan.hash] = fitted.metrics
-            self._plans.append(plan)
             value = measured[f"rank.{self.settings.metric}"]
             if fitted and (self._best is None or value > (self._best.value or 0.0)):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except optuna.TrialPruned:
             reason = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=reason)
-            self.study.tell(number, state=TrialState.PRUNED)
+            state = TrialState.PRUNED
         except MACHINE as error:
             # What is wrong with this machine would be wrong in every trial: this one is kept for later.
             why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
             with suppress(OSError):
                 log.end(number, "interrupted", reason=f"{why} after {observer.share} % of its epochs")
+            self._let_go(trial)
             raise
         except Exception as error:
             kind = "" if isinstance(error, AutotlError) else f"{type(error).__name__}: "
             reason = one_line(f"{kind}{error}")
             log.end(number, "failed", seconds=time.perf_counter() - began, reason=reason)
-            self.study.tell(number, state=TrialState.FAIL)
+            state = TrialState.FAIL
         else:
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
-            self.study.tell(number, value)
-        self.done += 1
-        self._records[number] = log.read(number)
-        self._look_at_the_board()
-        self.watcher.trial_ended(self._records[number], self._best, self.done, self.settings.trials)
+            state = TrialState.COMPLETE
+        if not self.study.is_mine(trial):
+            self.watcher.note(f"Trial {number} was given to another process, as this one was silent for long.")
+            return
+        self.study.end(trial, state, value, log.last_attempt(number))
+        self.tell(number)
 
-    def _look_at_the_board(self) -> None:
+    def tell(self, number: int) -> None:
+        """Take note of a trial that has ended, here or elsewhere."""
+        record = self.folder.log.read(number)
+        self._remember(record)
+        self.watcher.trial_ended(record, self._best, self.done, self.settings.trials)
+
+    def _let_go(self, trial: optuna.Trial) -> None:
+        """Let another process have the trial, if the storage can still be told."""
+        with suppress(*STORAGE):
+            if self.study.is_mine(trial):
+                self.study.give_back(trial.number)
+
+    def _remember(self, record: TrialRecord) -> None:
         """See which trial is the best by now, and what there will be to do after the trials."""
+        self._records[record.number] = record
+        if record.plan and record.metrics:
+            self._known[record.plan.hash] = record.metrics
         board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
         self.budget.keep(seconds_needed(board, self.settings))
@@ -183,22 +177,19 @@ class Trials:
         return plan
 
     def _arithmetic(self, backbone: str) -> Arithmetic:
-        """How a backbone is trained in this study: as in its earlier trials, else as is fastest here."""
-        for plan in self._plans:
-            if plan.backbone == backbone and any(phase.method != "closed-form" for phase in plan.phases):
-                return Arithmetic(plan.compute_dtype, plan.memory_format)
-        if backbone in self._arithmetics:
-            return self._arithmetics[backbone]
-        bench = self.bench
-        chosen = self._arithmetics[backbone] = precision.choose(
-            bench.catalogue, backbone, bench.device, bench.features.cache_dir
-        )
-        seconds = chosen.image_seconds * len(bench.shas("train"))
-        self.watcher.note(
-            f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
-            f"{seconds:.1f} s for an epoch of the whole network."
-        )
-        return chosen
+        """How a backbone is trained in this study: as is fastest on the machine that trains it first."""
+
+        def choose() -> dict[str, Any]:
+            bench = self.bench
+            chosen = precision.choose(bench.catalogue, backbone, bench.device, bench.features.cache_dir)
+            seconds = chosen.image_seconds * len(bench.shas("train"))
+            self.watcher.note(
+                f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
+                f"{seconds:.1f} s for an epoch of the whole network."
+            )
+            return asdict(chosen)
+
+        return Arithmetic(**self.study.settled(f"arithmetic of {backbone}", choose))
 
     @cached_property
     def _facts(self) -> DataFacts:

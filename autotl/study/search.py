@@ -1,9 +1,7 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from itertools import zip_longest
 
@@ -11,36 +9,33 @@ import optuna
 import sqlalchemy
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.data.dataset import Dataset, open_dataset, read_split
-from autotl.data.pixels import PixelStore
+from autotl.data.dataset import Dataset, read_split
 from autotl.data.rows import trim
 from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.bench import Bench
-from autotl.engine.features import FeatureStore
 from autotl.errors import StudyError, one_line
-from autotl.files import write
 from autotl.host import Host
 from autotl.plan import Network
 from autotl.registry import Entry, Registry
-from autotl.search import estimate, select
-from autotl.search import pool as pools
-from autotl.search.budget import Budget, OutOfTime
-from autotl.search.finish import finish
-from autotl.search.result import Result
-from autotl.search.sampler import NumberedSampler
-from autotl.search.settings import Settings
-from autotl.search.space import pooling_name, share_of
-from autotl.search.trials import Trials
-from autotl.search.watch import ProbeRow, Watcher, read_probe
+from autotl.study import estimate, select
+from autotl.study import pool as pools
+from autotl.study.budget import Budget, OutOfTime
+from autotl.study.crew import Crew
+from autotl.study.finish import finish
+from autotl.study.settings import Settings
+from autotl.study.space import pooling_name, share_of
+from autotl.study.storage import SharedStudy, without_password
+from autotl.study.trials import Trials
+from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
+from autotl.tracking.probe import ProbeRow, read_probe, write_probe
+from autotl.tracking.result import Result
+from autotl.tracking.shipping import PATIENCE, Shipping, tracking_uri
 
 FIRST_GUESSES = 5
 """How many of the probe's best cuts, each of another backbone, are tried before the sampler chooses."""
-RUNG, HALVING = 25, 2
-"""After 25 and 50 % of its epochs a trial goes on while it is among the better half of those that came so far
-(Li et al. 2020, arXiv 1810.05934). Percent, for trials differ in their epochs and each has a schedule of its own."""
 FIRST_PASSES = 0.35
 """The share of a budget that may go into the first pass of the images through the backbones."""
 
@@ -61,6 +56,7 @@ class Search:
         self.cache_dir = cache_dir(settings.cache_dir)
         self.catalogue = Catalogue(host, self.cache_dir, settings.weights)
         self.folder = StudyFolder(home(settings.home) / settings.study_name)
+        self._shipping: Shipping | None = None
         # A study without a single trial has decided nothing yet: it is begun anew.
         before = self.before = self.folder.definition if any(self.folder.log.records()) else None
         self.strategies = _chosen(host.strategies, settings.strategies, before.strategies if before else None)
@@ -83,12 +79,16 @@ class Search:
 
         Raises: StudyError, among others for a disk or a database that fails; what was done is kept.
         """
+        for problem in self.host.problems:
+            self.watcher.note(str(problem))
+        pools.announce(self.pool, self.watcher, self.settings.yes)
         try:
             with self.folder.lock():
                 pools.download(self.catalogue, self.pool)
                 bench = self._open()
                 backbones = self._affordable(bench)
                 study = self._define(bench.dataset, backbones)
+                self._begin_logging()
                 trials = Trials(
                     study,
                     self.folder,
@@ -100,7 +100,7 @@ class Search:
                     watcher=self.watcher,
                     budget=self.budget,
                 )
-                self._try_out(bench, backbones, study, trials)
+                self._try_out(bench, backbones, study, Crew(study, self.folder, trials))
                 return finish(self.folder, self.settings, bench, self.watcher, self.budget)
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
@@ -114,25 +114,42 @@ class Search:
                 f"Optuna's storage of study '{self.folder.name}' fails: {one_line(error.__cause__ or error, 200)}. "
                 "What was done is kept; put this right and say the same again."
             ) from error
+        finally:
+            if self._shipping:
+                self._shipping.leave()
+
+    def end_logging(self) -> None:
+        """Wait, within reason, until MLflow has all of it."""
+        if not self._shipping or self._shipping.wait(1):
+            return
+        self.watcher.note("MLflow is told the rest …")
+        if not self._shipping.wait(PATIENCE):
+            self.watcher.note(
+                f"That takes long, and goes on by itself. Say it again later: autotl log {self.folder.name}"
+            )
+
+    def _begin_logging(self) -> None:
+        if self.settings.mlflow:
+            uri = tracking_uri(self.settings.tracking_uri, self.folder.path.parent)
+            self._shipping = Shipping(self.folder, uri, self.watcher.note)
 
     def _open(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
-        pixels = PixelStore(self.cache_dir)
         names = [*self.pool.backbones, *([select.PIXELS] if "reference" in self.host.backbones else [])]
         inputs = list(dict.fromkeys(self.catalogue.card(name).input for name in names))
         try:
-            dataset = open_dataset(
+            bench = Bench.open(
                 self.settings.data,
+                inputs,
+                self.catalogue,
+                self.device,
                 seed=self.settings.seed,
-                inputs=inputs,
-                pixels=pixels,
                 previous=read_split(self.folder.path) if self.before else None,
                 progress=self.budget.watched(self.watcher, "reading images"),
             )
         except OutOfTime:
             raise StudyError("The images alone take longer to read than --budget. What was read is kept.") from None
-        self.watcher.dataset(dataset)
-        bench = Bench(dataset, FeatureStore(self.cache_dir, self.catalogue, pixels, self.device))
+        self.watcher.dataset(bench.dataset)
         for name in self.pool.backbones:
             bench.features.missing(self._network(name), [])
         trim(self.cache_dir)  # not before the stores of this search are open, for those are kept
@@ -160,7 +177,7 @@ class Search:
                 allowed -= seconds
         return tuple(kept)
 
-    def _define(self, dataset: Dataset, backbones: Sequence[str]) -> optuna.Study:
+    def _define(self, dataset: Dataset, backbones: Sequence[str]) -> SharedStudy:
         """Write what the study is before its first trial, or make sure that it still is that.
 
         Raises: StudyError for any difference but in the images, which may grow.
@@ -168,8 +185,9 @@ class Search:
         before, storage = self.before, self.settings.storage
         definition = Definition(
             name=self.folder.name,
+            data=str(self.settings.data.resolve()),
             optuna=before.optuna if before else f"{self.folder.name}-{uuid.uuid4().hex[:8]}",
-            storage=_without_password(storage) if storage else None,
+            storage=without_password(storage) if storage else None,
             fingerprint=dataset.fingerprint,
             classes=dataset.classes,
             backbones={name: self._network(name).weights for name in backbones},
@@ -188,38 +206,23 @@ class Search:
                 f"({'; '.join(f'{key}: {change}' for key, change in differences.items())}). "
                 "Go on with what it was begun with, or start another: --study NAME"
             )
-        study = self._optuna_study(definition.optuna)
+        study = SharedStudy.create(storage or self.folder.storage, definition.optuna, self.settings.seed)
         if differences:
             self.watcher.note("The images have changed since the study was begun: only new trials count for them.")
             self.folder.probe.unlink(missing_ok=True)
         if differences or not before:
             dataset.write(self.folder.path)
-            self.folder.define(definition)
+        self.folder.define(definition)
+        split = {image.sha: image.split for image in dataset.images} if differences else None
+        study.agree({"definition": definition.to_json(), "seed": definition.seed, "prune": self.settings.prune}, split)
         return study
 
-    def _optuna_study(self, name: str) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        url = self.settings.storage or f"sqlite:///{self.folder.path.resolve() / 'optuna.db'}"
-        try:
-            return optuna.create_study(
-                study_name=name,
-                storage=url,
-                sampler=NumberedSampler(self.settings.seed),
-                pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNG, reduction_factor=HALVING),
-                direction="maximize",
-                load_if_exists=True,
-            )
-        except Exception as error:  # whatever the database's driver raises
-            reason = one_line(error, 300)
-            raise StudyError(f"Optuna cannot use the storage {self.settings.storage or url}: {reason}") from error
-
-    def _try_out(self, bench: Bench, backbones: Sequence[str], study: optuna.Study, trials: Trials) -> None:
+    def _try_out(self, bench: Bench, backbones: Sequence[str], study: SharedStudy, crew: Crew) -> None:
         """The probe and the trials, as far as the budget goes.
 
         The cheapest backbone comes first, and its best cut is the first trial: so a usable model is there early.
         """
-        missing = self.settings.trials - trials.done
-        if missing > 0:
+        if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
             self.watcher.note(
@@ -232,16 +235,19 @@ class Search:
                 bench.features.fill(self._network(name), bench.shas(*SPLITS), progress)
                 if name not in {row.backbone for row in rows}:
                     rows += self._probe(name, bench)
-                    write(self.folder.probe, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+                    write_probe(self.folder, rows)
                 if name == backbones[0]:
                     first = self._linear_probes(rows)[:1]
                     self._enqueue(study, f"{bench.dataset.fingerprint} first", first)
-                    trials.run(min(len(first), self.settings.trials))
+                    crew.run(min(len(first), self.settings.trials))
             self.watcher.probed(rows)
             self._enqueue(study, bench.dataset.fingerprint, self._guesses(rows))
-            trials.run(self.settings.trials)
+            study.open(self.settings.trials)
+            crew.run(self.settings.trials)
         except OutOfTime:
             pass  # what there is by now is what there is to choose from
+        finally:
+            study.open(0)
 
     def _probe(self, name: str, bench: Bench) -> list[ProbeRow]:
         """What every cut of a backbone tells about the images."""
@@ -258,12 +264,12 @@ class Search:
             progress(done, len(cells))
         return rows
 
-    def _enqueue(self, study: optuna.Study, what: str, guesses: Sequence[Mapping[str, object]]) -> None:
+    def _enqueue(self, study: SharedStudy, what: str, guesses: Sequence[Mapping[str, object]]) -> None:
         """Trials with parameters that are known beforehand; once in a study, however often it is interrupted."""
-        waiting = {trial.user_attrs.get("guess") for trial in study.get_trials(deepcopy=False)}
+        waiting = {trial.user_attrs.get("guess") for trial in study.trials()}
         for at, guess in enumerate(guesses):
             if f"{what} {at}" not in waiting:
-                study.enqueue_trial(dict(guess), user_attrs={"guess": f"{what} {at}"})
+                study.optuna.enqueue_trial(dict(guess), user_attrs={"guess": f"{what} {at}"})
 
     def _linear_probes(self, rows: Sequence[ProbeRow]) -> list[dict[str, object]]:
         """Linear probes at the best cut of each backbone, best first."""
@@ -295,13 +301,6 @@ class Search:
             pooling_name(info.stage(row.cut).poolings): row.pooling,
             "input_size": 0.0,
         }
-
-
-def _without_password(url: str) -> str:
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        raise StudyError(f"--storage '{url}' is no database URL, such as postgresql://user@host/name.") from None
 
 
 def _chosen(registry: Registry, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:

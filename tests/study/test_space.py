@@ -5,8 +5,8 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
 from autotl.engine.precision import Arithmetic
 from autotl.plan import DataRef, Head, Phase
-from autotl.search.sampler import NumberedSampler
-from autotl.search.space import SearchContext, at, share_of
+from autotl.study.sampler import NumberedSampler
+from autotl.study.space import SearchContext, at, share_of
 
 
 @pytest.fixture

@@ -1,24 +1,12 @@
 """What a search tells whoever watches it. A terminal, a log file or a notebook each show it in their own way."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from autotl.data.dataset import Dataset
-from autotl.plan import Pooling
-from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
-
-
-@dataclass(frozen=True)
-class ProbeRow:
-    """What the probe saw at one cut of one backbone under one pooling."""
-
-    backbone: str
-    cut: str
-    pooling: Pooling
-    accuracy: float
+from autotl.tracking.probe import ProbeRow
 
 
 @dataclass(frozen=True)
@@ -31,15 +19,8 @@ class Estimate:
     """A linear classifier on stored features."""
 
 
-def read_probe(folder: StudyFolder) -> list[ProbeRow]:
-    """What the probe of a study has seen so far."""
-    if not folder.probe.exists():
-        return []
-    return [ProbeRow(**row) for row in json.loads(folder.probe.read_text())]
-
-
 class Watcher(Protocol):
-    """Called by the search as it goes, always from its own thread."""
+    """Called by the search as it goes, from its own thread; only `note` may come from another one."""
 
     def note(self, text: str) -> None:
         """One line that the user should read."""
@@ -52,6 +33,9 @@ class Watcher(Protocol):
         """A task such as `reading images`; `done == total` ends it."""
 
     def probed(self, rows: Sequence[ProbeRow]) -> None: ...
+
+    def confirm(self, question: str) -> None:
+        """Raises: StudyError unless the user agrees."""
 
     def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
         """A trial begins: `what` names strategy, backbone and cut; `done` of `total` trials have ended."""
@@ -71,6 +55,7 @@ class Silent:
     def estimate(self, estimate: Estimate) -> None: ...
     def progress(self, task: str, done: int, total: int) -> None: ...
     def probed(self, rows: Sequence[ProbeRow]) -> None: ...
+    def confirm(self, question: str) -> None: ...
     def trial_planned(self, number: int, what: str, done: int, total: int) -> None: ...
     def trial_epoch(self, number: int, place: str) -> None: ...
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None: ...

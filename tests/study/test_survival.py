@@ -16,11 +16,13 @@ import optuna
 import pytest
 
 from autotl.errors import AutotlError
-from autotl.search import trials
-from autotl.search.settings import Settings
-from autotl.search.study import Search
-from autotl.search.trials import Trials
-from autotl.search.watch import Silent
+from autotl.study import crew, storage
+from autotl.study.crew import Crew
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.storage import SharedStudy
+from autotl.study.trials import Trials
+from autotl.study.watch import Silent
 from autotl.tracking.log import TrialLog
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -70,12 +72,14 @@ def _die_at(write):
     optuna.Study.ask = deadly(optuna.Study.ask)
     optuna.Trial.report = deadly(optuna.Trial.report)
     optuna.Trial._suggest = deadly(optuna.Trial._suggest)
+    optuna.Trial.set_user_attr = deadly(optuna.Trial.set_user_attr)
+    SharedStudy.give_back = deadly(SharedStudy.give_back)
     Path.rename = deadly(Path.rename)
     Path.replace = deadly(Path.replace)
 
 
 def test_kills_at_random_writes_change_nothing(host, stripes, monkeypatch):
-    monkeypatch.setattr(trials, "KILLS", 99)  # one trial may well be hit three times
+    monkeypatch.setattr(crew, "KILLS", 99)  # one trial may well be hit three times
     # Without gradient descent: torch cannot go on with that in a forked process.
     again = partial(search, host, stripes, strategies=("linear-probe",), trials=25)
     whole = again(study="whole")
@@ -114,8 +118,8 @@ def test_a_trial_is_run_again_with_the_epochs_that_it_had(host, stripes, monkeyp
         if epoch == 4:
             raise KeyboardInterrupt
 
-    observer = "autotl.search.trials._TrialObserver"
-    from autotl.search.trials import _TrialObserver
+    observer = "autotl.study.trials._TrialObserver"
+    from autotl.study.trials import _TrialObserver
 
     really = _TrialObserver.epoch
     with monkeypatch.context() as patch:
@@ -131,15 +135,15 @@ def test_a_usable_model_is_there_after_the_first_trial(host, stripes, monkeypatc
     """Before the second backbone's features are computed, a linear probe's bundle lies in the study."""
     seen = []
     filled = []
-    run = Trials.run
+    run = Crew.run
 
-    def running(trials, total):
-        run(trials, total)
-        bundle = trials.folder.bundle
+    def running(crew, total):
+        run(crew, total)
+        bundle = crew.folder.bundle
         seen.append((total, json.loads((bundle / "plan.json").read_text())["phases"][0]["method"]))
-        filled.append(trials.bench.features.computed)
+        filled.append(crew.trials.bench.features.computed)
 
-    monkeypatch.setattr(Trials, "run", running)
+    monkeypatch.setattr(Crew, "run", running)
     search(host, stripes, backbones=("tiny:net", "reference:edges"), trials=3).run()
     assert seen[0] == (1, "closed-form")
     assert filled == [90, 180]
@@ -209,7 +213,8 @@ def test_a_damaged_database_is_one_line(host, stripes):
     assert +Counter(record.state for record in made.folder.log.records()) == {"complete": 2}
 
 
-def test_a_locked_database_fails_in_one_line_and_the_search_goes_on_later(host, stripes):
+def test_a_locked_database_fails_in_one_line_and_the_search_goes_on_later(host, stripes, monkeypatch):
+    monkeypatch.setattr(storage, "BUSY", 1)
     search(host, stripes, trials=2).run()
     made = search(host, stripes, trials=4)
     other = sqlite3.connect(made.folder.path / "optuna.db")
@@ -266,7 +271,7 @@ def test_a_storage_that_has_lost_trials_is_refused_and_nothing_is_overwritten(ho
 @pytest.mark.parametrize("breaks", ["with seed 1", "on all images", "the same frozen backbone at random"])
 def test_a_training_that_breaks_down_after_the_trials_is_left_out_and_said(host, stripes, monkeypatch, breaks):
     from autotl.errors import TrainingError
-    from autotl.search import finish
+    from autotl.study import finish
 
     def fit(plan, bench, observer=None):
         what = "with seed 1" if plan.seed == 1 else "on all images" if "rank" in plan.train_on else "as it was"

@@ -17,14 +17,15 @@ from autotl.errors import AutotlError, StudyError, one_line
 from autotl.export import bundle
 from autotl.files import append_line, read_lines, write
 from autotl.plan import TransferPlan, digest
-from autotl.search import result as results
-from autotl.search import select
-from autotl.search.budget import Budget, OutOfTime
-from autotl.search.result import Best, Comparison, Result, Run, Test
-from autotl.search.settings import Settings
-from autotl.search.watch import Watcher, read_probe
+from autotl.study import select
+from autotl.study.budget import Budget, OutOfTime
+from autotl.study.settings import Settings
+from autotl.study.watch import Watcher
+from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import STATES, TrialRecord
+from autotl.tracking.probe import read_probe
+from autotl.tracking.result import Best, Comparison, Result, Run, Test
 
 BEST = 3
 """So many of the best plans are run again with fresh seeds."""
@@ -327,7 +328,7 @@ class _End:
         pixels = self.bench.features.pixels.rows(loaded.plan.input)
         shas = self.bench.shas("test")
         rows = [pixels.read(shas[start : start + bundle.BATCH]) for start in range(0, len(shas), bundle.BATCH)]
-        found = [loaded.probabilities(torch.from_numpy(row).to(self.bench.device)).argmax(1) for row in rows]
+        found = [loaded.probabilities(torch.from_numpy(row)).argmax(1) for row in rows]
         return torch.cat(found).cpu().numpy()
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 from autotl import hookimpl
 from autotl.errors import PluginError, StudyError, WeightsError
 from autotl.report.terminal import show_study
-from autotl.search import result as results
-from autotl.search import study
-from autotl.search.select import leaderboard
-from autotl.search.settings import Settings
-from autotl.search.study import Search
-from autotl.search.watch import Silent
+from autotl.study import search as searching
+from autotl.study.search import Search
+from autotl.study.select import leaderboard
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
+from autotl.tracking import result as results
 
 
 class Recorder(Silent):
@@ -75,13 +75,13 @@ def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
 
 def test_features_are_computed_once_for_all_trials(host, stripes, monkeypatch):
     counts = []
-    really = study.finish
+    really = searching.finish
 
     def finish(folder, settings, bench, watcher, began):
         counts.append(bench.features.computed)
         return really(folder, settings, bench, watcher, began)
 
-    monkeypatch.setattr(study, "finish", finish)
+    monkeypatch.setattr(searching, "finish", finish)
     search(host, stripes).run()
     assert counts == [2 * 90]  # two backbones, ninety images, six trials
     search(host, stripes, trials=8, study="another").run()
@@ -151,7 +151,7 @@ def test_new_images_join_train_and_only_new_trials_count(host, stripes):
 def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes, monkeypatch):
     search(host, stripes, trials=2).run()
     with monkeypatch.context() as patch:
-        patch.setattr(study, "finish", lambda *_: 1 / 0)
+        patch.setattr(searching, "finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             search(host, stripes, trials=4).run()
     assert +Counter(search(host, stripes, trials=4).run().trials) == {"complete": 4}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import StudyError, WeightsError
+from autotl.study.watch import Watcher
 
 SHIPPED = ("autotl:*",)
 SMALL = ("timm:mobilenetv3_small_100.lamb_in1k", "timm:resnet18.a1_in1k")
@@ -59,6 +60,22 @@ def choose(catalogue: Catalogue, named: Sequence[str], pool: str, device: str) -
                 catalogue.obtain(name)  # raises, and says how to get it
             downloads[name] = catalogue.download_bytes(name)
     return Pool(tuple(names), tuple(left_out), downloads)
+
+
+def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
+    """Say what is left out and what will be downloaded, and ask where that is much.
+
+    Raises: StudyError when the user does not want it.
+    """
+    if pool.left_out:
+        watcher.note(
+            f"Left out, for their weights are not here and the hub is out of reach: {', '.join(pool.left_out)} "
+            "(autotl weights list)"
+        )
+    for name, size in pool.downloads.items():
+        watcher.note(f"Downloading {name}: {size / 1e6:.0f} MB" if size else f"Downloading {name}")
+    if pool.download_bytes > ASK_ABOVE and not yes:
+        watcher.confirm(f"{pool.download_bytes / 1e6:.0f} MB will be downloaded. Go on?")
 
 
 def download(catalogue: Catalogue, pool: Pool) -> None:

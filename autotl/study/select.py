@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.plan import Component, Head, Phase, Pooling, TransferPlan
-from autotl.search.watch import ProbeRow
 from autotl.tracking.log import TrialRecord
+from autotl.tracking.probe import ProbeRow
 
 PIXELS = "reference:pixels"
 PENALTIES = [10.0**power for power in range(-4, 2)]

@@ -6,11 +6,12 @@ import pytest
 
 from autotl.errors import StudyError
 from autotl.export import bundle
-from autotl.search import estimate, finish, study
-from autotl.search.budget import END_SHARE, MARGIN, Budget, OutOfTime
-from autotl.search.settings import Settings
-from autotl.search.study import Search
-from autotl.search.watch import Silent
+from autotl.study import estimate, finish
+from autotl.study import search as searching
+from autotl.study.budget import END_SHARE, MARGIN, Budget, OutOfTime
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
 
 
 class Notes(Silent):
@@ -55,7 +56,7 @@ def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, str
             patch.setattr(Budget, "left", lambda budget: -1.0)
             return finish.finish(*args)
 
-        patch.setattr(study, "finish", late)  # the trials have used up all there was
+        patch.setattr(searching, "finish", late)  # the trials have used up all there was
         result = made.run()
     assert result.final == result.best.plan == bundle.plan_of(made.folder.bundle)
     assert result.final.train_on == ("train",)

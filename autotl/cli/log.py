@@ -1,0 +1,57 @@
+"""`autotl log`: a study, told to MLflow again."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+
+
+@click.command()
+@click.argument("study")
+@options.tracking_uri
+@options.home
+@options.cache_dir
+@click.option("--follow", is_flag=True, hidden=True, help="Go on until standard input is closed.")
+def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: Path | None, follow: bool) -> None:
+    """Bring MLflow up to date with STUDY.
+
+    A search does so by itself while it goes on. This is for a server that was out of reach then, and for
+    another one: what it has already is not sent again.
+
+    \b
+    autotl log digits
+    autotl log digits --tracking-uri http://mlflow.example.org:5000
+    """
+    from filelock import Timeout
+
+    from autotl.errors import StudyError, one_line
+    from autotl.export import bundle
+    from autotl.host import Host
+    from autotl.report import words
+    from autotl.tracking import folder, shipping
+
+    workspace = folder.home(home)
+    found = folder.find_study(workspace, study)
+    uri = shipping.tracking_uri(tracking_uri, workspace)
+
+    def model() -> bundle.Bundle:
+        from autotl.backbones.catalogue import Catalogue
+
+        return bundle.load(found.bundle, Catalogue(Host.from_environment(), folder.cache_dir(cache_dir)))
+
+    from autotl.tracking.mlflow import Projection
+
+    projection = Projection(found, uri, words.summary)
+    if follow:
+        sys.exit(not shipping.follow(projection, model, partial(print, flush=True), sys.stdin))
+    try:
+        with shipping.only_writer(found, uri).acquire(timeout=0):
+            projection.end(model)
+    except Timeout:
+        raise StudyError(f"A search is logging study '{study}' to {uri} just now.") from None
+    except Exception as error:
+        raise StudyError(f"MLflow at {uri} cannot be brought up to date: {one_line(error, 300)}") from error
+    click.echo(f"MLflow at {uri} has all of study '{study}'. Look at it: autotl ui {study}")

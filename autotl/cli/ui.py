@@ -1,0 +1,116 @@
+"""`autotl ui`: MLflow's pages on the studies of the workspace."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+from autotl.errors import StudyError
+
+STARTS_WITHIN = 120.0
+"""Seconds."""
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+@options.tracking_uri
+@options.home
+def command(study: str | None, port: int, browser: bool, tracking_uri: str | None, home: Path | None) -> None:
+    """Browse what was searched, in MLflow's own pages; of STUDY at once where it is named.
+
+    They are served on this machine alone, until Ctrl-C.
+
+    \b
+    autotl ui
+    autotl ui digits --port 5001
+    """
+    from autotl.tracking import folder, shipping
+
+    workspace = folder.home(home)
+    uri = shipping.tracking_uri(tracking_uri, workspace)
+    page = _page(uri, workspace, study)
+    if uri.startswith(("http://", "https://")):  # it is served already
+        _show(uri.rstrip("/") + page, browser)
+        return
+    if not _free(port):
+        raise StudyError(f"Port {port} is in use. Say another one: --port {port + 1}")
+    words = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words],
+        cwd=workspace,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait(server, port)
+        _show(f"http://127.0.0.1:{port}{page}", browser)
+        click.echo("Ctrl-C ends it.")
+        server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _page(uri: str, workspace: Path, study: str | None) -> str:
+    """The part of the address that leads to the study.
+
+    Raises: StudyError for one that MLflow has not heard of, and for a workspace without any.
+    """
+    from autotl.tracking import folder
+
+    if study is None:
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            raise StudyError(f"There is nothing to show in {workspace} yet. Begin: autotl search DATA")
+        return "/#/experiments"
+    found = folder.find_study(workspace, study)
+
+    from autotl.tracking.mlflow import Projection
+
+    place = Projection(found, uri, lambda result: ()).find()
+    if place is None:
+        raise StudyError(f"MLflow at {uri} has not heard of study '{study}'. Tell it: autotl log {study}")
+    return "/#/experiments/{}/runs/{}".format(*place)
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
+    """Until the server answers."""
+    click.echo("MLflow starts …")
+    began = time.monotonic()
+    while time.monotonic() - began < STARTS_WITHIN:
+        if server.poll() is not None:
+            raise StudyError(f"MLflow's server ended at once. See why: mlflow server --port {port}")
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise StudyError(f"MLflow's server has not answered within {STARTS_WITHIN:.0f} s.")
+
+
+def _show(address: str, browser: bool) -> None:
+    click.echo(address)
+    if browser:
+        webbrowser.open(address)

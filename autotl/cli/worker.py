@@ -1,0 +1,59 @@
+"""`autotl worker`: more hands for a search."""
+
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+
+
+@click.command()
+@click.argument("study")
+@click.option("--storage", metavar="URL", help="Optuna's database of the search. [default: that of the study's folder]")
+@click.option(
+    "--data", type=click.Path(exists=True, path_type=Path), help="The images. [default: where the search has them]"
+)
+@options.device
+@options.weights
+@options.home
+@options.cache_dir
+def command(
+    study: str,
+    storage: str | None,
+    data: Path | None,
+    device: str,
+    weights: dict[str, Path],
+    home: Path | None,
+    cache_dir: Path | None,
+) -> None:
+    """Carry out trials of STUDY beside the search that began it, in this process.
+
+    As many workers may join as there are cores or GPUs, also on other machines that see the images; for those
+    the search must have a database that they reach. A worker that dies loses nothing: the search runs its trial
+    again. It ends when no trial is left to begin.
+
+    \b
+    autotl worker digits
+    autotl worker flowers --storage postgresql+psycopg://user:password@host/optuna --data /mnt/flowers
+    """
+    from autotl.host import Host
+    from autotl.report import terminal
+    from autotl.study.storage import SharedStudy
+    from autotl.study.worker import Worker
+    from autotl.tracking import folder
+
+    if storage is None:
+        storage = folder.find_study(folder.home(home), study).storage
+    shared = SharedStudy.join(storage, study)
+    with terminal.watcher(quiet=False) as watcher:
+        worker = Worker(
+            shared,
+            Host.from_environment(),
+            watcher,
+            data=data,
+            device=device,
+            cache_dir=folder.cache_dir(cache_dir),
+            weights=weights,
+        )
+        done = worker.run()
+    click.echo(f"{done} trials carried out; none is left to begin.")

@@ -1,0 +1,61 @@
+"""A trained model as one module of standard operators, from pixels to probabilities."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from autotl.backbones.stages import Stages
+from autotl.engine.features import normalise, pool
+from autotl.engine.heads import LinearHead
+from autotl.errors import StudyError, one_line
+from autotl.plan import TransferPlan
+
+INPUT, OUTPUT = "images", "probabilities"
+
+
+class Graph(nn.Module):
+    """images: [N, 3, S, S] uint8, prepared as the plan's input says → probabilities: [N, classes] float32.
+
+    Only as deep as the plan's cut; values are cast and normalised within.
+    """
+
+    def __init__(self, plan: TransferPlan, stages: Stages, head: LinearHead) -> None:
+        super().__init__()
+        self.plan = plan
+        self.stages = stages
+        self.weight = nn.Parameter(head.weight, requires_grad=False)
+        self.bias = nn.Parameter(head.bias, requires_grad=False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        value = self.stages(normalise(images, self.plan.input))
+        features = pool(value, self.stages.boundaries[-1], self.plan.head.pooling)
+        return LinearHead(self.weight, self.bias)(features).softmax(1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def example(self) -> Tensor:
+        """A batch to trace with: of two, as a single image would be taken for all that can come."""
+        size = self.plan.input.size
+        return torch.zeros(2, 3, size, size, dtype=torch.uint8)
+
+
+def program(graph: Graph) -> ExportedProgram:
+    """The graph on the CPU as PyTorch traces it, for batches of any size.
+
+    Raises: StudyError for a network that cannot be traced.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            shapes = ({0: Dim("batch", min=1)},)
+            return torch.export.export(graph.cpu(), (graph.example(),), dynamic_shapes=shapes)
+    except Exception as error:  # the tracer raises almost anything
+        raise StudyError(
+            f"'{graph.plan.backbone}' cannot be exported as a graph: {one_line(error, 300)} "
+            "Use --format bundle, which every machine with autotl reads."
+        ) from error

@@ -1,0 +1,70 @@
+"""The search among its workers: it takes in what they did, and takes back what those that died left behind."""
+
+import time
+
+from optuna.trial import TrialState
+
+from autotl.errors import StudyError
+from autotl.study.storage import SEARCH, SharedStudy
+from autotl.study.trials import Trials
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.log import ENDED
+
+KILLS = 3
+"""A trial in which the process was killed so often counts as failed."""
+LOOK = 0.5
+"""Seconds between two looks at what workers do, when there is nothing else to do."""
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+class Crew:
+    """All who carry out trials of a study, seen by the process that holds its lock."""
+
+    def __init__(self, study: SharedStudy, folder: StudyFolder, trials: Trials) -> None:
+        """Raises: StudyError when the storage has lost trials that the study folder has."""
+        self.study, self.folder, self.trials = study, folder, trials
+        stored = {trial.number for trial in study.trials()}
+        lost = [record.number for record in folder.log.records() if record.number not in stored]
+        if lost:
+            raise StudyError(
+                f"Optuna's storage of study '{folder.name}' lacks trials that the study has, such as number "
+                f"{lost[0]}. Put the storage back as it was, or start another study: --study NAME"
+            )
+        self.catch_up()
+
+    def run(self, total: int) -> None:
+        """Carry out trials, together with whoever else does, until `total` have ended.
+
+        Raises: OutOfTime.
+        """
+        while self.trials.carry_out_one(total) or self._wait_for_others(total):
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Make the study folder and Optuna's storage agree on what has ended by now, and by whom."""
+        for number, events in self.study.collected(self._has_ended):
+            self.folder.log.adopt(number, events)
+            self.trials.tell(number)
+        for number, who in self.study.left_behind():
+            if who != SEARCH:
+                self.folder.log.begin(number, who)  # the attempt that came to nothing
+            record = self.folder.log.read(number)
+            if record.state not in ENDED and record.kills >= KILLS:
+                self.folder.log.end(number, "failed", reason=f"its process was killed {record.kills} times")
+                record = self.folder.log.read(number)
+            if record.state in ENDED:  # logged, and killed before Optuna was told
+                value = record.value if record.state == "complete" else None
+                self.study.optuna.tell(number, value, state=STATES[record.state])
+            else:
+                self.study.give_back(number)
+
+    def _has_ended(self, number: int) -> bool:
+        return self.folder.log.read(number).state in ENDED
+
+    def _wait_for_others(self, total: int) -> bool:
+        """Whether there is anyone to wait for; waits a little."""
+        if not any(trial.number < total for trial in self.study.trials(TrialState.RUNNING, TrialState.WAITING)):
+            return False
+        self.trials.budget.check_search()
+        time.sleep(LOOK)
+        return True

@@ -1,0 +1,104 @@
+"""What a user may say of a search: by the same names as options of the command, in a study file and from Python."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+
+from autotl.errors import StudyError, unknown
+from autotl.plan import Record
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def seconds(value: str | float | None) -> float | None:
+    """`90s`, `30m`, `2h`, or seconds alone.
+
+    Raises: ValueError for anything else, and for less than a minute.
+    """
+    if value is None:
+        return None
+    text = str(value)
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        found = float(number) * UNITS[unit]
+    except ValueError:
+        raise ValueError(f"'{text}' is no time, such as 90s, 30m or 2h") from None
+    if not 60 <= found < math.inf:
+        raise ValueError(f"'{text}' is too little for a search and its test: at least 60s")
+    return found
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]
+
+
+class Settings(Record):
+    """Everything that defines a search. Names of plugins may be globs."""
+
+    model_config = ConfigDict(strict=False)
+
+    data: Path
+    trials: int = Field(default=50, ge=1)
+    """How many trials the study has in all, those of earlier runs included."""
+    budget: Annotated[float | None, BeforeValidator(seconds)] = None
+    """Seconds for everything, from the first image to the tested bundle; None: as long as it takes."""
+    prune: bool = True
+    """Whether trials that fall behind are stopped early."""
+    backbones: Names = ()
+    """Empty: those of `pool`."""
+    pool: Literal["auto", "shipped", "small", "large"] = "auto"
+    strategies: Names = ()
+    """Empty: all, as for augmentations."""
+    augmentations: Names = ()
+    metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+    study: str | None = None
+    """None: named after the data."""
+    storage: str | None = None
+    """A database URL for Optuna; None: SQLite in the study's folder."""
+    refit: bool = True
+    """Whether the winner is trained once more, on all images but the sealed ones."""
+    reruns: int = Field(default=2, ge=0)
+    """With how many fresh seeds the best plans are run again before one of them wins."""
+    compare: bool = True
+    """Whether what the winner is measured against is trained too."""
+    weights: dict[str, Path] = Field(default={})
+    home: Path | None = None
+    cache_dir: Path | None = None
+    mlflow: bool = True
+    """Whether every trial is shown in MLflow."""
+    tracking_uri: str | None = None
+    """MLflow's server or store; None: `MLFLOW_TRACKING_URI`, else SQLite in the workspace."""
+    yes: bool = False
+    """Whether large weights are downloaded without asking."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Settings by their names.
+
+        Raises: StudyError, in one line, for a name that is none and for a value that cannot be.
+        """
+        for name in values:
+            if name not in cls.model_fields:
+                raise StudyError(unknown("option", name, cls.model_fields))
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = first["msg"].removeprefix("Value error, ")
+            raise StudyError(f"{first['loc'][0]}={first['input']!r}: {what}.") from None
+
+    @property
+    def study_name(self) -> str:
+        """Raises: StudyError for a name that is no single folder's."""
+        data = self.data.resolve()
+        name = self.study or (data.name if data.is_dir() else data.stem)
+        if not re.fullmatch(r"[\w][\w .+-]*", name):
+            raise StudyError(
+                f"'{name}' cannot be a study's name: letters, digits, '.', '-', '_', '+'. Say --study NAME."
+            )
+        return name

@@ -1,0 +1,128 @@
+"""A worker: another process, here or on another machine, that carries out trials of a search."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.engine import device as devices
+from autotl.engine.bench import Bench
+from autotl.errors import StudyError, unknown
+from autotl.host import Host
+from autotl.registry import Entry, Registry
+from autotl.study.budget import Budget, OutOfTime
+from autotl.study.settings import Settings
+from autotl.study.storage import SharedStudy
+from autotl.study.trials import Trials
+from autotl.study.watch import Watcher
+from autotl.tracking.folder import Definition, StudyFolder
+
+LOOK = 1.0
+"""Seconds between two looks at whether the search has come to its trials."""
+
+
+class Worker:
+    """Joins the study that a search has begun.
+
+    What it needs to know lies in Optuna's storage, so that it has to see the images and nothing else. What happens
+    in its trials goes there too; the search takes it into the study's folder.
+    """
+
+    def __init__(
+        self,
+        study: SharedStudy,
+        host: Host,
+        watcher: Watcher,
+        *,
+        data: Path | None,
+        device: str,
+        cache_dir: Path,
+        weights: Mapping[str, Path],
+    ) -> None:
+        """Raises: AutotlError when this machine cannot give the numbers that the search's gives."""
+        self.study, self.host, self.watcher = study, host, watcher
+        self.definition = definition = Definition.from_json(study.terms["definition"])
+        self.data = data or Path(definition.data)
+        self.device = devices.resolve(device)
+        self.budget = Budget(None, time.monotonic())
+        self.catalogue = Catalogue(host, cache_dir, weights)
+        kind, wanted = (each.partition(":")[0] for each in (self.device, definition.device))
+        if kind != wanted:
+            raise StudyError(f"The search runs on {wanted}, this worker would on {kind}. Say --device {wanted}.")
+        for name, theirs in definition.versions.items():
+            if version(name) != theirs:
+                raise StudyError(f"The search has {name} {theirs}, here is {version(name)}. Install the same version.")
+        for name, theirs in definition.backbones.items():
+            if self.catalogue.network(name, definition.seed).weights != theirs:
+                raise StudyError(f"The search has other weights for '{name}': say --weights {name}=FILE")
+
+    def run(self) -> int:
+        """Carry out trials until none is left to begin; how many that were.
+
+        Raises: AutotlError.
+        """
+        bench = self._open()
+        with tempfile.TemporaryDirectory(prefix="autotl-worker-") as place:
+            definition = self.definition
+            settings = {
+                "data": self.data,
+                "trials": max(1, self._total()),
+                "metric": definition.metric,
+                "seed": definition.seed,
+                "prune": self.study.terms["prune"],
+            }
+            trials = Trials(
+                self.study,
+                StudyFolder(Path(place) / definition.name),
+                Settings.of(settings),
+                bench,
+                backbones=tuple(definition.backbones),
+                strategies=_entries(self.host.strategies, definition.strategies),
+                augmentations=_entries(self.host.augmentations, definition.augmentations),
+                watcher=self.watcher,
+                budget=self.budget,
+            )
+            done = 0
+            try:
+                while trials.carry_out_one(self._total()):
+                    done += 1
+            except OutOfTime:
+                self.watcher.note("The search wants no more trials.")
+            return done
+
+    def _open(self) -> Bench:
+        """The images, which must be those of the search, and in the same splits."""
+        definition = self.definition
+        bench = Bench.open(
+            self.data,
+            [self.catalogue.card(name).input for name in definition.backbones],
+            self.catalogue,
+            self.device,
+            seed=definition.seed,
+            previous=self.study.split,
+            progress=self.budget.watched(self.watcher, "reading images"),
+        )
+        self.watcher.dataset(bench.dataset)
+        if bench.dataset.fingerprint != definition.fingerprint:
+            raise StudyError(f"The images in {self.data} are not those of the search. Say where they are: --data PATH")
+        return bench
+
+    def _total(self) -> int:
+        """How many trials the search wants, none when it is over; waits until it has come to them."""
+        total: int | None = self.study.terms["total"]
+        if total is None:
+            self.watcher.note("Waiting for the search to begin its trials …")
+        while total is None:
+            time.sleep(LOOK)
+            total = self.study.terms["total"]
+        return total
+
+
+def _entries(registry: Registry, names: tuple[str, ...]) -> dict[str, Entry]:
+    known = [entry.name for entry in registry]
+    for name in names:
+        if name not in known:
+            raise StudyError(unknown(registry.kind, name, known, "Install the plugin that the search has."))
+    return {name: registry[name] for name in names}

@@ -1,0 +1,415 @@
+"""A study as MLflow shows it: one run for the study, and a nested run for each attempt at a trial.
+
+The study folder is the truth. What the server lacks is shipped, and shipping the same again changes nothing: each run
+carries a tag that says how many events of its log it has, and a metric that is logged twice counts once to MLflow.
+This is the only room that knows MLflow.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported, as are the others
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+import mlflow
+import numpy as np
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from autotl.plan import Phase, TransferPlan
+from autotl.tracking.folder import Definition, StudyFolder
+from autotl.tracking.log import Event, attempts
+from autotl.tracking.result import Result, load
+
+if TYPE_CHECKING:
+    from autotl.export.bundle import Bundle
+
+T = TypeVar("T")
+
+ALIAS = "champion"
+"""Of the version of a registered model that its study found last."""
+STATUS = {
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+KILLED = "its process was killed"
+STUDY, TRIAL, ATTEMPT, EVENTS = "autotl.study", "autotl.trial", "autotl.attempt", "autotl.events"
+STATE, REASON, RESULT, WEIGHTS = "autotl.state", "autotl.reason", "autotl.result", "autotl.weights"
+PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+AT_ONCE = {"metrics": 500, "params": 100, "tags": 100}
+"""How much MLflow takes in one request."""
+
+
+@dataclass
+class _Shown:
+    """An attempt at a trial, as far as the server has it."""
+
+    run: str
+    events: int
+    open: bool
+
+
+class Projection:
+    """One study on one server. Every method may raise whatever the server and the way to it make MLflow raise."""
+
+    def __init__(self, folder: StudyFolder, uri: str, describe: Callable[[Result], Iterable[str]]) -> None:
+        """`describe` tells a result in words, line by line."""
+        self.folder = folder
+        self.uri = uri
+        self._describe = describe
+        self._parent = ""
+        self._experiment = ""
+        self._shown: dict[tuple[int, int], _Shown] = {}
+        self._sizes: dict[Path, int] = {}
+        self._ends: dict[int, Event] = {}
+        self._best_shipped = 0
+
+    def find(self) -> tuple[str, str] | None:
+        """The ids of the experiment and of the study's run, None where the server has not heard of it."""
+        definition = self.folder.definition
+        assert definition is not None
+        with _alone(self.uri):
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            experiment = self._client.get_experiment_by_name(definition.name)
+        runs = self._runs(experiment.experiment_id, definition) if experiment else []
+        parents = [run for run in runs if TRIAL not in run.data.tags]
+        return (parents[0].info.experiment_id, parents[0].info.run_id) if parents else None
+
+    def ship(self) -> None:
+        """Bring the server up to what the study folder says by now."""
+        definition = self.folder.definition
+        if definition is None:
+            return
+        if not self._parent:
+            self._connect(definition)
+        for number, tried in self._changed_trials():
+            for attempt, events in enumerate(tried):
+                self._ship_attempt(definition, number, attempt, events, last=attempt == len(tried) - 1)
+            if tried and tried[-1][-1]["event"] == "end":
+                self._ends[number] = tried[-1][-1]
+        self._ship_best(definition)
+
+    def end(self, model: Callable[[], "Bundle"]) -> None:
+        """Ship the rest, the result and the model; nothing is running any more."""
+        self.ship()
+        if not self._parent:
+            return
+        for shown in self._shown.values():
+            if shown.open:
+                self._close(shown, "interrupted", KILLED, time.time())
+        result = load(self.folder)
+        if result:
+            self._ship_result(result)
+            self._ship_model(result, model)
+        self._client.set_terminated(self._parent, "FINISHED" if result else "KILLED")
+
+    def watch_the_machine(self) -> Callable[[], None]:
+        """Log load and memory of this machine to the study's run, until what is returned is called."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self._parent, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        return monitor.finish
+
+    def _connect(self, definition: Definition) -> None:
+        """Find what the server has of this study, or begin it there."""
+        with _alone(self.uri):
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            found = self._client.get_experiment_by_name(definition.name)
+            self._experiment = found.experiment_id if found else self._new_experiment(definition.name)
+        if found and found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(self._experiment)
+        parent = None
+        for run in self._runs(self._experiment, definition):
+            tags = run.data.tags
+            if TRIAL in tags:
+                shown = _Shown(run.info.run_id, int(tags.get(EVENTS, 0)), run.info.status == "RUNNING")
+                self._shown[int(tags[TRIAL]), int(tags[ATTEMPT])] = shown
+            else:
+                parent = run
+        if parent is None:
+            parent = self._begin_study(self._experiment, definition)
+        elif parent.info.status != "RUNNING":
+            self._client.update_run(parent.info.run_id, status="RUNNING")
+        self._parent = parent.info.run_id
+
+    def _new_experiment(self, name: str) -> str:
+        place = None
+        if self.uri.startswith("sqlite:"):  # there is no server that would say where artifacts go
+            place = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
+        tags = {"mlflow.experimentKind": "custom_model_development"}  # pages on training, not on language models
+        return self._client.create_experiment(name, artifact_location=place, tags=tags)
+
+    def _runs(self, experiment: str, definition: Definition) -> list[Run]:
+        """Every run of the study, its own included."""
+        found: list[Run] = []
+        token = None
+        while True:
+            mine = f"tags.`{STUDY}` = '{definition.optuna}'"
+            page = self._client.search_runs([experiment], mine, max_results=1000, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _begin_study(self, experiment: str, definition: Definition) -> Run:
+        tags = {
+            STUDY: definition.optuna,
+            "autotl.device": definition.device,
+            "autotl.data": definition.data,
+            **{f"version.{name}": version for name, version in definition.versions.items()},
+        }
+        run = self._client.create_run(experiment, tags=tags, run_name=definition.name)
+        params = {
+            "metric": definition.metric,
+            "seed": definition.seed,
+            "device": definition.device,
+            "classes": len(definition.classes),
+            **{key: ", ".join(getattr(definition, key)) for key in ("backbones", "strategies", "augmentations")},
+        }
+        self._log(run.info.run_id, params=params)
+        self._log_dataset(run.info.run_id, definition)
+        return run
+
+    def _log_dataset(self, run: str, definition: Definition) -> None:
+        with open(self.folder.path / "data" / "split.csv", encoding="utf-8", errors="replace", newline="") as file:
+            splits = [row["split"] for row in csv.DictReader(file)]
+        counts = {split: splits.count(split) for split in ("train", "stop", "rank", "test")}
+        dataset = Dataset(
+            name=Path(definition.data).name or definition.name,
+            digest=definition.fingerprint[:32],
+            source_type="local",
+            source=json.dumps({"uri": definition.data}),
+            profile=json.dumps({"images": len(splits), "classes": len(definition.classes), **counts}),
+        )
+        self._client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def _changed_trials(self) -> Iterator[tuple[int, list[list[Event]]]]:
+        """The trials whose logs have grown since the last look, with the events of each attempt."""
+        for file in self.folder.log.files():
+            size = file.stat().st_size
+            if self._sizes.get(file) != size:
+                yield int(file.stem), attempts(file)
+                self._sizes[file] = size  # not before it is shipped
+
+    def _ship_attempt(
+        self, definition: Definition, number: int, attempt: int, events: Sequence[Event], *, last: bool
+    ) -> None:
+        shown = self._shown.get((number, attempt))
+        if shown is None:
+            shown = self._shown[number, attempt] = self._begin_attempt(definition, number, attempt, events[0])
+        if shown.events < len(events):
+            plan = next((TransferPlan.from_json(json.dumps(e["plan"])) for e in events if e["event"] == "plan"), None)
+            fresh = events[shown.events :]
+            epochs = [event for event in fresh if event["event"] == "epoch"]
+            self._log(shown.run, metrics=[metric for event in epochs for metric in _epoch_metrics(event, plan)])
+            for event in fresh:
+                if event["event"] == "plan":
+                    assert plan is not None
+                    self._log_plan(shown.run, number, event["params"], plan)
+                elif event["event"] == "end":
+                    metrics = event["metrics"] | ({"objective": event["value"]} if event["value"] is not None else {})
+                    self._log(shown.run, metrics=_metrics(metrics, event["time"], 0))
+                    self._close(shown, event["state"], event["reason"], event["time"])
+            self._client.set_tag(shown.run, EVENTS, str(len(events)))
+            shown.events = len(events)
+        if shown.open and not last:
+            self._close(shown, "interrupted", KILLED, events[-1]["time"])
+
+    def _begin_attempt(self, definition: Definition, number: int, attempt: int, begin: Event) -> _Shown:
+        tags = {
+            PARENT: self._parent,
+            STUDY: definition.optuna,
+            TRIAL: str(number),
+            ATTEMPT: str(attempt),
+            "autotl.worker": begin.get("worker", ""),
+            "autotl.device": definition.device,
+            STATE: "running",
+        }
+        started = _milliseconds(begin["time"])
+        run = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=f"trial {number}")
+        self._log_dataset(run.info.run_id, definition)
+        return _Shown(run.info.run_id, 0, open=True)
+
+    def _log_plan(self, run: str, number: int, searched: Mapping[str, Any], plan: TransferPlan) -> None:
+        network = plan.backbone.partition(":")[2]
+        tags = {
+            NAME: f"trial {number}: {searched['strategy']}, {network} → {plan.cut}",
+            "autotl.plan": plan.hash,
+            **{f"version.{name}": version for name, version in plan.requires.items()},
+        }
+        self._log(run, params=_flat(searched, plan), tags=tags)
+        self._client.log_text(run, plan.to_json(), "plan.json")
+
+    def _close(self, shown: _Shown, state: str, reason: str, at: float) -> None:
+        tags = {STATE: state, **({REASON: reason, NOTE: f"**{state}**: {reason}"} if reason else {})}
+        self._log(shown.run, tags=tags)
+        self._client.set_terminated(shown.run, STATUS[state], end_time=_milliseconds(at))
+        shown.open = False
+
+    def _ship_best(self, definition: Definition) -> None:
+        """The best value so far after each completed trial, as a curve of the study's run."""
+        complete = [event for event in self._ends.values() if event["state"] == "complete"]
+        complete.sort(key=lambda event: float(event["time"]))
+        curve = accumulate((float(event["value"]) for event in complete), max)
+        points = [
+            Metric(f"best.{definition.metric}", best, _milliseconds(event["time"]), step)
+            for step, (event, best) in enumerate(zip(complete, curve, strict=True), 1)
+        ]
+        self._log(self._parent, metrics=points[self._best_shipped :])
+        self._best_shipped = len(points)
+
+    def _ship_result(self, result: Result) -> None:
+        if self._client.get_run(self._parent).data.tags.get(RESULT) == result.made_from:
+            return
+        metric = result.test.metric
+        metrics = {
+            f"rank.{metric}": result.best.validation,
+            **{f"test.{name}": getattr(result.test, name) for name in ("low", "high", "images")},
+            f"test.{metric}": result.test.value,
+            **{f"gain over {name}": 100 * found.difference for name, found in result.comparisons.items()},
+            "seconds": result.seconds,
+        }
+        at = self.folder.result.stat().st_mtime
+        tags = {NOTE: "\n\n".join(self._describe(result)), "autotl.best trial": str(result.best.trial)}
+        self._log(self._parent, metrics=_metrics(metrics, at, 0), tags=tags)
+        self._client.log_text(self._parent, result.to_json(), "result.json")
+        self._client.log_text(self._parent, result.best.plan.to_json(), "best_plan.json")
+        if self.folder.probe.exists():
+            self._client.log_text(self._parent, _table(json.loads(self.folder.probe.read_text())), "probe.csv")
+        self._log(self._parent, tags={RESULT: result.made_from})
+
+    def _ship_model(self, result: Result, model: Callable[[], "Bundle"]) -> None:
+        """The winner as a traced graph without pickle, registered under the study's name."""
+        versions = self._client.search_model_versions(f"name = '{result.study}'")
+        if any(version.tags.get(WEIGHTS) == result.final.hash for version in versions):
+            return
+        bundle = model()
+        example = bundle.graph.example().numpy()
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        with mlflow.start_run(run_id=self._parent):
+            logged = mlflow.pytorch.log_model(
+                bundle.graph.cpu(),
+                name="model",
+                serialization_format="pt2",
+                input_example=example,
+                signature=ModelSignature(
+                    inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
+                    outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.classes)))]),
+                ),
+                extra_files=[str(self.folder.bundle / name) for name in ("preprocessing.json", "classes.json")],
+                pip_requirements=[f"{name}=={result.final.requires[name]}" for name in ("torch",)],
+                registered_model_name=result.study,
+                metadata={"classes": list(bundle.classes), "study": result.study},
+            )
+        version = str(logged.registered_model_version)
+        self._client.set_model_version_tag(result.study, version, WEIGHTS, result.final.hash)
+        self._client.set_registered_model_alias(result.study, ALIAS, version)
+
+    def _log(
+        self,
+        run: str,
+        *,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log to a run, in as many requests as it takes."""
+        for metric_part in _parts(metrics, AT_ONCE["metrics"]):
+            self._client.log_batch(run, metrics=metric_part)
+        written = [Param(_key(name), str(value)[:6000]) for name, value in (params or {}).items()]
+        for param_part in _parts(written, AT_ONCE["params"]):
+            self._client.log_batch(run, params=param_part)
+        marks = [RunTag(_key(name), value[:5000]) for name, value in (tags or {}).items()]
+        for tag_part in _parts(marks, AT_ONCE["tags"]):
+            self._client.log_batch(run, tags=tag_part)
+
+
+def _alone(uri: str) -> AbstractContextManager[object]:
+    """Keeps other processes from making the same database meanwhile, which MLflow does not survive."""
+    if not uri.startswith("sqlite:///"):
+        return nullcontext()
+    file = Path(uri.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file.with_name(f".{file.name}.lock"))
+
+
+def _flat(searched: Mapping[str, Any], plan: TransferPlan) -> dict[str, Any]:
+    """A plan as parameters with readable names, and below `searched.` what the sampler drew."""
+    flat = {
+        "strategy": searched["strategy"],
+        "backbone": plan.backbone,
+        "weights": plan.weights,
+        "cut": plan.cut,
+        "frozen": plan.phases[-1].frozen or "none",
+        "pooling": plan.head.pooling,
+        "input size": plan.input.size,
+        "augmentation": plan.augmentation.name,
+        "compute_dtype": plan.compute_dtype,
+        "memory_format": plan.memory_format,
+        "seed": plan.seed,
+    }
+    flat |= {f"augmentation.{name}": value for name, value in plan.augmentation.params.items()}
+    for number, phase in enumerate(plan.phases, 1):
+        flat |= {f"phase{number}.{name}": value for name, value in _flat_phase(phase).items()}
+    return flat | {f"searched.{name}": value for name, value in searched.items()}
+
+
+def _flat_phase(phase: Phase) -> dict[str, Any]:
+    flat: dict[str, Any] = {"method": phase.method, "frozen": phase.frozen or "none", **phase.options}
+    if phase.epochs:
+        flat |= {"epochs": phase.epochs, "batch_norm": phase.batch_norm, "head rate": phase.head_rate}
+        flat |= {f"rate.{stage}": rate for stage, rate in phase.stage_rates.items()}
+    if phase.stop:
+        flat |= {f"stop.{name}": value for name, value in phase.stop.model_dump(exclude_none=True).items()}
+    return flat
+
+
+def _epoch_metrics(event: Event, plan: TransferPlan | None) -> list[Metric]:
+    """What an epoch gave, under `epoch/`, at its place among the epochs of all phases."""
+    earlier = plan.phases[: event["phase"] - 1] if plan else ()
+    step = sum(phase.epochs for phase in earlier) + event["epoch"]
+    return _metrics({f"epoch/{name}": value for name, value in event["facts"].items()}, event["time"], step)
+
+
+def _metrics(values: Mapping[str, float], at: float, step: int) -> list[Metric]:
+    return [Metric(_key(name), float(value), _milliseconds(at), step) for name, value in values.items()]
+
+
+def _key(name: str) -> str:
+    """A name with nothing in it that MLflow refuses."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + most] for start in range(0, len(items), most))
+
+
+def _milliseconds(at: float) -> int:
+    return round(1000 * at)

@@ -1,0 +1,100 @@
+"""`autotl log` and `autotl ui`, as a user types them; pages in a real browser where chromium is installed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+
+from autotl.cli.main import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def autotl(*words, code=0):
+    done = CliRunner().invoke(main, list(map(str, words)))
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.fixture
+def searched(stripes, tmp_path, monkeypatch):
+    """A study that MLflow has heard of, as the search's own process beside it told."""
+    monkeypatch.chdir(tmp_path)
+    words = ["search", str(stripes), "--trials", "2", "--backbones", "autotl:resnet10", "--strategies", "linear-probe"]
+    subprocess.run([sys.executable, "-m", "autotl", *words], check=True, capture_output=True)
+    return tmp_path / "studies"
+
+
+def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tmp_path):
+    assert sorted(path.name for path in searched.glob("ml*")) == ["mlartifacts", "mlflow.db"]
+    assert not list(tmp_path.glob("ml*"))  # nothing beside the workspace
+    other = f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}"
+    assert f"MLflow at {other} has all of study 'stripes'" in autotl("log", "stripes", "--tracking-uri", other)
+    own, copy = (MlflowClient(uri) for uri in (f"sqlite:///{searched / 'mlflow.db'}", other))
+    names = [
+        sorted(
+            run.info.run_name for run in client.search_runs([client.get_experiment_by_name("stripes").experiment_id])
+        )
+        for client in (own, copy)
+    ]
+    assert names[0] == names[1]
+    assert [name.partition(":")[0] for name in names[0]] == ["stripes", "trial 0", "trial 1"]
+    assert own.get_model_version_by_alias("stripes", "champion")
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "autotl", "ui", "stripes", "--port", str(port), "--no-browser"]
+    ui = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    try:
+        address = next(line.strip() for line in ui.stdout if line.startswith("http"))
+        experiment = own.get_experiment_by_name("stripes").experiment_id
+        assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/")
+        with urllib.request.urlopen(address) as page:
+            assert b"MLflow" in page.read()
+        assert "is in use. Say another one: --port" in autotl("ui", "--port", port, "--no-browser", code=2)
+        if browser := shutil.which("chromium"):
+            words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+            shown = subprocess.check_output([*words, "--dump-dom", address], text=True, stderr=subprocess.DEVNULL)
+            assert "trial 0: linear-probe, resnet10 →" in shown
+            assert "Winner: autotl:resnet10" in shown
+    finally:
+        ui.send_signal(signal.SIGTERM)
+        ui.wait(30)
+    with socket.socket() as probe:  # the server has ended with it
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _run_names(client):
+    runs = client.search_runs([client.get_experiment_by_name("stripes").experiment_id])
+    return sorted(run.info.run_name for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["log", "nothing"], "Unknown study 'nothing'"),
+        (["ui", "nothing"], "Unknown study 'nothing'"),
+        (["ui"], "There is nothing to show"),
+        (["worker", "nothing"], "Unknown study 'nothing'"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(words, says):
+    error = autotl(*words, code=2)
+    assert error.startswith("Error: ") and says in error and error.count("\n") == 1
+
+
+def test_a_study_that_mlflow_has_not_heard_of(stripes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", "--strategies", "linear-probe")
+    assert "has not heard of study 'stripes'. Tell it: autotl log stripes" in autotl("ui", "stripes", code=2)
+    error = autotl("log", "stripes", "--tracking-uri", "http://127.0.0.1:9", code=2)
+    assert error.startswith("Error: MLflow at http://127.0.0.1:9 cannot be brought up to date: ")
+    assert error.count("\n") == 1

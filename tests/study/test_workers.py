@@ -1,0 +1,223 @@
+"""Several processes in one study: SQLite on this machine, PostgreSQL where Debian's packages are installed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autotl.errors import StudyError
+from autotl.study import storage as storages
+from autotl.study.storage import SharedStudy
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.log import attempts
+
+TRIALS = 30
+SEARCH = ("--backbones", "autotl:resnet10", "--strategies", "fine-tune,full,scratch", "--no-prune", "--reruns", "0")
+
+
+def _binaries():
+    found = shutil.which("initdb")
+    return Path(found).parent if found else max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+
+@pytest.fixture
+def postgresql(tmp_path_factory):
+    """The URL of a fresh database on a server of our own."""
+    binaries = _binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    folder = Path(os.path.realpath("/tmp")) / f"autotl-postgresql-{os.getpid()}"  # a short path, for its socket
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    become = []
+    if os.geteuid() == 0:  # it refuses to run as root
+        shutil.chown(folder, "postgres")
+        become = ["runuser", "-u", "postgres", "--"]
+    run = lambda *words: subprocess.run([*become, *map(str, words)], check=True, capture_output=True, cwd=folder)  # noqa: E731
+    port = 54000 + os.getpid() % 1000
+    run(binaries / "initdb", "-D", folder / "data", "-A", "trust", "-U", "autotl")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    run(binaries / "pg_ctl", "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start")
+    yield f"postgresql+psycopg://autotl@127.0.0.1:{port}/postgres"
+    run(binaries / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts `autotl …` in a process of its own, its output in a file; none is left at the end."""
+    begun = []
+
+    def run(*words):
+        output = open(tmp_path / f"{len(begun)}-{words[0]}.txt", "w+")  # noqa: SIM115
+        words = [sys.executable, "-m", "autotl", *map(str, words)]
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, text=True)
+        process.told = lambda: Path(output.name).read_text()
+        begun.append(process)
+        return process
+
+    yield run
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def _until(condition, seconds=120):
+    began = time.monotonic()
+    while not (found := condition()):
+        assert time.monotonic() - began < seconds, "it did not come to pass"
+        time.sleep(0.05)
+    return found
+
+
+def _joined(start, folder, *words):
+    """A worker, once the search that it joins has written what it is."""
+    _until(lambda: (folder.path / "study.json").exists())
+    time.sleep(1)
+    return start("worker", "stripes", *words)
+
+
+def test_workers_on_sqlite_share_the_trials_of_a_search(start, stripes, tmp_path):
+    folder = StudyFolder(tmp_path / "studies" / "stripes")
+    search = start("search", stripes, "--trials", TRIALS, "--no-mlflow", "--no-compare", *SEARCH)
+    workers = [_joined(start, folder) for _ in range(2)]
+    assert search.wait(240) == 0, search.told()
+    assert [worker.wait(60) for worker in workers] == [0, 0], [worker.told() for worker in workers]
+
+    records = list(folder.log.records())
+    assert [record.number for record in records] == list(range(TRIALS))
+    assert Counter(record.state for record in records) == {"complete": TRIALS}
+    hands = Counter(attempts(file)[-1][0]["worker"] for file in folder.log.files())
+    assert len(hands) == 3, hands
+    told = sum(int(worker.told().split(" trials carried out")[0].rpartition("\n")[2]) for worker in workers)
+    assert told == TRIALS - hands["search"]
+    assert all(record.epochs for record in records)
+    assert all(f"/{TRIALS}] trial {record.number}  " in search.told() for record in records)
+
+
+def test_a_worker_that_is_killed_leaves_the_total_exact(start, stripes, tmp_path, postgresql):
+    """Two workers on PostgreSQL, which know nothing of the study's folder; one is killed within a trial."""
+    folder = StudyFolder(tmp_path / "studies" / "stripes")
+    join = ("--storage", postgresql, "--home", tmp_path / "elsewhere", "--data", stripes)
+    search = start(
+        "search", stripes, "--trials", TRIALS, "--storage", postgresql, "--no-mlflow", "--no-compare", *SEARCH
+    )
+    workers = [_joined(start, folder, *join) for _ in range(2)]
+    shared = optuna.load_study(study_name=folder.definition.optuna, storage=postgresql)
+
+    def in_a_training_of_the_second():
+        return next(
+            (
+                trial.number
+                for trial in shared.get_trials(states=[TrialState.RUNNING])
+                if (trial.user_attrs.get("worker") or "").endswith(f":{workers[1].pid}") and trial.intermediate_values
+            ),
+            None,
+        )
+
+    killed = _until(in_a_training_of_the_second)
+    workers[1].send_signal(signal.SIGKILL)
+    assert search.wait(240) == 0, search.told()
+    assert workers[0].wait(60) == 0, workers[0].told()
+
+    records = list(folder.log.records())
+    assert [record.number for record in records] == list(range(TRIALS))
+    assert Counter(record.state for record in records) == {"complete": TRIALS}
+    assert [trial.state for trial in shared.get_trials()] == [TrialState.COMPLETE] * TRIALS
+    assert [trial.value for trial in shared.get_trials()] == [record.value for record in records]
+    # The trial was run again under its number, and its log tells of both attempts.
+    first, second = attempts(folder.log.files()[killed])
+    assert first[0]["worker"].endswith(f":{workers[1].pid}")
+    assert second[-1]["state"] == "complete"
+    assert not (tmp_path / "elsewhere").exists()
+    # The password-less URL is kept, and one worker's log lies nowhere but in the study.
+    assert json.loads((folder.path / "study.json").read_text())["storage"] == postgresql
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study in a database, as the search sees it, and a way to see it as a worker."""
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+    made = SharedStudy.create(url, "flowers-1234", seed=0)
+    made.agree({"definition": "{}", "seed": 0, "prune": True}, None)
+    return made, lambda: SharedStudy.join(url, "flowers")
+
+
+def test_no_trial_beyond_the_total_is_carried_out(study):
+    search, join = study
+    worker = join()
+    claimed = [claim.number for who in (search, worker, search) if (claim := who.claim(3))]
+    assert claimed == [0, 1, 2]
+    assert search.claim(3) is None
+    assert worker.claim(3) is None
+    assert len(search.trials()) == 3
+    # Two that ask at one moment: the one that comes too late gives its trial back, for a larger total.
+    late = worker.optuna.ask()
+    worker.give_back(late.number)
+    assert search.claim(3) is None
+    assert worker.claim(4).number == 3
+
+
+def test_a_trial_that_is_given_back_is_claimed_under_its_number_with_its_draws(study):
+    search, join = study
+    worker = join()
+    trial = worker.claim(5)
+    drawn = trial.suggest_float("cut", 0, 1)
+    worker.give_back(trial.number)
+    again = search.claim(5)
+    assert (again.number, again.suggest_float("cut", 0, 1)) == (trial.number, drawn)
+    assert not worker.is_mine(trial)
+    assert search.is_mine(again)
+
+
+def test_only_the_dead_leave_trials_behind(study, monkeypatch):
+    search, join = study
+    worker = join()
+    own, others = search.claim(5), worker.claim(5)
+    with worker.alive(others, closed=lambda: None):
+        time.sleep(0.2)
+        # What the search itself is said to run was run by one before it, which held the lock.
+        assert search.left_behind() == [(own.number, "search")]
+    monkeypatch.setattr(search._storage, "grace_period", 1)
+    time.sleep(2.5)
+    assert dict(search.left_behind())[others.number] == worker.who
+
+
+def test_a_worker_hears_that_no_more_is_wanted(study, monkeypatch):
+    monkeypatch.setattr(storages, "BEAT", 0.05)
+    search, join = study
+    worker = join()
+    search.open(5)
+    heard = []
+    with worker.alive(worker.claim(5), closed=lambda: heard.append(True)):
+        time.sleep(0.3)
+        assert heard == []
+        search.open(0)
+        _until(lambda: heard, 5)
+        time.sleep(0.3)
+    assert heard == [True]
+
+
+def test_what_cannot_be_joined_is_said(study, tmp_path):
+    _, join = study
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+    with pytest.raises(StudyError, match="Unknown study 'flower'. Did you mean 'flowers'"):
+        SharedStudy.join(url, "flower")
+    SharedStudy.create(url, "flowers-5678", seed=0)
+    with pytest.raises(StudyError, match="say which: flowers-1234, flowers-5678"):
+        join()
+    with pytest.raises(StudyError, match="has not got so far"):
+        SharedStudy.join(url, "flowers-5678")
+    with pytest.raises(StudyError, match="is no database URL"):
+        SharedStudy.join("nonsense", "flowers")
+    with pytest.raises(StudyError, match="cannot use the storage postgresql.*:[*][*][*]@"):
+        SharedStudy.join("postgresql+psycopg://a:secret@127.0.0.1:1/x", "flowers")

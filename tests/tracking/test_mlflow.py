@@ -1,0 +1,363 @@
+"""A study as MLflow shows it; the server is a real one, or a real database."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autotl.export import bundle
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
+from autotl.tracking import shipping
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.mlflow import Projection
+
+mlflow = pytest.importorskip("mlflow")
+from mlflow import MlflowClient  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def made(host, stripes):
+    """A finished study with trials of every end: complete, pruned, failed, killed and run again."""
+    settings = Settings(
+        data=stripes, trials=4, backbones=("tiny:net",), strategies=("linear-probe", "fine-tune"), device="cpu"
+    )
+    search = Search(settings, host, Silent(), time.monotonic())
+    search.run()
+    log = search.folder.log
+    complete = next(record for record in log.records() if record.epochs)
+    for number, end in ((4, "pruned"), (5, "failed")):
+        log.begin(number, "elsewhere:7")
+        log.planned(number, complete.params, complete.plan)
+        log.epoch(number, 1, 1, {"train.loss": 2.0})
+        log.end(number, end, seconds=1.5, reason=f"it was {end}")
+    log.begin(6, "search")
+    log.planned(6, complete.params, complete.plan)
+    log.epoch(6, 1, 1, {"train.loss": 3.0})
+    log.begin(6, "search")
+    log.planned(6, complete.params, complete.plan)
+    log.epoch(6, 1, 1, {"train.loss": 3.0})
+    log.end(6, "complete", value=0.25, metrics=complete.metrics, seconds=2.0)
+    return search
+
+
+@pytest.fixture
+def uri(tmp_path):
+    return f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
+
+
+def projection(folder, uri):
+    return Projection(folder, uri, lambda result: [f"Winner: {result.best.strategy}", "and so on"])
+
+
+def loader(search):
+    return lambda: bundle.load(search.folder.bundle, search.catalogue)
+
+
+def everything(uri, name="stripes"):
+    """All that a server has of the one study of this name, as plain values; run ids and the model's time left out."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    found = []
+    for run in runs:
+        tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.log-model")}
+        parent = names.get(tags.pop("mlflow.parentRunId", None))
+        metrics = {
+            key: sorted(
+                (metric.step, metric.timestamp, metric.value)
+                for metric in client.get_metric_history(run.info.run_id, key)
+            )
+            for key in run.data.metrics
+            if not key.startswith("system/")
+        }
+        inputs = [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs]
+        files = sorted(file.path for file in client.list_artifacts(run.info.run_id))
+        found.append((run.info.run_name, parent, run.info.status, tags, run.data.params, metrics, inputs, files))
+    return sorted(found, key=str)
+
+
+def _in_order(run):
+    tags = run[3]
+    return int(tags.get("autotl.trial", -1)), int(tags.get("autotl.attempt", 0))
+
+
+def test_every_trial_is_a_run_below_the_study_s(made, uri):
+    projection(made.folder, uri).end(loader(made))
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("stripes").experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.run_name == "stripes" and parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"].startswith("Winner: ")
+    assert parent.data.params["backbones"] == "tiny:net"
+    assert parent.data.tags["version.torch"]
+
+    children = [run for run in runs if run is not parent]
+    assert len(children) == 8
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
+    digest = made.folder.definition.fingerprint[:32]
+    for run in runs:
+        assert [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs] == [("stripes", digest)]
+    for record in made.folder.log.records():
+        (run,) = (
+            run
+            for run in children
+            if run.data.tags["autotl.trial"] == str(record.number) and run.data.tags["autotl.state"] == record.state
+        )
+        assert run.info.run_name == f"trial {record.number}: {record.params['strategy']}, net → {record.plan.cut}"
+        assert run.data.params["cut"] == record.plan.cut
+        assert run.data.params["searched.cut"] == str(record.params["cut"])
+        for number, phase in enumerate(record.plan.phases, 1):
+            for stage, rate in phase.stage_rates.items():
+                assert run.data.params[f"phase{number}.rate.{stage}"] == str(rate)
+        for name in {name for epoch in record.epochs for name in epoch} - {"phase", "epoch"}:
+            history = client.get_metric_history(run.info.run_id, f"epoch/{name}")
+            wanted = [(epoch["epoch"], epoch[name]) for epoch in record.epochs if name in epoch]
+            assert sorted((metric.step, metric.value) for metric in history) == wanted
+        if record.state == "complete":
+            assert run.data.metrics["objective"] == record.value
+            assert {name: run.data.metrics[name] for name in record.metrics} == record.metrics
+        plan = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/plan.json")
+        assert plan == record.plan.to_json()
+        assert 0 <= run.info.end_time - run.info.start_time < 60_000
+
+
+def test_what_did_not_end_well_is_never_a_success(made, uri):
+    projection(made.folder, uri).end(loader(made))
+    ends = {
+        (run[3]["autotl.trial"], run[3]["autotl.attempt"]): (
+            run[2],
+            run[3]["autotl.state"],
+            run[3].get("autotl.reason"),
+        )
+        for run in everything(uri)
+        if run[1]
+    }
+    assert ends["4", "0"] == ("KILLED", "pruned", "it was pruned")
+    assert ends["5", "0"] == ("FAILED", "failed", "it was failed")
+    assert ends["6", "0"] == ("KILLED", "interrupted", "its process was killed")
+    assert ends["6", "1"] == ("FINISHED", "complete", None)
+
+
+def test_a_study_that_was_killed_is_closed_and_goes_on_when_it_does(made, uri):
+    made.folder.log.begin(7, "search")
+    result = made.folder.result.read_text()
+    made.folder.result.unlink()
+    projection(made.folder, uri).end(loader(made))
+    parent, *_, last = sorted(everything(uri), key=_in_order)
+    assert (parent[2], last[2]) == ("KILLED", "KILLED")
+
+    made.folder.log.begin(7, "search")
+    again = projection(made.folder, uri)
+    again.ship()
+    runs = sorted(everything(uri), key=_in_order)
+    assert [run[2] for run in (runs[0], *runs[-2:])] == ["RUNNING", "KILLED", "RUNNING"]
+    made.folder.log.end(7, "failed", reason="it was to be")
+    made.folder.result.write_text(result)
+    again.end(loader(made))
+    runs = sorted(everything(uri), key=_in_order)
+    assert [run[2] for run in (runs[0], *runs[-2:])] == ["FINISHED", "KILLED", "FAILED"]
+
+
+def test_shipping_again_changes_nothing_wherever_it_broke_off(made, uri, tmp_path, monkeypatch):
+    projection(made.folder, uri).end(loader(made))
+    whole = everything(uri)
+    projection(made.folder, uri).end(loader(made))
+    assert everything(uri) == whole
+
+    draw = random.Random(0)
+    other = f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}"
+    broken = 0
+    with monkeypatch.context() as patch:
+        for name in ("create_run", "log_batch", "log_text", "log_inputs", "set_tag", "set_terminated"):
+            really = getattr(MlflowClient, name)
+
+            def breaking(*args, really=really, **kwargs):
+                before, after = draw.random() < 0.02, draw.random() < 0.02
+                if before:
+                    raise ConnectionError("the server is gone")
+                done = really(*args, **kwargs)
+                if after:
+                    raise ConnectionError("the answer is lost")
+                return done
+
+            patch.setattr(MlflowClient, name, breaking)
+        while broken < 200:
+            try:
+                projection(made.folder, other).end(loader(made))
+                break
+            except ConnectionError:
+                broken += 1
+    assert broken > 3
+    assert everything(other) == whole
+
+
+def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeypatch):
+    projection(made.folder, uri).end(loader(made))
+    projection(made.folder, uri).end(loader(made))
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    client = MlflowClient(uri)
+    (version,) = client.search_model_versions("name = 'stripes'")
+    assert client.get_model_version_by_alias("stripes", "champion").version == version.version
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    model = mlflow.pytorch.load_model("models:/stripes@champion")
+    served = mlflow.pyfunc.load_model("models:/stripes@champion")
+    own = loader(made)()
+    draw = np.random.default_rng(0)
+    import torch
+
+    for batch in (1, 2, 5):
+        images = draw.integers(0, 256, (batch, 3, 32, 32), np.uint8)
+        wanted = own.probabilities(torch.from_numpy(images)).numpy()
+        with torch.no_grad():
+            np.testing.assert_allclose(model(torch.from_numpy(images)).numpy(), wanted, atol=1e-5)
+        np.testing.assert_allclose(served.predict(images), wanted, atol=1e-5)
+    signature = served.metadata.signature
+    assert [(str(spec.type), spec.shape) for spec in signature.inputs] == [("uint8", (-1, 3, 32, 32))]
+    place = Path(mlflow.artifacts.download_artifacts("models:/stripes@champion"))
+    assert not [file for file in place.rglob("*") if file.suffix in (".pkl", ".pth", ".pt")]
+    assert json.loads(next(place.rglob("classes.json")).read_text()) == ["across", "checks", "down"]
+
+
+def test_an_unreachable_server_is_one_line_and_ends_with_the_search(made, monkeypatch):
+    monkeypatch.setattr(shipping, "EVERY", 0.1)
+    monkeypatch.setattr(shipping, "LAST_TRIES", (0.1, 0.1))
+    monkeypatch.setattr(os, "nice", lambda by: by)
+    told = []
+    reading, writing = os.pipe()
+    end = time.monotonic() + 8
+    import threading
+
+    threading.Timer(8, lambda: os.close(writing)).start()
+    arrived = shipping.follow(
+        projection(made.folder, "http://127.0.0.1:9"), loader(made), told.append, os.fdopen(reading)
+    )
+    assert not arrived
+    assert time.monotonic() - end < 20
+    assert len(told) == 2
+    assert told[0].startswith("MLflow at http://127.0.0.1:9 fails, the search goes on without: ")
+    assert told[1].endswith("Ship it later: autotl log stripes")
+
+
+# With a server, as users have it
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A tracking server that may be stopped and started again."""
+
+    class Server:
+        def __init__(self):
+            self.port = _free_port()
+            self.uri = f"http://127.0.0.1:{self.port}"
+            self.process = None
+
+        def start(self):
+            words = ["server", "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--workers", "1"]
+            words += [
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                "--artifacts-destination",
+                str(tmp_path / "kept"),
+            ]
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", *words],
+                cwd=tmp_path,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+            )
+            self.wait()
+
+        def wait(self):
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+                    return
+                except OSError:
+                    time.sleep(0.2)
+            raise AssertionError("the server does not start")
+
+        def stop(self):
+            if self.process:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    made = Server()
+    yield made
+    made.stop()
+
+
+def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp_path, server):
+    server.start()
+    folder = StudyFolder(tmp_path / "studies" / "stripes")
+    words = ["search", str(stripes), "--trials", "24", "--backbones", "autotl:resnet10", "--no-prune", "--reruns", "0"]
+    words += ["--strategies", "fine-tune,full", "--no-compare", "--tracking-uri", server.uri]
+    search = subprocess.Popen(
+        [sys.executable, "-m", "autotl", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+    )
+    lines = []
+    for line in search.stdout:
+        lines.append(line)
+        if "[8/24]" in line:
+            server.stop()
+        if "[16/24]" in line:
+            server.start()
+    assert search.wait(300) == 0, "".join(lines)
+    said = "".join(lines)
+    print(said)
+    assert said.count("fails, the search goes on without") == 1, said
+
+    runs = [run for run in everything(server.uri) if run[1]]
+    records = list(folder.log.records())
+    assert len(records) == 24
+    assert sorted(int(run[3]["autotl.trial"]) for run in runs) == list(range(24))
+    assert {run[2] for run in runs} == {"FINISHED"}
+    for run in runs:
+        record = records[int(run[3]["autotl.trial"])]
+        assert run[5]["objective"][0][2] == record.value
+        assert [step for step, _, _ in run[5].get("epoch/train.loss", [])] == [
+            epoch["epoch"] for epoch in record.epochs if "train.loss" in epoch
+        ]
+        assert run[7] == ["plan.json"]
+    (parent,) = (run for run in everything(server.uri) if not run[1])
+    assert parent[2] == "FINISHED"
+    assert "result.json" in parent[7]
+    assert MlflowClient(server.uri).get_model_version_by_alias("stripes", "champion")
+    assert any(key.startswith("system/") for key in _metric_keys(server.uri))
+
+
+def _metric_keys(uri):
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("stripes").experiment_id])
+    return {key for run in runs for key in run.data.metrics}
