@@ -1,12 +1,16 @@
 """autotl: finds the best transfer-learning setup for a folder of labelled images.
 
-What plugin authors need is importable from here; nothing heavy is imported until it is used.
+What users and plugin authors need is importable from here; nothing heavy is imported until it is used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autotl.api import Model as Model
+    from autotl.api import Study as Study
+    from autotl.api import load as load
+    from autotl.api import search as search
     from autotl.backbones.weights import load_weights as load_weights
     from autotl.contracts import Augmentation as Augmentation
     from autotl.contracts import BackboneInfo as BackboneInfo
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "hookimpl": "autotl.hookspecs",
     "load_weights": "autotl.backbones.weights",
+    **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
     **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "TransferPlan"), "autotl.plan"),
     **dict.fromkeys(
         (

@@ -14,6 +14,7 @@ from autotl.errors import AutotlError
 COMMANDS = {
     "search": "Find the best transfer setup for a folder of images.",
     "predict": "Classify images with what a search found.",
+    "export": "Write the model for those who do not have autotl.",
     "ui": "Browse studies and trials in MLflow.",
     "log": "Bring MLflow up to date with a study.",
     "worker": "Carry out trials beside a search.",

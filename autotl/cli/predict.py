@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
-from autotl.errors import DataError, StudyError
 
 
 @click.command()
@@ -30,20 +29,11 @@ def command(
     autotl predict digits photo.jpg more-photos/
     autotl predict autotl-studies/digits/bundle photos/ --format json
     """
-    from autotl.backbones.catalogue import Catalogue
-    from autotl.engine import device as devices
-    from autotl.export import bundle
-    from autotl.host import Host
-    from autotl.tracking import folder
+    from autotl import api
 
-    path = Path(model)
-    if not (path / "plan.json").is_file():
-        path = folder.find_study(folder.home(home), model).bundle
-        if not path.exists():
-            raise StudyError(f"Study '{model}' has no bundle; search again: autotl search DATA --study {model}")
-    loaded = bundle.load(path, Catalogue(Host.from_environment(), folder.cache_dir(cache_dir)))
+    loaded = api.load(model, device=device, home=home, cache_dir=cache_dir).bundle
     rows = []
-    for file, answer in loaded.to(devices.resolve(device)).predict(_files(images)):
+    for file, answer in loaded.predict(api.files_in(images)):
         row: dict[str, object] = {"path": str(file), "class": "", "probability": "", "problem": ""}
         if isinstance(answer, str):
             row["problem"] = answer
@@ -62,19 +52,3 @@ def command(
         writer.writerows(rows)
     if any(row["problem"] for row in rows):
         sys.exit(1)
-
-
-def _files(paths: tuple[Path, ...]) -> list[Path]:
-    """Files as named; of folders, every file below that is not hidden, in order of name."""
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-            if not below:
-                raise DataError(f"No files in {path}.")
-            files += below
-        elif path.exists():
-            files.append(path)
-        else:
-            raise DataError(f"There is no image or folder {path}.")
-    return files

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from autotl.export.export import Exported
 from autotl.plan import TransferPlan
 from autotl.report.tables import count
 from autotl.tracking.result import Comparison, Result
@@ -69,8 +70,22 @@ def _gain(comparison: Comparison) -> str:
     return f"{points} {interval}: no difference that these images can show."
 
 
+def exported(found: Exported) -> Iterator[str]:
+    """What was exported, and what it costs."""
+    batches = [f"{1000 * seconds:.3g} ms for {images}" for images, seconds in found.latency.items()]
+    yield f"{found.file}: {found.bytes / 1e6:.2f} MB"
+    yield f"{count(found.parameters)} parameters, {count(found.flops)} FLOPs an image."
+    yield f"Latency on one thread of this CPU, for a batch of so many images: {', '.join(batches)}."
+    if found.images:
+        yield (
+            f"Compared with the model on {found.images} image files: "
+            f"no probability differs by more than {found.difference:.1g}."
+        )
+
+
 def next_steps(result: Result) -> Iterator[str]:
     """What to type next."""
     yield f"autotl predict {result.study} IMAGE_OR_FOLDER"
     yield f"autotl ui {result.study}   # every trial, epoch by epoch, in MLflow"
+    yield f"autotl export {result.study} --format onnx"
     yield f"autotl show {result.study} --plan {result.best.trial} > plan.json   # then: autotl train plan.json DATA"

@@ -83,6 +83,7 @@ def _run_names(client):
         (["log", "nothing"], "Unknown study 'nothing'"),
         (["ui", "nothing"], "Unknown study 'nothing'"),
         (["ui"], "There is nothing to show"),
+        (["export", "nothing"], "Unknown study 'nothing'"),
         (["worker", "nothing"], "Unknown study 'nothing'"),
     ],
 )

@@ -1,0 +1,158 @@
+"""Exporting: a model for those who do not have autotl, compared on real image files before it is handed over."""
+
+import runpy
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from autotl.errors import StudyError
+from autotl.export.bundle import FILES, Bundle
+from autotl.export.formats import FORMATS, Format, Model
+from autotl.files import as_json, holds_only, replacing, settle, write
+
+BUNDLE = "bundle"
+KINDS = (BUNDLE, *FORMATS)
+STANDALONE = Path(__file__).parent / "standalone"
+EXPORTED = (
+    *(form.file for form in FORMATS.values()),
+    "preprocessing.json",
+    "preprocess.py",
+    "predict.py",
+    "classes.json",
+    "plan.json",
+    "metrics.json",
+)
+CHECKED = 32
+"""So many images at most are compared."""
+TOLERANCE = 1e-4
+"""The largest difference between two probabilities that the order of summation explains."""
+RUNS = 20
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what it costs to use."""
+
+    folder: Path
+    file: Path
+    bytes: int
+    parameters: int
+    flops: int
+    """For one image."""
+    latency: dict[int, float]
+    """Seconds for a batch of so many images: the median of some runs on one thread of this CPU."""
+    images: int
+    """On how many image files it was compared with the model; a bundle is the model."""
+    difference: float
+    """The largest difference of a probability from the model's own."""
+
+
+def export(bundle: Bundle, source: Path, kind: str, folder: Path, files: Sequence[Path]) -> Exported:
+    """Write the bundle that lies in `source` into `folder`, as one of `KINDS`.
+
+    `files` are images such as the model will see; some of them go through a graph and through the model before the
+    graph takes its place.
+
+    Raises: StudyError for a folder that holds anything else, a network that cannot be exported, a missing package,
+    no image to compare on, and an export that disagrees with the model.
+    """
+    settle(folder)
+    bundle.to("cpu")
+    if folder.resolve() == source.resolve() or not holds_only(folder, FILES if kind == BUNDLE else EXPORTED):
+        raise StudyError(f"{folder} holds something else; name a new or an empty folder.")
+    answers: list[tuple[Path, np.ndarray]] = []
+    if kind != BUNDLE:
+        FORMATS[kind].check_installed()
+        answers = _answers(bundle, files)
+    with replacing(folder) as made:
+        if kind == BUNDLE:
+            for name in FILES:
+                shutil.copyfile(source / name, made / name)
+            file = made / "weights.safetensors"
+            difference = 0.0
+            latency = _latency(lambda batch: bundle.probabilities(torch.from_numpy(batch)).numpy(), bundle)
+        else:
+            file = _write(bundle, source, FORMATS[kind], made)
+            model = FORMATS[kind].load(file)
+            difference = _compare(model, made, answers)
+            latency = _latency(model, bundle)
+        size = file.stat().st_size
+    return Exported(
+        folder=folder,
+        file=folder / file.name,
+        bytes=size,
+        parameters=sum(parameter.numel() for parameter in bundle.graph.parameters()),
+        flops=int(bundle.metrics["validation"]["flops"]),
+        latency=latency,
+        images=len(answers),
+        difference=difference,
+    )
+
+
+def _answers(bundle: Bundle, files: Sequence[Path]) -> list[tuple[Path, np.ndarray]]:
+    """Files from all over the list, with the model's own probabilities.
+
+    Raises: StudyError when it can read none of them.
+    """
+    some = files[:: max(1, len(files) // CHECKED)][:CHECKED]
+    answers = [(file, answer) for file, answer in bundle.predict(some) if not isinstance(answer, str)]
+    if not answers:
+        raise StudyError("There is no image to compare the export on. Name some that can be read: --images FOLDER")
+    return answers
+
+
+def _write(bundle: Bundle, source: Path, form: Format, folder: Path) -> Path:
+    form.write(bundle.graph, folder / form.file)
+    write(folder / "classes.json", as_json(list(bundle.classes)))
+    for name in ("preprocessing.json", "plan.json", "metrics.json"):
+        shutil.copyfile(source / name, folder / name)
+    shutil.copyfile(STANDALONE / "preprocess.py", folder / "preprocess.py")
+    shutil.copyfile(STANDALONE / form.predict, folder / "predict.py")
+    return folder / form.file
+
+
+def _compare(model: Model, folder: Path, answers: Sequence[tuple[Path, np.ndarray]]) -> float:
+    """The largest difference of a probability, on files read as those who have the folder alone will read them.
+
+    Raises: StudyError when it is too large, or another class is the likeliest.
+    """
+    prepare = _reference(folder / "preprocess.py")
+    wanted = np.stack([answer for _, answer in answers])
+    found = model(np.stack([prepare(file) for file, _ in answers]))
+    difference = float(np.abs(found - wanted).max())
+    ranked = np.sort(wanted, axis=1)
+    sure = ranked[:, -1] - ranked[:, -2] > 2 * TOLERANCE
+    others = int(((found.argmax(1) != wanted.argmax(1)) & sure).sum())
+    if not difference <= TOLERANCE or others:
+        raise StudyError(
+            f"The export disagrees with the model: on {len(answers)} images a probability differs by up to "
+            f"{difference:.2g} (allowed: {TOLERANCE:g}), {others} get another class. Nothing was written."
+        )
+    return difference
+
+
+def _reference(file: Path) -> Callable[[Path], np.ndarray]:
+    """`prepare` of the script that lies beside an export."""
+    prepare: Callable[[Path], np.ndarray] = runpy.run_path(str(file))["prepare"]
+    return prepare
+
+
+def _latency(model: Model, bundle: Bundle) -> dict[int, float]:
+    size = bundle.plan.input.size
+    latency = {}
+    for batch in (1, 32):
+        images = np.zeros((batch, 3, size, size), np.uint8)
+        model(images)  # the first run allocates
+        seconds = []
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            model(images)
+            seconds.append(time.perf_counter() - began)
+        latency[batch] = median(seconds)
+    return latency

@@ -1,0 +1,79 @@
+"""The formats of an export: how a graph is written, and how what was written is run again without autotl."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autotl.errors import StudyError
+from autotl.export.graph import INPUT, OUTPUT, Graph, program
+
+Model = Callable[[np.ndarray], np.ndarray]
+"""images: [N, 3, S, S] uint8 → probabilities: [N, classes] float32."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that holds a graph."""
+
+    file: str
+    predict: str
+    """The script in `standalone/` that shows how it is used."""
+    requires: tuple[str, ...]
+    write: Callable[[Graph, Path], None]
+    load: Callable[[Path], Model]
+    """The file as its users load it, on one thread of the CPU."""
+
+    def check_installed(self) -> None:
+        """Raises: StudyError when a package is missing that this format is written or run with."""
+        missing = [name for name in self.requires if find_spec(name) is None]
+        if missing:
+            raise StudyError(f"This format needs {', '.join(missing)}: pip install {' '.join(self.requires)}")
+
+
+def _write_torch(graph: Graph, file: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights on other devices; these are on the CPU
+        torch.export.save(program(graph), file)
+
+
+def _load_torch(file: Path) -> Model:
+    model = torch.export.load(file).module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            found: torch.Tensor = model(torch.from_numpy(images))
+        return found.numpy()
+
+    return run
+
+
+def _write_onnx(graph: Graph, file: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it tells of its steps
+        warnings.simplefilter("ignore")
+        made = torch.onnx.export(program(graph), input_names=[INPUT], output_names=[OUTPUT], dynamo=True)
+    assert made is not None
+    made.save(file, external_data=False)
+
+
+def _load_onnx(file: Path) -> Model:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+
+
+FORMATS = {
+    "torch-export": Format("model.pt2", "predict_torch.py", (), _write_torch, _load_torch),
+    "onnx": Format("model.onnx", "predict_onnx.py", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
+}

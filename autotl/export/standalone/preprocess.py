@@ -1,0 +1,66 @@
+"""From an image file to what the model takes, as preprocessing.json says. Needs Pillow and NumPy alone.
+
+Decoding: the first frame, turned upright as its EXIF orientation says, in RGB; transparent pixels are laid on
+white, of 16 bits a channel the upper 8 count. Then at most four short sides of the long side are kept, the short
+side is resized to `resize` px, and the middle `size` x `size` px are cut out. Casting to floating point and
+normalising happen within the model.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SPEC = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
+LONGEST = 4
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def prepare(file: str | Path) -> np.ndarray:
+    """An image file → [3, size, size] uint8."""
+    with Image.open(file) as image:
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        pixels = _rgb(image)
+    if turn is not None:
+        pixels = pixels.transpose(turn)
+    short = min(pixels.size)
+    pixels = _middle(pixels, min(pixels.width, LONGEST * short), min(pixels.height, LONGEST * short))
+    width, height = (SPEC["resize"] * side // short for side in pixels.size)
+    pixels = pixels.resize((width, height), Image.Resampling[SPEC["interpolation"].upper()])
+    return np.ascontiguousarray(np.asarray(_middle(pixels, SPEC["size"], SPEC["size"])).transpose(2, 0, 1))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 0xFFFF:
+            raise ValueError("of integers only 0 to 65535 are defined")
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # broken metadata does not make the pixels unreadable
+        return 1
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

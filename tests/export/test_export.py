@@ -1,0 +1,248 @@
+"""Exports: compared with the model on real files, and run where there is no autotl."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from packaging.requirements import Requirement
+from PIL import Image
+
+from autotl.api import Model, Study
+from autotl.backbones.catalogue import Catalogue
+from autotl.data import images
+from autotl.data.dataset import stored_files
+from autotl.errors import StudyError
+from autotl.export import bundle, export, formats
+from autotl.plan import Input
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
+
+GRAPHS = tuple(formats.FORMATS)
+STRATEGIES = ("linear-probe", "fine-tune", "lp-ft", "gradual-unfreeze", "full", "scratch")
+
+
+def searched(host, data, **values) -> Study:
+    values = {"backbones": ("autotl:resnet10",), "trials": 1, "compare": False, "device": "cpu", **values}
+    search = Search(Settings(data=data, **values), host, Silent(), time.monotonic())
+    result = search.run()
+    return Study(search.folder, bundle.load(search.folder.bundle, search.catalogue), result)
+
+
+@pytest.fixture
+def model(host, stripes):
+    return searched(host, stripes, backbones=("tiny:net",), strategies=("linear-probe",))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_export_gives_every_test_image_the_class_that_the_model_gives(host, stripes, tmp_path, strategy):
+    """The winner of each strategy, as a graph in every format; the classes are the model's own on the test split."""
+    model = searched(host, stripes, strategies=(strategy,), augmentations=("flip-rotate-zoom",))
+    table = (model.folder.parent / "data" / "split.csv").read_text()
+    test = [stripes / line.split(",")[0] for line in table.splitlines() if line.split(",")[3] == "test"]
+    assert len(test) == 18
+    wanted = model.predict_proba(test)
+    for kind in GRAPHS:
+        made = model.export(kind, tmp_path / kind)
+        assert made.images == 32 and made.difference <= 1e-4
+        run = formats.FORMATS[kind].load(made.file)
+        prepare = runpy.run_path(str(made.folder / "preprocess.py"))["prepare"]
+        pixels = np.stack([prepare(file) for file in test])
+        for batch in (pixels, pixels[:1], pixels[:7]):  # of any size
+            np.testing.assert_allclose(run(batch), wanted[: len(batch)], atol=1e-4)
+        assert (run(pixels).argmax(1) == wanted.argmax(1)).all()
+
+
+def test_what_is_said_of_an_export_is_so(model, tmp_path):
+    made = model.export("onnx", tmp_path / "onnx")
+    assert made.bytes == made.file.stat().st_size
+    assert made.parameters == model.metrics["validation"]["parameters"]
+    assert made.flops == model.metrics["validation"]["flops"]
+    assert 0 < made.latency[1] < made.latency[32] < 10
+    assert sorted(path.name for path in made.folder.iterdir()) == sorted(
+        ["model.onnx", "preprocess.py", "preprocessing.json", "predict.py", "classes.json", "plan.json", "metrics.json"]
+    )
+
+
+def test_a_cut_network_is_only_as_deep_as_its_cut(host, stripes, tmp_path):
+    model = searched(host, stripes, strategies=("linear-probe",))
+    info = Catalogue(host, tmp_path / "cache").info(model.plan.backbone)
+    assert model.plan.cut != info.names[-1]
+    made = model.export("torch-export", tmp_path / "made")
+    assert made.parameters < info.parameters(info.names[-1])
+    held = sum(value.numel() for value in torch.export.load(made.file).parameters())
+    assert held == made.parameters
+
+
+def test_a_transformer_is_traced_as_well(host, stripes, tmp_path):
+    """Tokens, a class token and attention."""
+    model = searched(
+        host, stripes, backbones=("timm:deit_tiny_patch16_224.fb_in1k@random",), strategies=("linear-probe",)
+    )
+    assert model.export("onnx", tmp_path / "made").difference < 1e-4  # by way of torch-export
+
+
+def test_an_export_that_disagrees_is_refused_and_nothing_is_left(model, tmp_path, monkeypatch):
+    form = formats.FORMATS["torch-export"]
+
+    def skewed(graph, file):
+        graph.weight.mul_(1.5)
+        form.write(graph, file)
+
+    monkeypatch.setitem(formats.FORMATS, "torch-export", replace(form, write=skewed))
+    target = tmp_path / "made"
+    with pytest.raises(StudyError, match=r"a probability differs by up to [0-9.]+ \(allowed: 0.0001\)"):
+        model.export("torch-export", target)
+    assert not target.exists() and not list(tmp_path.glob(".made*"))
+
+
+def test_a_reference_that_reads_images_otherwise_is_found_out(model, tmp_path, monkeypatch):
+    wrong = tmp_path / "standalone"
+    wrong.mkdir()
+    for file in export.STANDALONE.glob("*.py"):
+        (wrong / file.name).write_text(file.read_text().replace('SPEC["interpolation"].upper()', '"NEAREST"'))
+    monkeypatch.setattr(export, "STANDALONE", wrong)
+    # Larger than the network's input, so that resizing matters.
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(draw.integers(0, 256, (90, 120, 3), np.uint8)).save(photos / f"{number}.png")
+    with pytest.raises(StudyError, match="The export disagrees with the model: on 4 images"):
+        model.export("torch-export", tmp_path / "made", photos)
+
+
+def test_only_what_may_be_replaced_is_replaced(model, tmp_path):
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    with pytest.raises(StudyError, match="holds something else"):
+        model.export("torch-export", foreign)
+    with pytest.raises(StudyError, match="holds something else"):
+        model.export("bundle", model.folder)
+    model.export("bundle", tmp_path / "copy")
+    with pytest.raises(StudyError, match="holds something else"):  # a bundle is no graph
+        model.export("torch-export", tmp_path / "copy")
+    model.export("torch-export", tmp_path / "graph")
+    model.export("torch-export", tmp_path / "graph")
+
+
+def test_a_bundle_that_was_exported_is_the_model(model, host, stripes, tmp_path):
+    made = model.export("bundle", tmp_path / "copy")
+    again = bundle.load(made.folder, Catalogue(host, tmp_path / "cache"))
+    files = stored_files(model.folder.parent, stripes)[:5]
+    np.testing.assert_array_equal(Model(made.folder, again).predict_proba(files), model.predict_proba(files))
+
+
+def test_what_is_missing_is_said(model, tmp_path, monkeypatch, stripes):
+    with pytest.raises(StudyError, match="Unknown format 'onxx'. Did you mean 'onnx'"):
+        model.export("onxx", tmp_path / "made")
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(StudyError, match="This format needs onnxscript: pip install"):
+        model.export("onnx", tmp_path / "made")
+    stripes.rename(stripes.with_name("moved"))
+    with pytest.raises(StudyError, match="no image to compare the export on.*--images"):
+        model.export("torch-export", tmp_path / "made")
+    model.export("torch-export", tmp_path / "made", stripes.with_name("moved"))
+
+
+# Where there is no autotl
+
+
+def _linked(folder: Path, *names: str) -> None:
+    """Makes `folder` an environment of nothing but these distributions and what they require, by links."""
+    folder.mkdir()
+    wanted, seen = list(names), set()
+    while wanted:
+        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        for entry in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            link = folder / entry
+            if not link.exists():
+                link.symlink_to(found.locate_file(entry))
+        needs = [Requirement(text) for text in found.requires or ()]
+        wanted += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+
+
+@pytest.mark.parametrize(("kind", "runtime"), [("onnx", "onnxruntime"), ("torch-export", "torch")])
+def test_an_export_predicts_without_autotl(model, stripes, tmp_path, kind, runtime):
+    made = model.export(kind, tmp_path / "made")
+    _linked(tmp_path / "environment", runtime, "numpy", "pillow")
+    files = [str(stripes / name / "3.png") for name in ("across", "checks", "down")]
+    code = f"import sys; sys.path[:0] = {[str(tmp_path / 'environment'), str(made.folder)]!r}\n"
+    code += "import importlib.util as u\n"
+    code += "for name in ('autotl', 'timm', 'torchvision', 'optuna', 'mlflow', 'safetensors'):\n"
+    code += "    assert u.find_spec(name) is None, name\n"
+    code += f"sys.argv = ['predict.py', *{files!r}]\n"
+    code += "import runpy; runpy.run_path(sys.path[1] + '/predict.py', run_name='__main__')"
+    # -S: without site-packages, -I: without the current folder and the user's own environment
+    words = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == files
+    assert [row[1] for row in rows] == model.predict(files)
+    np.testing.assert_allclose([float(row[2]) for row in rows], model.predict_proba(files).max(1), atol=1e-5)
+
+
+def _photos():
+    """Files of every kind that is decoded in a way of its own."""
+    draw = np.random.default_rng(1)
+
+    def noise(*shape):
+        return draw.integers(0, 256, shape, np.uint8)
+
+    def exif(orientation):
+        made = Image.Exif()
+        made[0x0112] = orientation
+        return made
+
+    rgb = Image.fromarray(noise(70, 50, 3))
+    yield "rgb.png", rgb, {}
+    yield "photo.jpg", rgb, {"quality": 80}
+    for orientation in range(2, 9):
+        yield f"turned-{orientation}.jpg", rgb, {"exif": exif(orientation)}
+    yield "alpha.png", Image.fromarray(noise(60, 90, 4), "RGBA"), {}
+    yield "grey-alpha.png", Image.fromarray(noise(60, 90, 2), "LA"), {}
+    yield "grey.png", Image.fromarray(noise(40, 40)), {}
+    yield "bits.png", Image.fromarray(noise(40, 40)).convert("1"), {}
+    yield "palette.gif", rgb.convert("P"), {"transparency": 3}
+    yield "cmyk.jpg", rgb.convert("CMYK"), {}
+    yield "deep.png", Image.fromarray(draw.integers(0, 65536, (40, 60), np.uint16)), {}
+    yield "deep.tiff", Image.fromarray(draw.integers(0, 65536, (40, 60)).astype(np.int32)), {}
+    yield "film.gif", rgb.convert("P"), {"save_all": True, "append_images": [Image.new("P", rgb.size)]}
+    yield "hair.png", Image.fromarray(noise(900, 3, 3)), {}
+    yield "tiny.png", Image.fromarray(noise(2, 3, 3)), {}
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("size", "resize"), [(32, 32), (31, 40)])
+def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size, resize):
+    wanted = Input(size=size, resize=resize, interpolation=interpolation, mean=(0.5,) * 3, std=(0.2,) * 3)
+    (tmp_path / "preprocessing.json").write_text(json.dumps(wanted.model_dump(mode="json")))
+    script = tmp_path / "preprocess.py"
+    script.write_text((export.STANDALONE / "preprocess.py").read_text())
+    prepare = runpy.run_path(str(script))["prepare"]
+    for name, image, options in _photos():
+        image.save(tmp_path / name, **options)
+        data = (tmp_path / name).read_bytes()
+        np.testing.assert_array_equal(prepare(tmp_path / name), images.prepare(images.decode(data), wanted), name)
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match="no defined range"):
+        prepare(tmp_path / "float.tiff")

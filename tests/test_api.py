@@ -1,0 +1,123 @@
+"""autotl from Python."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import autotl
+from autotl.errors import AutotlError
+
+PROBE = {"backbones": "reference:edges,reference:pixels", "strategies": ["linear-probe"], "mlflow": False}
+
+
+@pytest.fixture
+def found(stripes):
+    return autotl.search(stripes, trials=4, verbose=False, **PROBE)
+
+
+def test_a_search_gives_what_the_command_gives(found, stripes, tmp_path):
+    words = ["search", stripes, "--trials", "4", "--backbones", PROBE["backbones"], "--strategies", "linear-probe"]
+    words += ["--no-mlflow", "--study", "other", "--json"]
+    told = json.loads(subprocess.check_output([sys.executable, "-m", "autotl", *map(str, words)], cwd=tmp_path))
+    assert found.best.model_dump(mode="json") == told["best"]["plan"]
+    assert found.test.model_dump() == told["test"]
+    assert found.plan == found.bundle.plan
+    assert found.classes == ("across", "checks", "down")
+
+
+def test_the_leaderboard_is_a_table_of_the_plans(found):
+    board = found.leaderboard
+    assert isinstance(board, pd.DataFrame)
+    assert board.index.name == "trial" and board.index[0] == found.result.best.trial
+    assert board["accuracy"].is_monotonic_decreasing
+    assert {"strategy", "backbone", "cut", "frozen", "pooling", "parameters", "flops", "seconds"} <= set(board)
+    assert len(board) == len(set(board.index)) <= 4
+
+
+def test_predictions_are_the_likeliest_classes(found, stripes):
+    files = [stripes / name / f"{number}.png" for name in found.classes for number in range(3)]
+    shares = found.predict_proba(files)
+    assert shares.shape == (9, 3)
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+    assert found.predict(files) == [found.classes[at] for at in shares.argmax(1)]
+    assert found.predict(str(files[0])) == found.predict(files)[:1]
+    assert len(found.predict(stripes / "down")) == 30
+    assert found.predict([]) == []
+    (stripes / "down" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(AutotlError, match=r"broken\.png cannot be read: not an image"):
+        found.predict(stripes / "down")
+    with pytest.raises(AutotlError, match="There is no image or folder"):
+        found.predict(stripes / "nothing.png")
+
+
+def test_what_lies_on_disk_is_loaded_again(found, stripes, tmp_path):
+    files = [stripes / "down" / f"{number}.png" for number in range(5)]
+    wanted = found.predict_proba(files)
+    by_name, by_folder, bundle = (
+        autotl.load(place) for place in ("stripes", tmp_path / "studies" / "stripes", found.folder)
+    )
+    for model in (by_name, by_folder, bundle):
+        np.testing.assert_array_equal(model.predict_proba(files), wanted)
+    assert isinstance(by_name, autotl.Study) and by_name.result == found.result == by_folder.result
+    assert not isinstance(bundle, autotl.Study)
+    found.export("bundle", tmp_path / "copy")
+    np.testing.assert_array_equal(autotl.load(tmp_path / "copy").predict_proba(files), wanted)
+    with pytest.raises(AutotlError, match="Unknown study 'stripe'. Did you mean 'stripes'"):
+        autotl.load("stripe")
+
+
+def test_an_export_from_python(found, tmp_path):
+    made = found.export("torch-export", tmp_path / "made")
+    assert made.file.exists() and made.images == 32
+
+
+def test_the_same_study_goes_on(found, stripes):
+    more = autotl.search(str(stripes), trials=6, verbose=False, **PROBE)
+    assert sum(more.result.trials.values()) == 6
+    assert list(more.result.trials) == list(found.result.trials)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"trails": 5}, "Unknown option 'trails'. Did you mean 'trials'"),
+        ({"trials": 0}, "trials=0: Input should be greater than or equal to 1"),
+        ({"trials": "many"}, "trials='many': "),
+        ({"budget": "soon"}, "budget='soon': 'soon' is no time, such as 90s, 30m or 2h"),
+        ({"metric": "accurancy"}, "metric='accurancy': Input should be 'accuracy'"),
+        ({"backbones": ["timm:resnet5"]}, "Did you mean 'timm:resnet50"),
+    ],
+)
+def test_bad_options_are_one_line(stripes, options, says):
+    with pytest.raises(AutotlError) as caught:
+        autotl.search(stripes, verbose=False, **options)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_signature_names_every_option():
+    import inspect
+
+    from autotl.study.settings import Settings
+
+    parameters = inspect.signature(autotl.search).parameters
+    assert next(iter(parameters)) == "data"
+    assert set(parameters) == {*Settings.model_fields, "verbose"}
+    assert parameters["trials"].default == 50
+
+
+def test_a_notebook_shows_words_and_table(found):
+    html = found._repr_html_()
+    assert "Winner: reference:" in html and "<table" in html
+
+
+def test_importing_autotl_is_light():
+    code = "import sys, autotl; autotl.search, autotl.load\n"
+    code += (
+        "heavy = {'torch', 'timm', 'mlflow', 'optuna', 'pandas', 'sklearn'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
