@@ -78,7 +78,11 @@ class Model:
 
         if format not in KINDS:
             raise StudyError(unknown("format", format, KINDS))
-        return export(self.bundle, self.folder, format, Path(path), files_in(images) or self._own_images())
+        device = str(self.bundle.graph.device)
+        try:
+            return export(self.bundle, self.folder, format, Path(path), files_in(images) or self._own_images())
+        finally:
+            self.bundle.to(device)
 
     def _own_images(self) -> list[Path]:
         """The images of the study that the model lies in, where they are still there."""

@@ -10,18 +10,24 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
-from autotl.errors import StudyError
+from autotl.errors import DataError, StudyError
 from autotl.study import storage as storages
+from autotl.study.search import Search
+from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
+from autotl.study.watch import Silent
+from autotl.study.worker import Worker
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import attempts
 
 TRIALS = 30
-SEARCH = ("--backbones", "autotl:resnet10", "--strategies", "fine-tune,full,scratch", "--no-prune", "--reruns", "0")
+OPTIONS = ("--backbones", "autotl:resnet10", "--strategies", "fine-tune,full,scratch", "--no-prune", "--reruns", "0")
 
 
 def _binaries():
@@ -88,7 +94,7 @@ def _joined(start, folder, *words):
 
 def test_workers_on_sqlite_share_the_trials_of_a_search(start, stripes, tmp_path):
     folder = StudyFolder(tmp_path / "studies" / "stripes")
-    search = start("search", stripes, "--trials", TRIALS, "--no-mlflow", "--no-compare", *SEARCH)
+    search = start("search", stripes, "--trials", TRIALS, "--no-mlflow", "--no-compare", *OPTIONS)
     workers = [_joined(start, folder) for _ in range(2)]
     assert search.wait(240) == 0, search.told()
     assert [worker.wait(60) for worker in workers] == [0, 0], [worker.told() for worker in workers]
@@ -109,7 +115,7 @@ def test_a_worker_that_is_killed_leaves_the_total_exact(start, stripes, tmp_path
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     join = ("--storage", postgresql, "--home", tmp_path / "elsewhere", "--data", stripes)
     search = start(
-        "search", stripes, "--trials", TRIALS, "--storage", postgresql, "--no-mlflow", "--no-compare", *SEARCH
+        "search", stripes, "--trials", TRIALS, "--storage", postgresql, "--no-mlflow", "--no-compare", *OPTIONS
     )
     workers = [_joined(start, folder, *join) for _ in range(2)]
     shared = optuna.load_study(study_name=folder.definition.optuna, storage=postgresql)
@@ -143,6 +149,80 @@ def test_a_worker_that_is_killed_leaves_the_total_exact(start, stripes, tmp_path
     assert json.loads((folder.path / "study.json").read_text())["storage"] == postgresql
 
 
+# What a worker must have in common with the search
+
+
+@pytest.fixture
+def joining(host, stripes, tmp_path):
+    """A worker of a search that has ended; what the search says of itself may be changed."""
+    settings = Settings(data=stripes, trials=2, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
+    search = Search(settings, host, Silent(), time.monotonic())
+    search.run()
+
+    def join(said=None, data=None, host=host):
+        shared = SharedStudy.join(search.folder.storage, "stripes")
+        definition = search.folder.definition.model_copy(update=said or {})
+        shared.agree({**shared.terms, "definition": definition.to_json()}, None)
+        shared.open(4)
+        cache = tmp_path / "elsewhere"
+        return Worker(shared, host, Silent(), data=data, device="cpu", cache_dir=cache, weights={})
+
+    return join
+
+
+def test_a_worker_carries_out_what_is_left_and_ends(joining, host, stripes):
+    worker = joining()
+    assert worker.run() == 2
+    assert worker.run() == 0
+    events = [[event["event"] for event in trial.user_attrs["events"]] for trial in worker.study.trials()[2:]]
+    assert events == [["begin", "plan", "end"]] * 2
+    # The search takes in what it did.
+    settings = Settings(data=stripes, trials=4, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
+    again = Search(settings, host, Silent(), time.monotonic())
+    assert sum(again.run().trials.values()) == 4
+    assert [attempts(file)[-1][0]["worker"] for file in again.folder.log.files()] == ["search"] * 2 + [
+        worker.study.who
+    ] * 2
+
+
+def test_a_worker_whose_numbers_would_be_others_does_not_begin(joining, stripes, tmp_path):
+    with pytest.raises(StudyError, match="The search runs on cuda, this worker would on cpu. Say --device cuda"):
+        joining({"device": "cuda:1"})
+    with pytest.raises(StudyError, match=r"The search has torch 0\.1, here is .*Install the same version"):
+        joining({"versions": {"torch": "0.1"}})
+    with pytest.raises(StudyError, match="The search has other weights for 'tiny:net@random': say --weights"):
+        joining({"backbones": {"tiny:net@random": "random:7"}})
+    with pytest.raises(StudyError, match="Unknown strategy 'magic'.*Install the plugin that the search has"):
+        joining({"strategies": ("magic",)}).run()
+    other = tmp_path / "other"
+    shutil.copytree(stripes, other)
+    next((other / "down").iterdir()).unlink()
+    with pytest.raises(StudyError, match="are not those of the search. Say where they are: --data PATH"):
+        joining(data=other).run()
+    moved = stripes.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="There is no file or folder"):
+        joining().run()
+    assert joining(data=moved).run() == 2
+
+
+def test_images_that_came_later_are_where_the_search_has_them(host, stripes, tmp_path):
+    """The images alone would divide otherwise: what has come since the study was begun is trained on."""
+    options = {"backbones": ("tiny:net",), "strategies": ("linear-probe",), "device": "cpu"}
+    Search(Settings(data=stripes, trials=2, **options), host, Silent(), time.monotonic()).run()
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(stripes / "down" / f"late-{number}.png")
+    grown = Search(Settings(data=stripes, trials=3, **options), host, Silent(), time.monotonic())
+    grown.run()
+    shared = SharedStudy.join(grown.folder.storage, "stripes")
+    shared.open(4)
+    worker = Worker(shared, host, Silent(), data=None, device="cpu", cache_dir=tmp_path / "elsewhere", weights={})
+    assert worker.run() == 1
+
+
+# In the database
+
+
 @pytest.fixture
 def study(tmp_path):
     """A study in a database, as the search sees it, and a way to see it as a worker."""
@@ -152,6 +232,7 @@ def study(tmp_path):
     return made, lambda: SharedStudy.join(url, "flowers")
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_no_trial_beyond_the_total_is_carried_out(study):
     search, join = study
     worker = join()
