@@ -118,33 +118,9 @@ class Study(Model):
     @cached_property
     def leaderboard(self) -> "pd.DataFrame":
         """The different plans that were carried out, best first: one row each, indexed by trial."""
-        import pandas as pd
+        from autotl.report import frames
 
-        from autotl.study.select import leaderboard, plan_of
-
-        definition = self._study.definition
-        assert definition is not None
-        rows = []
-        for record in leaderboard(self._study.log.records(), definition.fingerprint):
-            plan = plan_of(record)
-            rows.append(
-                {
-                    "trial": record.number,
-                    "strategy": record.params["strategy"],
-                    "backbone": plan.backbone,
-                    "cut": plan.cut,
-                    "frozen": plan.phases[-1].frozen,
-                    "pooling": plan.head.pooling,
-                    "augmentation": plan.augmentation.name,
-                    "input": plan.input.size,
-                    definition.metric: record.value,
-                    **{name: value for name, value in record.metrics.items() if name.startswith("rank.")},
-                    "parameters": int(record.metrics["parameters"]),
-                    "flops": int(record.metrics["flops"]),
-                    "seconds": record.seconds,
-                }
-            )
-        return pd.DataFrame(rows).set_index("trial")
+        return frames.leaderboard(self._study)
 
     def _repr_html_(self) -> str:
         from html import escape

@@ -121,3 +121,22 @@ def test_importing_autotl_is_light():
         "heavy = {'torch', 'timm', 'mlflow', 'optuna', 'pandas', 'sklearn'}; print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_notebook_shows_one_output_that_grows(monkeypatch):
+    shown = []
+
+    class Output:
+        def update(self, data, raw):
+            shown.append(data)
+
+    display = pytest.importorskip("IPython.display")
+    monkeypatch.setattr(display, "display", lambda *args, **options: Output())
+    from autotl.report import notebook
+
+    console = notebook.console()
+    console.print("one <b>")
+    console.print("two")
+    assert shown[-1]["text/plain"] == "one <b>\ntwo\n"
+    assert "one &lt;b&gt;\ntwo" in shown[-1]["text/html"]
+    assert not notebook.is_here()

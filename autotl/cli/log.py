@@ -28,28 +28,19 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
     from filelock import Timeout
 
     from autotl.errors import StudyError, one_line
-    from autotl.export import bundle
-    from autotl.host import Host
-    from autotl.report import words
+    from autotl.report.outcome import Outcome
     from autotl.tracking import folder, shipping
+    from autotl.tracking.mlflow import Projection
 
     workspace = folder.home(home)
     found = folder.find_study(workspace, study)
     uri = shipping.tracking_uri(tracking_uri, workspace)
-
-    def model() -> bundle.Bundle:
-        from autotl.backbones.catalogue import Catalogue
-
-        return bundle.load(found.bundle, Catalogue(Host.from_environment(), folder.cache_dir(cache_dir)))
-
-    from autotl.tracking.mlflow import Projection
-
-    projection = Projection(found, uri, words.summary)
+    projection, outcome = Projection(found, uri), Outcome(found, folder.cache_dir(cache_dir))
     if follow:
-        sys.exit(not shipping.follow(projection, model, partial(print, flush=True), sys.stdin))
+        sys.exit(not shipping.follow(projection, outcome, partial(print, flush=True), sys.stdin))
     try:
         with shipping.only_writer(found, uri).acquire(timeout=0):
-            projection.end(model)
+            projection.end(outcome)
     except Timeout:
         raise StudyError(f"A search is logging study '{study}' to {uri} just now.") from None
     except Exception as error:

@@ -5,19 +5,27 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
+from autotl.files import write
 
 
 @click.command()
 @click.argument("study")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--plan", type=click.IntRange(0), metavar="TRIAL", help="Print the plan of one trial as JSON.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a PNG of what each cut is worth and what accuracy costs.",
+)
 @options.home
-def command(study: str, as_json: bool, plan: int | None, home: Path | None) -> None:
+def command(study: str, as_json: bool, plan: int | None, picture: Path | None, home: Path | None) -> None:
     """Show STUDY: what the probe saw at each cut, the leaderboard, the winner and its test.
 
     \b
     autotl show digits
     autotl show digits --plan 3 > plan.json
+    autotl show digits --picture trade-offs.png
     """
     from autotl.errors import StudyError
     from autotl.report import terminal
@@ -30,6 +38,12 @@ def command(study: str, as_json: bool, plan: int | None, home: Path | None) -> N
         if trial is None:
             raise StudyError(f"Study '{study}' has no trial {plan} with a plan. List them: autotl show {study}")
         click.echo(trial.to_json(), nl=False)
+        return
+    if picture:
+        from autotl.report import pictures
+
+        write(picture, pictures.trade_offs(found))
+        click.echo(f"Written: {picture}")
         return
     if not as_json:
         terminal.show_study(found)

@@ -15,6 +15,8 @@ import click
 from autotl.cli import options
 from autotl.errors import StudyError
 
+TRAINING = "workflowType=machine_learning"
+"""MLflow's pages on training, not those on language models."""
 STARTS_WITHIN = 120.0
 """Seconds."""
 
@@ -38,9 +40,9 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
 
     workspace = folder.home(home)
     uri = shipping.tracking_uri(tracking_uri, workspace)
-    page = _page(uri, workspace, study)
+    pages = _pages(uri, workspace, study)
     if uri.startswith(("http://", "https://")):  # it is served already
-        _show(uri.rstrip("/") + page, browser)
+        _show(uri.rstrip("/"), pages, browser)
         return
     if not _free(port):
         raise StudyError(f"Port {port} is in use. Say another one: --port {port + 1}")
@@ -54,7 +56,7 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
     )
     try:
         _wait(server, port)
-        _show(f"http://127.0.0.1:{port}{page}", browser)
+        _show(f"http://127.0.0.1:{port}", pages, browser)
         click.echo("Ctrl-C ends it.")
         server.wait()
     except KeyboardInterrupt:
@@ -64,8 +66,8 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
         server.wait()
 
 
-def _page(uri: str, workspace: Path, study: str | None) -> str:
-    """The part of the address that leads to the study.
+def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
+    """The parts of the address that lead to the study and to its trials, or to all studies.
 
     Raises: StudyError for one that MLflow has not heard of, and for a workspace without any.
     """
@@ -74,15 +76,17 @@ def _page(uri: str, workspace: Path, study: str | None) -> str:
     if study is None:
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
             raise StudyError(f"There is nothing to show in {workspace} yet. Begin: autotl search DATA")
-        return "/#/experiments"
+        return [f"/#/experiments?{TRAINING}"]
     found = folder.find_study(workspace, study)
 
     from autotl.tracking.mlflow import Projection
 
-    place = Projection(found, uri, lambda result: ()).find()
+    place = Projection(found, uri).find()
     if place is None:
         raise StudyError(f"MLflow at {uri} has not heard of study '{study}'. Tell it: autotl log {study}")
-    return "/#/experiments/{}/runs/{}".format(*place)
+    experiment, run = place
+    best_first = "orderByKey=metrics.%60objective%60&orderByAsc=false"
+    return [f"/#/experiments/{experiment}/runs{rest}{TRAINING}" for rest in (f"/{run}?", f"?{best_first}&")]
 
 
 def _free(port: int) -> bool:
@@ -110,7 +114,8 @@ def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
     raise StudyError(f"MLflow's server has not answered within {STARTS_WITHIN:.0f} s.")
 
 
-def _show(address: str, browser: bool) -> None:
-    click.echo(address)
+def _show(server: str, pages: list[str], browser: bool) -> None:
+    for page, what in zip(pages, ("", "   # the trials, best first"), strict=False):
+        click.echo(f"{server}{page}{what}")
     if browser:
-        webbrowser.open(address)
+        webbrowser.open(server + pages[0])

@@ -86,7 +86,7 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: i
         "strategy": lambda record, plan: str(record.params["strategy"]),
         "backbone": lambda record, plan: plan.backbone,
         "cut": lambda record, plan: plan.cut,
-        "frozen": lambda record, plan: _frozen(plan),
+        "frozen": lambda record, plan: frozen(plan),
         "pooling": lambda record, plan: plan.head.pooling,
         metric: lambda record, plan: f"{record.value:.1%}",
         "log-loss": lambda record, plan: f"{record.metrics['rank.loss']:.3f}",
@@ -105,9 +105,10 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: i
     return table
 
 
-def _frozen(plan: TransferPlan) -> str:
-    frozen = plan.phases[-1].frozen
-    return "all" if frozen == plan.cut else frozen or "none"
+def frozen(plan: TransferPlan) -> str:
+    """The last stage that the last phase leaves as it is, `all` or `none`."""
+    last = plan.phases[-1].frozen
+    return "all" if last == plan.cut else last or "none"
 
 
 def strategies(records: Sequence[TrialRecord], metric: str) -> Table:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from autotl.errors import StudyError
-from autotl.report import tables, words
+from autotl.report import notebook, tables, words
 from autotl.study.select import leaderboard
 from autotl.study.watch import Estimate
 from autotl.tracking import result as results
@@ -140,8 +140,9 @@ class Epochs:
 
 @contextmanager
 def watcher(*, quiet: bool) -> Iterator[Terminal]:
-    """A watcher on standard output, or a brief one on standard error where `quiet`."""
-    with Terminal(tables.console(stderr=quiet), brief=quiet) as terminal:
+    """A watcher on standard output or below a notebook's cell, or a brief one on standard error where `quiet`."""
+    console = notebook.console() if notebook.is_here() else tables.console(stderr=quiet)
+    with Terminal(console, brief=quiet) as terminal:
         yield terminal
 
 

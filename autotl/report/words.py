@@ -19,16 +19,16 @@ def summary(result: Result) -> Iterator[str]:
         f"by {result.best.strategy} (trial {result.best.trial}); "
         f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs an image."
     )
-    yield from trained(plan)
-    runs = [f"{run.value:.1%}" for run in result.best.runs]
-    seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
-    yield f"On the rank split its {test.metric} was {seen}; that chose it, so it flatters."
     yield (
         f"Test {test.metric} {test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
         f"({test.images:,} sealed images)."
     )
     for name, comparison in result.comparisons.items():
         yield f"Against {name} ({comparison.value:.1%}): {_gain(comparison)}"
+    runs = [f"{run.value:.1%}" for run in result.best.runs]
+    seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
+    yield f"On the rank split its {test.metric} was {seen}; that chose it, so it flatters."
+    yield from trained(plan)
     for what in result.left_out:
         yield f"Left out: {what}."
     if result.test_opened > 1:

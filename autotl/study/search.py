@@ -122,11 +122,12 @@ class Search:
         """Wait, within reason, until MLflow has all of it."""
         if not self._shipping or self._shipping.wait(1):
             return
-        self.watcher.note("MLflow is told the rest …")
-        if not self._shipping.wait(PATIENCE):
-            self.watcher.note(
-                f"That takes long, and goes on by itself. Say it again later: autotl log {self.folder.name}"
-            )
+        name = self.folder.name
+        self.watcher.note("Telling MLflow the rest …")
+        if self._shipping.wait(PATIENCE):
+            self.watcher.note(f"Done. See it: autotl ui {name}")
+        else:
+            self.watcher.note(f"It takes long, and goes on by itself. To make sure: autotl log {name}")
 
     def _begin_logging(self) -> None:
         if self.settings.mlflow:

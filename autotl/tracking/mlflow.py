@@ -6,17 +6,18 @@ This is the only room that knows MLflow.
 """
 
 import csv
-import io
 import json
 import os
 import re
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported, as are the others
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -31,6 +32,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from autotl.files import write
 from autotl.plan import Phase, TransferPlan
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import Event, attempts
@@ -51,8 +53,9 @@ STATUS = {
 }
 KILLED = "its process was killed"
 STUDY, TRIAL, ATTEMPT, EVENTS = "autotl.study", "autotl.trial", "autotl.attempt", "autotl.events"
-STATE, REASON, RESULT, WEIGHTS = "autotl.state", "autotl.reason", "autotl.result", "autotl.weights"
+STATE, RESULT, PLAN = "autotl.state", "autotl.result", "autotl.plan"
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+SPLIT = Path("data") / "split.csv"
 AT_ONCE = {"metrics": 500, "params": 100, "tags": 100}
 """How much MLflow takes in one request."""
 
@@ -66,20 +69,32 @@ class _Shown:
     open: bool
 
 
+class Outcome(Protocol):
+    """What there is to show of a finished study besides its numbers."""
+
+    def words(self, result: Result) -> list[str]:
+        """The result in words, the most important first."""
+
+    def files(self) -> dict[str, str | bytes]:
+        """Tables and pictures by the names of their files."""
+
+    def model(self) -> "Bundle":
+        """The winner, on the CPU."""
+
+
 class Projection:
     """One study on one server. Every method may raise whatever the server and the way to it make MLflow raise."""
 
-    def __init__(self, folder: StudyFolder, uri: str, describe: Callable[[Result], Iterable[str]]) -> None:
-        """`describe` tells a result in words, line by line."""
+    def __init__(self, folder: StudyFolder, uri: str) -> None:
         self.folder = folder
         self.uri = uri
-        self._describe = describe
         self._parent = ""
         self._experiment = ""
         self._shown: dict[tuple[int, int], _Shown] = {}
         self._sizes: dict[Path, int] = {}
         self._ends: dict[int, Event] = {}
         self._best_shipped = 0
+        self._dataset: Dataset | None = None
 
     def find(self) -> tuple[str, str] | None:
         """The ids of the experiment and of the study's run, None where the server has not heard of it."""
@@ -87,7 +102,7 @@ class Projection:
         assert definition is not None
         with _alone(self.uri):
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            experiment = self._client.get_experiment_by_name(definition.name)
+            experiment = self._client.get_experiment_by_name(our(definition.name))
         runs = self._runs(experiment.experiment_id, definition) if experiment else []
         parents = [run for run in runs if TRIAL not in run.data.tags]
         return (parents[0].info.experiment_id, parents[0].info.run_id) if parents else None
@@ -106,7 +121,7 @@ class Projection:
                 self._ends[number] = tried[-1][-1]
         self._ship_best(definition)
 
-    def end(self, model: Callable[[], "Bundle"]) -> None:
+    def end(self, outcome: Outcome) -> None:
         """Ship the rest, the result and the model; nothing is running any more."""
         self.ship()
         if not self._parent:
@@ -116,8 +131,8 @@ class Projection:
                 self._close(shown, "interrupted", KILLED, time.time())
         result = load(self.folder)
         if result:
-            self._ship_result(result)
-            self._ship_model(result, model)
+            self._ship_result(result, outcome)
+            self._ship_model(result, outcome)
         self._client.set_terminated(self._parent, "FINISHED" if result else "KILLED")
 
     def watch_the_machine(self) -> Callable[[], None]:
@@ -132,8 +147,8 @@ class Projection:
         """Find what the server has of this study, or begin it there."""
         with _alone(self.uri):
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            found = self._client.get_experiment_by_name(definition.name)
-            self._experiment = found.experiment_id if found else self._new_experiment(definition.name)
+            found = self._client.get_experiment_by_name(our(definition.name))
+            self._experiment = found.experiment_id if found else self._new_experiment(our(definition.name))
         if found and found.lifecycle_stage == "deleted":
             self._client.restore_experiment(self._experiment)
         parent = None
@@ -152,8 +167,8 @@ class Projection:
 
     def _new_experiment(self, name: str) -> str:
         place = None
-        if self.uri.startswith("sqlite:"):  # there is no server that would say where artifacts go
-            place = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
+        if not self.uri.startswith(("http:", "https:", "databricks")):  # no server says where artifacts go
+            place = (self.folder.path.resolve().parent / "mlartifacts" / name).as_uri()
         tags = {"mlflow.experimentKind": "custom_model_development"}  # pages on training, not on language models
         return self._client.create_experiment(name, artifact_location=place, tags=tags)
 
@@ -176,7 +191,8 @@ class Projection:
             "autotl.data": definition.data,
             **{f"version.{name}": version for name, version in definition.versions.items()},
         }
-        run = self._client.create_run(experiment, tags=tags, run_name=definition.name)
+        began = _milliseconds((self.folder.path / SPLIT).stat().st_mtime)
+        run = self._client.create_run(experiment, start_time=began, tags=tags, run_name=definition.name)
         params = {
             "metric": definition.metric,
             "seed": definition.seed,
@@ -189,17 +205,17 @@ class Projection:
         return run
 
     def _log_dataset(self, run: str, definition: Definition) -> None:
-        with open(self.folder.path / "data" / "split.csv", encoding="utf-8", errors="replace", newline="") as file:
-            splits = [row["split"] for row in csv.DictReader(file)]
-        counts = {split: splits.count(split) for split in ("train", "stop", "rank", "test")}
-        dataset = Dataset(
-            name=Path(definition.data).name or definition.name,
-            digest=definition.fingerprint[:32],
-            source_type="local",
-            source=json.dumps({"uri": definition.data}),
-            profile=json.dumps({"images": len(splits), "classes": len(definition.classes), **counts}),
-        )
-        self._client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        if self._dataset is None or not definition.fingerprint.startswith(self._dataset.digest):
+            with open(self.folder.path / SPLIT, encoding="utf-8", errors="replace", newline="") as file:
+                splits = Counter(row["split"] for row in csv.DictReader(file))
+            self._dataset = Dataset(
+                name=Path(definition.data).name or definition.name,
+                digest=definition.fingerprint[:12],
+                source_type="local",
+                source=json.dumps({"uri": definition.data}),
+                profile=json.dumps({"images": splits.total(), "classes": len(definition.classes), **splits}),
+            )
+        self._client.log_inputs(run, [DatasetInput(self._dataset, [InputTag("mlflow.data.context", "training")])])
 
     def _changed_trials(self) -> Iterator[tuple[int, list[list[Event]]]]:
         """The trials whose logs have grown since the last look, with the events of each attempt."""
@@ -244,22 +260,24 @@ class Projection:
             STATE: "running",
         }
         started = _milliseconds(begin["time"])
-        run = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=f"trial {number}")
+        run = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=str(number))
         self._log_dataset(run.info.run_id, definition)
         return _Shown(run.info.run_id, 0, open=True)
 
     def _log_plan(self, run: str, number: int, searched: Mapping[str, Any], plan: TransferPlan) -> None:
         network = plan.backbone.partition(":")[2]
         tags = {
-            NAME: f"trial {number}: {searched['strategy']}, {network} → {plan.cut}",
-            "autotl.plan": plan.hash,
-            **{f"version.{name}": version for name, version in plan.requires.items()},
+            NAME: f"{number} {searched['strategy']} {network} → {plan.cut}",
+            **{f"version.{name}": version for name, version in plan.requires.items() if name != "stages"},
         }
         self._log(run, params=_flat(searched, plan), tags=tags)
         self._client.log_text(run, plan.to_json(), "plan.json")
 
     def _close(self, shown: _Shown, state: str, reason: str, at: float) -> None:
-        tags = {STATE: state, **({REASON: reason, NOTE: f"**{state}**: {reason}"} if reason else {})}
+        tags = {STATE: state}
+        if state != "complete":
+            name = self._client.get_run(shown.run).info.run_name
+            tags |= {NOTE: f"**{state}**: {reason}", NAME: f"{name.removesuffix(f' ({state})')} ({state})"}
         self._log(shown.run, tags=tags)
         self._client.set_terminated(shown.run, STATUS[state], end_time=_milliseconds(at))
         shown.open = False
@@ -270,13 +288,13 @@ class Projection:
         complete.sort(key=lambda event: float(event["time"]))
         curve = accumulate((float(event["value"]) for event in complete), max)
         points = [
-            Metric(f"best.{definition.metric}", best, _milliseconds(event["time"]), step)
+            Metric(f"best/{definition.metric}", best, _milliseconds(event["time"]), step)
             for step, (event, best) in enumerate(zip(complete, curve, strict=True), 1)
         ]
         self._log(self._parent, metrics=points[self._best_shipped :])
         self._best_shipped = len(points)
 
-    def _ship_result(self, result: Result) -> None:
+    def _ship_result(self, result: Result, outcome: Outcome) -> None:
         if self._client.get_run(self._parent).data.tags.get(RESULT) == result.made_from:
             return
         metric = result.test.metric
@@ -284,31 +302,59 @@ class Projection:
             f"rank.{metric}": result.best.validation,
             **{f"test.{name}": getattr(result.test, name) for name in ("low", "high", "images")},
             f"test.{metric}": result.test.value,
-            **{f"gain over {name}": 100 * found.difference for name, found in result.comparisons.items()},
             "seconds": result.seconds,
         }
+        for name, found in result.comparisons.items():
+            gain = f"gain/over {name.partition(' (')[0]}"  # whatever trial it was
+            metrics |= {gain: found.difference, f"{gain} low": found.low, f"{gain} high": found.high}
         at = self.folder.result.stat().st_mtime
-        tags = {NOTE: "\n\n".join(self._describe(result)), "autotl.best trial": str(result.best.trial)}
-        self._log(self._parent, metrics=_metrics(metrics, at, 0), tags=tags)
-        self._client.log_text(self._parent, result.to_json(), "result.json")
-        self._client.log_text(self._parent, result.best.plan.to_json(), "best_plan.json")
-        if self.folder.probe.exists():
-            self._client.log_text(self._parent, _table(json.loads(self.folder.probe.read_text())), "probe.csv")
+        self._log(self._parent, metrics=_metrics(metrics, at, 0))
+        plan = result.best.plan
+        winner = {"trial": str(result.best.trial), "strategy": result.best.strategy}
+        winner |= {"backbone": plan.backbone, "cut": plan.cut}
+        note = [*outcome.words(result), *self._link(result.best.trial)]
+        self._log(
+            self._parent,
+            tags={NOTE: "\n\n".join(note), **{f"winner.{name}": value for name, value in winner.items()}},
+        )
+        files = {"result.json": result.to_json(), "best_plan.json": plan.to_json(), **outcome.files()}
+        with tempfile.TemporaryDirectory() as place:
+            for name, content in files.items():
+                write(Path(place) / name, content)
+            self._client.log_artifacts(self._parent, place)
         self._log(self._parent, tags={RESULT: result.made_from})
 
-    def _ship_model(self, result: Result, model: Callable[[], "Bundle"]) -> None:
-        """The winner as a traced graph without pickle, registered under the study's name."""
-        versions = self._client.search_model_versions(f"name = '{result.study}'")
-        if any(version.tags.get(WEIGHTS) == result.final.hash for version in versions):
-            return
-        bundle = model()
+    def _link(self, number: int) -> list[str]:
+        """The way to the run of a trial."""
+        runs = [shown.run for (trial, _), shown in self._shown.items() if trial == number]
+        return [f"[The run of trial {number}](#/experiments/{self._experiment}/runs/{run})" for run in runs[-1:]]
+
+    def _ship_model(self, result: Result, outcome: Outcome) -> None:
+        """The winner as a traced graph without pickle, registered."""
+        name, plan = our(result.study), result.final
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        known = [version for version in versions if version.tags.get(PLAN) == plan.hash]
+        if not known:
+            model = self._log_model(result, outcome.model())
+            metric = result.test.metric
+            tags = {PLAN: plan.hash, STUDY: result.study, f"test.{metric}": f"{result.test.value:.4f}"}
+            tags |= {"backbone": plan.backbone, "cut": plan.cut, "strategy": result.best.strategy}
+            known = [mlflow.register_model(model, name, tags=tags)]
+            words = [*outcome.words(result), f"`mlflow.pytorch.load_model('models:/{name}@{ALIAS}')`"]
+            self._client.update_model_version(name, known[0].version, description="\n\n".join(words))
+        if self._client.get_registered_model(name).aliases.get(ALIAS) != str(known[0].version):
+            self._client.set_registered_model_alias(name, ALIAS, known[0].version)
+
+    def _log_model(self, result: Result, bundle: "Bundle") -> str:
+        """Its address."""
         example = bundle.graph.example().numpy()
+        params = _flat({"strategy": result.best.strategy}, result.final)
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         with mlflow.start_run(run_id=self._parent):
             logged = mlflow.pytorch.log_model(
                 bundle.graph.cpu(),
-                name="model",
+                name=result.study,
                 serialization_format="pt2",
                 input_example=example,
                 signature=ModelSignature(
@@ -316,13 +362,11 @@ class Projection:
                     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.classes)))]),
                 ),
                 extra_files=[str(self.folder.bundle / name) for name in ("preprocessing.json", "classes.json")],
-                pip_requirements=[f"{name}=={result.final.requires[name]}" for name in ("torch",)],
-                registered_model_name=result.study,
+                pip_requirements=[f"torch=={result.final.requires['torch']}"],
                 metadata={"classes": list(bundle.classes), "study": result.study},
+                params={_key(name): str(value) for name, value in params.items()},
             )
-        version = str(logged.registered_model_version)
-        self._client.set_model_version_tag(result.study, version, WEIGHTS, result.final.hash)
-        self._client.set_registered_model_alias(result.study, ALIAS, version)
+        return str(logged.model_uri)
 
     def _log(
         self,
@@ -341,6 +385,11 @@ class Projection:
         marks = [RunTag(_key(name), value[:5000]) for name, value in (tags or {}).items()]
         for tag_part in _parts(marks, AT_ONCE["tags"]):
             self._client.log_batch(run, tags=tag_part)
+
+
+def our(name: str) -> str:
+    """What a study's experiment and its model are called: a server may have others by the name of the data."""
+    return f"autotl-{name}"
 
 
 def _alone(uri: str) -> AbstractContextManager[object]:
@@ -391,20 +440,14 @@ def _epoch_metrics(event: Event, plan: TransferPlan | None) -> list[Metric]:
 
 
 def _metrics(values: Mapping[str, float], at: float, step: int) -> list[Metric]:
+    """`rank.accuracy` becomes `rank/accuracy`: MLflow's charts have a section for what comes before a slash."""
+    values = {name if "/" in name else name.replace(".", "/", 1): value for name, value in values.items()}
     return [Metric(_key(name), float(value), _milliseconds(at), step) for name, value in values.items()]
 
 
 def _key(name: str) -> str:
     """A name with nothing in it that MLflow refuses."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:

@@ -17,8 +17,7 @@ from autotl.errors import one_line
 from autotl.tracking.folder import StudyFolder
 
 if TYPE_CHECKING:
-    from autotl.export.bundle import Bundle
-    from autotl.tracking.mlflow import Projection
+    from autotl.tracking.mlflow import Outcome, Projection
 
 URI = "MLFLOW_TRACKING_URI"
 EVERY = 2.0
@@ -78,7 +77,7 @@ class Shipping:
         return True
 
 
-def follow(projection: "Projection", model: Callable[[], "Bundle"], say: Callable[[str], None], until: IO[str]) -> bool:
+def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], None], until: IO[str]) -> bool:
     """Ship what happens in a study until `until` is closed, then the rest; whether all of it arrived.
 
     A server that cannot be reached is tried again and again, and `say` tells of it once.
@@ -109,7 +108,7 @@ def follow(projection: "Projection", model: Callable[[], "Bundle"], say: Callabl
         watching.close()
         for pause in LAST_TRIES:
             try:
-                projection.end(model)
+                projection.end(outcome)
                 return True
             except Exception as error:
                 reason = one_line(error, 200)

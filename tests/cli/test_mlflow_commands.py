@@ -38,15 +38,10 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
     other = f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}"
     assert f"MLflow at {other} has all of study 'stripes'" in autotl("log", "stripes", "--tracking-uri", other)
     own, copy = (MlflowClient(uri) for uri in (f"sqlite:///{searched / 'mlflow.db'}", other))
-    names = [
-        sorted(
-            run.info.run_name for run in client.search_runs([client.get_experiment_by_name("stripes").experiment_id])
-        )
-        for client in (own, copy)
-    ]
-    assert names[0] == names[1]
-    assert [name.partition(":")[0] for name in names[0]] == ["stripes", "trial 0", "trial 1"]
-    assert own.get_model_version_by_alias("stripes", "champion")
+    names = _run_names(own)
+    assert _run_names(copy) == names
+    assert [name.partition(" ")[0] for name in names] == ["0", "1", "stripes"]
+    assert own.get_model_version_by_alias("autotl-stripes", "champion")
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,7 +50,7 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
     ui = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         address = next(line.strip() for line in ui.stdout if line.startswith("http"))
-        experiment = own.get_experiment_by_name("stripes").experiment_id
+        experiment = own.get_experiment_by_name("autotl-stripes").experiment_id
         assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/")
         with urllib.request.urlopen(address) as page:
             assert b"MLflow" in page.read()
@@ -63,7 +58,7 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
         if browser := shutil.which("chromium"):
             words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
             shown = subprocess.check_output([*words, "--dump-dom", address], text=True, stderr=subprocess.DEVNULL)
-            assert "trial 0: linear-probe, resnet10 →" in shown
+            assert "0 linear-probe resnet10 →" in shown
             assert "Winner: autotl:resnet10" in shown
     finally:
         ui.send_signal(signal.SIGTERM)
@@ -73,7 +68,7 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
 
 
 def _run_names(client):
-    runs = client.search_runs([client.get_experiment_by_name("stripes").experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("autotl-stripes").experiment_id])
     return sorted(run.info.run_name for run in runs)
 
 

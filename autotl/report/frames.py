@@ -1,0 +1,44 @@
+"""A study as pandas tables."""
+
+import pandas as pd
+
+from autotl.report.tables import frozen
+from autotl.study import select
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.probe import read_probe
+
+
+def leaderboard(folder: StudyFolder) -> pd.DataFrame:
+    """The different plans that were carried out on the images as they are now, best first; indexed by trial."""
+    definition = folder.definition
+    assert definition is not None
+    rows = []
+    for record in select.leaderboard(folder.log.records(), definition.fingerprint):
+        plan = select.plan_of(record)
+        judged = {
+            name.removeprefix("rank."): value for name, value in record.metrics.items() if name.startswith("rank.")
+        }
+        del judged["seconds"]
+        rows.append(
+            {
+                "trial": record.number,
+                "strategy": record.params["strategy"],
+                "backbone": plan.backbone,
+                "cut": plan.cut,
+                "frozen": frozen(plan),
+                "pooling": plan.head.pooling,
+                "augmentation": plan.augmentation.name,
+                "input": plan.input.size,
+                definition.metric: record.value,
+                **judged,
+                "parameters": int(record.metrics["parameters"]),
+                "flops": int(record.metrics["flops"]),
+                "seconds": record.seconds,
+            }
+        )
+    return pd.DataFrame(rows).set_index("trial")
+
+
+def probe(folder: StudyFolder) -> pd.DataFrame:
+    """What the probe saw, one row for each cut of each backbone under each pooling, from first cut to last."""
+    return pd.DataFrame([vars(row) for row in read_probe(folder)], columns=["backbone", "cut", "pooling", "accuracy"])

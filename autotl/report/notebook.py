@@ -1,0 +1,38 @@
+"""A search in a notebook: one output below the cell, which grows line by line."""
+
+import html
+import io
+import sys
+import warnings
+
+from rich.console import Console
+
+WIDTH = 110
+"""Characters that fit below a cell."""
+
+
+def is_here() -> bool:
+    """Whether this process runs the cells of a notebook."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+def console() -> Console:
+    """Prints below the cell that is running."""
+    warnings.filterwarnings("ignore", message="IProgress not found")  # of libraries whose bars nobody sees
+    return Console(file=_Cell(), width=WIDTH, force_terminal=False, force_jupyter=False, highlight=False, markup=False)
+
+
+class _Cell(io.StringIO):
+    """Text that a cell shows as one output: each line on its own would be an output of its own."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        super().__init__()
+        self._output = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def flush(self) -> None:
+        text = self.getvalue()
+        page = f"<pre style='line-height: 1.2'>{html.escape(text)}</pre>"
+        self._output.update({"text/plain": text, "text/html": page}, raw=True)

@@ -1,0 +1,32 @@
+"""A finished study for those who look at it elsewhere: in words, as tables and pictures, with its model."""
+
+from pathlib import Path
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.export import bundle
+from autotl.host import Host
+from autotl.report import pictures, words
+from autotl.report.frames import leaderboard, probe
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.result import Result
+
+
+class Outcome:
+    """See `autotl.tracking.mlflow.Outcome`."""
+
+    def __init__(self, folder: StudyFolder, cache_dir: Path) -> None:
+        self._folder = folder
+        self._cache_dir = cache_dir
+
+    def words(self, result: Result) -> list[str]:
+        return list(words.summary(result))
+
+    def files(self) -> dict[str, str | bytes]:
+        return {
+            "leaderboard.csv": leaderboard(self._folder).to_csv(),
+            "probe.csv": probe(self._folder).to_csv(index=False),
+            "trade-offs.png": pictures.trade_offs(self._folder),
+        }
+
+    def model(self) -> bundle.Bundle:
+        return bundle.load(self._folder.bundle, Catalogue(Host.from_environment(), self._cache_dir))

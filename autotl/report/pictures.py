@@ -1,0 +1,54 @@
+"""The trade-offs of a study as a picture: what each cut is worth, and what accuracy costs."""
+
+import io
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from autotl.report.frames import leaderboard, probe
+from autotl.tracking.folder import StudyFolder
+
+
+def trade_offs(folder: StudyFolder) -> bytes:
+    """A PNG file: on the left what the probe saw of every cut, on the right the plans by accuracy and cost."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _cuts(left, folder)
+    _costs(right, folder)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return data.getvalue()
+
+
+def _cuts(axes: Axes, folder: StudyFolder) -> None:
+    for backbone, rows in probe(folder).groupby("backbone", sort=False):
+        best = rows.groupby("cut", sort=False)["accuracy"].max()
+        depth = [(at + 1) / len(best) for at in range(len(best))]
+        axes.plot(depth, best, marker="o", label=str(backbone))
+        top = int(best.to_numpy().argmax())
+        axes.annotate(str(best.index[top]), (depth[top], best.iloc[top]), xytext=(0, 7), textcoords="offset points")
+    axes.set_xlabel("cut, as a share of the backbone's stages")
+    axes.set_ylabel("accuracy of a linear classifier on left-out train images")
+    axes.set_title("What each cut is worth")
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _costs(axes: Axes, folder: StudyFolder) -> None:
+    board = leaderboard(folder)
+    definition = folder.definition
+    assert definition is not None
+    metric = definition.metric
+    for strategy, rows in board.groupby("strategy", sort=False):
+        axes.scatter(rows["flops"], rows[metric], label=str(strategy), alpha=0.8)
+    by_cost = board.sort_values(["flops", metric], ascending=[True, False])
+    front = by_cost[by_cost[metric] > by_cost[metric].cummax().shift(fill_value=-1.0)]
+    axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="nothing cheaper is as good")
+    for number, row in front.iterrows():
+        axes.annotate(f"{number}", (row["flops"], row[metric]), xytext=(4, 4), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xlabel("FLOPs for an image")
+    axes.set_ylabel(f"{metric} on the rank split")
+    axes.set_title("What accuracy costs, by trial")
+    axes.legend()
+    axes.grid(alpha=0.3)
