@@ -143,6 +143,11 @@ def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
     """
     began = time.monotonic()
 
+    from autotl.report import notebook
+
+    if notebook.is_here():
+        notebook.quieten()  # before the libraries in question are imported
+
     from autotl.export import bundle
     from autotl.host import Host
     from autotl.report import terminal

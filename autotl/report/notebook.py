@@ -17,9 +17,13 @@ def is_here() -> bool:
     return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
 
 
+def quieten() -> None:
+    """Keep libraries from complaining that progress bars of theirs, which nobody sees, cannot be drawn."""
+    warnings.filterwarnings("ignore", message="IProgress not found")
+
+
 def console() -> Console:
     """Prints below the cell that is running."""
-    warnings.filterwarnings("ignore", message="IProgress not found")  # of libraries whose bars nobody sees
     return Console(file=_Cell(), width=WIDTH, force_terminal=False, force_jupyter=False, highlight=False, markup=False)
 
 
@@ -34,5 +38,5 @@ class _Cell(io.StringIO):
 
     def flush(self) -> None:
         text = self.getvalue()
-        page = f"<pre style='line-height: 1.2'>{html.escape(text)}</pre>"
+        page = f"<pre style='line-height: 1.2; font-family: monospace'>{html.escape(text)}</pre>"
         self._output.update({"text/plain": text, "text/html": page}, raw=True)

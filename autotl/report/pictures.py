@@ -50,5 +50,5 @@ def _costs(axes: Axes, folder: StudyFolder) -> None:
     axes.set_xlabel("FLOPs for an image")
     axes.set_ylabel(f"{metric} on the rank split")
     axes.set_title("What accuracy costs, by trial")
-    axes.legend()
+    axes.legend(loc="lower right")
     axes.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -85,7 +86,7 @@ def everything(uri, name="autotl-stripes"):
     names = {run.info.run_id: run.info.run_name for run in runs}
     found = []
     for run in runs:
-        tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.log-model")}
+        tags = {key: re.sub("[0-9a-f]{32}", "an id", value) for key, value in run.data.tags.items()}
         parent = names.get(tags.pop("mlflow.parentRunId", None))
         metrics = {
             key: sorted(
