@@ -1,9 +1,11 @@
 """A finished study for those who look at it elsewhere: in words, as tables and pictures, with its model."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.export import bundle
+from autotl.export.graph import program
 from autotl.host import Host
 from autotl.report import pictures, words
 from autotl.report.frames import leaderboard, probe
@@ -27,6 +29,10 @@ class Outcome:
             "probe.csv": probe(self._folder).to_csv(index=False),
             "trade-offs.png": pictures.trade_offs(self._folder),
         }
+
+    def warm_up(self) -> None:
+        with suppress(Exception):  # that model is not the winner yet; whatever is wrong with it, another one may come
+            program(self.model().graph)
 
     def model(self) -> bundle.Bundle:
         return bundle.load(self._folder.bundle, Catalogue(Host.from_environment(), self._cache_dir))

@@ -81,6 +81,9 @@ class Outcome(Protocol):
     def model(self) -> "Bundle":
         """The winner, on the CPU."""
 
+    def warm_up(self) -> None:
+        """Import what showing the model will need, while the search still goes on."""
+
 
 class Projection:
     """One study on one server. Every method may raise whatever the server and the way to it make MLflow raise."""

@@ -90,7 +90,7 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
         over.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    failures, watched = 0, False
+    failures, watched, warm = 0, False, False
     watching = ExitStack()
     with only_writer(projection.folder, projection.uri):
         while not over.wait(min(EVERY * 2**failures, LONGEST_PAUSE)):
@@ -101,6 +101,9 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
                     watching.callback(projection.watch_the_machine())
                     watched = True
                 failures = 0
+                if not warm and projection.folder.bundle.exists():
+                    warm = True
+                    outcome.warm_up()
             except Exception as error:  # a server, a network and a database fail in many ways
                 failures += 1
                 if failures == 1:
