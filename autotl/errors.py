@@ -4,6 +4,7 @@ A message says what was wrong, what was received, what is allowed and what to do
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -45,6 +46,12 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
     if not guess and len(known) <= 12:
         guess = f" Known: {', '.join(known) or 'none'}."
     return f"Unknown {what} '{name}'.{guess} {hint}".rstrip()
+
+
+def masked(url: str) -> str:
+    """A URL as it may be shown and kept: without its password."""
+    url = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", url)
 
 
 def one_line(text: object, most: int | None = None) -> str:

@@ -31,7 +31,7 @@ def as_json(value: Any) -> str:
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which then takes the place of `folder`; where filling it fails, all stays as it was.
 
-    It is filled beside it: whoever reads the folder meanwhile, or kills this process, never has half of two.
+    It is filled beside it, so that whoever kills this process never leaves half of two.
     """
     made, old = _beside(folder)
     for left in (made, old):
@@ -49,17 +49,24 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Put back what a process that was killed while `replacing` the folder had laid aside."""
+    """Put back what a process that was killed while `replacing` the folder had laid aside; for its writer alone."""
     _, old = _beside(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
+
+
+def where_it_is(folder: Path) -> Path:
+    """For a reader: the folder, or where a process that is `replacing` it, or was killed then, has laid it."""
+    _, old = _beside(folder)
+    return old if old.exists() and not folder.exists() else folder
 
 
 def holds_only(folder: Path, names: tuple[str, ...]) -> bool:
     """Whether the folder is absent, or holds no visible file but those of these names: it may be replaced."""
     if not folder.exists():
         return True
-    return folder.is_dir() and {file.name for file in folder.iterdir() if not file.name.startswith(".")} <= set(names)
+    allowed = {*names, "__pycache__"}
+    return folder.is_dir() and {file.name for file in folder.iterdir() if not file.name.startswith(".")} <= allowed
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

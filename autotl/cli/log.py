@@ -27,7 +27,7 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
     """
     from filelock import Timeout
 
-    from autotl.errors import StudyError, one_line
+    from autotl.errors import StudyError, masked, one_line
     from autotl.report.outcome import Outcome
     from autotl.tracking import folder, shipping
     from autotl.tracking.mlflow import Projection
@@ -42,7 +42,7 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
         with shipping.only_writer(found, uri).acquire(timeout=0):
             projection.end(outcome)
     except Timeout:
-        raise StudyError(f"A search is logging study '{study}' to {uri} just now.") from None
+        raise StudyError(f"A search is logging study '{study}' to {masked(uri)} just now.") from None
     except Exception as error:
-        raise StudyError(f"MLflow at {uri} cannot be brought up to date: {one_line(error, 300)}") from error
-    click.echo(f"MLflow at {uri} has all of study '{study}'. Look at it: autotl ui {study}")
+        raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {one_line(error, 300)}") from error
+    click.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {study}")

@@ -112,7 +112,12 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 )
 @options.device
 @click.option("--study", help="Name of the study. [default: the folder's name]")
-@click.option("--storage", metavar="URL", help="Database for Optuna. [default: SQLite in the study's folder]")
+@click.option(
+    "--storage",
+    metavar="URL",
+    envvar="AUTOTL_STORAGE",
+    help="Database for Optuna. [default: $AUTOTL_STORAGE or SQLite in the study's folder]",
+)
 @options.weights
 @options.home
 @options.cache_dir

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
-from autotl.errors import StudyError
+from autotl.errors import StudyError, masked, one_line
 
 TRAINING = "workflowType=machine_learning"
 """MLflow's pages on training, not those on language models."""
@@ -46,11 +46,17 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
         return
     if not _free(port):
         raise StudyError(f"Port {port} is in use. Say another one: --port {port + 1}")
-    words = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    workspace.mkdir(parents=True, exist_ok=True)
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *words],
         cwd=workspace,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": uri,  # not among the words, where everybody could read its password
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -81,9 +87,12 @@ def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
 
     from autotl.tracking.mlflow import Projection
 
-    place = Projection(found, uri).find()
+    try:
+        place = Projection(found, uri).find()
+    except Exception as error:  # a server, a network and a database fail in many ways
+        raise StudyError(f"MLflow at {masked(uri)} does not answer: {one_line(error, 200)}") from error
     if place is None:
-        raise StudyError(f"MLflow at {uri} has not heard of study '{study}'. Tell it: autotl log {study}")
+        raise StudyError(f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {study}")
     experiment, run = place
     best_first = "orderByKey=metrics.%60objective%60&orderByAsc=false"
     return [f"/#/experiments/{experiment}/runs{rest}{TRAINING}" for rest in (f"/{run}?", f"?{best_first}&")]

@@ -9,7 +9,12 @@ from autotl.cli import options
 
 @click.command()
 @click.argument("study")
-@click.option("--storage", metavar="URL", help="Optuna's database of the search. [default: that of the study's folder]")
+@click.option(
+    "--storage",
+    metavar="URL",
+    envvar="AUTOTL_STORAGE",
+    help="Optuna's database of the search. [default: $AUTOTL_STORAGE or that of the study's folder]",
+)
 @click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="The images. [default: where the search has them]"
 )
@@ -43,7 +48,9 @@ def command(
     from autotl.tracking import folder
 
     if storage is None:
-        storage = folder.find_study(folder.home(home), study).storage
+        found = folder.find_study(folder.home(home), study)
+        assert found.definition is not None
+        storage, study = found.storage, found.definition.optuna
     shared = SharedStudy.join(storage, study)
     with terminal.watcher(quiet=False) as watcher:
         worker = Worker(

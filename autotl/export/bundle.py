@@ -1,6 +1,7 @@
 """The bundle: what a search leaves. Weights, plan, preprocessing, classes, metrics and versions; no pickle."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
@@ -18,10 +19,12 @@ from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
 from autotl.errors import DataError, StudyError
 from autotl.export.graph import Graph
-from autotl.files import as_json, holds_only, replacing, settle, write
+from autotl.files import as_json, holds_only, replacing, settle, where_it_is, write
 from autotl.plan import TransferPlan
 
 BATCH = 32
+READS = 4
+"""How often a bundle is read that changes meanwhile."""
 FILES = (
     "weights.safetensors",
     "plan.json",
@@ -97,21 +100,16 @@ def describe(folder: Path, metrics: dict[str, Any]) -> None:
 
 def plan_of(folder: Path) -> TransferPlan | None:
     """The plan of the bundle that lies there, None where there is none."""
-    settle(folder)
-    file = folder / "plan.json"
+    file = where_it_is(folder) / "plan.json"
     return TransferPlan.from_json(file.read_text(), name=str(file)) if file.exists() else None
 
 
 def load(folder: Path, catalogue: Catalogue) -> Bundle:
     """Raises: StudyError for a folder that is no bundle, PlanError or PluginError where it cannot be rebuilt."""
-    settle(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise StudyError(f"{folder} is no bundle: {', '.join(missing)} missing.")
-    plan = plan_of(folder)
-    assert plan is not None
+    files = _files(folder)
+    plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
     stages = catalogue.structure(plan.backbone, plan.input).cut(plan.cut).eval()
-    weights = load_file(folder / "weights.safetensors")
+    weights = deserialize(files["weights.safetensors"])
     head = LinearHead(weights.pop("head.weight"), weights.pop("head.bias"))
     try:
         stages.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()})
@@ -120,9 +118,24 @@ def load(folder: Path, catalogue: Catalogue) -> Bundle:
             f"{folder} does not fit '{plan.backbone}' as installed here; it was made with "
             f"{', '.join(f'{name} {version[:12]}' for name, version in plan.requires.items())}."
         ) from error
-    classes = tuple(json.loads((folder / "classes.json").read_text()))
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return Bundle(plan, classes, metrics, Graph(plan, stages, head))
+    classes = tuple(json.loads(files["classes.json"]))
+    return Bundle(plan, classes, json.loads(files["metrics.json"]), Graph(plan, stages, head))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """The files of one bundle: a search may be replacing it by the next while they are read."""
+    for _ in range(READS):
+        place = where_it_is(folder)
+        try:
+            before = (place / "plan.json").read_bytes()
+            files = {name: (place / name).read_bytes() for name in FILES}
+            if files["plan.json"] == before == (where_it_is(folder) / "plan.json").read_bytes():
+                return files
+        except FileNotFoundError:
+            pass
+        time.sleep(0.05)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    raise StudyError(f"{folder} is no bundle: {', '.join(missing) or 'something'} missing.")
 
 
 def _read(file: Path, plan: TransferPlan) -> "np.ndarray | str":

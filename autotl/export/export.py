@@ -146,6 +146,8 @@ def _reference(file: Path) -> Callable[[Path], np.ndarray]:
 def _latency(model: Model, bundle: Bundle) -> dict[int, float]:
     size = bundle.plan.input.size
     latency = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for batch in (1, 32):
         images = np.zeros((batch, 3, size, size), np.uint8)
         model(images)  # the first run allocates
@@ -155,4 +157,5 @@ def _latency(model: Model, bundle: Bundle) -> dict[int, float]:
             model(images)
             seconds.append(time.perf_counter() - began)
         latency[batch] = median(seconds)
+    torch.set_num_threads(threads)
     return latency

@@ -18,7 +18,7 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
         judged = {
             name.removeprefix("rank."): value for name, value in record.metrics.items() if name.startswith("rank.")
         }
-        del judged["seconds"]
+        judged.pop("seconds", None)
         rows.append(
             {
                 "trial": record.number,
@@ -36,7 +36,7 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
                 "seconds": record.seconds,
             }
         )
-    return pd.DataFrame(rows).set_index("trial")
+    return pd.DataFrame(rows, columns=None if rows else ["trial", definition.metric, "flops"]).set_index("trial")
 
 
 def probe(folder: StudyFolder) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """The search among its workers: it takes in what they did, and takes back what those that died left behind."""
 
 import time
+from contextlib import suppress
 
+import optuna
 from optuna.trial import TrialState
 
 from autotl.errors import StudyError
@@ -23,6 +25,7 @@ class Crew:
     def __init__(self, study: SharedStudy, folder: StudyFolder, trials: Trials) -> None:
         """Raises: StudyError when the storage has lost trials that the study folder has."""
         self.study, self.folder, self.trials = study, folder, trials
+        self._ended: set[int] = set()
         stored = {trial.number for trial in study.trials()}
         lost = [record.number for record in folder.log.records() if record.number not in stored]
         if lost:
@@ -54,12 +57,15 @@ class Crew:
                 record = self.folder.log.read(number)
             if record.state in ENDED:  # logged, and killed before Optuna was told
                 value = record.value if record.state == "complete" else None
-                self.study.optuna.tell(number, value, state=STATES[record.state])
+                with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # it was alive, after all
+                    self.study.optuna.tell(number, value, state=STATES[record.state])
             else:
                 self.study.give_back(number)
 
     def _has_ended(self, number: int) -> bool:
-        return self.folder.log.read(number).state in ENDED
+        if number not in self._ended and self.folder.log.read(number).state in ENDED:
+            self._ended.add(number)
+        return number in self._ended
 
     def _wait_for_others(self, total: int) -> bool:
         """Whether there is anyone to wait for; waits a little."""

@@ -236,7 +236,7 @@ class _End:
                 self.left_out.append(f"trial {winner.record.number}, which fails on all images: {failed}")
             else:
                 return winner, final
-        return self._as_it_lies_there(there)
+        return self._as_it_lies_there(there, contenders)
 
     def _fit(self, plan: TransferPlan, task: str) -> Fitted:
         """Carry out a plan after the trials.
@@ -253,10 +253,14 @@ class _End:
         finally:
             self.watcher.progress(task, 1, 1)
 
-    def _as_it_lies_there(self, plan: TransferPlan | None) -> tuple[_Contender, TransferPlan]:
+    def _as_it_lies_there(
+        self, plan: TransferPlan | None, contenders: Sequence[_Contender]
+    ) -> tuple[_Contender, TransferPlan]:
         for record in self.folder.log.records():
             if plan and record.state == "complete" and record.plan == plan:
-                self.left_out.append("the winner on all images: the bundle is the best trial's")
+                best = contenders[0].record.number if contenders else record.number
+                there = "its trial's" if best == record.number else f"that of trial {record.number}"
+                self.left_out.append(f"training the winner, trial {best}, on all images; the model is {there}")
                 return _Contender(record, (self._own_run(record),)), plan
         raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
 

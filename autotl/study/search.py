@@ -5,9 +5,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import zip_longest
 
-import optuna
-import sqlalchemy
-
 from autotl.backbones.catalogue import Catalogue
 from autotl.data.dataset import Dataset, read_split
 from autotl.data.rows import trim
@@ -15,7 +12,8 @@ from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.bench import Bench
-from autotl.errors import StudyError, one_line
+from autotl.errors import StudyError, masked
+from autotl.files import settle
 from autotl.host import Host
 from autotl.plan import Network
 from autotl.registry import Entry, Registry
@@ -24,9 +22,10 @@ from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
 from autotl.study.finish import finish
+from autotl.study.machine import one_line_each
 from autotl.study.settings import Settings
 from autotl.study.space import pooling_name, share_of
-from autotl.study.storage import SharedStudy, without_password
+from autotl.study.storage import SharedStudy, check_url
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
@@ -83,7 +82,8 @@ class Search:
             self.watcher.note(str(problem))
         pools.announce(self.pool, self.watcher, self.settings.yes)
         try:
-            with self.folder.lock():
+            with one_line_each(self.folder.name), self.folder.lock():
+                settle(self.folder.bundle)
                 pools.download(self.catalogue, self.pool)
                 bench = self._open()
                 backbones = self._affordable(bench)
@@ -99,21 +99,10 @@ class Search:
                     augmentations=self.augmentations,
                     watcher=self.watcher,
                     budget=self.budget,
+                    keep=True,
                 )
                 self._try_out(bench, backbones, study, Crew(study, self.folder, trials))
                 return finish(self.folder, self.settings, bench, self.watcher, self.budget)
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            raise StudyError(
-                f"{error.strerror or error}{where}. What was done is kept; put this right and say the same again."
-            ) from error
-        except MemoryError:
-            raise StudyError("The memory did not do. What was done is kept; leave out the largest backbones.") from None
-        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-            raise StudyError(
-                f"Optuna's storage of study '{self.folder.name}' fails: {one_line(error.__cause__ or error, 200)}. "
-                "What was done is kept; put this right and say the same again."
-            ) from error
         finally:
             if self._shipping:
                 self._shipping.leave()
@@ -122,17 +111,20 @@ class Search:
         """Wait, within reason, until MLflow has all of it."""
         if not self._shipping or self._shipping.wait(1):
             return
-        name = self.folder.name
+        options = {"--home": self.settings.home, "--tracking-uri": self.settings.tracking_uri}
+        again = " ".join([self.folder.name, *(f"{flag} {value}" for flag, value in options.items() if value)])
         self.watcher.note("Telling MLflow the rest …")
-        if self._shipping.wait(PATIENCE):
-            self.watcher.note(f"Done. See it: autotl ui {name}")
+        if not self._shipping.wait(PATIENCE):
+            self.watcher.note(f"It takes long, and goes on by itself. To make sure: autotl log {again}")
+        elif self._shipping.failed:
+            self.watcher.note(f"MLflow does not have all of it. Tell it later: autotl log {again}")
         else:
-            self.watcher.note(f"It takes long, and goes on by itself. To make sure: autotl log {name}")
+            self.watcher.note(f"Done. See it: autotl ui {again}")
 
     def _begin_logging(self) -> None:
         if self.settings.mlflow:
             uri = tracking_uri(self.settings.tracking_uri, self.folder.path.parent)
-            self._shipping = Shipping(self.folder, uri, self.watcher.note)
+            self._shipping = Shipping(self.folder, uri, self.cache_dir, self.watcher.note)
 
     def _open(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
@@ -184,11 +176,13 @@ class Search:
         Raises: StudyError for any difference but in the images, which may grow.
         """
         before, storage = self.before, self.settings.storage
+        if storage:
+            check_url(storage)
         definition = Definition(
             name=self.folder.name,
             data=str(self.settings.data.resolve()),
             optuna=before.optuna if before else f"{self.folder.name}-{uuid.uuid4().hex[:8]}",
-            storage=without_password(storage) if storage else None,
+            storage=masked(storage) if storage else None,
             fingerprint=dataset.fingerprint,
             classes=dataset.classes,
             backbones={name: self._network(name).weights for name in backbones},
@@ -207,6 +201,9 @@ class Search:
                 f"({'; '.join(f'{key}: {change}' for key, change in differences.items())}). "
                 "Go on with what it was begun with, or start another: --study NAME"
             )
+        begun = self.folder.definition
+        if begun and not before:
+            SharedStudy.forget(storage or self.folder.storage, begun.optuna)
         study = SharedStudy.create(storage or self.folder.storage, definition.optuna, self.settings.seed)
         if differences:
             self.watcher.note("The images have changed since the study was begun: only new trials count for them.")
@@ -246,7 +243,7 @@ class Search:
             study.open(self.settings.trials)
             crew.run(self.settings.trials)
         except OutOfTime:
-            pass  # what there is by now is what there is to choose from
+            crew.catch_up()  # what there is by now is what there is to choose from
         finally:
             study.open(0)
 

@@ -3,18 +3,20 @@
 import os
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 import sqlalchemy
+from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from autotl.errors import StudyError, one_line, unknown
+from autotl.errors import StudyError, masked, one_line, unknown
 from autotl.study.sampler import NumberedSampler
 
 RUNG, HALVING = 25, 2
@@ -33,6 +35,20 @@ _TERMS, _SPLIT, _JOINED = "autotl", "split", "joined"
 _WHO, _EVENTS = "worker", "events"
 
 
+class TakenAway(Exception):
+    """A trial is another process's by now: this one gave no sign of life for too long."""
+
+
+@dataclass
+class Hold:
+    """What a worker hears of the trial that it carries out."""
+
+    closed: bool = False
+    """The study wants no more trials, or has become another one."""
+    taken: bool = False
+    """Another process has this trial."""
+
+
 class SharedStudy:
     """A study in a database.
 
@@ -47,6 +63,10 @@ class SharedStudy:
         self.optuna = study
         self.who = who
         self._storage = storage
+        self._nameless: dict[int, float] = {}
+        # SQLite locks no rows: two processes would be given one waiting trial.
+        file = storage.engine.url.database if storage.engine.name == "sqlite" else None
+        self._one_at_a_time: AbstractContextManager[object] = FileLock(f"{file}.lock") if file else nullcontext()
 
     @classmethod
     def create(cls, url: str, name: str, seed: int) -> "SharedStudy":
@@ -60,6 +80,12 @@ class SharedStudy:
                 study_name=name, storage=storage, direction="maximize", load_if_exists=True, **_how(seed)
             )
         return cls(study, storage, SEARCH)
+
+    @staticmethod
+    def forget(url: str, name: str) -> None:
+        """Delete a study that was begun and came to nothing, if it is there."""
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=_open(url))
 
     @classmethod
     def join(cls, url: str, name: str) -> "SharedStudy":
@@ -97,7 +123,10 @@ class SharedStudy:
     @property
     def terms(self) -> dict[str, Any]:
         """As `agree` was told, and the `total` of trials up to which some may be begun; None before any may."""
-        found: dict[str, Any] = self.optuna.user_attrs.get(_TERMS, {})
+        try:
+            found: dict[str, Any] = self.optuna.user_attrs.get(_TERMS, {})
+        except KeyError:
+            raise StudyError("The study is there no more: its search was begun anew. Join again.") from None
         return found
 
     @property
@@ -113,9 +142,11 @@ class SharedStudy:
         """What was chosen once for the study, by whoever came first."""
         found: dict[str, Any] | None = self.optuna.user_attrs.get(what)
         if found is None:
-            found = choose()
-            self.optuna.set_user_attr(what, found)
-        return found
+            chosen = choose()
+            found = self.optuna.user_attrs.get(what)  # another process may have chosen meanwhile
+            if found is None:
+                self.optuna.set_user_attr(what, chosen)
+        return found or chosen
 
     # Trials
 
@@ -132,20 +163,23 @@ class SharedStudy:
         known = self.trials()
         if len(known) >= total and not any(t.state == TrialState.WAITING for t in known[:total]):
             return None
-        with warnings.catch_warnings():
+        with self._one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # heartbeats are given here, not by `Study.optimize`
             trial = self.optuna.ask()
-        if trial.number >= total:  # another process was faster
-            self.give_back(trial.number)
-            return None
-        trial.set_user_attr(_WHO, self.who)
-        return trial
+            if trial.number >= total:  # another process was faster
+                self.give_back(trial.number)
+                return None
+            if self.who != SEARCH:
+                self._storage.record_heartbeat(trial._trial_id)  # that of an earlier attempt may be old
+            trial.set_user_attr(_WHO, self.who)
+            return trial
 
     def give_back(self, number: int) -> None:
-        """Let a trial wait to be claimed again."""
+        """Let a trial wait to be claimed again, unless it has ended meanwhile."""
         at = self._id(number)
-        self._storage.set_trial_user_attr(at, _WHO, None)
-        self._storage.set_trial_state_values(at, TrialState.WAITING)
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(at, _WHO, None)
+            self._storage.set_trial_state_values(at, TrialState.WAITING)
 
     def is_mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has the trial: one that gave no sign of life for long may have lost it."""
@@ -160,62 +194,72 @@ class SharedStudy:
         running = self.trials(TrialState.RUNNING)
         stale = set(self._storage._get_stale_trial_ids(self.optuna._study_id)) if running else set()
         joined = self.optuna.user_attrs.get(_JOINED, False)
+        nameless = {trial.number for trial in running if _WHO not in trial.user_attrs or not trial.user_attrs[_WHO]}
+        self._nameless = {number: self._nameless.get(number, time.monotonic()) for number in nameless}
 
         def is_dead(trial: FrozenTrial) -> bool:
             who = trial.user_attrs.get(_WHO)
-            if who is None and joined and trial.datetime_start:  # just claimed, or its process died that moment
-                return (datetime.now() - trial.datetime_start).total_seconds() > GRACE
+            if who is None and joined:  # claimed this moment, or its process died in it
+                return time.monotonic() - self._nameless[trial.number] > GRACE
             return who in (None, SEARCH) or trial._trial_id in stale
 
         return [(trial.number, trial.user_attrs.get(_WHO) or SEARCH) for trial in running if is_dead(trial)]
 
     @contextmanager
-    def alive(self, trial: optuna.Trial, closed: Callable[[], None]) -> Iterator[None]:
-        """Within, a worker gives signs of life; `closed` is called, once, when the study wants the trial no more.
+    def alive(self, trial: optuna.Trial) -> Iterator["Hold"]:
+        """Within, a worker gives signs of life, and hears whether the trial is still wanted from it.
 
-        The search itself gives none: it holds the study's lock.
+        The search itself need not: it holds the study's lock.
         """
+        hold = Hold()
         if self.who == SEARCH:
-            yield
+            yield hold
             return
         over = threading.Event()
-
-        def beat() -> None:
-            told = False
-            while True:
-                # A database that is away for a moment is no reason to stop; the trial itself will find out.
-                with suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
-                    self._storage.record_heartbeat(trial._trial_id)
-                    if not told and not self._wanted(trial):
-                        told = True
-                        closed()
-                if over.wait(BEAT):
-                    return
-
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=self._beat, args=[trial, hold, over], daemon=True)
         thread.start()
         try:
-            yield
+            yield hold
         finally:
             over.set()
             thread.join()
 
+    def _beat(self, trial: optuna.Trial, hold: "Hold", over: threading.Event) -> None:
+        agreed = self.terms["definition"]
+        while True:
+            # A database that is away for a moment is no reason to stop; the trial itself will find out.
+            with suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):
+                terms = self.terms
+                if terms["total"] == 0 or terms["definition"] != agreed:
+                    hold.closed = True
+                elif self.is_mine(trial):
+                    self._storage.record_heartbeat(trial._trial_id)
+                else:
+                    hold.taken = True
+            if over.wait(BEAT):
+                return
+
     def end(
         self, trial: optuna.Trial, state: TrialState, value: float | None, events: Sequence[Mapping[str, Any]]
     ) -> None:
-        """A trial has ended. A worker leaves what happened in it for the search to collect."""
-        if self.who != SEARCH:
-            trial.set_user_attr(_EVENTS, list(events))
-        self.optuna.tell(trial.number, value if state == TrialState.COMPLETE else None, state=state)
+        """A trial has ended. A worker leaves what happened in it for the search to collect.
+
+        Raises: TakenAway when it is another process's by now.
+        """
+        if not self.is_mine(trial):
+            raise TakenAway
+        try:
+            if self.who != SEARCH:
+                trial.set_user_attr(_EVENTS, list(events))
+            self.optuna.tell(trial.number, value if state == TrialState.COMPLETE else None, state=state)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:  # between the look and the word
+            raise TakenAway from error
 
     def collected(self, known: Callable[[int], bool]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """The trials that workers have ended and that are not `known` yet, with what happened in them."""
         for trial in self.trials(*ENDED):
             if _EVENTS in trial.user_attrs and not known(trial.number):
                 yield trial.number, trial.user_attrs[_EVENTS]
-
-    def _wanted(self, trial: optuna.Trial) -> bool:
-        return trial.number < (self.terms["total"] or 0) and self.is_mine(trial)
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
@@ -231,16 +275,17 @@ def _how(seed: int) -> dict[str, Any]:
 
 def _open(url: str) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    check_url(url)
     waiting = {"connect_args": {"timeout": BUSY}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     with _one_kind_of_error(url), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return RDBStorage(url, engine_kwargs=waiting, heartbeat_interval=BEAT, grace_period=GRACE)
 
 
-def without_password(url: str) -> str:
+def check_url(url: str) -> None:
     """Raises: StudyError for what is no database URL."""
     try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+        sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError:
         raise StudyError(f"--storage '{url}' is no database URL, such as postgresql://user@host/name.") from None
 
@@ -252,4 +297,4 @@ def _one_kind_of_error(url: str) -> Iterator[None]:
     except StudyError:
         raise
     except Exception as error:  # whatever the database's driver raises
-        raise StudyError(f"Optuna cannot use the storage {without_password(url)}: {one_line(error, 300)}") from error
+        raise StudyError(f"Optuna cannot use the storage {masked(url)}: {one_line(error, 300)}") from error

@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-import sqlalchemy
-import torch
 from optuna.trial import TrialState
 
 from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
-from autotl.data.rows import StoreError
 from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit
@@ -28,24 +25,13 @@ from autotl.registry import Entry
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.finish import seconds_needed
+from autotl.study.machine import MACHINE, STORAGE
 from autotl.study.settings import Settings
 from autotl.study.space import SearchContext
-from autotl.study.storage import SharedStudy
+from autotl.study.storage import Hold, SharedStudy, TakenAway
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
-
-STORAGE = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-MACHINE = (
-    KeyboardInterrupt,
-    OutOfTime,
-    OSError,
-    StoreError,
-    MemoryError,
-    torch.AcceleratorError,
-    *STORAGE,
-)
-"""What ends the search and not the trial alone: it would end every other trial, too."""
 
 
 class Trials:
@@ -63,7 +49,10 @@ class Trials:
         augmentations: Mapping[str, Entry],
         watcher: Watcher,
         budget: Budget,
+        keep: bool,
     ) -> None:
+        """`keep`: whether the model of the best trial so far is left in the study's folder."""
+        self.keep = keep
         self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
         self.backbones, self.strategies, self.augmentations = backbones, strategies, augmentations
         self.watcher, self.budget = watcher, budget
@@ -88,14 +77,17 @@ class Trials:
         trial = self.study.claim(total)
         if trial is None:
             return False
-        with self.study.alive(trial, self.budget.end):
-            self._carry_out(trial)
+        with self.study.alive(trial) as hold:
+            try:
+                self._carry_out(trial, hold)
+            except TakenAway:
+                self.watcher.note(f"Trial {trial.number} is another process's by now: this one was silent for long.")
         return True
 
-    def _carry_out(self, trial: optuna.Trial) -> None:
+    def _carry_out(self, trial: optuna.Trial, hold: Hold) -> None:
         log, began, number = self.folder.log, time.perf_counter(), trial.number
         log.begin(number, self.study.who)
-        observer = _TrialObserver(trial, self)
+        observer = _TrialObserver(trial, self, hold)
         value: float | None = None
         try:
             plan = observer.plan = self._suggest(trial)
@@ -108,12 +100,14 @@ class Trials:
                 fitted = fit(plan, self.bench, observer)
                 measured = self._known[plan.hash] = fitted.metrics
             value = measured[f"rank.{self.settings.metric}"]
-            if fitted and (self._best is None or value > (self._best.value or 0.0)):
+            if fitted and self.keep and (self._best is None or value > (self._best.value or 0.0)):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except optuna.TrialPruned:
             reason = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=reason)
             state = TrialState.PRUNED
+        except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
+            raise TakenAway from error
         except MACHINE as error:
             # What is wrong with this machine would be wrong in every trial: this one is kept for later.
             why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
@@ -129,9 +123,6 @@ class Trials:
         else:
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
             state = TrialState.COMPLETE
-        if not self.study.is_mine(trial):
-            self.watcher.note(f"Trial {number} was given to another process, as this one was silent for long.")
-            return
         self.study.end(trial, state, value, log.last_attempt(number))
         self.tell(number)
 
@@ -199,8 +190,8 @@ class Trials:
 class _TrialObserver:
     """Writes down every epoch of a trial, and ends it when it falls behind or the time is up."""
 
-    def __init__(self, trial: optuna.Trial, trials: Trials) -> None:
-        self._trial, self._trials = trial, trials
+    def __init__(self, trial: optuna.Trial, trials: Trials, hold: Hold) -> None:
+        self._trial, self._trials, self._hold = trial, trials, hold
         self.plan: TransferPlan | None = None
         self.share = 0
         """How much of the plan's epochs is done, in percent."""
@@ -208,6 +199,10 @@ class _TrialObserver:
         self._may_prune = trials.settings.prune and "guess" not in trial.user_attrs
 
     def step(self) -> None:
+        if self._hold.taken:
+            raise TakenAway
+        if self._hold.closed:
+            self._trials.budget.end()
         self._trials.budget.check_search()
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:

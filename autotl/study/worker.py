@@ -13,6 +13,7 @@ from autotl.errors import StudyError, unknown
 from autotl.host import Host
 from autotl.registry import Entry, Registry
 from autotl.study.budget import Budget, OutOfTime
+from autotl.study.machine import one_line_each
 from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
 from autotl.study.trials import Trials
@@ -43,7 +44,8 @@ class Worker:
     ) -> None:
         """Raises: AutotlError when this machine cannot give the numbers that the search's gives."""
         self.study, self.host, self.watcher = study, host, watcher
-        self.definition = definition = Definition.from_json(study.terms["definition"])
+        self._joined: str = study.terms["definition"]
+        self.definition = definition = Definition.from_json(self._joined)
         self.data = data or Path(definition.data)
         self.device = devices.resolve(device)
         self.budget = Budget(None, time.monotonic())
@@ -63,7 +65,10 @@ class Worker:
 
         Raises: AutotlError.
         """
-        bench = self._open()
+        with one_line_each(self.definition.name):
+            return self._carry_out_all(self._open())
+
+    def _carry_out_all(self, bench: Bench) -> int:
         with tempfile.TemporaryDirectory(prefix="autotl-worker-") as place:
             definition = self.definition
             settings = {
@@ -83,13 +88,14 @@ class Worker:
                 augmentations=_entries(self.host.augmentations, definition.augmentations),
                 watcher=self.watcher,
                 budget=self.budget,
+                keep=False,
             )
             done = 0
             try:
                 while trials.carry_out_one(self._total()):
                     done += 1
             except OutOfTime:
-                self.watcher.note("The search wants no more trials.")
+                self.watcher.note("The search wants no more trials, or has other images by now.")
             return done
 
     def _open(self) -> Bench:
@@ -111,13 +117,14 @@ class Worker:
 
     def _total(self) -> int:
         """How many trials the search wants, none when it is over; waits until it has come to them."""
-        total: int | None = self.study.terms["total"]
-        if total is None:
+        terms = self.study.terms
+        if terms["total"] is None:
             self.watcher.note("Waiting for the search to begin its trials …")
-        while total is None:
+        while terms["total"] is None:
             time.sleep(LOOK)
-            total = self.study.terms["total"]
-        return total
+            terms = self.study.terms
+        total: int = terms["total"]
+        return total if terms["definition"] == self._joined else 0
 
 
 def _entries(registry: Registry, names: tuple[str, ...]) -> dict[str, Entry]:

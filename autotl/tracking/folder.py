@@ -81,6 +81,15 @@ class StudyFolder:
         """Write `study.json`, whole or not at all."""
         write(self.path / "study.json", definition.to_json())
 
+    @property
+    def is_live(self) -> bool:
+        """Whether a process is searching in it."""
+        try:
+            with self._lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the study for this process.

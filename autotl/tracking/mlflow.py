@@ -7,6 +7,7 @@ This is the only room that knows MLflow.
 
 import csv
 import json
+import math
 import os
 import re
 import tempfile
@@ -15,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 import numpy as np
@@ -33,7 +34,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from autotl.files import write
-from autotl.plan import Phase, TransferPlan
+from autotl.plan import Phase, TransferPlan, digest
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import Event, attempts
 from autotl.tracking.result import Result, load
@@ -91,13 +92,8 @@ class Projection:
     def __init__(self, folder: StudyFolder, uri: str) -> None:
         self.folder = folder
         self.uri = uri
-        self._parent = ""
-        self._experiment = ""
-        self._shown: dict[tuple[int, int], _Shown] = {}
-        self._sizes: dict[Path, int] = {}
-        self._ends: dict[int, Event] = {}
-        self._best_shipped = 0
         self._dataset: Dataset | None = None
+        self._forget()
 
     def find(self) -> tuple[str, str] | None:
         """The ids of the experiment and of the study's run, None where the server has not heard of it."""
@@ -112,6 +108,29 @@ class Projection:
 
     def ship(self) -> None:
         """Bring the server up to what the study folder says by now."""
+        try:
+            self._ship_trials()
+        except BaseException:
+            self._forget()  # who knows what the server took in: it is asked again
+            raise
+
+    def end(self, outcome: Outcome) -> None:
+        """Ship the rest, the result and the model. What runs now in a study that is not searched was killed."""
+        self.ship()
+        if not self._parent or self.folder.is_live:
+            return
+        for shown in self._shown.values():
+            if shown.open:
+                self._close(shown, "interrupted", KILLED, time.time())
+        result = load(self.folder)
+        if result:
+            self._ship_result(result, outcome)
+            self._ship_model(result, outcome)
+        last = max((file.stat().st_mtime for file in self.folder.log.files()), default=0.0)
+        finished = result is not None and self.folder.result.stat().st_mtime >= last
+        self._client.set_terminated(self._parent, "FINISHED" if finished else "KILLED")
+
+    def _ship_trials(self) -> None:
         definition = self.folder.definition
         if definition is None:
             return
@@ -124,19 +143,13 @@ class Projection:
                 self._ends[number] = tried[-1][-1]
         self._ship_best(definition)
 
-    def end(self, outcome: Outcome) -> None:
-        """Ship the rest, the result and the model; nothing is running any more."""
-        self.ship()
-        if not self._parent:
-            return
-        for shown in self._shown.values():
-            if shown.open:
-                self._close(shown, "interrupted", KILLED, time.time())
-        result = load(self.folder)
-        if result:
-            self._ship_result(result, outcome)
-            self._ship_model(result, outcome)
-        self._client.set_terminated(self._parent, "FINISHED" if result else "KILLED")
+    def _forget(self) -> None:
+        self._parent = ""
+        self._experiment = ""
+        self._shown: dict[tuple[int, int], _Shown] = {}
+        self._sizes: dict[Path, int] = {}
+        self._ends: dict[int, Event] = {}
+        self._best_shipped = 0
 
     def watch_the_machine(self) -> Callable[[], None]:
         """Log load and memory of this machine to the study's run, until what is returned is called."""
@@ -154,7 +167,7 @@ class Projection:
             self._experiment = found.experiment_id if found else self._new_experiment(our(definition.name))
         if found and found.lifecycle_stage == "deleted":
             self._client.restore_experiment(self._experiment)
-        parent = None
+        parent: Run | None = None
         for run in self._runs(self._experiment, definition):
             tags = run.data.tags
             if TRIAL in tags:
@@ -164,8 +177,10 @@ class Projection:
                 parent = run
         if parent is None:
             parent = self._begin_study(self._experiment, definition)
-        elif parent.info.status != "RUNNING":
+        if parent.info.status != "RUNNING":
             self._client.update_run(parent.info.run_id, status="RUNNING")
+        if EVENTS not in parent.data.tags:
+            self._describe_study(parent.info.run_id, definition)
         self._parent = parent.info.run_id
 
     def _new_experiment(self, name: str) -> str:
@@ -195,7 +210,9 @@ class Projection:
             **{f"version.{name}": version for name, version in definition.versions.items()},
         }
         began = _milliseconds((self.folder.path / SPLIT).stat().st_mtime)
-        run = self._client.create_run(experiment, start_time=began, tags=tags, run_name=definition.name)
+        return self._client.create_run(experiment, start_time=began, tags=tags, run_name=definition.name)
+
+    def _describe_study(self, run: str, definition: Definition) -> None:
         params = {
             "metric": definition.metric,
             "seed": definition.seed,
@@ -203,9 +220,9 @@ class Projection:
             "classes": len(definition.classes),
             **{key: ", ".join(getattr(definition, key)) for key in ("backbones", "strategies", "augmentations")},
         }
-        self._log(run.info.run_id, params=params)
-        self._log_dataset(run.info.run_id, definition)
-        return run
+        self._log(run, params=params)
+        self._log_dataset(run, definition)
+        self._client.set_tag(run, EVENTS, "begun")
 
     def _log_dataset(self, run: str, definition: Definition) -> None:
         if self._dataset is None or not definition.fingerprint.startswith(self._dataset.digest):
@@ -234,6 +251,8 @@ class Projection:
         shown = self._shown.get((number, attempt))
         if shown is None:
             shown = self._shown[number, attempt] = self._begin_attempt(definition, number, attempt, events[0])
+        if not shown.events:
+            self._log_dataset(shown.run, definition)
         if shown.events < len(events):
             plan = next((TransferPlan.from_json(json.dumps(e["plan"])) for e in events if e["event"] == "plan"), None)
             fresh = events[shown.events :]
@@ -264,7 +283,6 @@ class Projection:
         }
         started = _milliseconds(begin["time"])
         run = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=str(number))
-        self._log_dataset(run.info.run_id, definition)
         return _Shown(run.info.run_id, 0, open=True)
 
     def _log_plan(self, run: str, number: int, searched: Mapping[str, Any], plan: TransferPlan) -> None:
@@ -277,28 +295,31 @@ class Projection:
         self._client.log_text(run, plan.to_json(), "plan.json")
 
     def _close(self, shown: _Shown, state: str, reason: str, at: float) -> None:
-        tags = {STATE: state}
+        """A run may have been closed as interrupted before, by one who saw too little."""
+        name = re.sub(r" \(\w+\)$", "", str(self._client.get_run(shown.run).info.run_name))
+        tags = {STATE: state, NAME: name, NOTE: ""}
         if state != "complete":
-            name = self._client.get_run(shown.run).info.run_name
-            tags |= {NOTE: f"**{state}**: {reason}", NAME: f"{name.removesuffix(f' ({state})')} ({state})"}
+            tags |= {NAME: f"{name} ({state})", NOTE: f"**{state}**: {reason}"}
         self._log(shown.run, tags=tags)
         self._client.set_terminated(shown.run, STATUS[state], end_time=_milliseconds(at))
         shown.open = False
 
     def _ship_best(self, definition: Definition) -> None:
-        """The best value so far after each completed trial, as a curve of the study's run."""
-        complete = [event for event in self._ends.values() if event["state"] == "complete"]
-        complete.sort(key=lambda event: float(event["time"]))
-        curve = accumulate((float(event["value"]) for event in complete), max)
-        points = [
-            Metric(f"best/{definition.metric}", best, _milliseconds(event["time"]), step)
-            for step, (event, best) in enumerate(zip(complete, curve, strict=True), 1)
-        ]
-        self._log(self._parent, metrics=points[self._best_shipped :])
+        """The best value so far by the number of the trial: as far as all trials before have ended."""
+        best = float("-inf")
+        points: list[Metric] = []
+        for number, event in sorted(self._ends.items()):
+            if number != len(points):
+                break
+            best = max(best, event["value"]) if event["state"] == "complete" else best
+            points.append(Metric(f"best/{definition.metric}", best, _milliseconds(event["time"]), number))
+        fresh = [point for point in points[self._best_shipped :] if math.isfinite(point.value)]
+        self._log(self._parent, metrics=fresh)
         self._best_shipped = len(points)
 
     def _ship_result(self, result: Result, outcome: Outcome) -> None:
-        if self._client.get_run(self._parent).data.tags.get(RESULT) == result.made_from:
+        mark = digest(result.model_dump(mode="json"))
+        if self._client.get_run(self._parent).data.tags.get(RESULT) == mark:
             return
         metric = result.test.metric
         metrics = {
@@ -325,12 +346,14 @@ class Projection:
             for name, content in files.items():
                 write(Path(place) / name, content)
             self._client.log_artifacts(self._parent, place)
-        self._log(self._parent, tags={RESULT: result.made_from})
+        self._log(self._parent, tags={RESULT: mark})
 
     def _link(self, number: int) -> list[str]:
         """The way to the run of a trial."""
-        runs = [shown.run for (trial, _), shown in self._shown.items() if trial == number]
-        return [f"[The run of trial {number}](#/experiments/{self._experiment}/runs/{run})" for run in runs[-1:]]
+        runs = {attempt: shown.run for (trial, attempt), shown in self._shown.items() if trial == number}
+        if not runs:
+            return []
+        return [f"[The run of trial {number}](#/experiments/{self._experiment}/runs/{runs[max(runs)]})"]
 
     def _ship_model(self, result: Result, outcome: Outcome) -> None:
         """The winner as a traced graph without pickle, registered."""
@@ -340,7 +363,7 @@ class Projection:
         if not known:
             model = self._log_model(result, outcome.model())
             metric = result.test.metric
-            tags = {PLAN: plan.hash, STUDY: result.study, f"test.{metric}": f"{result.test.value:.4f}"}
+            tags = {PLAN: plan.hash, f"test.{metric}": f"{result.test.value:.4f}"}
             tags |= {"backbone": plan.backbone, "cut": plan.cut, "strategy": result.best.strategy}
             known = [mlflow.register_model(model, name, tags=tags)]
             words = [*outcome.words(result), f"`mlflow.pytorch.load_model('models:/{name}@{ALIAS}')`"]

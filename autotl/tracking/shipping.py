@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 from filelock import FileLock
 
-from autotl.errors import one_line
+from autotl.errors import masked, one_line
 from autotl.tracking.folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ def only_writer(folder: StudyFolder, uri: str) -> FileLock:
 class Shipping:
     """The process beside a search; `autotl log --follow` is what it runs."""
 
-    def __init__(self, folder: StudyFolder, uri: str, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: StudyFolder, uri: str, cache_dir: Path, say: Callable[[str], None]) -> None:
         """`say` is told, from another thread, what the user should read."""
         words = ["log", folder.name, "--home", str(folder.path.parent), "--follow"]
+        words += ["--cache-dir", str(cache_dir)]
         with open(folder.path / ".mlflow.log", "w") as complaints:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autotl", *words],
@@ -62,6 +63,11 @@ class Shipping:
     def _listen(lines: IO[str], say: Callable[[str], None]) -> None:
         for line in lines:
             say(line.strip())
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without having told all."""
+        return bool(self._process.returncode)
 
     def leave(self) -> None:
         """Tell the process that nothing more will come. It ships the rest and ends, in its own time."""
@@ -82,7 +88,9 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
 
     A server that cannot be reached is tried again and again, and `say` tells of it once.
     """
-    os.nice(10)  # the search comes first
+    if hasattr(os, "nice"):
+        os.nice(10)  # the search comes first
+    place = masked(projection.uri)
     over = threading.Event()
 
     def listen() -> None:
@@ -93,7 +101,7 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
     failures, watched, warm = 0, False, False
     watching = ExitStack()
     with only_writer(projection.folder, projection.uri):
-        while not over.wait(min(EVERY * 2**failures, LONGEST_PAUSE)):
+        while not over.wait(min(EVERY * 2 ** min(failures, 8), LONGEST_PAUSE)):
             try:
                 projection.ship()
                 if failures or not watched:
@@ -107,7 +115,7 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
             except Exception as error:  # a server, a network and a database fail in many ways
                 failures += 1
                 if failures == 1:
-                    say(f"MLflow at {projection.uri} fails, the search goes on without: {one_line(error, 200)}")
+                    say(f"MLflow at {place} fails, the search goes on without: {one_line(error, 200)}")
         watching.close()
         for pause in LAST_TRIES:
             try:
@@ -117,7 +125,7 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
                 reason = one_line(error, 200)
                 time.sleep(pause)
     say(
-        f"MLflow at {projection.uri} lacks the last of study '{projection.folder.name}': {reason} "
-        f"Ship it later: autotl log {projection.folder.name}"
+        f"MLflow at {place} lacks the last of study '{projection.folder.name}': {reason} "
+        "What there is lies in the study's folder."
     )
     return False

@@ -20,7 +20,7 @@ from autotl.errors import DataError, StudyError
 from autotl.study import storage as storages
 from autotl.study.search import Search
 from autotl.study.settings import Settings
-from autotl.study.storage import SharedStudy
+from autotl.study.storage import Hold, SharedStudy, TakenAway
 from autotl.study.watch import Silent
 from autotl.study.worker import Worker
 from autotl.tracking.folder import StudyFolder
@@ -232,6 +232,46 @@ def study(tmp_path):
     return made, lambda: SharedStudy.join(url, "flowers")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_waiting_trial_is_claimed_by_one_process_alone(study, tmp_path):
+    search, join = study
+    for number in range(40):
+        search.optuna.enqueue_trial({"cut": number / 40})
+    children = []
+    for name in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                worker = join()
+                claimed = []
+                while trial := worker.claim(40):
+                    claimed.append(trial.number)
+                (tmp_path / f"{name}.json").write_text(json.dumps(claimed))
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    claimed = [number for name in range(3) for number in json.loads((tmp_path / f"{name}.json").read_text())]
+    assert sorted(claimed) == list(range(40))
+
+
+def test_a_trial_that_was_taken_away_ends_here_and_counts_there(study):
+    search, join = study
+    worker = join()
+    trial = worker.claim(5)
+    worker.give_back(trial.number)  # as the search does with one that is silent for too long
+    again = search.claim(5)
+    with pytest.raises(TakenAway):
+        worker.end(trial, TrialState.COMPLETE, 0.9, [])
+    search.end(again, TrialState.COMPLETE, 0.5, [])
+    with pytest.raises(TakenAway):
+        worker.end(trial, TrialState.COMPLETE, 0.9, [])
+    assert [each.value for each in search.trials()] == [0.5]
+    worker.give_back(trial.number)  # comes too late, and changes nothing
+    assert [each.state for each in search.trials()] == [TrialState.COMPLETE]
+
+
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_no_trial_beyond_the_total_is_carried_out(study):
     search, join = study
@@ -264,28 +304,41 @@ def test_only_the_dead_leave_trials_behind(study, monkeypatch):
     search, join = study
     worker = join()
     own, others = search.claim(5), worker.claim(5)
-    with worker.alive(others, closed=lambda: None):
+    with worker.alive(others):
         time.sleep(0.2)
         # What the search itself is said to run was run by one before it, which held the lock.
         assert search.left_behind() == [(own.number, "search")]
     monkeypatch.setattr(search._storage, "grace_period", 1)
     time.sleep(2.5)
     assert dict(search.left_behind())[others.number] == worker.who
+    # Claimed again, it is not taken for dead because of the signs of life of the one before.
+    search.give_back(others.number)
+    assert worker.claim(5).number == others.number
+    assert others.number not in dict(search.left_behind())
 
 
-def test_a_worker_hears_that_no_more_is_wanted(study, monkeypatch):
+def test_a_worker_hears_what_becomes_of_its_trial(study, monkeypatch):
     monkeypatch.setattr(storages, "BEAT", 0.05)
     search, join = study
     worker = join()
     search.open(5)
-    heard = []
-    with worker.alive(worker.claim(5), closed=lambda: heard.append(True)):
+    trial = worker.claim(5)
+    with worker.alive(trial) as hold:
+        search.agree(search.terms, None)  # the search was killed, and begins again
         time.sleep(0.3)
-        assert heard == []
+        assert hold == Hold()
+        search.open(5)
+        search.give_back(trial.number)
+        _until(lambda: hold.taken, 5)
+        assert not hold.closed
+    with worker.alive(worker.claim(5)) as hold:
         search.open(0)
-        _until(lambda: heard, 5)
-        time.sleep(0.3)
-    assert heard == [True]
+        _until(lambda: hold.closed, 5)
+        assert not hold.taken
+    search.open(5)
+    with worker.alive(worker.claim(5)) as hold:
+        search.agree({**search.terms, "definition": "another"}, None)
+        _until(lambda: hold.closed, 5)
 
 
 def test_what_cannot_be_joined_is_said(study, tmp_path):
