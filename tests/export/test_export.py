@@ -246,3 +246,15 @@ def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size
     Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match="no defined range"):
         prepare(tmp_path / "float.tiff")
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_is_exported_from_the_cpu_and_goes_back(host, stripes, tmp_path):
+    model = searched(host, stripes, strategies=("full",), device="cuda")
+    model.bundle.to("cuda")
+    wanted = model.predict_proba(stripes)
+    for kind in GRAPHS:
+        made = model.export(kind, tmp_path / kind)
+        assert made.difference <= 1e-4
+        assert model.bundle.graph.device.type == "cuda"
+    np.testing.assert_allclose(model.predict_proba(stripes), wanted, atol=1e-5)
