@@ -51,6 +51,7 @@ class Host:
         self.backbones = Registry("backbone family", "List them: autotl plugins backbones")
         self.augmentations = Registry("augmentation", "List them: autotl plugins augmentations")
         self.strategies = Registry("strategy", "List them: autotl plugins strategies")
+        self.blocked = blocked
         self.owners: list[Owner] = []
         self.problems: list[Problem] = []
         self._manager = pluggy.PluginManager("autotl")
@@ -68,7 +69,7 @@ class Host:
     def from_environment(cls) -> "Host":
         """A host without the plugins named in `AUTOTL_DISABLE_PLUGINS`, separated by commas."""
         names = os.environ.get("AUTOTL_DISABLE_PLUGINS", "").split(",")
-        return cls(blocked=frozenset(name.strip() for name in names))
+        return cls(blocked=frozenset(name.strip() for name in names if name.strip()))
 
     def add(self, plugin: Any, name: str) -> None:
         """Take in a plugin that is not installed: a module or an object with hook functions."""

@@ -1,12 +1,18 @@
 import subprocess
 import sys
+import time
 from types import ModuleType
 
 import pytest
 
 from autotl import hookimpl
-from autotl.errors import PluginError
+from autotl.backbones.catalogue import Catalogue
+from autotl.errors import PluginError, StudyError
+from autotl.export import bundle
 from autotl.host import Host
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
 
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "sklearn")
 
@@ -106,3 +112,44 @@ def test_an_unknown_name_brings_the_nearest():
     with pytest.raises(PluginError, match="Unknown augmentation 'flop\\*'"):
         host.augmentations.match("flop*")
     assert [entry.name for entry in host.backbones.match("t*")] == ["torchvision", "timm"]
+
+
+def test_a_study_says_which_plugin_it_lacks(stripes):
+    """Begun with a plugin that is not there any more; and a bundle whose backbone is not there."""
+    host = Host()
+    host.add(_Nets(), "nets")
+    options = {"data": stripes, "trials": 2, "backbones": ("nets:one",), "strategies": ("linear-probe",)}
+    made = Search(Settings(**options), host, Silent(), time.monotonic())
+    made.run()
+    with pytest.raises(StudyError, match=r"uses 'nets' of \(not installed\) 0, which is not here.*autotl doctor"):
+        Search(Settings(**options), Host(), Silent(), time.monotonic())
+    with pytest.raises(PluginError, match="needs backbones of the family 'nets', which is not here"):
+        bundle.load(made.folder.bundle, Catalogue(Host(), made.cache_dir))
+
+
+def test_a_broken_plugin_ends_a_strict_search_before_it_begins(stripes, tmp_path):
+    class Broken:
+        @hookimpl
+        def register_strategies(self, register):
+            raise ZeroDivisionError("no strategies today")
+
+    host = Host()
+    host.add(Broken(), "broken")
+    with pytest.raises(PluginError, match="plugin 'broken' .* ZeroDivisionError: no strategies today Put it right"):
+        Search(Settings(data=stripes, strict_plugins=True), host, Silent(), time.monotonic())
+    assert not (tmp_path / "studies").exists()
+
+
+class _Nets:
+    @hookimpl
+    def register_backbones(self, register):
+        from conftest import TinyFamily
+
+        class Family(TinyFamily):
+            def names(self):
+                return ["one"]
+
+            def card(self, name):
+                return super().card("net")
+
+        register("nets", Family, summary="A network")

@@ -23,6 +23,7 @@ COMMANDS = {
     "show": "Show a study: leaderboard, winner, trade-offs.",
     "plugins": "List backbones, augmentations and strategies.",
     "weights": "List and fetch pretrained weights.",
+    "doctor": "See what is here to search with, and what is wrong.",
     "sample": "Write a small real data set to try things on.",
 }
 

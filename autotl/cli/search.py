@@ -122,6 +122,9 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 @options.home
 @options.cache_dir
 @click.option(
+    "--strict-plugins", is_flag=True, help="Do not begin while a plugin is broken, instead of leaving it out."
+)
+@click.option(
     "--mlflow/--no-mlflow",
     default=True,
     show_default=True,

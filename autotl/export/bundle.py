@@ -17,7 +17,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.data.images import UnreadableImage, decode, prepare
 from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
-from autotl.errors import DataError, StudyError
+from autotl.errors import DataError, PluginError, StudyError
 from autotl.export.graph import Graph
 from autotl.files import as_json, holds_only, replacing, settle, where_it_is, write
 from autotl.plan import TransferPlan
@@ -108,6 +108,7 @@ def load(folder: Path, catalogue: Catalogue) -> Bundle:
     """Raises: StudyError for a folder that is no bundle, PlanError or PluginError where it cannot be rebuilt."""
     files = _files(folder)
     plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
+    _require_installed(folder, plan, catalogue)
     stages = catalogue.structure(plan.backbone, plan.input).cut(plan.cut).eval()
     weights = deserialize(files["weights.safetensors"])
     head = LinearHead(weights.pop("head.weight"), weights.pop("head.bias"))
@@ -120,6 +121,19 @@ def load(folder: Path, catalogue: Catalogue) -> Bundle:
         ) from error
     classes = tuple(json.loads(files["classes.json"]))
     return Bundle(plan, classes, json.loads(files["metrics.json"]), Graph(plan, stages, head))
+
+
+def _require_installed(folder: Path, plan: TransferPlan, catalogue: Catalogue) -> None:
+    """Raises: PluginError, with what to install, when the backbone's family is not here."""
+    family = plan.backbone.partition(":")[0]
+    if family in catalogue.host.backbones:
+        return
+    known = ("stages", "autotl", "torch", "torchvision", "timm", "pillow", "scipy")
+    names = [f"{name}=={version}" for name, version in plan.requires.items() if name not in known]
+    raise PluginError(
+        f"{folder} needs backbones of the family '{family}', which is not here or is broken. "
+        f"Install its plugin (pip install {' '.join(names)}), and see: autotl doctor"
+    )
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -259,8 +259,9 @@ class _End:
         for record in self.folder.log.records():
             if plan and record.state == "complete" and record.plan == plan:
                 best = contenders[0].record.number if contenders else record.number
-                there = "its trial's" if best == record.number else f"that of trial {record.number}"
-                self.left_out.append(f"training the winner, trial {best}, on all images; the model is {there}")
+                self.left_out.append(
+                    f"training the winner, trial {best}, on all images: the bundle is that of trial {record.number}"
+                )
                 return _Contender(record, (self._own_run(record),)), plan
         raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
 

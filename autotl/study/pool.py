@@ -47,7 +47,7 @@ def choose(catalogue: Catalogue, named: Sequence[str], pool: str, device: str) -
         names = list(named)
     else:
         pool = pool if pool != "auto" else ("small" if device == "cpu" else "large")
-        names = catalogue.expand(POOLS[pool])
+        names = of_families_here(catalogue, POOLS[pool])
         for name in [name for name in names if not catalogue.reachable(name)]:
             names.remove(name)
             left_out.append(name)
@@ -60,6 +60,12 @@ def choose(catalogue: Catalogue, named: Sequence[str], pool: str, device: str) -
                 catalogue.obtain(name)  # raises, and says how to get it
             downloads[name] = catalogue.download_bytes(name)
     return Pool(tuple(names), tuple(left_out), downloads)
+
+
+def of_families_here(catalogue: Catalogue, patterns: Sequence[str]) -> list[str]:
+    """The backbones that these patterns fit, without those of families that are left out or broken."""
+    here = [pattern for pattern in patterns if pattern.partition(":")[0] in catalogue.host.backbones]
+    return catalogue.expand(here) if here else []
 
 
 def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:

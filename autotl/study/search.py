@@ -12,7 +12,7 @@ from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.bench import Bench
-from autotl.errors import StudyError, masked
+from autotl.errors import PluginError, StudyError, masked
 from autotl.files import settle
 from autotl.host import Host
 from autotl.plan import Network
@@ -47,6 +47,8 @@ class Search:
 
         Raises: AutotlError for anything that cannot be searched; nothing has been written then.
         """
+        if settings.strict_plugins and host.problems:
+            raise PluginError(f"{host.problems[0]} Put it right, or search without --strict-plugins.")
         self.settings = settings
         self.host = host
         self.watcher = watcher
@@ -58,6 +60,8 @@ class Search:
         self._shipping: Shipping | None = None
         # A study without a single trial has decided nothing yet: it is begun anew.
         before = self.before = self.folder.definition if any(self.folder.log.records()) else None
+        if before:
+            _require_installed(host, before)
         self.strategies = _chosen(host.strategies, settings.strategies, before.strategies if before else None)
         self.augmentations = _chosen(
             host.augmentations, settings.augmentations, before.augmentations if before else None
@@ -79,7 +83,7 @@ class Search:
         Raises: StudyError, among others for a disk or a database that fails; what was done is kept.
         """
         for problem in self.host.problems:
-            self.watcher.note(str(problem))
+            self.watcher.note(f"Left out: {problem}")
         pools.announce(self.pool, self.watcher, self.settings.yes)
         try:
             with one_line_each(self.folder.name), self.folder.lock():
@@ -189,6 +193,7 @@ class Search:
             left_out=before.left_out if before else tuple(set(self.pool.backbones) - set(backbones)),
             strategies=tuple(self.strategies),
             augmentations=tuple(self.augmentations),
+            owners=_owners(self.catalogue, backbones, self.strategies, self.augmentations),
             metric=self.settings.metric,
             seed=self.settings.seed,
             device=self.device,
@@ -315,3 +320,23 @@ def _require_same(what: str, named: Sequence[str], before: Sequence[str]) -> Non
             f"The study was begun with {what} {', '.join(before)}, not {', '.join(named)}. "
             "Go on without naming them, or start another study: --study NAME"
         )
+
+
+def _owners(catalogue: Catalogue, backbones: Sequence[str], *chosen: Mapping[str, Entry]) -> dict[str, dict[str, str]]:
+    """Of the plugins that a study may use, by what they registered: the distribution and its version."""
+    owners = {name.partition(":")[0] + ":": catalogue.owner(name) for name in backbones}
+    owners |= {entry.name: entry.owner for entries in chosen for entry in entries.values()}
+    return {name: {owner.distribution: owner.version} for name, owner in owners.items()}
+
+
+def _require_installed(host: Host, before: Definition) -> None:
+    """Raises: StudyError when a plugin that the study was begun with is not here, with what to install."""
+    here = {*(f"{entry.name}:" for entry in host.backbones)}
+    here |= {entry.name for registry in (host.strategies, host.augmentations) for entry in registry}
+    for name, owner in before.owners.items():
+        if name not in here:
+            ((distribution, version),) = owner.items()
+            raise StudyError(
+                f"The study uses '{name.rstrip(':')}' of {distribution} {version}, which is not here or is broken. "
+                f"Install it (pip install {distribution}=={version}), and see: autotl doctor"
+            )

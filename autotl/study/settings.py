@@ -69,6 +69,8 @@ class Settings(Record):
     weights: dict[str, Path] = Field(default={})
     home: Path | None = None
     cache_dir: Path | None = None
+    strict_plugins: bool = False
+    """Whether a plugin that is broken ends the search instead of being left out."""
     mlflow: bool = True
     """Whether every trial is shown in MLflow."""
     tracking_uri: str | None = None

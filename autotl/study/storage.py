@@ -216,7 +216,7 @@ class SharedStudy:
             yield hold
             return
         over = threading.Event()
-        thread = threading.Thread(target=self._beat, args=[trial, hold, over], daemon=True)
+        thread = threading.Thread(target=self._beat, args=[trial, hold, over, self.terms["definition"]], daemon=True)
         thread.start()
         try:
             yield hold
@@ -224,8 +224,7 @@ class SharedStudy:
             over.set()
             thread.join()
 
-    def _beat(self, trial: optuna.Trial, hold: "Hold", over: threading.Event) -> None:
-        agreed = self.terms["definition"]
+    def _beat(self, trial: optuna.Trial, hold: "Hold", over: threading.Event, agreed: str) -> None:
         while True:
             # A database that is away for a moment is no reason to stop; the trial itself will find out.
             with suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError):

@@ -34,6 +34,8 @@ class Definition(Record):
     """Backbones that were asked for, and that the budget had no time for."""
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]
+    owners: dict[str, dict[str, str]] = Field(default={})
+    """Who provides each of those, backbones by their family: the distribution with its version."""
     metric: str
     seed: int
     device: str

@@ -62,7 +62,7 @@ def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, str
     assert result.final.train_on == ("train",)
     told = " ".join(result.left_out)
     assert "2 of 2 runs of the best plans with fresh seeds" in told
-    assert "the bundle is the best trial's" in told
+    assert "on all images: the bundle is that of trial 1" in told
     assert "the comparison with reference:pixels" in told
     assert result.comparisons == {}
     # With more time the same command makes up for it.

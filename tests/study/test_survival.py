@@ -183,10 +183,10 @@ def _from_trial(made, number, happens):
     patch = pytest.MonkeyPatch()
     really = Trials._carry_out
 
-    def carry_out(trials, trial):
+    def carry_out(trials, trial, hold):
         if trial.number == number:
             happens()
-        really(trials, trial)
+        really(trials, trial, hold)
 
     patch.setattr(Trials, "_carry_out", carry_out)
 

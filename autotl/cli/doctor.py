@@ -1,0 +1,36 @@
+"""`autotl doctor`: what is here to search with, and what is wrong with it."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from autotl.cli import options
+
+
+@click.command()
+@options.home
+@options.cache_dir
+def command(home: Path | None, cache_dir: Path | None) -> None:
+    """Look at versions, devices, folders, weights and plugins, and say what to do about what is wrong.
+
+    The exit code is 1 where something keeps a search from working as it should.
+
+    \b
+    autotl doctor
+    """
+    from autotl.host import Host
+    from autotl.report.checks import checks
+    from autotl.tracking import folder
+
+    found = list(checks(Host.from_environment(), folder.home(home), folder.cache_dir(cache_dir)))
+    width = max(len(check.what) for check in found) + 2
+    for check in found:
+        mark = "✗ " if check.wrong else "  "
+        click.echo(f"{mark}{check.what:<{width}}{check.found}")
+        if check.advice:
+            click.echo(f"  {'':<{width}}→ {check.advice}")
+    wrong = sum(check.wrong for check in found)
+    click.echo()
+    click.echo(f"{wrong} to put right." if wrong else "Nothing is wrong.")
+    sys.exit(1 if wrong else 0)

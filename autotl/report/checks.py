@@ -1,0 +1,135 @@
+"""What there is on this machine to search with, what is wrong with it, and what to do about that."""
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.errors import AutotlError, one_line
+from autotl.host import Host
+from autotl.study import pool
+from autotl.tracking.folder import studies
+
+FREE = 2_000_000_000
+"""Bytes below which a disk is called full."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at; `advice` says what to do where something is wrong or missing."""
+
+    what: str
+    found: str
+    advice: str = ""
+    wrong: bool = False
+    """Whether it keeps a search from working as it should; what is merely not there is not wrong."""
+
+
+def checks(host: Host, home: Path, cache_dir: Path) -> Iterator[Check]:
+    """Everything that is worth a look, in the order in which a search needs it."""
+    yield Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield from _libraries()
+    yield from _devices()
+    yield _folder("workspace", home, f"{len(list(studies(home)))} studies")
+    yield _folder("cache", cache_dir, f"{_bytes(cache_dir) / 1e9:.1f} GB")
+    yield from _weights(Catalogue(host, cache_dir))
+    yield from _plugins(host)
+
+
+def _libraries() -> Iterator[Check]:
+    yield Check("autotl", metadata.version("autotl"))
+    extras: dict[str, list[str]] = {}
+    for requirement in map(Requirement, metadata.requires("autotl") or ()):
+        named = re.search(r"extra == ['\"](\w+)", str(requirement.marker))
+        problem = _unmet(requirement)
+        if named:
+            extras.setdefault(named[1], []).extend([problem] if problem else [])
+        elif problem:
+            yield Check(requirement.name, problem, f"pip install '{requirement}'", wrong=True)
+        else:
+            yield Check(requirement.name, metadata.version(requirement.name))
+    for extra, problems in extras.items():
+        if extra != "dev":
+            advice = f"pip install 'autotl[{extra}]'" if problems else ""
+            yield Check(f"extra {extra}", f"without {', '.join(problems)}" if problems else "installed", advice)
+
+
+def _unmet(requirement: Requirement) -> str:
+    """What is wrong with the installed version, nothing where it will do."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name}: not installed"
+    fits = requirement.specifier.contains(version, prereleases=True)
+    return "" if fits else f"{requirement.name} {version}, which is not {requirement.specifier}"
+
+
+def _devices() -> Iterator[Check]:
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            yield Check(f"cuda:{index}", f"{facts.name}, {facts.total_memory / 1e9:.0f} GB")
+    elif shutil.which("nvidia-smi"):
+        yield Check(
+            "cuda",
+            f"a driver is installed, and torch {torch.__version__} sees no device",
+            "install a build of torch for this driver's CUDA version",
+            wrong=True,
+        )
+    else:
+        yield Check("cuda", "no device")
+    if torch.backends.mps.is_available():
+        yield Check("mps", "available")
+    yield Check("threads of torch", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
+
+
+def _folder(what: str, folder: Path, holds: str) -> Check:
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    option = {"workspace": "--home", "cache": "--cache-dir"}[what]
+    if not os.access(there, os.W_OK):
+        return Check(what, f"{folder}: cannot be written", f"name another one: {option} DIR", wrong=True)
+    free = shutil.disk_usage(there).free
+    advice = f"make room, or name another one: {option} DIR" if free < FREE else ""
+    return Check(what, f"{folder}: {holds}, {free / 1e9:.0f} GB free", advice, wrong=free < FREE)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _weights(catalogue: Catalogue) -> Iterator[Check]:
+    for name in pool.of_families_here(catalogue, (*pool.SHIPPED, *pool.SMALL, *pool.LARGE)):
+        try:
+            file = catalogue.file(name)
+        except AutotlError as error:
+            yield Check(name, one_line(error), "install autotl again", wrong=True)
+            continue
+        if file:
+            yield Check(name, f"here ({file.origin}), {file.path.stat().st_size / 1e6:.1f} MB")
+        else:
+            yield Check(name, "not on this machine", f"autotl weights fetch {name}")
+
+
+def _plugins(host: Host) -> Iterator[Check]:
+    for owner in host.owners:
+        kinds = {"backbones": host.backbones, "augmentations": host.augmentations, "strategies": host.strategies}
+        names = [entry.name for registry in kinds.values() for entry in registry if entry.owner == owner]
+        yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {', '.join(names) or 'nothing'}")
+    for name in sorted(host.blocked):
+        yield Check(f"plugin {name}", "left out by AUTOTL_DISABLE_PLUGINS")
+    for problem in host.problems:
+        yield Check(
+            f"plugin {problem.owner.plugin}",
+            f"{problem.owner.distribution} {problem.owner.version}, {problem.entry_point}: {problem.reason}",
+            f"tell its author, update it, or pip uninstall {problem.owner.distribution}",
+            wrong=True,
+        )

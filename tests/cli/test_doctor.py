@@ -1,0 +1,77 @@
+"""`autotl doctor`: each thing that is wrong is said, with what to do."""
+
+import shutil
+from importlib import metadata
+
+from click.testing import CliRunner
+
+from autotl import hookimpl
+from autotl.cli.main import main
+from autotl.host import Host
+from autotl.report import checks
+
+
+def doctor(*words, code=0):
+    done = CliRunner().invoke(main, ["doctor", *map(str, words)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_a_healthy_machine():
+    told = doctor()
+    assert told.endswith("Nothing is wrong.\n")
+    for word in (
+        "Python",
+        "torch ",
+        metadata.version("torch"),
+        "threads of torch",
+        "autotl:resnet10",
+        "here (shipped)",
+    ):
+        assert word in told
+    assert "plugin linear_probe" in told and "autotl weights fetch timm:resnet18.a1_in1k" in told
+
+
+def test_a_library_that_is_missing_or_too_old(monkeypatch):
+    really = metadata.version
+
+    def version(name):
+        if name == "timm":
+            raise metadata.PackageNotFoundError(name)
+        return {"optuna": "3.1", "onnxscript": "0.1"}.get(name) or really(name)
+
+    monkeypatch.setattr(checks.metadata, "version", version)
+    told = doctor(code=1)
+    assert "✗ timm" in told and "not installed" in told and "pip install 'timm>=" in told
+    assert "✗ optuna" in told and "optuna 3.1, which is not >=" in told
+    assert "without onnxscript 0.1" in told and "pip install 'autotl[onnx]'" in told
+    assert told.endswith("2 to put right.\n")  # what is only missed by an extra is not wrong
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1_000_000_000))
+    told = doctor("--home", tmp_path / "studies", code=1)
+    assert "✗ workspace" in told and "1 GB free" in told and "make room, or name another one: --home DIR" in told
+    monkeypatch.setattr(checks.os, "access", lambda place, how: False)
+    assert "cannot be written" in doctor(code=1)
+
+
+def test_plugins_that_are_broken_or_left_out(monkeypatch):
+    class Broken:
+        @hookimpl
+        def register_strategies(self, register):
+            raise ZeroDivisionError("no strategies today")
+
+    really = Host.from_environment
+
+    def host():
+        made = really()
+        made.add(Broken(), "broken")
+        return made
+
+    monkeypatch.setattr(Host, "from_environment", host)
+    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "timm_family, fine_tuning")
+    told = doctor(code=1)
+    assert "✗ plugin broken" in told and "ZeroDivisionError: no strategies today" in told and "pip uninstall" in told
+    assert "plugin timm_family" in told and "left out by AUTOTL_DISABLE_PLUGINS" in told
+    assert "timm:resnet18" not in told
