@@ -113,16 +113,19 @@ class Search:
 
     def end_logging(self) -> None:
         """Wait, within reason, until MLflow has all of it."""
-        if not self._shipping or self._shipping.wait(1):
+        if not self._shipping:
             return
-        options = {"--home": self.settings.home, "--tracking-uri": self.settings.tracking_uri}
+        uri = self.settings.tracking_uri
+        options = {"--home": self.settings.home, "--tracking-uri": masked(uri) if uri else None}
         again = " ".join([self.folder.name, *(f"{flag} {value}" for flag, value in options.items() if value)])
-        self.watcher.note("Telling MLflow the rest …")
+        at_once = self._shipping.wait(1)
+        if not at_once:
+            self.watcher.note("Telling MLflow the rest …")
         if not self._shipping.wait(PATIENCE):
             self.watcher.note(f"It takes long, and goes on by itself. To make sure: autotl log {again}")
         elif self._shipping.failed:
             self.watcher.note(f"MLflow does not have all of it. Tell it later: autotl log {again}")
-        else:
+        elif not at_once:
             self.watcher.note(f"Done. See it: autotl ui {again}")
 
     def _begin_logging(self) -> None:

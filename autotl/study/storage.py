@@ -296,4 +296,4 @@ def _one_kind_of_error(url: str) -> Iterator[None]:
     except StudyError:
         raise
     except Exception as error:  # whatever the database's driver raises
-        raise StudyError(f"Optuna cannot use the storage {masked(url)}: {one_line(error, 300)}") from error
+        raise StudyError(f"Optuna cannot use the storage {masked(url)}: {one_line(masked(str(error)), 300)}") from error

@@ -94,3 +94,14 @@ def test_a_study_that_mlflow_has_not_heard_of(stripes, tmp_path, monkeypatch):
     error = autotl("log", "stripes", "--tracking-uri", "http://127.0.0.1:9", code=2)
     assert error.startswith("Error: MLflow at http://127.0.0.1:9 cannot be brought up to date: ")
     assert error.count("\n") == 1
+
+
+def test_a_server_out_of_reach_costs_a_few_lines_and_never_the_search(stripes, tmp_path):
+    words = ["search", str(stripes), "--trials", "2", "--backbones", "reference:edges", "--strategies", "linear-probe"]
+    words += ["--tracking-uri", "http://me:secret@127.0.0.1:9"]
+    done = subprocess.run([sys.executable, "-m", "autotl", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Winner: reference:edges" in done.stdout
+    told = [line for line in done.stdout.splitlines() if "MLflow" in line]
+    assert told[-1].startswith("MLflow does not have all of it. Tell it later: autotl log stripes --tracking-uri http")
+    assert all("secret" not in line for line in told)
