@@ -59,13 +59,12 @@ class Model:
         """
         import numpy as np
 
-        shares = np.empty((0, len(self.classes)), np.float32)
         rows = []
         for file, answer in self.bundle.predict(files_in(images)):
             if isinstance(answer, str):
                 raise DataError(f"{file} cannot be read: {answer}")
             rows.append(answer)
-        return np.stack(rows) if rows else shares
+        return np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
 
     def export(self, format: str, path: str | Path, images: Paths = ()) -> "Exported":
         """Write the model into the folder `path` as `bundle`, `torch-export` or `onnx`.

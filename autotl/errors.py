@@ -55,5 +55,5 @@ def masked(url: str) -> str:
 
 
 def one_line(text: object, most: int | None = None) -> str:
-    """A text, or an error's message, without line breaks and of `most` characters at most."""
-    return " ".join(str(text).split())[:most]
+    """A text, or an error's message, without passwords and line breaks and of `most` characters at most."""
+    return " ".join(masked(str(text)).split())[:most]

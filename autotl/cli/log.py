@@ -44,7 +44,5 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
     except Timeout:
         raise StudyError(f"A search is logging study '{study}' to {masked(uri)} just now.") from None
     except Exception as error:
-        raise StudyError(
-            f"MLflow at {masked(uri)} cannot be brought up to date: {one_line(masked(str(error)), 300)}"
-        ) from error
+        raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {one_line(error, 300)}") from error
     click.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {study}")

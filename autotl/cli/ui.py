@@ -90,7 +90,7 @@ def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
     try:
         place = Projection(found, uri).find()
     except Exception as error:  # a server, a network and a database fail in many ways
-        raise StudyError(f"MLflow at {masked(uri)} does not answer: {one_line(masked(str(error)), 200)}") from error
+        raise StudyError(f"MLflow at {masked(uri)} does not answer: {one_line(error, 200)}") from error
     if place is None:
         raise StudyError(f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {study}")
     experiment, run = place

@@ -3,11 +3,10 @@
 import time
 from contextlib import suppress
 
-import optuna
 from optuna.trial import TrialState
 
 from autotl.errors import StudyError
-from autotl.study.storage import SEARCH, SharedStudy
+from autotl.study.storage import SEARCH, SharedStudy, TakenAway
 from autotl.study.trials import Trials
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED
@@ -16,7 +15,6 @@ KILLS = 3
 """A trial in which the process was killed so often counts as failed."""
 LOOK = 0.5
 """Seconds between two looks at what workers do, when there is nothing else to do."""
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class Crew:
@@ -56,9 +54,8 @@ class Crew:
                 self.folder.log.end(number, "failed", reason=f"its process was killed {record.kills} times")
                 record = self.folder.log.read(number)
             if record.state in ENDED:  # logged, and killed before Optuna was told
-                value = record.value if record.state == "complete" else None
-                with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # it was alive, after all
-                    self.study.optuna.tell(number, value, state=STATES[record.state])
+                with suppress(TakenAway):  # its process was alive, after all
+                    self.study.tell(number, record.state, record.value)
             else:
                 self.study.give_back(number)
 

@@ -28,7 +28,8 @@ GRACE = 30
 """Seconds without a sign of life after which a worker is taken for dead."""
 BUSY = 60
 """Seconds that SQLite waits for another process that is writing."""
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+"""How Optuna calls the states in which a log says that a trial has ended."""
 SEARCH = "search"
 """Who carries out a trial: this, or a worker's name."""
 _TERMS, _SPLIT, _JOINED = "autotl", "split", "joined"
@@ -156,7 +157,7 @@ class SharedStudy:
     @property
     def done(self) -> int:
         """How many trials have ended."""
-        return len(self.trials(*ENDED))
+        return len(self.trials(*STATES.values()))
 
     def claim(self, total: int) -> optuna.Trial | None:
         """A trial to carry out, None when each below the total is taken."""
@@ -238,30 +239,43 @@ class SharedStudy:
             if over.wait(BEAT):
                 return
 
-    def end(
-        self, trial: optuna.Trial, state: TrialState, value: float | None, events: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def end(self, trial: optuna.Trial, state: str, value: float | None, events: Sequence[Mapping[str, Any]]) -> None:
         """A trial has ended. A worker leaves what happened in it for the search to collect.
 
         Raises: TakenAway when it is another process's by now.
         """
         if not self.is_mine(trial):
             raise TakenAway
-        try:
-            if self.who != SEARCH:
+        if self.who != SEARCH:
+            with _taken_away():
                 trial.set_user_attr(_EVENTS, list(events))
-            self.optuna.tell(trial.number, value if state == TrialState.COMPLETE else None, state=state)
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:  # between the look and the word
-            raise TakenAway from error
+        self.tell(trial.number, state, value)
+
+    def tell(self, number: int, state: str, value: float | None) -> None:
+        """Tell Optuna how a trial has ended, as a log says it; its value counts where it is complete.
+
+        Raises: TakenAway when it has ended otherwise, or waits to be claimed again.
+        """
+        with _taken_away():
+            self.optuna.tell(number, value if state == "complete" else None, state=STATES[state])
 
     def collected(self, known: Callable[[int], bool]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """The trials that workers have ended and that are not `known` yet, with what happened in them."""
-        for trial in self.trials(*ENDED):
+        for trial in self.trials(*STATES.values()):
             if _EVENTS in trial.user_attrs and not known(trial.number):
                 yield trial.number, trial.user_attrs[_EVENTS]
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
+
+
+@contextmanager
+def _taken_away() -> Iterator[None]:
+    """Raises: TakenAway for what Optuna says to one whose trial another process has by now."""
+    try:
+        yield
+    except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+        raise TakenAway from error
 
 
 def _how(seed: int) -> dict[str, Any]:
@@ -296,4 +310,4 @@ def _one_kind_of_error(url: str) -> Iterator[None]:
     except StudyError:
         raise
     except Exception as error:  # whatever the database's driver raises
-        raise StudyError(f"Optuna cannot use the storage {masked(url)}: {one_line(masked(str(error)), 300)}") from error
+        raise StudyError(f"Optuna cannot use the storage {masked(url)}: {one_line(error, 300)}") from error

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.trial import TrialState
 
 from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
@@ -105,7 +104,7 @@ class Trials:
         except optuna.TrialPruned:
             reason = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=reason)
-            state = TrialState.PRUNED
+            state = "pruned"
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
             raise TakenAway from error
         except MACHINE as error:
@@ -119,10 +118,10 @@ class Trials:
             kind = "" if isinstance(error, AutotlError) else f"{type(error).__name__}: "
             reason = one_line(f"{kind}{error}")
             log.end(number, "failed", seconds=time.perf_counter() - began, reason=reason)
-            state = TrialState.FAIL
+            state = "failed"
         else:
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
-            state = TrialState.COMPLETE
+            state = "complete"
         self.study.end(trial, state, value, log.last_attempt(number))
         self.tell(number)
 

@@ -115,14 +115,14 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
             except Exception as error:  # a server, a network and a database fail in many ways
                 failures += 1
                 if failures == 1:
-                    say(f"MLflow at {place} fails, the search goes on without: {one_line(masked(str(error)), 200)}")
+                    say(f"MLflow at {place} fails, the search goes on without: {one_line(error, 200)}")
         watching.close()
         for pause in LAST_TRIES if watched else (0.0,):  # one that was there may come back
             try:
                 projection.end(outcome)
                 return True
             except Exception as error:
-                reason = one_line(masked(str(error)), 200)
+                reason = one_line(error, 200)
                 time.sleep(pause)
     say(
         f"MLflow at {place} lacks the last of study '{projection.folder.name}': {reason} "

@@ -263,10 +263,10 @@ def test_a_trial_that_was_taken_away_ends_here_and_counts_there(study):
     worker.give_back(trial.number)  # as the search does with one that is silent for too long
     again = search.claim(5)
     with pytest.raises(TakenAway):
-        worker.end(trial, TrialState.COMPLETE, 0.9, [])
-    search.end(again, TrialState.COMPLETE, 0.5, [])
+        worker.end(trial, "complete", 0.9, [])
+    search.end(again, "complete", 0.5, [])
     with pytest.raises(TakenAway):
-        worker.end(trial, TrialState.COMPLETE, 0.9, [])
+        worker.end(trial, "complete", 0.9, [])
     assert [each.value for each in search.trials()] == [0.5]
     worker.give_back(trial.number)  # comes too late, and changes nothing
     assert [each.state for each in search.trials()] == [TrialState.COMPLETE]
