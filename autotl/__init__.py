@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from autotl.contracts import DataFacts as DataFacts
     from autotl.contracts import Draw as Draw
     from autotl.contracts import Family as Family
+    from autotl.contracts import FittedHead as FittedHead
+    from autotl.contracts import Method as Method
     from autotl.contracts import ModelCard as ModelCard
     from autotl.contracts import StageInfo as StageInfo
     from autotl.contracts import Strategy as Strategy
     from autotl.contracts import WeightsSource as WeightsSource
+    from autotl.engine.heads import logistic_path as logistic_path
+    from autotl.errors import PlanError as PlanError
     from autotl.hookspecs import hookimpl as hookimpl
     from autotl.plan import Component as Component
     from autotl.plan import Head as Head
@@ -32,8 +36,10 @@ if TYPE_CHECKING:
     from autotl.plan import TransferPlan as TransferPlan
 
 _HOME = {
+    "PlanError": "autotl.errors",
     "hookimpl": "autotl.hookspecs",
     "load_weights": "autotl.backbones.weights",
+    "logistic_path": "autotl.engine.heads",
     **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
     **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "TransferPlan"), "autotl.plan"),
     **dict.fromkeys(
@@ -45,6 +51,8 @@ _HOME = {
             "DataFacts",
             "Draw",
             "Family",
+            "FittedHead",
+            "Method",
             "ModelCard",
             "StageInfo",
             "Strategy",

@@ -4,7 +4,7 @@ Every plugin has two halves. Above the plan, `suggest` sees Optuna's trial and r
 values. Below it, `build` sees those values and no trial.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -202,6 +202,44 @@ class Augmentation(Protocol):
 
     def build(self, params: dict[str, Any]) -> "BatchTransform":
         """The transform; called once a training."""
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A linear classifier: logits = features @ weight.T + bias."""
+
+    weight: "torch.Tensor"
+    """[C, D] float32; zeros in the columns of features that it does without."""
+    bias: "torch.Tensor"
+    """[C] float32."""
+    chosen: dict[str, float]
+    """For each option of which there were several values, the one that gave this head: alone it gives it again."""
+
+
+class Method(Protocol):
+    """Fits a head on the features of frozen stages, by no steps that a plan has to spell out.
+
+    The engine offers what a phase's `options` say, each as a list of alternatives; takes, of several heads, the
+    one with the lowest loss on images that were not fitted on; and later asks for that head alone, on more images.
+    """
+
+    options: Sequence[str]
+    """The names of the options. A plan must give each of them, a value or a list of values, and no others."""
+
+    def fit(
+        self,
+        features: "torch.Tensor",
+        labels: "torch.Tensor",
+        classes: int,
+        options: dict[str, list[Any]],
+        step: Callable[[], None],
+    ) -> Sequence[FittedHead]:
+        """features: [N, D] float32, raw. labels: [N] int64. Both are on the device on which the heads have to be.
+
+        `step` is to be called every now and then: it raises when time is up. Nothing may be left to chance.
+
+        Raises: PlanError for an option's value that it cannot take.
+        """
 
 
 class Draw(Protocol):

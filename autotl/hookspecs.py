@@ -45,3 +45,11 @@ def register_strategies(register: Register) -> None:
 
     Called once, when the host starts. A strategy is loaded when a search uses it.
     """
+
+
+@hookspec
+def register_methods(register: Register) -> None:
+    """Register methods that fit a head: `register("closed-form", load)`, where `load()` returns a `Method`.
+
+    Called once, when the host starts. A method is loaded when a plan is carried out that has a phase by it.
+    """

@@ -20,6 +20,7 @@ BUILTIN = (
     "autotl.builtin.timm_family",
     "autotl.builtin.reference",
     "autotl.builtin.augmentations",
+    "autotl.builtin.closed_form",
     "autotl.builtin.linear_probe",
     "autotl.builtin.fine_tuning",
 )
@@ -41,7 +42,7 @@ class Problem:
 
 
 class Host:
-    """Everything the installed plugins registered: `backbones`, `augmentations`, `strategies`.
+    """Everything the installed plugins registered: `backbones`, `augmentations`, `strategies`, `methods`.
 
     `blocked` names plugins that are not loaded. What is broken is in `problems`, and nothing that it
     registered is in a registry.
@@ -51,6 +52,7 @@ class Host:
         self.backbones = Registry("backbone family", "List them: autotl plugins backbones")
         self.augmentations = Registry("augmentation", "List them: autotl plugins augmentations")
         self.strategies = Registry("strategy", "List them: autotl plugins strategies")
+        self.methods = Registry("training method", "List them: autotl plugins methods", reserved=("sgd",))
         self.blocked = blocked
         self.owners: list[Owner] = []
         self.problems: list[Problem] = []
@@ -99,7 +101,7 @@ class Host:
             for registry, hook in self._hooks(plugin):
                 hook(register=_registrar(registry, owner))
         except (Exception, SystemExit) as error:
-            for registry in (self.backbones, self.augmentations, self.strategies):
+            for registry in (self.backbones, self.augmentations, self.strategies, self.methods):
                 registry.drop(owner)
             if self._manager.has_plugin(owner.plugin):
                 self._manager.unregister(name=owner.plugin)
@@ -114,6 +116,7 @@ class Host:
             (self.backbones, "register_backbones"),
             (self.augmentations, "register_augmentations"),
             (self.strategies, "register_strategies"),
+            (self.methods, "register_methods"),
         ):
             yield registry, self._manager.subset_hook_caller(hook, others)
 

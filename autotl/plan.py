@@ -95,6 +95,8 @@ class Head(Record):
     """Pooling plus linear classifier on the cut's features."""
 
     pooling: Pooling
+    taps: tuple[str, ...] = ()
+    """Earlier stages, in the network's order, whose features the classifier sees too, before the cut's."""
 
 
 class Component(Record):
@@ -145,6 +147,11 @@ class Phase(Record):
     """Whether batch-norm in trained stages keeps its statistics or goes by each batch; frozen stages keep theirs."""
     options: Params = {}
     """What the method needs to know besides, by its own names."""
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether it trains step by step, in an order left to chance; other methods fit the head alone, without any."""
+        return self.method == "sgd"
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,18 @@ class Entry:
 
 
 class Registry:
-    """Entries of one `kind` by name. Two entries of one name are an error."""
+    """Entries of one `kind` by name. Two entries of one name are an error; `reserved` names nobody may register."""
 
-    def __init__(self, kind: str, hint: str = "") -> None:
+    def __init__(self, kind: str, hint: str = "", reserved: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self.hint = hint
+        self.reserved = reserved
         self._entries: dict[str, Entry] = {}
 
     def add(self, entry: Entry) -> None:
         """Raises: PluginError when the name is taken, naming both owners."""
+        if entry.name in self.reserved:
+            raise PluginError(f"{self.kind} '{entry.name}' is a part of autotl itself: take another name.")
         taken = self._entries.get(entry.name)
         if taken:
             raise PluginError(

@@ -16,7 +16,7 @@ PLAN = TransferPlan(
     seed=3,
     requires={"torch": "2.15.0", "stages": "ff"},
     phases=(
-        Phase(method="closed-form", frozen="1", options={"penalties": [0.1, 1e-05]}),
+        Phase(method="closed-form", frozen="1", options={"penalty": [0.1, 1e-05]}),
         Phase(
             method="sgd", frozen=None, stage_rates={"0": 1e-4, "1": 0.3}, head_rate=0.1, epochs=4, stop=Stop(patience=2)
         ),

@@ -139,7 +139,7 @@ class _Setup:
         return {name: self.recipe.rate * factors[third[name]] for name in self.trained}
 
     def linear_probe(self):
-        return Phase(method="closed-form", frozen=self.cut, options={"penalties": PENALTIES})
+        return Phase(method="closed-form", frozen=self.cut, options={"penalty": PENALTIES})
 
     def phase(self, frozen, rates, share=1.0):
         """A phase of this share of the recipe's epochs."""

@@ -22,6 +22,6 @@ class LinearProbe:
         return context.plan(
             cut=cut,
             head=Head(pooling=context.pooling(cut)),
-            phases=[Phase(method="closed-form", frozen=cut, options={"penalties": PENALTIES})],
+            phases=[Phase(method="closed-form", frozen=cut, options={"penalty": PENALTIES})],
             input=context.input(),
         )

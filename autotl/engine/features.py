@@ -13,7 +13,7 @@ from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
 from autotl.errors import PluginError, one_line
-from autotl.plan import Input, Network, Pooling, digest
+from autotl.plan import Head, Input, Network, Pooling, digest
 
 FORMAT = 1
 """Counted up when what a row holds changes: stored rows of other formats are then not read."""
@@ -71,10 +71,10 @@ class FeatureStore:
         """How many of the images `shas` have no features yet."""
         return len(self._rows(network).missing(dict.fromkeys(shas)))
 
-    def read(self, network: Network, cut: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
-        """Pooled features at one cut, [N, D] float32 on the store's device; filled first where missing."""
+    def read(self, network: Network, stage: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
+        """Pooled features at the end of a stage, [N, D] float32 on the store's device; filled first where missing."""
         self.fill(network, shas)
-        columns = _columns(self.catalogue.info(network.backbone, network.input))[cut, pooling]
+        columns = _columns(self.catalogue.info(network.backbone, network.input))[stage, pooling]
         return torch.from_numpy(self._rows(network).read(shas, columns)).to(self.device)
 
     def _rows(self, network: Network) -> RowStore:
@@ -137,6 +137,14 @@ def normalise(images: Tensor, preparation: Input, memory_format: torch.memory_fo
     mean = torch.tensor(preparation.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(preparation.std, device=images.device).view(1, 3, 1, 1)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=memory_format)
+
+
+def seen_by(head: Head, stages: Stages, images: Tensor) -> Tensor:
+    """What a head on the last boundary sees of normalised images: [N, 3, S, S] → [N, D]."""
+    seen = (*head.taps, stages.names[-1])
+    return torch.cat(
+        [pool(value, boundary, head.pooling) for boundary, value in stages.walk(images) if boundary.name in seen], 1
+    )
 
 
 def pool(value: Tensor, boundary: Boundary, pooling: Pooling) -> Tensor:

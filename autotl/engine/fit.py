@@ -1,25 +1,21 @@
 """Carrying out a plan: the lower half of the hourglass. Nothing here knows of trials or studies."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from autotl.backbones.catalogue import Catalogue
 from autotl.data.split import Split
 from autotl.engine import metrics
 from autotl.engine.bench import Bench
-from autotl.engine.closed_form import closed_form
 from autotl.engine.model import Model
 from autotl.engine.observe import Nobody, Observer
+from autotl.engine.solve import narrowed, solve
 from autotl.engine.train import sgd
 from autotl.errors import PlanError, unknown
 from autotl.plan import Phase, Stop, TransferPlan
-
-Method = Callable[[Model, int], dict[str, float]]
-"""Carries out a phase, by its number in the plan from 1, on the model; returns what was measured on the way."""
-
-METHODS: dict[str, Method] = {"closed-form": closed_form, "sgd": sgd}
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
     model = Model(plan, bench, observer or Nobody())
     measured: dict[str, float] = {}
     for number, phase in enumerate(plan.phases, 1):
-        facts = METHODS[phase.method](model, number)
+        facts = sgd(model, number) if phase.by_gradient else solve(model, number)
         measured |= {f"phase{number}.{name}": value for name, value in facts.items()}
     fitted = Fitted(plan, model, measured)
     if "rank" not in plan.train_on:
@@ -67,33 +63,47 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
 
 def is_random(plan: TransferPlan) -> bool:
     """Whether another seed would give another result."""
-    return any(phase.method != "closed-form" for phase in plan.phases)
+    return any(phase.by_gradient for phase in plan.phases)
 
 
 def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Bench) -> TransferPlan:
     """The plan that trains the same setup on every image but the sealed ones.
 
-    What was chosen when the plan itself was carried out, the penalty and the epoch, is taken from what was
-    `measured` then.
+    What was chosen when the plan itself was carried out, a head's options and the epoch, is taken from what
+    was `measured` then.
     """
 
     def fixed(phase: Phase, number: int) -> Phase:
-        if f"phase{number}.penalty" in measured:
-            options = {**phase.options, "penalties": [measured[f"phase{number}.penalty"]]}
-            return phase.model_copy(update={"options": options})
         if phase.stop and phase.stop.patience:
             return phase.model_copy(update={"stop": Stop(after=int(measured[f"phase{number}.best_epoch"]))})
-        return phase
+        if phase.by_gradient:
+            return phase
+        chosen = {name: measured[key] for name in phase.options if (key := f"phase{number}.{name}") in measured}
+        return phase.model_copy(update={"options": narrowed(phase.options, chosen)})
 
     splits = tuple(split for split in ("train", "stop", "rank") if bench.shas(split))
     phases = tuple(fixed(phase, number) for number, phase in enumerate(plan.phases, 1))
     return plan.model_copy(update={"train_on": splits, "phases": phases})
 
 
+def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase]) -> dict[str, str]:
+    """What a plan's numbers depend on: versions of libraries and of the plugins that train, and the stage list.
+
+    Raises: PlanError for an unknown method.
+    """
+    methods = catalogue.host.methods
+    owners = [methods[phase.method].owner for phase in phases if not phase.by_gradient]
+    return {**{owner.distribution: owner.version for owner in owners}, **catalogue.requires(backbone)}
+
+
 def check(plan: TransferPlan, bench: Bench) -> None:
     """Raises: PlanError when the plan was made with other versions, stages or input than are here."""
     catalogue = bench.catalogue
-    have = catalogue.requires(plan.backbone)
+    for phase in plan.phases:
+        if not phase.by_gradient and phase.method not in catalogue.host.methods:
+            methods = ["sgd", *(entry.name for entry in catalogue.host.methods)]
+            raise PlanError(unknown("training method", phase.method, methods))
+    have = requires(catalogue, plan.backbone, plan.phases)
     for name, wanted in plan.requires.items():
         if have.get(name) != wanted:
             raise PlanError(
@@ -108,15 +118,20 @@ def check(plan: TransferPlan, bench: Bench) -> None:
         if stage not in known:
             raise PlanError(unknown(f"stage of {plan.backbone}", stage, known))
     for phase in plan.phases:
-        if phase.method not in METHODS:
-            raise PlanError(unknown("training method", phase.method, METHODS))
         if phase.stop and (phase.stop.after or 0) > phase.epochs:
             raise PlanError(f"'stop.after' is {phase.stop.after}, more than the phase's {phase.epochs} epochs.")
         if phase.frozen and known.index(phase.frozen) > known.index(plan.cut):
             raise PlanError(f"'frozen' is '{phase.frozen}', which comes after the cut '{plan.cut}'.")
-    poolings = catalogue.info(plan.backbone).stage(plan.cut).poolings
-    if plan.head.pooling not in poolings:
-        raise PlanError(unknown(f"pooling after {plan.cut}", plan.head.pooling, poolings))
+    seen = [stage for stage in known[: known.index(plan.cut)] if stage in plan.head.taps]
+    if plan.head.taps != tuple(seen):
+        raise PlanError(
+            f"'taps' must name stages before the cut '{plan.cut}', each once and in order: "
+            f"{', '.join(known[: known.index(plan.cut)]) or 'there are none'}; not {', '.join(plan.head.taps)}."
+        )
+    for stage in (*plan.head.taps, plan.cut):
+        poolings = catalogue.info(plan.backbone).stage(stage).poolings
+        if plan.head.pooling not in poolings:
+            raise PlanError(unknown(f"pooling after {stage}", plan.head.pooling, poolings))
     augmentations = catalogue.host.augmentations
     if plan.augmentation.name not in augmentations:
         raise PlanError(unknown("augmentation", plan.augmentation.name, [entry.name for entry in augmentations]))

@@ -8,7 +8,7 @@ from torch import Tensor
 from autotl.backbones.stages import Stages
 from autotl.data.split import Split
 from autotl.engine.bench import Bench
-from autotl.engine.features import batch_size, normalise, on_device, pool
+from autotl.engine.features import batch_size, normalise, on_device, seen_by
 from autotl.engine.heads import LinearHead
 from autotl.engine.observe import Observer
 from autotl.plan import TransferPlan
@@ -47,20 +47,21 @@ class Model:
         return "".join(self._changes.get(name, "") for name in names[: names.index(upto) + 1])
 
     def features(self, *splits: Split) -> Tensor:
-        """Pooled features at the cut, [N, D] float32 on the device, computed in float32 as whoever uses it will."""
+        """What the head sees of the images, [N, D] float32 on the device, in float32 as for whoever uses it."""
         shas, plan = self.bench.shas(*splits), self.plan
         if not self.trained:
             self.bench.features.fill(plan.network, shas, lambda done, total: self.observer.step())
-            return self.bench.features.read(plan.network, plan.cut, plan.head.pooling, shas)
+            read = self.bench.features.read
+            seen = (*plan.head.taps, plan.cut)
+            return torch.cat([read(plan.network, stage, plan.head.pooling, shas) for stage in seen], 1)
         pixels = self.bench.features.pixels.rows(plan.input)
-        boundary = self.stages.boundaries[-1]
         stages = on_device(self.stages, self.bench.device)
         size = batch_size(plan.input, self.bench.device)
         values = []
         with torch.inference_mode():
             for start in range(0, len(shas), size):
                 images = torch.from_numpy(pixels.read(shas[start : start + size])).to(self.bench.device)
-                values.append(pool(stages(normalise(images, plan.input)), boundary, plan.head.pooling))
+                values.append(seen_by(plan.head, stages, normalise(images, plan.input)))
         return torch.cat(values)
 
     def logits(self, *splits: Split) -> Tensor:

@@ -309,6 +309,8 @@ def _check(model: Model, phase: Phase, stop: bool) -> None:
             raise PlanError(f"'stage_rates' has a rate for '{name}': by 'frozen' and 'cut' {span}.")
     for name in sorted(needed - set(phase.stage_rates), key=stages.index):
         raise PlanError(f"'stage_rates' lacks a rate for the stage '{name}': by 'frozen' and 'cut' {span}.")
+    if model.plan.head.taps:
+        raise PlanError("A phase by sgd trains a head on the cut's features alone: leave 'taps' empty.")
     if phase.head_rate is None or phase.epochs < 1:
         raise PlanError("A phase by sgd needs a head_rate, and epochs of 1 or more.")
     if phase.stop and phase.stop.patience and not stop:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from autotl.backbones.stages import Stages
-from autotl.engine.features import normalise, pool
+from autotl.engine.features import normalise, seen_by
 from autotl.engine.heads import LinearHead
 from autotl.errors import StudyError, one_line
 from autotl.plan import TransferPlan
@@ -30,8 +30,7 @@ class Graph(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        value = self.stages(normalise(images, self.plan.input))
-        features = pool(value, self.stages.boundaries[-1], self.plan.head.pooling)
+        features = seen_by(self.plan.head, self.stages, normalise(images, self.plan.input))
         return LinearHead(self.weight, self.bias)(features).softmax(1)
 
     @property

@@ -41,8 +41,9 @@ def summary(result: Result) -> Iterator[str]:
 def trained(plan: TransferPlan) -> Iterator[str]:
     """What each phase of a plan trains, and at which rates."""
     for phase in plan.phases:
-        if phase.method == "closed-form":
-            yield "  The head by closed form, on the frozen features."
+        if not phase.by_gradient:
+            taps = f" of {plan.head.taps[0]} to {plan.cut}" if plan.head.taps else ""
+            yield f"  The head by {phase.method}, on the frozen features{taps}."
             continue
         rates = list(phase.stage_rates.values())
         stages = list(phase.stage_rates)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.engine.fit import requires
 from autotl.plan import Component, Head, Phase, Pooling, TransferPlan
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
@@ -64,6 +65,7 @@ def linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, 
     """A linear classifier on a frozen backbone, for the data of `plan`."""
     network = catalogue.network(backbone, plan.seed)
     none = catalogue.host.augmentations["none"]
+    probe = Phase(method="closed-form", frozen=cut, options={"penalty": PENALTIES})
     return TransferPlan(
         backbone=backbone,
         weights=network.weights,
@@ -73,8 +75,8 @@ def linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, 
         augmentation=Component(name="none", owner=none.owner.distribution, version=none.owner.version),
         data=plan.data,
         seed=plan.seed,
-        requires=catalogue.requires(backbone),
-        phases=(Phase(method="closed-form", frozen=cut, options={"penalties": PENALTIES}),),
+        requires=requires(catalogue, backbone, (probe,)),
+        phases=(probe,),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import BackboneInfo, DataFacts
+from autotl.engine.fit import requires
 from autotl.engine.precision import Arithmetic
 from autotl.plan import Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
 from autotl.registry import Entry
@@ -94,7 +95,7 @@ class SearchContext:
         if not pretrained:
             network = self._catalogue.at_random(network, self.seed)
         # How it is trained matters only to what is trained.
-        trained = any(phase.method != "closed-form" for phase in phases)
+        trained = any(phase.by_gradient for phase in phases)
         arithmetic = self._arithmetic(self._backbone.name) if trained else Arithmetic()
         return TransferPlan(
             backbone=network.backbone,
@@ -108,7 +109,7 @@ class SearchContext:
             augmentation=augmentation or _component(self._catalogue.host.augmentations["none"], {}),
             data=self._data_ref,
             seed=self.seed,
-            requires=self._catalogue.requires(network.backbone),
+            requires=requires(self._catalogue, network.backbone, phases),
             phases=tuple(phases),
         )
 

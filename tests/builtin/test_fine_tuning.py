@@ -185,7 +185,7 @@ def test_heads_come_before_stages_where_they_are_said_to(drawn):
         for _, plan in drawn(strategy):
             assert plan.phases[0].method == "closed-form"
             assert plan.phases[0].frozen == plan.cut
-            assert len(plan.phases[0].options["penalties"]) > 1
+            assert len(plan.phases[0].options["penalty"]) > 1
 
 
 def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalogue):

@@ -22,7 +22,7 @@ TIMES = {"seconds": 0, "rank.seconds": 0}
 
 NAMES = ("0.2", "1.2", "2.1")
 PLAIN = {"optimizer": "sgd", "batch_size": 7, "momentum": 0.0}
-PROBE = Phase(method="closed-form", frozen="2.1", options={"penalties": [0.1]})
+PROBE = Phase(method="closed-form", frozen="2.1", options={"penalty": [0.1]})
 NONE = Component(name="none", owner="autotl", version="0.1.0")
 CHUNK = 16
 

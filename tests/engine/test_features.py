@@ -49,7 +49,7 @@ def plan(bench, **changes):
             "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
             "seed": 0,
             "requires": catalogue.requires("tiny:net"),
-            "phases": (Phase(method="closed-form", frozen=cut, options={"penalties": [1.0, 0.01, 1e-4]}),),
+            "phases": (Phase(method="closed-form", frozen=cut, options={"penalty": [1.0, 0.01, 1e-4]}),),
             **changes,
         }
     )
@@ -147,7 +147,7 @@ def test_the_last_training_takes_every_image_but_the_sealed_ones(bench):
     first = fit(plan(bench), bench)
     everything = on_all_images(first.plan, first.metrics, bench)
     assert everything.train_on == ("train", "stop", "rank")
-    assert everything.phases[0].options["penalties"] == [first.metrics["phase1.penalty"]]
+    assert everything.phases[0].options["penalty"] == [first.metrics["phase1.penalty"]]
     last = fit(everything, bench)
     shas, labels = bench.shas("train", "stop", "rank"), bench.labels("train", "stop", "rank")
     features = bench.features.read(network(bench), "1.2", "avg", shas)
@@ -176,9 +176,9 @@ def test_costs_are_those_of_the_cut_network(bench):
         ({"backbone": "tiny:net@random", "weights": "random:x"}, "takes weights written as random:<seed>"),
         ({"head": Head(pooling="token")}, "Unknown pooling after 1.2 'token'. Known: avg, max"),
         ({"augmentation": Component(name="mixup", owner="nobody", version="1")}, "augmentation 'mixup'"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalties": [-1]}),)}, "above zero"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalties": ["a"]}),)}, "above zero"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2", epochs=3, options={"penalties": [1]}),)}, "no rates"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalty": [-1]}),)}, "above zero"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalty": ["a"]}),)}, "above zero"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2", epochs=3, options={"penalty": [1]}),)}, "no rates"),
         ({"weights": "whatever"}, "takes weights written as none, not 'whatever'"),
         (
             {"input": Input(size=40, resize=40, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)},
@@ -186,8 +186,8 @@ def test_costs_are_those_of_the_cut_network(bench):
         ),
         ({"phases": (Phase(method="magic", frozen="1.2"),)}, "Unknown training method 'magic'"),
         ({"phases": (Phase(method="closed-form", frozen=None),)}, "'frozen' must be the cut"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2"),)}, "options.penalties"),
-        ({"train_on": ("train", "stop", "rank")}, "cannot choose among several penalties"),
+        ({"phases": (Phase(method="closed-form", frozen="1.2"),)}, "options.penalty"),
+        ({"train_on": ("train", "stop", "rank")}, "cannot choose among several heads"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_says_why(bench, changes, says):

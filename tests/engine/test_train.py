@@ -27,7 +27,7 @@ NAMES = ("0.2", "1.2", "2.1")
 PLAIN = {"optimizer": "sgd", "batch_size": 16, "momentum": 0.0, "schedule": "constant"}
 ONE_STEP = {**PLAIN, "batch_size": 1000}
 SLOW = dict.fromkeys(NAMES, 0.0005)
-PROBE = Phase(method="closed-form", frozen="2.1", options={"penalties": [0.1]})
+PROBE = Phase(method="closed-form", frozen="2.1", options={"penalty": [0.1]})
 
 
 def make_bench(host, stripes, cache, device):

@@ -1,0 +1,197 @@
+"""Methods that plugins bring, and heads that see several stages."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from autotl import FittedHead, Head, Phase, PlanError, hookimpl
+from autotl.backbones.catalogue import Catalogue
+from autotl.engine.bench import Bench
+from autotl.engine.fit import fit, on_all_images
+from autotl.errors import PluginError
+from autotl.export import bundle
+from autotl.export.export import export
+from autotl.plan import Component, DataRef, TransferPlan
+
+
+class NearestMean:
+    """The nearest class mean, drawn towards the mean of all by `shrink`."""
+
+    options = ("shrink", "unit")
+
+    def fit(self, features, labels, classes, options, step):
+        step()
+        one_hot = F.one_hot(labels, classes).float()
+        means = one_hot.T @ features / one_hot.sum(0)[:, None]
+        heads = []
+        for shrink in options["shrink"]:
+            if not 0 <= shrink <= 1:
+                raise PlanError(f"shrink is from 0 to 1, not {shrink}.")
+            drawn = (1 - shrink) * means + shrink * features.mean(0)
+            bias = -drawn.square().sum(1) / 2
+            heads.append(FittedHead(drawn, bias, {"shrink": shrink}))
+        return heads
+
+
+class Crooked:
+    options = ()
+
+    def fit(self, features, labels, classes, options, step):
+        return [FittedHead(features.new_zeros(classes, 1), features.new_zeros(classes), {})]
+
+
+class Silent(Crooked):
+    def fit(self, features, labels, classes, options, step):
+        return []
+
+
+class Chatty:
+    """Says that one value gives one head, and gives two."""
+
+    options = ("penalty",)
+
+    def fit(self, features, labels, classes, options, step):
+        head = features.new_zeros(classes, features.shape[1]), features.new_zeros(classes)
+        return [FittedHead(*head, {"penalty": 1.0})] * 2
+
+
+class Methods:
+    @hookimpl
+    def register_methods(self, register):
+        for method in (NearestMean, Crooked, Silent, Chatty):
+            register(method.__name__, method, summary="A method for tests")
+
+
+@pytest.fixture
+def bench(host, stripes, tmp_path):
+    host.add(Methods(), "methods")
+    assert not host.problems
+    catalogue = Catalogue(host, tmp_path / "cache")
+    return Bench.open(stripes, [catalogue.card("tiny:net").input], catalogue, "cpu", seed=0)
+
+
+def plan(bench, *phases, **changes):
+    catalogue = bench.catalogue
+    return TransferPlan(
+        **{
+            "backbone": "tiny:net",
+            "weights": "none",
+            "input": catalogue.card("tiny:net").input,
+            "cut": "2.1",
+            "head": Head(pooling="avg"),
+            "augmentation": Component(name="none", owner="autotl", version="0.1.0"),
+            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
+            "seed": 0,
+            "requires": catalogue.requires("tiny:net"),
+            "phases": phases,
+            **changes,
+        }
+    )
+
+
+def nearest(**options):
+    return Phase(method="NearestMean", frozen="2.1", options={"shrink": [0.0, 0.5, 1.0], "unit": "px", **options})
+
+
+def test_the_head_with_the_lowest_loss_wins_and_is_fitted_again_on_all(bench):
+    fitted = fit(plan(bench, nearest()), bench)
+    chosen = fitted.metrics["phase1.shrink"]
+    features, labels = fitted.model.features("train"), bench.labels("train")
+    on_train = NearestMean().fit(features, labels, 3, {"shrink": [0.0, 0.5, 1.0]}, lambda: None)
+    judged, truth = fitted.model.features("stop"), bench.labels("stop")
+    loss = [F.cross_entropy(judged @ head.weight.T + head.bias, truth).item() for head in on_train]
+    assert chosen == [0.0, 0.5, 1.0][int(np.argmin(loss))]
+    assert fitted.metrics["phase1.stop.loss_at_choice"] == pytest.approx(min(loss))
+
+    everything = on_all_images(fitted.plan, fitted.metrics, bench)
+    assert everything.phases[0].options == {"shrink": [chosen], "unit": "px"}
+    last = fit(everything, bench)
+    expected = NearestMean().fit(
+        last.model.features("train", "stop", "rank"),
+        bench.labels("train", "stop", "rank"),
+        3,
+        {"shrink": [chosen]},
+        lambda: None,
+    )
+    assert torch.equal(last.model.head.weight, expected[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("phase", "error", "says"),
+    [
+        (nearest(shrink=2.0), PlanError, "shrink is from 0 to 1, not 2.0"),
+        (nearest(shrnk=0.5), PlanError, "option of NearestMean 'shrnk'. Did you mean 'shrink'"),
+        (nearest(shrink=[]), PlanError, "needs options.shrink: a value, or a list"),
+        (Phase(method="NearestMean", frozen=None), PlanError, "'frozen' must be the cut '2.1'"),
+        (Phase(method="NearestMean", frozen="2.1", head_rate=0.1), PlanError, "has no rates, epochs"),
+        (Phase(method="Crooked", frozen="2.1"), PluginError, "'Crooked' .* gave a head of .*it must be of"),
+        (Phase(method="Silent", frozen="2.1"), PluginError, "'Silent' .* gave no head"),
+        (Phase(method="Chatty", frozen="2.1", options={"penalty": [1.0]}), PluginError, "'Chatty' .* one head alone"),
+        (Phase(method="NearestMeen", frozen="2.1"), PlanError, "training method 'NearestMeen'. Did you mean"),
+    ],
+)
+def test_what_is_wrong_is_said(bench, phase, error, says):
+    with pytest.raises(error, match=says):
+        fit(plan(bench, phase), bench)
+
+
+def test_what_was_fixed_is_not_asked_for_again(bench):
+    with pytest.raises(PlanError, match="cannot choose among several heads"):
+        fit(plan(bench, nearest(), train_on=("train", "stop", "rank")), bench)
+    fit(plan(bench, nearest(shrink=0.5), train_on=("train", "stop", "rank")), bench)
+
+
+def test_a_name_of_the_engine_is_not_for_plugins(host):
+    class Mine:
+        @hookimpl
+        def register_methods(self, register):
+            register("sgd", NearestMean, summary="mine")
+
+    host.add(Mine(), "mine")
+    assert "training method 'sgd' is a part of autotl itself" in host.problems[0].reason
+
+
+def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
+    probe = Phase(method="closed-form", frozen="2.1", options={"penalty": 0.1})
+    tapped = plan(bench, probe, head=Head(pooling="max", taps=("0.2", "1.2")))
+    fitted = fit(tapped, bench)
+    shas = bench.shas("rank")
+    parts = [bench.features.read(tapped.network, stage, "max", shas) for stage in ("0.2", "1.2", "2.1")]
+    assert torch.equal(fitted.model.features("rank"), torch.cat(parts, 1))
+    assert fitted.model.head.weight.shape == (3, 8 + 12 + 16)
+    alone = fit(plan(bench, probe, head=Head(pooling="max")), bench)
+    assert fitted.metrics["parameters"] - alone.metrics["parameters"] == 3 * (8 + 12)
+
+    # What was trained before is seen through the stages themselves, which must give the same.
+    model = fitted.model
+    model.change(None, "nothing")
+    torch.testing.assert_close(model.features("rank"), torch.cat(parts, 1), rtol=1e-5, atol=1e-5)
+
+    bundle.save(tmp_path / "bundle", fitted, bench.dataset.classes, {"validation": fitted.metrics})
+    loaded = bundle.load(tmp_path / "bundle", bench.catalogue)
+    files = [file for _, file in bench.dataset.files("test")]
+    expected = torch.from_numpy(fitted.logits("test")).softmax(1).numpy()
+    np.testing.assert_allclose([found for _, found in loaded.predict(files)], expected, atol=1e-5)
+    export(loaded, tmp_path / "bundle", "torch-export", tmp_path / "out", files)  # which compares the two
+
+
+@pytest.mark.parametrize(
+    ("taps", "says"),
+    [
+        (("1.2", "0.2"), "'taps' must name stages before the cut '2.1', each once and in order: 0.2, 1.2; not 1.2"),
+        (("2.1",), "must name stages before the cut"),
+        (("0.2", "0.2"), "each once"),
+        (("9.9",), "must name stages before the cut"),
+    ],
+)
+def test_taps_are_earlier_stages_in_order(bench, taps, says):
+    probe = Phase(method="closed-form", frozen="2.1", options={"penalty": 0.1})
+    with pytest.raises(PlanError, match=says):
+        fit(plan(bench, probe, head=Head(pooling="avg", taps=taps)), bench)
+
+
+def test_gradient_descent_sees_the_cut_alone(bench):
+    phase = Phase(method="sgd", frozen="2.1", head_rate=0.1, epochs=1, options={"optimizer": "sgd", "batch_size": 16})
+    with pytest.raises(PlanError, match="leave 'taps' empty"):
+        fit(plan(bench, phase, head=Head(pooling="avg", taps=("0.2",))), bench)
