@@ -77,6 +77,10 @@ class Host:
         """Take in a plugin that is not installed: a module or an object with hook functions."""
         self._add(plugin, Owner(name, "(not installed)", "0"), name)
 
+    def name_of(self, plugin: Any) -> str | None:
+        """The name under which a plugin was loaded, None if it was not."""
+        return self._manager.get_name(plugin)
+
     def _load(self, point: EntryPoint) -> None:
         distribution = point.dist
         owner = Owner(

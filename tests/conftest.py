@@ -5,15 +5,12 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
-from autotl import Input, ModelCard, hookimpl
 from autotl.host import Host
 from autotl.study.search import Search
+from autotl.testing.lab import TinyPlugin, write_stripes
 
 torch.set_num_threads(1)
 
@@ -43,59 +40,13 @@ def _no_mlflow(request, monkeypatch):
 
 @pytest.fixture
 def stripes(tmp_path):
-    """An image folder of three classes, 30 noisy images of 32 px each: stripes across, stripes down, checks."""
-    draw = np.random.default_rng(0)
-    y, x = np.mgrid[:32, :32]
-    patterns = {"across": y // 4 % 2, "down": x // 4 % 2, "checks": (x // 4 + y // 4) % 2}
-    for name, pattern in patterns.items():
-        folder = tmp_path / "stripes" / name
-        folder.mkdir(parents=True)
-        for number in range(30):
-            shifted = np.roll(pattern, draw.integers(8, size=2), (0, 1))[..., None]
-            noisy = 90 + 60 * shifted + draw.normal(0, 60, (32, 32, 3))
-            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
-    return tmp_path / "stripes"
-
-
-class TinyNetwork(nn.Sequential):
-    """Three small stages and a classifier."""
-
-    def __init__(self):
-        super().__init__(
-            nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU()),
-            nn.Sequential(nn.Conv2d(12, 16, 3, stride=2), nn.ReLU()),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(16, 5),
-        )
-
-
-class TinyFamily:
-    """A plugin's family with one network that needs no weights file: `tiny:net`."""
-
-    def names(self):
-        return ["net"]
-
-    def card(self, name):
-        if name != "net":
-            raise KeyError(name)
-        preparation = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
-        return ModelCard(input=preparation, weights=None, source="nothing", licence="none")
-
-    def build(self, name, weights):
-        return TinyNetwork()
-
-
-class TinyPlugin:
-    @hookimpl
-    def register_backbones(self, register):
-        register("tiny", TinyFamily, summary="A network for tests")
+    """Three classes of 30 noisy images each."""
+    return write_stripes(tmp_path / "stripes")
 
 
 @pytest.fixture
 def host():
-    """What ships, and `tiny:net`."""
+    """What ships, and `tiny:net` with `tiny:deep`."""
     made = Host()
     made.add(TinyPlugin(), "tiny-plugin")
     assert not made.problems

@@ -143,7 +143,7 @@ def test_a_broken_plugin_ends_a_strict_search_before_it_begins(stripes, tmp_path
 class _Nets:
     @hookimpl
     def register_backbones(self, register):
-        from conftest import TinyFamily
+        from autotl.testing.lab import TinyFamily
 
         class Family(TinyFamily):
             def names(self):

@@ -1,0 +1,18 @@
+"""What a plugin's author tests a plugin with: subclass one of these for each kind that the plugin registers.
+
+    import autotl_late_probe
+    from autotl.testing import StrategyTests
+
+    class TestLateProbe(StrategyTests):
+        plugin = autotl_late_probe
+
+pytest then runs every check for everything of that kind that the plugin registers. It needs pytest, no GPU and
+no network: the checks train a network of three small layers on ninety small images.
+"""
+
+from autotl.testing.augmentations import AugmentationTests
+from autotl.testing.backbones import BackboneTests
+from autotl.testing.methods import MethodTests
+from autotl.testing.strategies import StrategyTests
+
+__all__ = ["AugmentationTests", "BackboneTests", "MethodTests", "StrategyTests"]

@@ -1,0 +1,104 @@
+"""What is checked of every augmentation."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+import torch
+from torch import Tensor
+
+from autotl.contracts import BatchTransform
+from autotl.engine.draws import Draws
+from autotl.testing.lab import SEED, Lab, assert_same, sgd, stir
+from autotl.testing.parameters import unused_parameters
+from autotl.testing.plugins import PluginTests
+
+SIDES = (24, 33)
+"""Sizes of the images, in px: an even and an odd one."""
+
+
+class AugmentationTests(PluginTests):
+    kind = "augmentations"
+
+    def test_every_parameter_that_is_asked_for_is_used(self, lab: Lab, name: str) -> None:
+        def changed(known: Mapping[str, Any], seed: int) -> tuple[Tensor, optuna.Trial]:
+            params, trial = _suggested(lab, name, known, seed)
+            return _build(lab, name, params)(_images(32), _draw()), trial
+
+        unused = unused_parameters(changed, torch.equal)
+        assert not unused, f"'{name}' asks for {unused} and never uses it: the images are the same whatever its value."
+
+    def test_its_parameters_survive_json(self, lab: Lab, name: str) -> None:
+        params, _ = _suggested(lab, name, {}, 0)
+        again = json.loads(json.dumps(params))
+        assert again == params, f"The parameters of '{name}' are {params}, after a trip through JSON {again}."
+
+    def test_it_keeps_shape_and_type(self, lab: Lab, name: str) -> None:
+        """uint8 in and out: what is computed in between has to be brought back to the range 0 to 255 and rounded."""
+        for side in SIDES:
+            images = _images(side)
+            changed = _transform(lab, name)(images.clone(), _draw())
+            assert (changed.shape, changed.dtype, changed.device) == (images.shape, images.dtype, images.device), (
+                f"'{name}' makes {tuple(changed.shape)} {changed.dtype} of {tuple(images.shape)} {images.dtype}."
+            )
+
+    def test_its_input_stays_as_it_is(self, lab: Lab, name: str) -> None:
+        """The images belong to the pixel store; what is written into them would be seen by validation too."""
+        images = _images(32)
+        kept = images.clone()
+        _transform(lab, name)(images, _draw())
+        assert torch.equal(images, kept), f"'{name}' writes into the images that it is given: work on a copy."
+
+    def test_nothing_but_the_draw_is_left_to_chance(self, lab: Lab, name: str) -> None:
+        images, transform = _images(32), _transform(lab, name)
+        results = []
+        for seed in (1, 2):
+            stir(seed)
+            results.append(transform(images.clone(), _draw()))
+        assert torch.equal(*results), f"'{name}' draws from a global generator: one draw gives two results."
+
+    def test_an_image_changes_alike_in_any_company(self, lab: Lab, name: str) -> None:
+        images, transform = _images(32), _transform(lab, name)
+        together = transform(images.clone(), _draw())
+        for row in range(len(images)):
+            alone = transform(images[row : row + 1].clone(), _draw([row]))
+            off = (alone[0].int() - together[row].int()).abs().max().item()
+            assert off <= 1, f"'{name}' changes an image by what is beside it in the batch: give each its own draw."
+
+    def test_two_trainings_with_it_are_equal(self, lab: Lab, name: str) -> None:
+        params, _ = _suggested(lab, name, {}, 0)
+        info = lab.catalogue.info("tiny:net")
+        plan = lab.plan(sgd(None, info.names), augmentation=lab.component(name, params))
+        stir(1)
+        first = lab.fit(plan)
+        stir(2)
+        assert_same(first, lab.fit(plan), f"'{name}'")
+
+
+def _suggested(lab: Lab, name: str, known: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], optuna.Trial]:
+    trial = lab.trial(known, seed)
+    return lab.host.augmentations[name].item.suggest(trial, lab.context(trial)), trial
+
+
+def _build(lab: Lab, name: str, params: dict[str, Any]) -> BatchTransform:
+    transform: BatchTransform = lab.host.augmentations[name].item.build(params)
+    return transform
+
+
+def _transform(lab: Lab, name: str) -> BatchTransform:
+    return _build(lab, name, _suggested(lab, name, {}, 0)[0])
+
+
+def _images(side: int) -> Tensor:
+    """[6, 3, side, side] uint8: noise on a slope, a black and a white one among them."""
+    generator = torch.Generator().manual_seed(SEED)
+    images = torch.randint(0, 256, (6, 3, side, side), generator=generator, dtype=torch.uint8)
+    images[1] = images[1] // 2 + (torch.arange(side) * 100 // side).to(torch.uint8)
+    images[2], images[3] = 0, 255
+    return images
+
+
+def _draw(rows: Sequence[int] = range(6)) -> Draws:
+    """The draw of these of the images."""
+    return Draws(SEED, 0, torch.tensor(rows) + 1000)

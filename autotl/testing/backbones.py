@@ -1,0 +1,144 @@
+"""What is checked of every family of backbones."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from autotl.backbones.splitting import split_with_tail
+from autotl.contracts import Family, ModelCard
+from autotl.testing.lab import SEED, Lab, assert_only_trained_moves, assert_same, linear_probe, sgd, stir
+from autotl.testing.plugins import PluginTests
+
+NETWORKS = 3
+"""How many networks of a family are built, unless the test names some."""
+
+
+class BackboneTests(PluginTests):
+    """`networks` names those that are built and trained, without the family's prefix: by default the first three."""
+
+    kind = "backbones"
+    networks: ClassVar[tuple[str, ...]] = ()
+
+    def test_every_name_has_a_card(self, lab: Lab, name: str) -> None:
+        family = _family(lab, name)
+        listed = list(family.names())
+        assert listed, f"The family '{name}' lists no names."
+        for each in listed:
+            card = family.card(each)
+            assert isinstance(card, ModelCard), f"The card of '{name}:{each}' is a {type(card).__name__}."
+            assert card.source and card.licence, f"The card of '{name}:{each}' lacks its source or its licence."
+
+    def test_an_unknown_name_is_a_key_error(self, lab: Lab, name: str) -> None:
+        try:
+            _family(lab, name).card("no-such-network")
+        except KeyError:
+            return
+        raise AssertionError(f"The family '{name}' has a card for 'no-such-network': raise KeyError.")
+
+    def test_random_weights_come_from_torchs_generator(self, lab: Lab, name: str) -> None:
+        for each in self._networks(lab, name):
+            one, two = (_built(lab, name, each, seed=1) for _ in range(2))
+            assert _same(one, two), f"'{name}:{each}' without weights is another network for the same seed of torch."
+
+    def test_a_weights_file_is_loaded_whole_or_not_at_all(self, lab: Lab, name: str, tmp_path: Path) -> None:
+        """What comes out of a file does not depend on chance; a file that lacks something is refused."""
+        for each in self._networks(lab, name):
+            if _family(lab, name).card(each).weights is None:
+                continue
+            state = _built(lab, name, each, seed=1).state_dict()
+            # Copies: safetensors refuses what two names share.
+            whole = {key: value.clone() for key, value in state.items()}
+            save_file(whole, tmp_path / "whole.safetensors")
+            loaded = _built(lab, name, each, seed=2, weights=tmp_path / "whole.safetensors")
+            wrong = [key for key, value in loaded.state_dict().items() if not torch.equal(value, whole[key])]
+            assert not wrong, f"'{name}:{each}' does not take {wrong[0]} from its weights file."
+            parameters = [key for key, value in loaded.named_parameters() if value.ndim > 1]
+            del whole[parameters[len(parameters) // 2]]
+            save_file(whole, tmp_path / "part.safetensors")
+            try:
+                _built(lab, name, each, seed=2, weights=tmp_path / "part.safetensors")
+            except Exception:
+                continue
+            raise AssertionError(f"'{name}:{each}' takes a weights file that lacks a tensor: it must raise.")
+
+    def test_its_stages_are_the_network(self, lab: Lab, name: str) -> None:
+        for each in self._networks(lab, name):
+            size = _family(lab, name).card(each).input.size
+            network = _built(lab, name, each, seed=SEED).eval()
+            stages, tail = split_with_tail(network, size)
+            assert stages.names, f"'{name}:{each}' has no stages."
+            images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(SEED))
+            with torch.no_grad():
+                torch.testing.assert_close(tail.eval()(stages.eval()(images)), network(images), rtol=1e-4, atol=1e-4)
+
+    def test_it_takes_every_size_on_its_card(self, lab: Lab, name: str) -> None:
+        for each in self._networks(lab, name):
+            own, *others = lab.catalogue.inputs(f"{name}:{each}")
+            names = lab.catalogue.info(f"{name}:{each}", own).names
+            for other in others:
+                found = lab.catalogue.info(f"{name}:{each}", other).names
+                assert found == names, f"'{name}:{each}' has other stages at {other.size} px than at {own.size} px."
+
+    def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
+        for each in self._networks(lab, name):
+            backbone = f"{name}:{each}@random"
+            names = lab.catalogue.info(backbone).names
+            middle = len(names) // 2
+            frozen = names[middle - 1] if middle else None
+            plan = lab.plan(sgd(frozen, _trainable(lab, backbone, names[middle:])), backbone=backbone)
+            stir(1)
+            fitted = lab.fit(plan)
+            assert_only_trained_moves(lab, fitted, f"'{backbone}'")
+            stir(2)
+            assert_same(fitted, lab.fit(plan), f"'{backbone}'")
+
+    def test_a_stage_moves_by_its_rate(self, lab: Lab, name: str) -> None:
+        """One step of plain gradient descent goes twice as far at twice the rate."""
+        for each in self._networks(lab, name):
+            backbone = f"{name}:{each}@random"
+            names = lab.catalogue.info(backbone).names
+            trained = _trainable(lab, backbone, names)
+            if not trained:
+                continue
+            lengths = []
+            for rate in (1e-4, 2e-4):
+                phase = sgd(None, trained, rate=rate, epochs=1)
+                batch = len(lab.bench.shas("train"))
+                phase = phase.model_copy(update={"options": {**phase.options, "batch_size": batch}})
+                # No gradient goes through a head that is zero, so there is one before the only step.
+                fitted = lab.fit(lab.plan(linear_probe(names[-1]), phase, backbone=backbone))
+                before = lab.catalogue.build(fitted.plan.network).state_dict()
+                after = fitted.model.stages.state_dict()
+                keys = fitted.model.stages.stage_parameters(trained[-1])
+                lengths.append(sum((after[key] - before[key]).double().square().sum().item() for key in keys) ** 0.5)
+            assert lengths[0] > 0 and lengths[1] / lengths[0] == pytest.approx(2, rel=0.1), (
+                f"'{backbone}': at twice the rate '{trained[-1]}' moves {lengths[1]:.3g} instead of {lengths[0]:.3g}: "
+                "its rate does not reach the optimizer."
+            )
+
+    def _networks(self, lab: Lab, name: str) -> tuple[str, ...]:
+        return self.networks or tuple(_family(lab, name).names())[:NETWORKS]
+
+
+def _family(lab: Lab, name: str) -> Family:
+    family: Family = lab.host.backbones[name].item
+    return family
+
+
+def _built(lab: Lab, name: str, network: str, *, seed: int, weights: Path | None = None) -> nn.Module:
+    torch.manual_seed(seed)
+    return _family(lab, name).build(network, weights)
+
+
+def _same(one: nn.Module, two: nn.Module) -> bool:
+    state = two.state_dict()
+    return all(torch.equal(value, state[key]) for key, value in one.state_dict().items())
+
+
+def _trainable(lab: Lab, backbone: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those stages that have parameters."""
+    return tuple(name for name in names if lab.catalogue.info(backbone).stage(name).parameters)

@@ -1,0 +1,240 @@
+"""Where plugins are put to the test: a host with the plugin, two small networks and ninety small images."""
+
+import random
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from autotl import hookimpl
+from autotl.backbones.catalogue import Catalogue
+from autotl.contracts import DataFacts, ModelCard
+from autotl.engine.bench import Bench
+from autotl.engine.fit import Fitted, fit
+from autotl.engine.precision import Arithmetic
+from autotl.host import Host
+from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
+from autotl.registry import Registry
+from autotl.study.space import SearchContext
+
+SEED = 7
+EPOCHS = 2
+"""Epochs of a phase at most: enough to see what moves."""
+FACTS = DataFacts(classes=3, train_images=900, smallest_class=12, has_stop=True, image_size=400)
+"""What strategies are told of the data: more than there is, so that nothing is settled by there being so little."""
+TIMES = ("seconds", "rank.seconds")
+
+
+class TinyNetwork(nn.Sequential):
+    """Three small layers, `more` of them if wanted, and a classifier: images of 16 px or more → [N, 5]."""
+
+    def __init__(self, more: int = 0) -> None:
+        super().__init__(
+            nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(8, 12, 3, stride=2), nn.BatchNorm2d(12), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(12, 16, 3, stride=2), nn.ReLU()),
+            *(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()) for _ in range(more)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 5),
+        )
+
+
+class TinyFamily:
+    """Networks that need no weights file: `tiny:net` has three stages, `tiny:deep` seven."""
+
+    more: Mapping[str, int] = {"net": 0, "deep": 4}
+
+    def names(self) -> list[str]:
+        return list(self.more)
+
+    def card(self, name: str) -> ModelCard:
+        if name not in self.more:
+            raise KeyError(name)
+        preparation = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
+        return ModelCard(input=preparation, weights=None, source="nothing", licence="none")
+
+    def build(self, name: str, weights: Path | None) -> nn.Module:
+        return TinyNetwork(self.more[name])
+
+
+class TinyPlugin:
+    @hookimpl
+    def register_backbones(self, register: Any) -> None:
+        register("tiny", TinyFamily, summary="Networks for tests")
+
+
+def write_stripes(folder: Path) -> Path:
+    """An image folder of three classes, 30 noisy images of 32 px each: stripes across, stripes down, checks."""
+    draw = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    patterns = {"across": y // 4 % 2, "down": x // 4 % 2, "checks": (x // 4 + y // 4) % 2}
+    for name, pattern in patterns.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(30):
+            shifted = np.roll(pattern, tuple(draw.integers(8, size=2)), (0, 1))[..., None]
+            noisy = 90 + 60 * shifted + draw.normal(0, 60, (32, 32, 3))
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def host_with(plugin: ModuleType) -> tuple[Host, str]:
+    """A host that has loaded this module, installed or not, and the name under which it did."""
+    host = Host()
+    name = host.name_of(plugin)
+    if name is None:
+        name = plugin.__name__
+        host.add(plugin, name)
+    return host, name
+
+
+class Lab:
+    """Lets one plugin do what a search would make it do, on the CPU."""
+
+    def __init__(self, plugin: ModuleType, folder: Path) -> None:
+        self.plugin = plugin
+        self.folder = folder
+        self.host, self.name = host_with(plugin)
+        self.host.add(TinyPlugin(), "tiny-networks")
+        self.catalogue = Catalogue(self.host, folder / "cache")
+
+    @cached_property
+    def bench(self) -> Bench:
+        images = write_stripes(self.folder / "stripes")
+        inputs = [self.catalogue.card("tiny:net").input]
+        return Bench.open(images, inputs, self.catalogue, "cpu", seed=SEED)
+
+    def trial(self, known: Mapping[str, Any], seed: int = 0) -> optuna.Trial:
+        """A trial that draws what is not `known`."""
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        study.enqueue_trial(dict(known))
+        return study.ask()
+
+    def context(self, trial: optuna.Trial) -> SearchContext:
+        augmentations = {entry.name: entry for entry in self.host.augmentations}
+        return SearchContext(
+            trial,
+            catalogue=self.catalogue,
+            backbones=["tiny:net", "tiny:deep"],
+            augmentations=augmentations,
+            data=FACTS,
+            data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=SEED),
+            seed=SEED,
+            arithmetic=lambda name: Arithmetic(),
+        )
+
+    def plan(self, *phases: Phase, backbone: str = "tiny:net", augmentation: Component | None = None) -> TransferPlan:
+        """A plan for a whole network."""
+        info = self.catalogue.info(backbone)
+        network = self.catalogue.network(backbone, SEED)
+        return TransferPlan(
+            backbone=backbone,
+            weights=network.weights,
+            input=network.input,
+            cut=info.names[-1],
+            head=Head(pooling="avg"),
+            augmentation=augmentation or self.component("none", {}),
+            data=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=SEED),
+            seed=SEED,
+            requires=self.catalogue.requires(backbone),
+            phases=phases,
+        )
+
+    def component(self, name: str, params: dict[str, Any]) -> Component:
+        owner = self.host.augmentations[name].owner
+        return Component(name=name, owner=owner.distribution, version=owner.version, params=params)
+
+    def fit(self, plan: TransferPlan) -> Fitted:
+        return fit(plan, self.bench)
+
+
+def names_of(plugin: ModuleType, kind: str) -> list[str]:
+    """What a plugin registers of a kind: `backbones`, `augmentations`, `strategies` or `methods`."""
+    host, owner = host_with(plugin)
+    registry: Registry = getattr(host, kind)
+    return [entry.name for entry in registry if entry.owner.plugin == owner]
+
+
+def sgd(frozen: str | None, trained: tuple[str, ...], rate: float = 0.01, epochs: int = EPOCHS) -> Phase:
+    """A phase that trains these stages and the head by plain gradient descent."""
+    return Phase(
+        method="sgd",
+        frozen=frozen,
+        stage_rates=dict.fromkeys(trained, rate),
+        head_rate=0.1,
+        epochs=epochs,
+        options={"optimizer": "sgd", "momentum": 0.0, "batch_size": 16, "schedule": "constant", "clip": 1.0},
+    )
+
+
+def linear_probe(cut: str) -> Phase:
+    """A phase that fits the head alone."""
+    return Phase(method="closed-form", frozen=cut, options={"penalty": 0.1})
+
+
+def shortened(plan: TransferPlan) -> TransferPlan:
+    """The same plan with few epochs, all of which count, whatever the loss."""
+    phases = tuple(
+        phase.model_copy(update={"epochs": min(phase.epochs, EPOCHS), "stop": None}) for phase in plan.phases
+    )
+    return plan.model_copy(update={"phases": phases})
+
+
+def stir(seed: int) -> None:
+    """Set every global generator: what depends on them then differs from one `seed` to another."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def state_before(lab: Lab, plan: TransferPlan) -> dict[str, Tensor]:
+    """The state that a plan's stages begin with."""
+    stages = lab.catalogue.build(plan.network).cut(plan.cut)
+    return {name: value.clone() for name, value in stages.state_dict().items()}
+
+
+def assert_same(first: Fitted, second: Fitted, what: str) -> None:
+    """Two trainings of one plan gave the same weights and the same numbers."""
+    one, two = first.model, second.model
+    assert one.head is not None
+    assert two.head is not None
+    same = torch.equal(one.head.weight, two.head.weight) and torch.equal(one.head.bias, two.head.bias)
+    states = one.stages.state_dict(), two.stages.state_dict()
+    same = same and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert same, f"{what}: two trainings of one plan, with one seed, gave other weights."
+    numbers = [{name: value for name, value in each.metrics.items() if name not in TIMES} for each in (first, second)]
+    assert numbers[0] == numbers[1], f"{what}: two trainings of one plan, with one seed, measured other numbers."
+
+
+def assert_only_trained_moves(lab: Lab, fitted: Fitted, what: str) -> None:
+    """Frozen stages are bit for bit as they were; every stage with a rate has moved."""
+    plan, stages = fitted.plan, fitted.model.stages
+    before, after = state_before(lab, plan), stages.state_dict()
+    rates: dict[str, float] = {}
+    for phase in plan.phases:
+        for name, rate in phase.stage_rates.items():
+            rates[name] = max(rate, rates.get(name, 0.0))
+    for name in stages.names:
+        parameters = stages.stage_parameters(name)
+        moved = [key for key in parameters if not torch.equal(before[key], after[key])]
+        if rates.get(name):
+            assert moved or not parameters, (
+                f"{what}: the stage '{name}' is trained at a rate of {rates[name]:.2g} and did not move: "
+                "its rate does not reach the optimizer, or no gradient reaches the stage."
+            )
+        else:
+            assert not moved, f"{what}: the stage '{name}' is frozen, and {', '.join(moved)} moved."
+    ends = [stages.names.index(phase.frozen) + 1 if phase.frozen else 0 for phase in plan.phases]
+    stages.freeze(stages.names[min(ends) - 1] if min(ends) else None)
+    trained = set(stages.trained_state())
+    stages.freeze(None)
+    for key in before.keys() - trained:
+        same = torch.equal(before[key], after[key])
+        assert same, f"{what}: '{key}' belongs to a frozen stage, and training has changed it."

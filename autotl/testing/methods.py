@@ -1,0 +1,122 @@
+"""What is checked of every method that fits a head."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from autotl.contracts import FittedHead, Method
+from autotl.testing.lab import SEED, Lab, stir
+from autotl.testing.plugins import PluginTests
+
+IMAGES, WIDTH, CLASSES = 90, 24, 3
+
+
+class MethodTests(PluginTests):
+    """`options` says with which options each method is tried: give those that may be lists two values or more."""
+
+    kind = "methods"
+    options: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def test_its_heads_fit_the_features(self, lab: Lab, name: str) -> None:
+        for head in self.fit(lab, name):
+            assert (head.weight.shape, head.bias.shape) == ((CLASSES, WIDTH), (CLASSES,)), (
+                f"'{name}' gives a head of {tuple(head.weight.shape)} and {tuple(head.bias.shape)} for {WIDTH} "
+                f"features and {CLASSES} classes."
+            )
+            assert head.weight.dtype == head.bias.dtype == torch.float32, f"'{name}' gives {head.weight.dtype}."
+            assert head.weight.isfinite().all() and head.bias.isfinite().all(), f"'{name}' gives what is not finite."
+
+    def test_it_learns_what_is_easy(self, lab: Lab, name: str) -> None:
+        features, labels = _features()
+        best = max(
+            ((_logits(head, features).argmax(1) == labels).float().mean().item()) for head in self.fit(lab, name)
+        )
+        assert best > 0.9, f"The best head of '{name}' is right on {best:.0%} of images whose classes lie far apart."
+
+    def test_its_options_are_the_ones_it_names(self, lab: Lab, name: str) -> None:
+        known, given = set(_method(lab, name).options), set(self.options[name])
+        assert known == given, f"'{name}' names the options {sorted(known)}, the test gives {sorted(given)}."
+
+    def test_every_alternative_gives_another_head(self, lab: Lab, name: str) -> None:
+        heads = self.fit(lab, name)
+        for option, values in self._alternatives(name).items():
+            offered = {head.chosen.get(option) for head in heads}
+            assert offered == set(values), (
+                f"'{name}' got {option} {values} and offers heads for {sorted(map(str, offered))}."
+            )
+            alike = [head for head in heads if _same_but(head, heads[0], option)]
+            different = any(not torch.equal(head.weight, heads[0].weight) for head in alike[1:])
+            assert different, f"'{name}' takes the option '{option}' and never uses it: its heads are all the same."
+
+    def test_what_was_chosen_gives_that_head_alone(self, lab: Lab, name: str) -> None:
+        features, _ = _features()
+        for head in self.fit(lab, name):
+            alone = self.fit(lab, name, **{option: [value] for option, value in head.chosen.items()})
+            assert len(alone) == 1, f"'{name}' says that {head.chosen} gives one head, and gives {len(alone)}."
+            off = (_logits(head, features).softmax(1) - _logits(alone[0], features).softmax(1)).abs().max().item()
+            assert off < 0.02, f"'{name}' gives another head for {head.chosen} alone than among others (by {off:.2g})."
+
+    def test_nothing_is_left_to_chance(self, lab: Lab, name: str) -> None:
+        runs = []
+        for seed in (1, 2):
+            stir(seed)
+            runs.append(self.fit(lab, name))
+        for one, two in zip(*runs, strict=True):
+            same = torch.equal(one.weight, two.weight) and torch.equal(one.bias, two.bias)
+            assert same, f"'{name}' draws from a global generator: two fits give two heads."
+
+    def test_its_input_stays_as_it_is(self, lab: Lab, name: str) -> None:
+        features, labels = _features()
+        kept = features.clone()
+        self.fit(lab, name, features=features, labels=labels)
+        assert torch.equal(features, kept), f"'{name}' writes into the features that it is given."
+
+    def test_it_can_be_stopped(self, lab: Lab, name: str) -> None:
+        class Enough(Exception):
+            pass
+
+        def step() -> None:
+            raise Enough
+
+        try:
+            self.fit(lab, name, step=step)
+        except Enough:
+            return
+        raise AssertionError(f"'{name}' never calls step, or goes on when it raises: a budget could not end it.")
+
+    def fit(self, lab: Lab, name: str, **changes: Any) -> Sequence[FittedHead]:
+        """The heads for easy features; `changes` are arguments or options."""
+        features, labels = _features()
+        arguments: dict[str, Any] = {"features": features, "labels": labels, "step": lambda: None}
+        arguments |= {key: changes.pop(key) for key in list(changes) if key in arguments}
+        options = {key: value if isinstance(value, list) else [value] for key, value in self.options[name].items()}
+        return _method(lab, name).fit(classes=CLASSES, options={**options, **changes}, **arguments)
+
+    def _alternatives(self, name: str) -> dict[str, list[Any]]:
+        given = self.options[name].items()
+        return {option: value for option, value in given if isinstance(value, list) and len(value) > 1}
+
+
+def _method(lab: Lab, name: str) -> Method:
+    method: Method = lab.host.methods[name].item
+    return method
+
+
+def _features() -> tuple[Tensor, Tensor]:
+    """[IMAGES, WIDTH] float32 and [IMAGES] int64: four features tell the classes apart, the others are noise."""
+    draw = torch.Generator().manual_seed(SEED)
+    labels = torch.arange(IMAGES) % CLASSES
+    centres = 4 * torch.randn(CLASSES, 4, generator=draw)
+    features = torch.randn(IMAGES, WIDTH, generator=draw)
+    features[:, :4] += centres[labels]
+    return 10 + 3 * features, labels
+
+
+def _logits(head: FittedHead, features: Tensor) -> Tensor:
+    return features @ head.weight.T + head.bias
+
+
+def _same_but(one: FittedHead, two: FittedHead, option: str) -> bool:
+    return {**one.chosen, option: 0} == {**two.chosen, option: 0}

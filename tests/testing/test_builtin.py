@@ -1,0 +1,48 @@
+"""Everything that ships keeps what the conformance kit asks of a stranger's plugin."""
+
+from autotl.builtin import (
+    augmentations,
+    closed_form,
+    fine_tuning,
+    linear_probe,
+    reference,
+    shipped,
+    timm_family,
+    torchvision_family,
+)
+from autotl.testing import AugmentationTests, BackboneTests, MethodTests, StrategyTests
+
+
+class TestAugmentations(AugmentationTests):
+    plugin = augmentations
+
+
+class TestClosedForm(MethodTests):
+    plugin = closed_form
+    options = {"closed-form": {"penalty": [1.0, 0.1, 0.01]}}
+
+
+class TestFineTuning(StrategyTests):
+    plugin = fine_tuning
+
+
+class TestLinearProbe(StrategyTests):
+    plugin = linear_probe
+
+
+class TestReference(BackboneTests):
+    plugin = reference
+
+
+class TestShipped(BackboneTests):
+    plugin = shipped
+
+
+class TestTimm(BackboneTests):
+    plugin = timm_family
+    networks = ("test_resnet.r160_in1k", "test_vit3.r160_in1k")
+
+
+class TestTorchvision(BackboneTests):
+    plugin = torchvision_family
+    networks = ("shufflenet_v2_x0_5",)

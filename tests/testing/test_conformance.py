@@ -1,0 +1,456 @@
+"""Each check of the conformance kit fails for a plugin that is made to break it, and says how."""
+
+import random
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from autotl import FittedHead, Head, Phase, hookimpl, load_weights, logistic_path
+from autotl.contracts import ModelCard, WeightsSource
+from autotl.testing import AugmentationTests, BackboneTests, MethodTests, StrategyTests
+from autotl.testing.lab import Lab, TinyFamily, TinyNetwork
+from autotl.testing.plugins import PluginTests
+
+
+@pytest.fixture
+def lab_for(tmp_path):
+    """A lab for one thing of a kind, registered as `mine`."""
+
+    def make(kind, thing):
+        plugin = ModuleType("a_plugin")
+
+        def hook(register):
+            register("mine", lambda: thing, summary="Made to break a check")
+
+        hook.__name__ = f"register_{kind}"
+        setattr(plugin, hook.__name__, hookimpl(hook))
+        lab = Lab(plugin, tmp_path)
+        assert not lab.host.problems
+        return lab
+
+    return make
+
+
+def refused(check, lab, says, **more):
+    with pytest.raises(AssertionError, match=says):
+        check(lab, "mine", **more)
+
+
+class Probe:
+    """A strategy with nothing wrong."""
+
+    first_guess = {"mine.penalty": 0.1}
+
+    def suggest(self, trial, context):
+        penalty = trial.suggest_float("mine.penalty", 1e-3, 1.0, log=True)
+        return self.plan(trial, context, [self.probe(context, penalty)])
+
+    def probe(self, context, penalty):
+        return Phase(method="closed-form", frozen=context.backbone().names[-1], options={"penalty": penalty})
+
+    def plan(self, trial, context, phases):
+        return context.plan(cut=context.backbone().names[-1], head=Head(pooling="avg"), phases=phases)
+
+
+class Idle(Probe):
+    def suggest(self, trial, context):
+        trial.suggest_float("mine.momentum", 0, 1)
+        return super().suggest(trial, context)
+
+
+class IdleCut(Probe):
+    def suggest(self, trial, context):
+        context.cut()
+        return super().suggest(trial, context)
+
+
+class Bare(Probe):
+    def suggest(self, trial, context):
+        return self.plan(trial, context, [self.probe(context, trial.suggest_float("penalty", 1e-3, 1.0))])
+
+
+class Moody(Probe):
+    def suggest(self, trial, context):
+        penalty = trial.suggest_float("mine.penalty", 1e-3, 1.0, log=True)
+        return self.plan(trial, context, [self.probe(context, penalty * torch.rand(()).item())])
+
+
+class Tuples(Probe):
+    def probe(self, context, penalty):
+        return Phase(method="closed-form", frozen=context.backbone().names[-1], options={"penalty": (penalty,)})
+
+
+class NoPlan(Probe):
+    def suggest(self, trial, context):
+        return {"penalty": 0.1}
+
+
+class Dreamer(Probe):
+    first_guess = {"mine.momentum": 0.9}
+
+
+class Outsider(Probe):
+    first_guess = {"mine.penalty": 50.0}
+
+
+class Moves:
+    """A strategy that trains the upper half and is fine on sound backbones."""
+
+    def suggest(self, trial, context):
+        names = context.backbone().names
+        phase = Phase(
+            method="sgd",
+            frozen=names[0],
+            stage_rates=dict.fromkeys(names[1:], 0.0 if self.still else 0.01),
+            head_rate=0.1,
+            epochs=1,
+            options={"optimizer": "sgd", "batch_size": 16, "dropout": 0.5},
+        )
+        return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])
+
+    still = False
+
+
+@pytest.mark.parametrize(
+    ("strategy", "check", "says"),
+    [
+        (Idle, "test_every_parameter_that_is_asked_for_is_used", "asks for mine.momentum and never uses it"),
+        (IdleCut, "test_every_parameter_that_is_asked_for_is_used", "asks for cut and never uses it"),
+        (Bare, "test_its_own_parameters_carry_a_prefix", "call it 'mine.penalty'"),
+        (Moody, "test_equal_parameters_give_equal_plans", "two plans for one set of parameters"),
+        (Tuples, "test_its_plans_survive_json", "after a trip through JSON: phases was"),
+        (NoPlan, "test_its_plans_survive_json", "suggests dict, not a plan"),
+        (Dreamer, "test_its_first_guess_is_one_that_it_could_draw", "does not ask for"),
+        (Outsider, "test_its_first_guess_is_one_that_it_could_draw", "to 50.0, which is not in FloatDistribution"),
+    ],
+)
+def test_strategies(lab_for, strategy, check, says):
+    refused(getattr(StrategyTests(), check), lab_for("strategies", strategy()), says)
+
+
+@pytest.mark.parametrize("strategy", [Probe, Moves])
+def test_a_sound_strategy_passes(lab_for, strategy):
+    lab = lab_for("strategies", strategy())
+    for check in (name for name in vars(StrategyTests) if name.startswith("test_")):
+        getattr(StrategyTests(), check)(lab, "mine")
+
+
+class Restless(nn.BatchNorm2d):
+    """Counts in evaluation too."""
+
+    def forward(self, value):
+        self.running_mean += 1.0
+        return super().forward(value)
+
+
+class Deaf(nn.Conv2d):
+    """Its weight gets no gradient."""
+
+    def forward(self, value):
+        return F.conv2d(value, self.weight.detach(), None, self.stride, self.padding)
+
+
+def network(at, module):
+    made = TinyNetwork()
+    made[at][0 if isinstance(module, nn.Conv2d) else 1] = module
+    return made
+
+
+@pytest.mark.parametrize(
+    ("module", "at", "check", "says"),
+    [
+        (lambda: Restless(8), 0, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "belongs to a frozen stage"),
+        (lambda: Deaf(12, 16, 3, stride=2), 2, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "did not move"),
+        (lambda: Deaf(12, 16, 3, stride=2), 2, "test_a_stage_moves_by_its_rate", "does not reach the optimizer"),
+    ],
+)
+def test_networks(lab_for, module, at, check, says):
+    class Family(TinyFamily):
+        def names(self):
+            return ["net"]
+
+        def build(self, name, weights):
+            return network(at, module())
+
+    refused(getattr(BackboneTests(), check), lab_for("backbones", Family()), says)
+
+
+def test_training_that_is_not_repeatable(lab_for):
+    class Family(TinyFamily):
+        seen = 0
+
+        def names(self):
+            return ["net"]
+
+        def build(self, name, weights):
+            Family.seen += 1  # another network each time, whatever torch's seed
+            torch.manual_seed(Family.seen)
+            return TinyNetwork()
+
+    lab = lab_for("backbones", Family())
+    refused(BackboneTests().test_random_weights_come_from_torchs_generator, lab, "another network for the same seed")
+    refused(BackboneTests().test_what_is_frozen_stays_and_what_has_a_rate_moves, lab, "moved|two trainings")
+
+
+class Stored(TinyFamily):
+    """A network with a weights file."""
+
+    def names(self):
+        return ["net"]
+
+    def card(self, name):
+        own = super().card(name)
+        return ModelCard(own.input, WeightsSource(url="https://example.invalid/net.pth"), "a source", "a licence")
+
+    def build(self, name, weights):
+        made = super().build(name, None)
+        if weights is not None:
+            self.fill(made, weights)
+        return made
+
+    def fill(self, made, weights):
+        load_weights(made, weights)
+
+
+class Forgetful(Stored):
+    def fill(self, made, weights):
+        from safetensors.torch import load_file
+
+        made.load_state_dict(load_file(weights), strict=False)
+
+
+class Blind(Stored):
+    def fill(self, made, weights):
+        pass
+
+
+class Nameless(TinyFamily):
+    def names(self):
+        return []
+
+
+class Careless(TinyFamily):
+    def card(self, name):
+        return super().card("net")
+
+
+class Untold(TinyFamily):
+    def card(self, name):
+        return ModelCard(super().card(name).input, None, "", "")
+
+
+def test_families(lab_for, tmp_path):
+    tests = BackboneTests()
+    whole = tests.test_a_weights_file_is_loaded_whole_or_not_at_all
+    whole(lab_for("backbones", Stored()), "mine", tmp_path=tmp_path)
+    refused(whole, lab_for("backbones", Forgetful()), "takes a weights file that lacks a tensor", tmp_path=tmp_path)
+    refused(whole, lab_for("backbones", Blind()), "does not take 0.0.weight from its weights", tmp_path=tmp_path)
+    refused(tests.test_every_name_has_a_card, lab_for("backbones", Nameless()), "lists no names")
+    refused(tests.test_every_name_has_a_card, lab_for("backbones", Untold()), "lacks its source or its licence")
+    refused(tests.test_an_unknown_name_is_a_key_error, lab_for("backbones", Careless()), "raise KeyError")
+
+
+class Brighter:
+    """An augmentation with nothing wrong."""
+
+    def suggest(self, trial, context):
+        return {"most": trial.suggest_int("mine.most", 10, 60)}
+
+    def build(self, params):
+        def transform(images, draw):
+            more = params["most"] * draw(1)[:, :, None, None]
+            return (images + more).clamp(0, 255).to(torch.uint8)
+
+        return transform
+
+
+def brighter(change):
+    """`Brighter` with another transform."""
+
+    class Changed(Brighter):
+        def build(self, params):
+            return lambda images, draw: change(images, draw, params)
+
+    return Changed()
+
+
+def in_place(images, draw, params):
+    images[:, :, 0] = 0
+    return images
+
+
+class IdleBrighter(Brighter):
+    def suggest(self, trial, context):
+        trial.suggest_float("mine.gamma", 0, 1)
+        return super().suggest(trial, context)
+
+
+class TupleBrighter(Brighter):
+    def suggest(self, trial, context):
+        return {**super().suggest(trial, context), "mean": (0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "check", "says"),
+    [
+        (IdleBrighter(), "test_every_parameter_that_is_asked_for_is_used", "asks for mine.gamma and never uses it"),
+        (TupleBrighter(), "test_its_parameters_survive_json", "after a trip through JSON"),
+        (brighter(lambda images, draw, _: images * 1.5), "test_it_keeps_shape_and_type", "makes .* torch.float32 of"),
+        (brighter(lambda images, draw, _: images[:, :, 1:]), "test_it_keeps_shape_and_type", "makes"),
+        (brighter(in_place), "test_its_input_stays_as_it_is", "work on a copy"),
+        (
+            brighter(lambda images, draw, _: images ^ torch.randint(0, 9, images.shape, dtype=torch.uint8)),
+            "test_nothing_but_the_draw_is_left_to_chance",
+            "draws from a global generator",
+        ),
+        (
+            brighter(lambda images, draw, _: images.roll(1, 0)),
+            "test_an_image_changes_alike_in_any_company",
+            "by what is beside it",
+        ),
+        (
+            brighter(lambda images, draw, _: images ^ random.randrange(9)),
+            "test_two_trainings_with_it_are_equal",
+            "two trainings of one plan, with one seed, gave other weights",
+        ),
+    ],
+)
+def test_augmentations(lab_for, augmentation, check, says):
+    refused(getattr(AugmentationTests(), check), lab_for("augmentations", augmentation), says)
+
+
+def test_a_sound_augmentation_passes(lab_for):
+    lab = lab_for("augmentations", Brighter())
+    for check in (name for name in vars(AugmentationTests) if name.startswith("test_")):
+        getattr(AugmentationTests(), check)(lab, "mine")
+
+
+class Regression:
+    """A method with nothing wrong."""
+
+    options = ("penalty",)
+
+    def fit(self, features, labels, classes, options, step):
+        penalties = self.penalties(options)
+        heads = logistic_path(features, labels, classes, penalties, step)
+        return [
+            FittedHead(each.weight, each.bias, {"penalty": penalty})
+            for each, penalty in zip(heads, options["penalty"], strict=True)
+        ]
+
+    def penalties(self, options):
+        return options["penalty"]
+
+
+class Stubborn(Regression):
+    def penalties(self, options):
+        return [0.1 for _ in options["penalty"]]
+
+
+class Sleepy(Regression):
+    def fit(self, features, labels, classes, options, step):
+        return super().fit(features, labels, classes, options, lambda: None)
+
+
+class Lucky(Regression):
+    def fit(self, features, labels, classes, options, step):
+        return super().fit(features + torch.randn_like(features), labels, classes, options, step)
+
+
+class Scaling(Regression):
+    def fit(self, features, labels, classes, options, step):
+        features -= features.mean(0)
+        return super().fit(features, labels, classes, options, step)
+
+
+class Zero(Regression):
+    def fit(self, features, labels, classes, options, step):
+        heads = super().fit(features, labels, classes, options, step)
+        return [FittedHead(0 * each.weight, each.bias, each.chosen) for each in heads]
+
+
+class Sideways(Regression):
+    def fit(self, features, labels, classes, options, step):
+        heads = super().fit(features, labels, classes, options, step)
+        return [FittedHead(each.weight.T, each.bias, each.chosen) for each in heads]
+
+
+class Endless(Regression):
+    """Gives the head of the strongest penalty under every name when asked for one alone."""
+
+    def penalties(self, options):
+        return options["penalty"] if len(options["penalty"]) > 1 else [1000.0]
+
+
+class TestMethods:
+    class Mine(MethodTests):
+        options = {"mine": {"penalty": [1.0, 0.01]}}
+
+    @pytest.mark.parametrize(
+        ("method", "check", "says"),
+        [
+            (Sideways, "test_its_heads_fit_the_features", "gives a head of"),
+            (Zero, "test_it_learns_what_is_easy", "whose classes lie far apart"),
+            (Stubborn, "test_every_alternative_gives_another_head", "takes the option 'penalty' and never uses it"),
+            (Endless, "test_what_was_chosen_gives_that_head_alone", "gives another head for"),
+            (Lucky, "test_nothing_is_left_to_chance", "draws from a global generator"),
+            (Scaling, "test_its_input_stays_as_it_is", "writes into the features"),
+            (Sleepy, "test_it_can_be_stopped", "never calls step"),
+        ],
+    )
+    def test_each_check(self, lab_for, method, check, says):
+        refused(getattr(self.Mine(), check), lab_for("methods", method()), says)
+
+    def test_options_must_be_named(self, lab_for):
+        class Others(MethodTests):
+            options = {"mine": {"penalty": [1.0], "shrink": 0.1}}
+
+        refused(Others().test_its_options_are_the_ones_it_names, lab_for("methods", Regression()), "names the options")
+
+    def test_a_sound_method_passes(self, lab_for):
+        lab = lab_for("methods", Regression())
+        for check in (name for name in vars(MethodTests) if name.startswith("test_")):
+            getattr(self.Mine(), check)(lab, "mine")
+
+
+def module_of(tmp_path, monkeypatch, name, text):
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return __import__(name)
+
+
+def checks_of(module):
+    class Tests(PluginTests):
+        plugin = module
+        kind = "strategies"
+
+    return Tests()
+
+
+LIGHT = """
+from autotl import hookimpl
+
+@hookimpl
+def register_strategies(register):
+    register("mine", dict, summary="nothing")
+"""
+
+
+def test_an_entry_module_is_light(tmp_path, monkeypatch):
+    checks_of(module_of(tmp_path, monkeypatch, "a_light_one", LIGHT)).test_its_module_imports_nothing_heavy()
+    heavy = checks_of(module_of(tmp_path, monkeypatch, "a_heavy_one", "import torch\n" + LIGHT))
+    with pytest.raises(AssertionError, match="Loading a_heavy_one imports torch"):
+        heavy.test_its_module_imports_nothing_heavy()
+
+
+def test_a_plugin_has_to_load_and_to_offer_something(tmp_path, monkeypatch):
+    checks_of(module_of(tmp_path, monkeypatch, "a_fine_one", LIGHT)).test_it_loads_and_registers_something()
+    broken = module_of(tmp_path, monkeypatch, "a_broken_one", LIGHT.replace("summary", "sumary"))
+    with pytest.raises(AssertionError, match="'a_broken_one' .* was left out: TypeError"):
+        checks_of(broken).test_it_loads_and_registers_something()
+    empty = module_of(tmp_path, monkeypatch, "an_empty_one", "")
+    with pytest.raises(AssertionError, match="registers no strategies"):
+        checks_of(empty).test_it_loads_and_registers_something()
