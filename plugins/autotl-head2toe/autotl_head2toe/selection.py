@@ -1,0 +1,112 @@
+"""The method `head2toe`: features scored by a regularised fit, a logistic regression on the best of them."""
+
+import torch
+from torch.nn import functional as F
+
+from autotl import FittedHead, PlanError, logistic_path
+
+ITERATIONS = 200
+"""Of the group lasso: the order of the scores settles long before the weights do."""
+
+
+class Select:
+    """Options: `scores` is "ridge" or "group-lasso", `strength` how strongly it is regularised: for the group lasso
+    as a share of what would make every weight zero, for ridge regression as the penalty on standardised features.
+    `keep` is the share of features that is kept, `penalty` that of the classifier on them.
+    """
+
+    options = ("scores", "strength", "keep", "penalty")
+
+    def fit(self, features, labels, classes, options, step):
+        scores, strength = self._one(options, "scores"), self._one(options, "strength")
+        if scores not in SCORES:
+            raise PlanError(f"head2toe scores by {' or '.join(SCORES)}, not {scores!r}.")
+        for name, most in (("strength", 1e6), ("keep", 1.0), ("penalty", 1e6)):
+            for value in options[name]:
+                if not isinstance(value, int | float) or not 0 < value <= most:
+                    raise PlanError(f"head2toe needs a {name} above 0 and of at most {most:g}, not {value!r}.")
+        scaled = standardised(features)
+        found = SCORES[scores](scaled, F.one_hot(labels, classes).to(scaled.dtype), strength, step)
+        order = found.argsort(descending=True, stable=True)[: max(1, int(found.count_nonzero()))]
+        heads = []
+        for share in options["keep"]:
+            kept = order[: max(1, round(share * features.shape[1]))].sort().values
+            for head, penalty in zip(
+                logistic_path(features[:, kept], labels, classes, options["penalty"], step),
+                options["penalty"],
+                strict=True,
+            ):
+                weight = features.new_zeros(classes, features.shape[1])
+                weight[:, kept] = head.weight
+                heads.append(FittedHead(weight, head.bias, {"keep": share, "penalty": penalty}))
+        return heads
+
+    def _one(self, options, name):
+        if len(options[name]) != 1:
+            raise PlanError(f"head2toe takes one value for {name}, not {len(options[name])}.")
+        return options[name][0]
+
+
+def standardised(features):
+    """[N, D] of any scale → mean 0 and standard deviation 1; a feature that never changes becomes 0."""
+    std, mean = torch.std_mean(features, dim=0, correction=0)
+    constant = std <= 1e-6 * mean.abs().clamp(min=1e-6)
+    return (features - mean) / torch.where(constant, torch.inf, std)
+
+
+def ridge_scores(features, target, strength, step):
+    """Norms [D] of the rows of W that minimises the mean squared error plus strength · ‖W‖².
+
+    features: [N, D], standardised; target: [N, C].
+    """
+    step()
+    count, width = features.shape
+    centred = target - target.mean(0)
+    if width <= count:
+        gram = features.T @ features
+        gram.diagonal().add_(strength * count)
+        weight = torch.cholesky_solve(features.T @ centred, torch.linalg.cholesky(gram))
+    else:
+        gram = features @ features.T
+        gram.diagonal().add_(strength * count)
+        weight = features.T @ torch.cholesky_solve(centred, torch.linalg.cholesky(gram))
+    return weight.norm(dim=1)
+
+
+def group_lasso_scores(features, target, strength, step):
+    """Norms [D] of the rows of W that minimises the mean log-loss plus λ · Σ ‖row‖.
+
+    λ is `strength` times the least one at which all of W is zero. By proximal gradient with momentum
+    (Beck and Teboulle 2009, FISTA), each feature's row being a group (Yuan and Lin 2006).
+    """
+    count = len(features)
+    bias = target.mean(0).clamp(min=1e-6).log()
+    penalty = strength * (features.T @ (target - bias.softmax(0)) / count).norm(dim=1).max()
+    # The log-loss of a softmax curves by at most half the largest eigenvalue of the features' covariance.
+    rate = 2 / largest_eigenvalue(features)
+    weight = ahead = features.new_zeros(features.shape[1], target.shape[1])
+    momentum = 1.0
+    for _ in range(ITERATIONS):
+        step()
+        error = (features @ ahead + bias).softmax(1) - target
+        moved = ahead - rate * (features.T @ error) / count
+        norms = moved.norm(dim=1, keepdim=True)
+        shrunk = moved * (1 - rate * penalty / norms.clamp(min=1e-12)).clamp(min=0)
+        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        ahead = shrunk + (momentum - 1) / following * (shrunk - weight)
+        weight, momentum = shrunk, following
+    return weight.norm(dim=1)
+
+
+def largest_eigenvalue(features):
+    """Of featuresᵀ @ features / N, from above by a little, by twenty power iterations."""
+    vector = features.new_ones(features.shape[1]) / features.shape[1] ** 0.5
+    value = features.new_ones(())
+    for _ in range(20):
+        vector = features.T @ (features @ vector) / len(features)
+        value = vector.norm().clamp(min=1e-12)
+        vector = vector / value
+    return 1.1 * value
+
+
+SCORES = {"ridge": ridge_scores, "group-lasso": group_lasso_scores}

@@ -1,0 +1,107 @@
+import autotl_head2toe
+import pytest
+import torch
+from autotl_head2toe.selection import SCORES, Select, group_lasso_scores, ridge_scores, standardised
+from torch.nn import functional as F
+
+from autotl import PlanError
+from autotl.testing import MethodTests, StrategyTests
+
+INFORMATIVE = 5
+
+
+class TestStrategy(StrategyTests):
+    plugin = autotl_head2toe
+
+
+class TestMethod(MethodTests):
+    plugin = autotl_head2toe
+    options = {"head2toe": {"scores": "group-lasso", "strength": 0.01, "keep": [0.05, 0.15], "penalty": [0.01, 0.1]}}
+
+
+class TestMethodByRidge(MethodTests):
+    plugin = autotl_head2toe
+    options = {"head2toe": {"scores": "ridge", "strength": 0.1, "keep": [0.25, 0.5], "penalty": [0.01, 0.1]}}
+
+
+def data(images=200, width=60, classes=4):
+    """[N, D] and [N]: the first features tell the classes apart, the others are noise of another scale."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % classes
+    features = torch.randn(images, width, generator=draw)
+    features[:, :INFORMATIVE] += 2 * torch.randn(classes, INFORMATIVE, generator=draw)[labels]
+    return features * torch.linspace(0.1, 30, width) + 5, labels
+
+
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize("images", [40, 200])  # fewer images than features, and more
+def test_features_that_tell_classes_apart_score_highest(scores, images):
+    features, labels = data(images)
+    target = F.one_hot(labels, 4).float()
+    found = SCORES[scores](standardised(features), target, 0.1, lambda: None)
+    assert set(found.topk(INFORMATIVE - 1).indices.tolist()) <= set(range(INFORMATIVE))
+
+
+def test_ridge_is_that_of_the_normal_equations_either_way():
+    for images in (30, 200):
+        features, labels = data(images)
+        features, target = standardised(features).double(), F.one_hot(labels, 4).double()
+        centred = target - target.mean(0)
+        gram = features.T @ features + 0.3 * images * torch.eye(60)
+        expected = torch.linalg.solve(gram, features.T @ centred).norm(dim=1)
+        torch.testing.assert_close(ridge_scores(features, target, 0.3, lambda: None), expected)
+
+
+def test_group_lasso_is_at_its_minimum():
+    """There, each row's gradient points along the row with length λ, or is shorter where the row is zero."""
+    features, labels = data()
+    features, target = standardised(features).double(), F.one_hot(labels, 4).double()
+    bias = target.mean(0).log()
+    penalty = 0.2 * (features.T @ (target - bias.softmax(0)) / len(features)).norm(dim=1).max()
+    scores = group_lasso_scores(features, target, 0.2, lambda: None)
+    assert 0 < scores.count_nonzero() < 30
+
+    weight = torch.zeros(60, 4, dtype=torch.float64, requires_grad=True)
+    for _ in range(3000):  # plain proximal gradient, slow and sure
+        loss = F.cross_entropy(features @ weight + bias, labels)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        with torch.no_grad():
+            moved = weight - 0.5 * gradient
+            norms = moved.norm(dim=1, keepdim=True)
+            weight.copy_(moved * (1 - 0.5 * penalty / norms).clamp(min=0))
+    torch.testing.assert_close(scores, weight.detach().norm(dim=1), atol=1e-3, rtol=1e-2)
+
+
+def test_a_strength_of_one_leaves_one_feature():
+    features, labels = data()
+    options = {"scores": ["group-lasso"], "strength": [1.0], "keep": [0.5], "penalty": [0.1]}
+    (head,) = Select().fit(features, labels, 4, options, lambda: None)
+    assert head.weight.any(0).sum() == 1
+
+
+def test_only_what_is_kept_has_weight_and_constant_features_never_have():
+    features, labels = data()
+    features[:, 7] = 3.0
+    options = {"scores": ["ridge"], "strength": [0.1], "keep": [0.1, 1.0], "penalty": [0.1]}
+    few, most = Select().fit(features, labels, 4, options, lambda: None)
+    assert few.weight.any(0).sum() == 6
+    assert most.weight.any(0).sum() == 59
+    assert not most.weight[:, 7].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"scores": ["entropy"]}, "scores by ridge or group-lasso, not 'entropy'"),
+        ({"scores": ["ridge", "group-lasso"]}, "takes one value for scores, not 2"),
+        ({"keep": [0.0]}, "a keep above 0 and of at most 1, not 0.0"),
+        ({"keep": [1.5]}, "a keep above 0"),
+        ({"strength": ["weak"]}, "a strength above 0"),
+        ({"penalty": [-1]}, "a penalty above 0"),
+    ],
+)
+def test_bad_options_are_named(change, says):
+    features, labels = data()
+    options = {"scores": ["ridge"], "strength": [0.1], "keep": [0.5], "penalty": [0.1]}
+    with pytest.raises(PlanError, match=says):
+        Select().fit(features, labels, 4, {**options, **change}, lambda: None)
