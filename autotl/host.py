@@ -31,14 +31,10 @@ class Problem:
     """A plugin that was left out, and why."""
 
     owner: Owner
-    entry_point: str
     reason: str
 
     def __str__(self) -> str:
-        return (
-            f"plugin '{self.owner.plugin}' ({self.owner.distribution} {self.owner.version}, "
-            f"entry point {self.entry_point}) was left out: {self.reason}"
-        )
+        return f"{self.owner} was left out: {self.reason}"
 
 
 class Host:
@@ -62,7 +58,7 @@ class Host:
         for module in BUILTIN:
             name = module.rpartition(".")[2]
             if name not in blocked:
-                self._add(import_module(module), Owner(name, "autotl", own_version), module)
+                self._add(import_module(module), Owner(name, "autotl", own_version, module))
         for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
             if point.name not in blocked:
                 self._load(point)
@@ -75,7 +71,7 @@ class Host:
 
     def add(self, plugin: Any, name: str) -> None:
         """Take in a plugin that is not installed: a module or an object with hook functions."""
-        self._add(plugin, Owner(name, "(not installed)", "0"), name)
+        self._add(plugin, Owner(name, "(not installed)", "0", name))
 
     def name_of(self, plugin: Any) -> str | None:
         """The name under which a plugin was loaded, None if it was not."""
@@ -87,17 +83,19 @@ class Host:
             point.name,
             distribution.name if distribution else "unknown distribution",
             distribution.version if distribution else "unknown version",
+            point.value,
         )
         try:
             plugin = point.load()
         except (Exception, SystemExit) as error:
-            self._report(owner, point.value, error)
+            self._report(owner, error)
         else:
-            self._add(plugin, owner, point.value)
+            self._add(plugin, owner)
 
-    def _add(self, plugin: Any, owner: Owner, entry_point: str) -> None:
+    def _add(self, plugin: Any, owner: Owner) -> None:
         if self._manager.has_plugin(owner.plugin):
-            self._report(owner, entry_point, PluginError(f"a plugin named '{owner.plugin}' is loaded already"))
+            namesake = next(other for other in self.owners if other.plugin == owner.plugin)
+            self._report(owner, PluginError(f"{namesake} is loaded already"))
             return
         try:
             self._manager.register(plugin, name=owner.plugin)
@@ -109,7 +107,7 @@ class Host:
                 registry.drop(owner)
             if self._manager.has_plugin(owner.plugin):
                 self._manager.unregister(name=owner.plugin)
-            self._report(owner, entry_point, error)
+            self._report(owner, error)
         else:
             self.owners.append(owner)
 
@@ -124,9 +122,9 @@ class Host:
         ):
             yield registry, self._manager.subset_hook_caller(hook, others)
 
-    def _report(self, owner: Owner, entry_point: str, error: BaseException) -> None:
+    def _report(self, owner: Owner, error: BaseException) -> None:
         reason = one_line(f"{type(error).__name__}: {error}")
-        self.problems.append(Problem(owner, entry_point, reason))
+        self.problems.append(Problem(owner, reason))
 
 
 def _registrar(registry: Registry, owner: Owner) -> hookspecs.Register:

@@ -6,16 +6,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from autotl.errors import PluginError, unknown
+from autotl.errors import PluginError, one_line, unknown
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The plugin that registered something, and the distribution it came in."""
+    """The plugin that registered something, the distribution it came in, and the entry point that names it there."""
 
     plugin: str
     distribution: str
     version: str
+    entry_point: str
+
+    def __str__(self) -> str:
+        """As every message names who is to answer for something."""
+        return f"plugin '{self.plugin}' ({self.distribution} {self.version}, entry point {self.entry_point})"
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,7 @@ class Entry:
             return self.load()
         except Exception as error:
             raise PluginError(
-                f"'{self.name}' of plugin '{self.owner.plugin}' ({self.owner.distribution} {self.owner.version}) "
-                f"cannot be loaded: {type(error).__name__}: {error}"
+                f"'{self.name}' of {self.owner} cannot be loaded: {type(error).__name__}: {one_line(error, 300)}"
             ) from error
 
 
@@ -57,11 +61,7 @@ class Registry:
             raise PluginError(f"{self.kind} '{entry.name}' is a part of autotl itself: take another name.")
         taken = self._entries.get(entry.name)
         if taken:
-            raise PluginError(
-                f"{self.kind} '{entry.name}' is registered twice: "
-                f"by {taken.owner.distribution} {taken.owner.version} (plugin '{taken.owner.plugin}') "
-                f"and by {entry.owner.distribution} {entry.owner.version} (plugin '{entry.owner.plugin}')."
-            )
+            raise PluginError(f"{self.kind} '{entry.name}' is registered twice: by {taken.owner} and by {entry.owner}.")
         self._entries[entry.name] = entry
 
     def drop(self, owner: Owner) -> None:

@@ -215,10 +215,13 @@ class Catalogue:
                 raise WeightsError(f"The weights of '{name}' cannot be used: {error}") from error
             except Exception as error:
                 raise PluginError(
-                    f"Backbone '{name}' of {self.owner(name).distribution} {self.owner(name).version} "
-                    f"cannot be built: {type(error).__name__}: {one_line(error, 300)}"
+                    f"Backbone '{name}' of {self.owner(name)} cannot be built: "
+                    f"{type(error).__name__}: {one_line(error, 300)}"
                 ) from error
-        return split(model.float().eval(), input.size)
+        try:
+            return split(model.float().eval(), input.size)
+        except PluginError as error:
+            raise PluginError(f"Backbone '{name}' of {self.owner(name)} cannot be used: {error}") from error
 
 
 def _measure(name: str, input: Input, stages: "Stages") -> BackboneInfo:

@@ -129,16 +129,17 @@ class Source:
         if self._transform is None:
             return images
         draw = Draws(self._model.plan.seed, view, self._keys[rows].to(images.device))
-        name = self._model.plan.augmentation.name
+        entry = self._bench.catalogue.host.augmentations[self._model.plan.augmentation.name]
+        what = f"Augmentation '{entry.name}' of {entry.owner}"
         try:
             changed = self._transform(images, draw)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise PluginError(f"Augmentation '{name}' fails: {type(error).__name__}: {one_line(error, 300)}") from error
+            raise PluginError(f"{what} fails: {type(error).__name__}: {one_line(error, 300)}") from error
         if changed.shape != images.shape or changed.dtype != images.dtype:
             raise PluginError(
-                f"Augmentation '{name}' made {tuple(changed.shape)} {changed.dtype} of "
+                f"{what} made {tuple(changed.shape)} {changed.dtype} of "
                 f"{tuple(images.shape)} {images.dtype}; it must keep shape and type."
             )
         return changed

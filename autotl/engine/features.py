@@ -14,6 +14,7 @@ from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
 from autotl.errors import PluginError, one_line
 from autotl.plan import Head, Input, Network, Pooling, digest
+from autotl.registry import Owner
 
 FORMAT = 1
 """Counted up when what a row holds changes: stored rows of other formats are then not read."""
@@ -51,7 +52,7 @@ class FeatureStore:
         missing = rows.missing(dict.fromkeys(shas))
         if not missing:
             return
-        info = self.catalogue.info(network.backbone, network.input)
+        info, owner = self.catalogue.info(network.backbone, network.input), self.catalogue.owner(network.backbone)
         stages = on_device(self.catalogue.build(network), self.device)
         pixels = self.pixels.rows(network.input)
         batch = batch_size(network.input, self.device)
@@ -61,7 +62,7 @@ class FeatureStore:
             # The last batch is filled up, so that what a backbone gives for an image does not depend on
             # which other images happened to be missing.
             padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
-            values = every_feature(stages, info, normalise(padded.to(self.device), network.input))
+            values = every_feature(stages, info, normalise(padded.to(self.device), network.input), owner)
             rows.append(keys, values[: len(keys)].cpu().numpy())
             self.computed += len(keys)
             if progress:
@@ -99,11 +100,12 @@ class FeatureStore:
 
 
 @torch.inference_mode()
-def every_feature(stages: Stages, info: BackboneInfo, images: Tensor) -> Tensor:
+def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Owner) -> Tensor:
     """Every boundary under every pooling, in the order of `_columns`: normalised images → [N, sum of D].
 
-    Raises: PluginError when the network fails on them, or gives a value that is not finite.
+    Raises: PluginError, naming the `owner`, when the network fails on them, or gives a value that is not finite.
     """
+    what = f"Backbone '{info.name}' of {owner}"
     try:
         values = [
             pool(value, boundary, pooling)
@@ -113,10 +115,10 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        raise PluginError(f"Backbone '{info.name}' fails on images: {one_line(error, 300)}") from error
+        raise PluginError(f"{what} fails on images: {one_line(error, 300)}") from error
     features = torch.cat(values, dim=1)
     if not features.isfinite().all():
-        raise PluginError(f"Backbone '{info.name}' gives values that are not finite. Search without it: --backbones.")
+        raise PluginError(f"{what} gives values that are not finite. Search without it: --backbones.")
     return features
 
 

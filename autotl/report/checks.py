@@ -129,7 +129,7 @@ def _plugins(host: Host) -> Iterator[Check]:
     for problem in host.problems:
         yield Check(
             f"plugin {problem.owner.plugin}",
-            f"{problem.owner.distribution} {problem.owner.version}, {problem.entry_point}: {problem.reason}",
+            str(problem),
             f"tell its author, update it, or pip uninstall {problem.owner.distribution}",
             wrong=True,
         )

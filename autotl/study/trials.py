@@ -160,10 +160,7 @@ class Trials:
         )
         plan = entry.item.suggest(trial, context)
         if not isinstance(plan, TransferPlan):
-            raise PluginError(
-                f"Strategy '{entry.name}' of {entry.owner.distribution} {entry.owner.version} suggested "
-                f"{type(plan).__name__}, not a plan."
-            )
+            raise PluginError(f"Strategy '{entry.name}' of {entry.owner} suggested {type(plan).__name__}, not a plan.")
         return plan
 
     def _arithmetic(self, backbone: str) -> Arithmetic:
