@@ -38,6 +38,11 @@ class StudyError(AutotlError):
     """A study cannot be created, continued or read."""
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: an expected error says it alone, any other with its class."""
+    return one_line(error) if isinstance(error, AutotlError) else f"{type(error).__name__}: {one_line(error, 300)}"
+
+
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
     """`Unknown backbone 'timm:resnet5'. Did you mean 'timm:resnet50'? <hint>`"""
     known = list(known)

@@ -4,13 +4,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import Distribution, EntryPoint, entry_points, version
 from typing import Any
 
 import pluggy
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from autotl import hookspecs
-from autotl.errors import PluginError, one_line
+from autotl.errors import PluginError, reason
 from autotl.registry import Entry, Owner, Registry
 
 GROUP = "autotl"
@@ -86,6 +88,7 @@ class Host:
             point.value,
         )
         try:
+            _require_fitting(distribution)
             plugin = point.load()
         except (Exception, SystemExit) as error:
             self._report(owner, error)
@@ -123,8 +126,19 @@ class Host:
             yield registry, self._manager.subset_hook_caller(hook, others)
 
     def _report(self, owner: Owner, error: BaseException) -> None:
-        reason = one_line(f"{type(error).__name__}: {error}")
-        self.problems.append(Problem(owner, reason))
+        self.problems.append(Problem(owner, reason(error)))
+
+
+def _require_fitting(distribution: Distribution | None) -> None:
+    """Raises: PluginError when a distribution says that it needs another version of autotl than this one."""
+    here = version("autotl")
+    for line in (distribution.requires if distribution else None) or ():
+        if line.startswith("autotl"):  # most lines name other distributions and need not be parsed
+            needed = Requirement(line)
+            wanted = needed.marker is None or needed.marker.evaluate({"extra": ""})
+            fits = needed.specifier.contains(here, prereleases=True)
+            if canonicalize_name(needed.name) == "autotl" and wanted and not fits:
+                raise PluginError(f"it needs autotl{needed.specifier}, here is autotl {here}")
 
 
 def _registrar(registry: Registry, owner: Owner) -> hookspecs.Register:

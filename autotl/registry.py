@@ -1,12 +1,20 @@
 """A registry: names of one kind, each with who registered it and how to load it."""
 
+import errno
 import fnmatch
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from autotl.errors import PluginError, one_line, unknown
+from autotl.errors import PluginError, reason, unknown
+
+NOT_A_PLUGINS = ("autotl", "optuna", "sqlalchemy", "torch")
+"""Whose errors no plugin answers for, though they come up through its code: autotl's own, a pruned trial, a
+database that fails, a device without memory. What torch says of a plugin's mistakes is a plain RuntimeError."""
+SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What is wrong with a disk or with the system, and not with a file that a plugin looks for."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,20 @@ class Owner:
     def __str__(self) -> str:
         """As every message names who is to answer for something."""
         return f"plugin '{self.plugin}' ({self.distribution} {self.version}, entry point {self.entry_point})"
+
+    @contextmanager
+    def answers_for(self, what: str, how: str = "fails") -> Iterator[None]:
+        """Within, code of the plugin runs, and whatever goes wrong in it is an error that names the plugin.
+
+        Raises: PluginError, `<what> of <owner> <how>: <reason>`; what is no plugin's fault as it is.
+        """
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            machine = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SYSTEM)
+            if machine or type(error).__module__.partition(".")[0] in NOT_A_PLUGINS:
+                raise
+            raise PluginError(f"{what} of {self} {how}: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -38,12 +60,8 @@ class Entry:
 
         Raises: PluginError, naming the owner, when the callable fails.
         """
-        try:
+        with self.owner.answers_for(f"'{self.name}'", "cannot be loaded"):
             return self.load()
-        except Exception as error:
-            raise PluginError(
-                f"'{self.name}' of {self.owner} cannot be loaded: {type(error).__name__}: {one_line(error, 300)}"
-            ) from error
 
 
 class Registry:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from autotl.backbones import weights as weights_files
 from autotl.backbones.weights import WeightsFile
 from autotl.contracts import BackboneInfo, Family, ModelCard, StageInfo, WeightsSource
-from autotl.errors import PlanError, PluginError, WeightsError, one_line, unknown
+from autotl.errors import PlanError, PluginError, WeightsError, unknown
 from autotl.files import write
 from autotl.host import Host
 from autotl.plan import Input, Network, digest
@@ -63,12 +63,18 @@ class Catalogue:
         found = [
             f"{entry.name}:{name}{RANDOM if random else ''}"
             for entry in self.host.backbones.match(prefix)
-            for name in _family(entry).names()
+            for name in self.names(entry.name)
             if fnmatch.fnmatchcase(name, rest)
         ]
         if not found:
             raise PluginError(f"No backbone fits '{pattern}'. List them: autotl plugins backbones '{prefix}:*'")
         return found
+
+    def names(self, family: str) -> list[str]:
+        """What a family lists, without its prefix."""
+        entry = self.host.backbones[family]
+        with entry.owner.answers_for(f"Backbone family '{family}'", "cannot be listed"):
+            return list(_family(entry).names())
 
     def owner(self, name: str) -> Owner:
         """The plugin that offers a backbone."""
@@ -77,13 +83,20 @@ class Catalogue:
     def card(self, name: str) -> ModelCard:
         """Raises: PluginError for an unknown family or backbone, with the nearest known name."""
         prefix, rest, random = _parse(name)
-        family = _family(self.host.backbones[prefix])
-        try:
-            card = family.card(rest)
-        except KeyError:
-            known = [f"{prefix}:{other}" for other in family.names()]
-            hint = f'List them: autotl plugins backbones "{prefix}:*"'
-            raise PluginError(unknown("backbone", f"{prefix}:{rest}", known, hint)) from None
+        entry = self.host.backbones[prefix]
+        with entry.owner.answers_for(f"Backbone '{prefix}:{rest}'", "has no card"):
+            try:
+                card = _family(entry).card(rest)
+            except KeyError:
+                known = self.names(prefix)
+                if rest in known:
+                    raise
+                hint = f'List them: autotl plugins backbones "{prefix}:*"'
+                raise PluginError(
+                    unknown("backbone", f"{prefix}:{rest}", [f"{prefix}:{other}" for other in known], hint)
+                ) from None
+            if not isinstance(card, ModelCard):
+                raise TypeError(f"{type(card).__name__} is no ModelCard")
         return replace(card, source="nothing: random weights") if random else card
 
     def available(self, name: str) -> bool:
@@ -206,22 +219,18 @@ class Catalogue:
         from autotl.backbones.splitting import split
 
         prefix, rest, _ = _parse(name)
-        family = _family(self.host.backbones[prefix])
+        entry = self.host.backbones[prefix]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                model = family.build(rest, file)
+                with entry.owner.answers_for(f"Backbone '{name}'", "cannot be built"):
+                    model = _family(entry).build(rest, file).float().eval()
             except WeightsError as error:
                 raise WeightsError(f"The weights of '{name}' cannot be used: {error}") from error
-            except Exception as error:
-                raise PluginError(
-                    f"Backbone '{name}' of {self.owner(name)} cannot be built: "
-                    f"{type(error).__name__}: {one_line(error, 300)}"
-                ) from error
         try:
-            return split(model.float().eval(), input.size)
+            return split(model, input.size)
         except PluginError as error:
-            raise PluginError(f"Backbone '{name}' of {self.owner(name)} cannot be used: {error}") from error
+            raise PluginError(f"Backbone '{name}' of {entry.owner} cannot be used: {error}") from error
 
 
 def _measure(name: str, input: Input, stages: "Stages") -> BackboneInfo:

@@ -2,6 +2,7 @@
 
 import click
 
+from autotl.errors import PluginError
 from autotl.host import Host
 from autotl.registry import Registry
 
@@ -47,6 +48,10 @@ def _backbones(host: Host, pattern: str) -> None:
     names = catalogue.expand([pattern if ":" in pattern else f"{pattern}:*"])
     width = max(map(len, names)) + 2
     for name in names:
-        card = catalogue.card(name)
+        try:
+            card = catalogue.card(name)
+        except PluginError as error:
+            click.echo(f"Warning: {error}", err=True)
+            continue
         size = f"{card.input.size} px"
         click.echo(f"{name:<{width}}{size:<8}{'; '.join(part for part in (card.source, card.note) if part)}")

@@ -122,7 +122,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 @options.home
 @options.cache_dir
 @click.option(
-    "--strict-plugins", is_flag=True, help="Do not begin while a plugin is broken, instead of leaving it out."
+    "--strict-plugins", is_flag=True, help="End when a plugin is broken or fails, instead of going on without it."
 )
 @click.option(
     "--mlflow/--no-mlflow",

@@ -19,7 +19,7 @@ from autotl.data.split import Split
 from autotl.engine import precision
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
-from autotl.errors import PluginError, one_line
+from autotl.errors import PluginError
 from autotl.plan import digest
 
 if TYPE_CHECKING:
@@ -130,17 +130,14 @@ class Source:
             return images
         draw = Draws(self._model.plan.seed, view, self._keys[rows].to(images.device))
         entry = self._bench.catalogue.host.augmentations[self._model.plan.augmentation.name]
-        what = f"Augmentation '{entry.name}' of {entry.owner}"
-        try:
+        with entry.owner.answers_for(f"Augmentation '{entry.name}'"):
             changed = self._transform(images, draw)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise PluginError(f"{what} fails: {type(error).__name__}: {one_line(error, 300)}") from error
+        what, given = f"Augmentation '{entry.name}' of {entry.owner}", f"{tuple(images.shape)} {images.dtype}"
+        if not isinstance(changed, Tensor):
+            raise PluginError(f"{what} made {type(changed).__name__} of {given}; it must keep shape and type.")
         if changed.shape != images.shape or changed.dtype != images.dtype:
             raise PluginError(
-                f"{what} made {tuple(changed.shape)} {changed.dtype} of "
-                f"{tuple(images.shape)} {images.dtype}; it must keep shape and type."
+                f"{what} made {tuple(changed.shape)} {changed.dtype} of {given}; it must keep shape and type."
             )
         return changed
 

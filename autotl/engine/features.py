@@ -12,7 +12,7 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
-from autotl.errors import PluginError, one_line
+from autotl.errors import PluginError
 from autotl.plan import Head, Input, Network, Pooling, digest
 from autotl.registry import Owner
 
@@ -105,20 +105,17 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Own
 
     Raises: PluginError, naming the `owner`, when the network fails on them, or gives a value that is not finite.
     """
-    what = f"Backbone '{info.name}' of {owner}"
-    try:
+    with owner.answers_for(f"Backbone '{info.name}'", "fails on images"):
         values = [
             pool(value, boundary, pooling)
             for (boundary, value), stage in zip(stages.walk(images), info.stages, strict=True)
             for pooling in stage.poolings
         ]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{what} fails on images: {one_line(error, 300)}") from error
     features = torch.cat(values, dim=1)
     if not features.isfinite().all():
-        raise PluginError(f"{what} gives values that are not finite. Search without it: --backbones.")
+        raise PluginError(
+            f"Backbone '{info.name}' of {owner} gives values that are not finite. Search without it: --backbones."
+        )
     return features
 
 

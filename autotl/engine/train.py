@@ -91,7 +91,8 @@ class _Training:
         self.model, self.phase, self.options = model, phase, options
         self.facts: dict[str, float] = {}
         augmentation = model.bench.catalogue.host.augmentations[plan.augmentation.name]
-        transform = None if augmentation.name == "none" else augmentation.item.build(plan.augmentation.params)
+        with augmentation.owner.answers_for(f"Augmentation '{augmentation.name}'", "cannot be built"):
+            transform = None if augmentation.name == "none" else augmentation.item.build(plan.augmentation.params)
         self.stages = model.stages.to(memory_format=precision.MEMORY_FORMATS[plan.memory_format])
         self.stages.freeze(phase.frozen)
         self.source = Source(model, phase.frozen, plan.train_on, transform=transform, views=options.views)

@@ -12,8 +12,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.errors import AutotlError, one_line
+from autotl.errors import AutotlError, PluginError, one_line
 from autotl.host import Host
+from autotl.registry import Owner
 from autotl.study import pool
 from autotl.tracking.folder import studies
 
@@ -39,8 +40,9 @@ def checks(host: Host, home: Path, cache_dir: Path) -> Iterator[Check]:
     yield from _devices()
     yield _folder("workspace", home, f"{len(list(studies(home)))} studies")
     yield _folder("cache", cache_dir, f"{_bytes(cache_dir) / 1e9:.1f} GB")
-    yield from _weights(Catalogue(host, cache_dir))
-    yield from _plugins(host)
+    catalogue = Catalogue(host, cache_dir)
+    yield from _weights(catalogue)
+    yield from _plugins(catalogue)
 
 
 def _libraries() -> Iterator[Check]:
@@ -107,9 +109,13 @@ def _bytes(folder: Path) -> int:
 
 
 def _weights(catalogue: Catalogue) -> Iterator[Check]:
-    for name in pool.of_families_here(catalogue, (*pool.SHIPPED, *pool.SMALL, *pool.LARGE)):
+    broken: list[PluginError] = []
+    for name in pool.of_families_here(catalogue, (*pool.SHIPPED, *pool.SMALL, *pool.LARGE), broken.append):
         try:
             file = catalogue.file(name)
+        except PluginError as error:
+            broken.append(error)
+            continue
         except AutotlError as error:
             yield Check(name, one_line(error), "install autotl again", wrong=True)
             continue
@@ -117,19 +123,28 @@ def _weights(catalogue: Catalogue) -> Iterator[Check]:
             yield Check(name, f"here ({file.origin}), {file.path.stat().st_size / 1e6:.1f} MB")
         else:
             yield Check(name, "not on this machine", f"autotl weights fetch {name}")
+    for problem in broken:
+        yield Check("backbones", one_line(problem), "see the plugins", wrong=True)
 
 
-def _plugins(host: Host) -> Iterator[Check]:
+def _plugins(catalogue: Catalogue) -> Iterator[Check]:
+    host = catalogue.host
     for owner in host.owners:
-        kinds = {"backbones": host.backbones, "augmentations": host.augmentations, "strategies": host.strategies}
-        names = [entry.name for registry in kinds.values() for entry in registry if entry.owner == owner]
-        yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {', '.join(names) or 'nothing'}")
+        kinds = (host.backbones, host.augmentations, host.strategies)
+        entries = [(kind, entry) for kind in kinds for entry in kind if entry.owner == owner]
+        names = ", ".join(entry.name for _, entry in entries) or "nothing"
+        yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {names}")
+        for kind, entry in entries:
+            try:
+                _ = catalogue.names(entry.name) if kind is host.backbones else entry.item
+            except PluginError as error:
+                yield _broken(owner, error)
     for name in sorted(host.blocked):
         yield Check(f"plugin {name}", "left out by AUTOTL_DISABLE_PLUGINS")
     for problem in host.problems:
-        yield Check(
-            f"plugin {problem.owner.plugin}",
-            str(problem),
-            f"tell its author, update it, or pip uninstall {problem.owner.distribution}",
-            wrong=True,
-        )
+        yield _broken(problem.owner, problem)
+
+
+def _broken(owner: Owner, problem: object) -> Check:
+    advice = f"tell its author, update it, or pip uninstall {owner.distribution}"
+    return Check(f"plugin {owner.plugin}", str(problem), advice, wrong=True)

@@ -13,7 +13,7 @@ from autotl.engine import metrics
 from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit, is_random, on_all_images
 from autotl.engine.observe import Nobody
-from autotl.errors import AutotlError, StudyError, one_line
+from autotl.errors import AutotlError, PluginError, StudyError, one_line
 from autotl.export import bundle
 from autotl.files import append_line, read_lines, write
 from autotl.plan import TransferPlan, digest
@@ -249,6 +249,8 @@ class _End:
         except (AutotlError, RuntimeError) as error:
             if isinstance(error, StoreError):
                 raise
+            if isinstance(error, PluginError):
+                self.settings.tolerate(f"{task}: {error}")
             raise _Failed(one_line(error, 200)) from error
         finally:
             self.watcher.progress(task, 1, 1)

@@ -1,10 +1,10 @@
 """The default pool: which backbones a search considers when the user names none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.errors import StudyError, WeightsError
+from autotl.errors import PluginError, StudyError, WeightsError
 from autotl.study.watch import Watcher
 
 SHIPPED = ("autotl:*",)
@@ -33,8 +33,18 @@ class Pool:
         return sum(size or 0 for size in self.downloads.values())
 
 
-def choose(catalogue: Catalogue, named: Sequence[str], pool: str, device: str) -> Pool:
+def choose(
+    catalogue: Catalogue,
+    named: Sequence[str],
+    asked: Container[str],
+    pool: str,
+    device: str,
+    leave_out: Callable[[PluginError], None],
+) -> Pool:
     """The backbones of these names, or else those of `pool`.
+
+    `asked`: those names that were written out in full. What only a glob or the pool names and its plugin cannot
+    build is left to `leave_out`.
 
     `pool` is `shipped` (what comes with autotl), `small` or `large` (two small or three larger
     ImageNet networks more), or `auto`: `large` on a GPU, else `small`.
@@ -42,17 +52,22 @@ def choose(catalogue: Catalogue, named: Sequence[str], pool: str, device: str) -
     Raises: WeightsError when a backbone that the user named cannot be had. One that only the pool
     names is left out and said.
     """
-    left_out: list[str] = []
-    if named:
-        names = list(named)
-    else:
-        pool = pool if pool != "auto" else ("small" if device == "cpu" else "large")
-        names = of_families_here(catalogue, POOLS[pool])
-        for name in [name for name in names if not catalogue.reachable(name)]:
-            names.remove(name)
-            left_out.append(name)
+    pool = pool if pool != "auto" else ("small" if device == "cpu" else "large")
+    names, left_out = [], []
+    for name in named or of_families_here(catalogue, POOLS[pool], leave_out):
+        try:
+            if not named and not catalogue.reachable(name):
+                left_out.append(name)
+                continue
+            if name not in asked:
+                catalogue.info(name)
+        except PluginError as error:
+            leave_out(error)
+        else:
+            names.append(name)
     if not names:
-        raise StudyError(f"No backbone is left to search: {', '.join(left_out)} cannot be had here.")
+        why = f": {', '.join(left_out)} cannot be had here" if left_out else ""
+        raise StudyError(f"No backbone is left to search{why}. Name some: --backbones")
     downloads = {}
     for name in names:
         if not catalogue.available(name):
@@ -62,10 +77,18 @@ def choose(catalogue: Catalogue, named: Sequence[str], pool: str, device: str) -
     return Pool(tuple(names), tuple(left_out), downloads)
 
 
-def of_families_here(catalogue: Catalogue, patterns: Sequence[str]) -> list[str]:
+def of_families_here(
+    catalogue: Catalogue, patterns: Sequence[str], leave_out: Callable[[PluginError], None]
+) -> list[str]:
     """The backbones that these patterns fit, without those of families that are left out or broken."""
-    here = [pattern for pattern in patterns if pattern.partition(":")[0] in catalogue.host.backbones]
-    return catalogue.expand(here) if here else []
+    found: list[str] = []
+    for pattern in patterns:
+        if pattern.partition(":")[0] in catalogue.host.backbones:
+            try:
+                found += catalogue.expand([pattern])
+            except PluginError as error:
+                leave_out(error)
+    return found
 
 
 def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:

@@ -1,5 +1,6 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -47,11 +48,11 @@ class Search:
 
         Raises: AutotlError for anything that cannot be searched; nothing has been written then.
         """
-        if settings.strict_plugins and host.problems:
-            raise PluginError(f"{host.problems[0]} Put it right, or search without --strict-plugins.")
         self.settings = settings
         self.host = host
         self.watcher = watcher
+        for problem in host.problems:
+            self._leave_out(problem)
         self.budget = Budget(settings.budget, began)
         self.device = devices.resolve(settings.device)
         self.cache_dir = cache_dir(settings.cache_dir)
@@ -62,15 +63,16 @@ class Search:
         before = self.before = self.folder.definition if any(self.folder.log.records()) else None
         if before:
             _require_installed(host, before)
-        self.strategies = _chosen(host.strategies, settings.strategies, before.strategies if before else None)
-        self.augmentations = _chosen(
+        self.strategies = self._chosen(host.strategies, settings.strategies, before.strategies if before else None)
+        self.augmentations = self._chosen(
             host.augmentations, settings.augmentations, before.augmentations if before else None
         )
         named = self.catalogue.expand(settings.backbones)
         if before:
             _require_same("backbones", named, (*before.backbones, *before.left_out))
             named = list(before.backbones)
-        self.pool = pools.choose(self.catalogue, named, settings.pool, self.device)
+        asked = named if before else settings.backbones
+        self.pool = pools.choose(self.catalogue, named, asked, settings.pool, self.device, self._leave_out)
         for name in settings.weights:
             if name not in self.pool.backbones:
                 raise StudyError(
@@ -82,8 +84,6 @@ class Search:
 
         Raises: StudyError, among others for a disk or a database that fails; what was done is kept.
         """
-        for problem in self.host.problems:
-            self.watcher.note(f"Left out: {problem}")
         pools.announce(self.pool, self.watcher, self.settings.yes)
         try:
             with one_line_each(self.folder.name), self.folder.lock():
@@ -127,6 +127,36 @@ class Search:
             self.watcher.note(f"MLflow does not have all of it. Tell it later: autotl log {again}")
         elif not at_once:
             self.watcher.note(f"Done. See it: autotl ui {again}")
+
+    def _leave_out(self, problem: object) -> None:
+        """Go on without what a plugin got wrong, and say so.
+
+        Raises: PluginError where plugins are strict.
+        """
+        self.settings.tolerate(problem)
+        self.watcher.note(f"Warning: {problem}")
+
+    def _chosen(self, registry: Registry, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
+        """The entries that the user named, all where none are named; those it was begun with when it goes on.
+
+        One that cannot be loaded is left out, unless its name was written out in full.
+        """
+        named = [entry.name for pattern in patterns for entry in registry.match(pattern)]
+        if before is not None:
+            _require_same(registry.kind, named, before)
+        chosen = {}
+        for entry in [registry[name] for name in before or named] or registry:
+            try:
+                _ = entry.item
+            except PluginError as error:
+                if entry.name in (before or patterns):
+                    raise
+                self._leave_out(error)
+            else:
+                chosen[entry.name] = entry
+        if not chosen:
+            raise StudyError(f"No {registry.kind} is left to search. {registry.hint}")
+        return chosen
 
     def _begin_logging(self) -> None:
         if self.settings.mlflow:
@@ -288,15 +318,24 @@ class Search:
         place = self._place(select.best_cuts(rows)[0])
         probed = rows[0].backbone
         others = [guess for guess in self._linear_probes(rows) if guess["backbone"] != probed]
-        guesses = [
-            {"strategy": name, **place, **first}
-            for name, entry in self.strategies.items()
-            if (first := getattr(entry.item, "first_guess", None)) is not None
-        ]
-        for guess in guesses:
-            if guess.get("augmentation") not in (None, *self.augmentations):
-                del guess["augmentation"]
+        guesses = [guess for entry in self.strategies.values() if (guess := self._first_guess(entry, place))]
         return [guess for pair in zip_longest(guesses, others) for guess in pair if guess]
+
+    def _first_guess(self, entry: Entry, place: Mapping[str, object]) -> dict[str, object] | None:
+        """What a strategy wants to be tried first, at a place unless it names another."""
+        try:
+            with entry.owner.answers_for(f"Strategy '{entry.name}'", "has a first guess that cannot be tried"):
+                first = getattr(entry.item, "first_guess", None)
+                if first is None:
+                    return None
+                guess: dict[str, object] = {"strategy": entry.name, **place, **first}
+                json.dumps(guess)  # which the storage will do
+        except PluginError as error:
+            self._leave_out(error)
+            return None
+        if guess.get("augmentation") not in (None, *self.augmentations):
+            del guess["augmentation"]
+        return guess
 
     def _place(self, row: ProbeRow) -> dict[str, object]:
         """A backbone, a cut and a pooling as parameters of a trial."""
@@ -307,14 +346,6 @@ class Search:
             pooling_name(info.stage(row.cut).poolings): row.pooling,
             "input_size": 0.0,
         }
-
-
-def _chosen(registry: Registry, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
-    """The entries that the user named, all of them where none are named; those it was begun with when it goes on."""
-    named = [entry.name for pattern in patterns for entry in registry.match(pattern)]
-    if before is not None:
-        _require_same(registry.kind, named, before)
-    return {name: registry[name] for name in before or named or [entry.name for entry in registry]}
 
 
 def _require_same(what: str, named: Sequence[str], before: Sequence[str]) -> None:

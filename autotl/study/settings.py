@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
-from autotl.errors import StudyError, unknown
+from autotl.errors import PluginError, StudyError, unknown
 from autotl.plan import Record
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -70,7 +70,7 @@ class Settings(Record):
     home: Path | None = None
     cache_dir: Path | None = None
     strict_plugins: bool = False
-    """Whether a plugin that is broken ends the search instead of being left out."""
+    """Whether a plugin that is broken, or fails in a trial, ends the search instead of being left out."""
     mlflow: bool = True
     """Whether every trial is shown in MLflow."""
     tracking_uri: str | None = None
@@ -93,6 +93,14 @@ class Settings(Record):
             first = error.errors()[0]
             what = first["msg"].removeprefix("Value error, ")
             raise StudyError(f"{first['loc'][0]}={first['input']!r}: {what}.") from None
+
+    def tolerate(self, problem: object) -> None:
+        """Let the search go on without what a plugin got wrong.
+
+        Raises: PluginError where plugins are strict.
+        """
+        if self.strict_plugins:
+            raise PluginError(f"{str(problem).rstrip('.')}. Put it right, or search without --strict-plugins.")
 
     @property
     def study_name(self) -> str:

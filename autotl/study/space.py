@@ -79,7 +79,8 @@ class SearchContext:
     def augmentation(self) -> Component:
         name = self._trial.suggest_categorical("augmentation", list(self._augmentations))
         entry = self._augmentations[name]
-        return _component(entry, entry.item.suggest(self._trial, self))
+        with entry.owner.answers_for(f"Augmentation '{name}'"):
+            return _component(entry, entry.item.suggest(self._trial, self))
 
     def plan(
         self,

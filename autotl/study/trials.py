@@ -17,7 +17,7 @@ from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit
 from autotl.engine.precision import Arithmetic
-from autotl.errors import AutotlError, PluginError, one_line
+from autotl.errors import PluginError, reason
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
@@ -70,7 +70,7 @@ class Trials:
     def carry_out_one(self, total: int) -> bool:
         """Carry out a trial; False when nobody has to begin one to make `total` of them.
 
-        Raises: OutOfTime.
+        Raises: OutOfTime; PluginError where plugins are strict and one fails in it.
         """
         self.budget.check_search()
         trial = self.study.claim(total)
@@ -88,6 +88,7 @@ class Trials:
         log.begin(number, self.study.who)
         observer = _TrialObserver(trial, self, hold)
         value: float | None = None
+        broken: PluginError | None = None
         try:
             plan = observer.plan = self._suggest(trial)
             log.planned(number, trial.params, plan)
@@ -102,8 +103,8 @@ class Trials:
             if fitted and self.keep and (self._best is None or value > (self._best.value or 0.0)):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except optuna.TrialPruned:
-            reason = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
-            log.end(number, "pruned", seconds=time.perf_counter() - began, reason=reason)
+            why = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
+            log.end(number, "pruned", seconds=time.perf_counter() - began, reason=why)
             state = "pruned"
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
             raise TakenAway from error
@@ -115,15 +116,16 @@ class Trials:
             self._let_go(trial)
             raise
         except Exception as error:
-            kind = "" if isinstance(error, AutotlError) else f"{type(error).__name__}: "
-            reason = one_line(f"{kind}{error}")
-            log.end(number, "failed", seconds=time.perf_counter() - began, reason=reason)
+            log.end(number, "failed", seconds=time.perf_counter() - began, reason=reason(error))
             state = "failed"
+            broken = error if isinstance(error, PluginError) else None
         else:
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
             state = "complete"
         self.study.end(trial, state, value, log.last_attempt(number))
         self.tell(number)
+        if broken:
+            self.settings.tolerate(f"Trial {number} failed: {broken}")
 
     def tell(self, number: int) -> None:
         """Take note of a trial that has ended, here or elsewhere."""
@@ -158,7 +160,8 @@ class Trials:
             seed=self.settings.seed,
             arithmetic=self._arithmetic,
         )
-        plan = entry.item.suggest(trial, context)
+        with entry.owner.answers_for(f"Strategy '{entry.name}'"):
+            plan = entry.item.suggest(trial, context)
         if not isinstance(plan, TransferPlan):
             raise PluginError(f"Strategy '{entry.name}' of {entry.owner} suggested {type(plan).__name__}, not a plan.")
         return plan
@@ -168,7 +171,8 @@ class Trials:
 
         def choose() -> dict[str, Any]:
             bench = self.bench
-            chosen = precision.choose(bench.catalogue, backbone, bench.device, bench.features.cache_dir)
+            with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
+                chosen = precision.choose(bench.catalogue, backbone, bench.device, bench.features.cache_dir)
             seconds = chosen.image_seconds * len(bench.shas("train"))
             self.watcher.note(
                 f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "

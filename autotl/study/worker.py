@@ -44,6 +44,8 @@ class Worker:
     ) -> None:
         """Raises: AutotlError when this machine cannot give the numbers that the search's gives."""
         self.study, self.host, self.watcher = study, host, watcher
+        for problem in host.problems:
+            watcher.note(f"Warning: {problem}")
         self._joined: str = study.terms["definition"]
         self.definition = definition = Definition.from_json(self._joined)
         self.data = data or Path(definition.data)

@@ -328,7 +328,9 @@ def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
     result = made.run()
     assert +Counter(result.trials) == {"complete": 3, "failed": 2}
     failed = [record for record in made.folder.log.records() if record.state == "failed"]
-    assert {record.reason for record in failed} == {"ZeroDivisionError: not on odd days"}
+    owner = "plugin 'moody-plugin' ((not installed) 0, entry point moody-plugin)"
+    reason = f"Strategy 'moody' of {owner} fails: ZeroDivisionError: not on odd days"
+    assert {record.reason for record in failed} == {reason}
 
 
 def test_a_search_without_a_single_good_trial_says_why(host, stripes):
