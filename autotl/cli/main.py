@@ -21,7 +21,7 @@ COMMANDS = {
     "train": "Carry out one plan on a folder of images.",
     "studies": "List the studies of the workspace.",
     "show": "Show a study: leaderboard, winner, trade-offs.",
-    "plugins": "List backbones, augmentations and strategies.",
+    "plugins": "List backbones, augmentations and strategies; begin a plugin.",
     "weights": "List and fetch pretrained weights.",
     "doctor": "See what is here to search with, and what is wrong.",
     "sample": "Write a small real data set to try things on.",

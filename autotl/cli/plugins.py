@@ -1,34 +1,114 @@
-"""`autotl plugins`: what the installed plugins offer."""
+"""`autotl plugins`: what the installed plugins offer, and the beginning of a new one."""
+
+import keyword
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
+from packaging.utils import InvalidName, canonicalize_name
 
 from autotl.errors import PluginError
+from autotl.files import write
 from autotl.host import Host
 from autotl.registry import Registry
 
 KINDS = ("backbones", "augmentations", "strategies")
+TEMPLATE = Path(__file__).parent / "template"
+"""The distribution autotl-late-probe, which is where a new one begins."""
+FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late_probe.py")
 
 
-@click.command()
-@click.argument("kind", type=click.Choice(KINDS), required=False)
-@click.argument("pattern", metavar="[GLOB]", required=False)
-def command(kind: str | None, pattern: str | None) -> None:
-    """List backbones, augmentations and strategies, with the distribution that each comes from.
+@click.group(invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """List backbones, augmentations and strategies, with the distribution that each comes from; begin a new plugin.
 
     \b
     autotl plugins
     autotl plugins backbones 'timm:resnet*'
+    autotl plugins new my-idea
     """
+    if ctx.invoked_subcommand is None:
+        _list(KINDS, "*")
+
+
+def _listing(kind: str) -> click.Command:
+    @click.command(kind, help=f"List {kind}: those that GLOB fits, or all.")
+    @click.argument("pattern", metavar="[GLOB]", required=False)
+    def listing(pattern: str | None) -> None:
+        if kind == "backbones" and pattern:
+            _backbones(_host(), pattern)
+        else:
+            _list([kind], pattern or "*")
+
+    return listing
+
+
+for _kind in KINDS:
+    command.add_command(_listing(_kind))
+
+
+@command.command(short_help="Begin a plugin of your own.")
+@click.argument("name")
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path), help="Where to write it. [default: autotl-NAME]"
+)
+def new(name: str, folder: Path | None) -> None:
+    """Write the beginning of a plugin: a distribution autotl-NAME with a small strategy and its test.
+
+    \b
+    autotl plugins new my-idea
+    """
+    name = _plain(name)
+    folder = folder or Path(f"autotl-{name}")
+    if folder.exists() and any(folder.iterdir()):
+        raise PluginError(f"{folder} is not empty; name a folder that is new: --folder DIR")
+    forms = {"late-probe": name, "late_probe": name.replace("-", "_"), "LateProbe": _class(name)}
+    for file in FILES:
+        text = (TEMPLATE / file).read_text()
+        for old, form in forms.items():
+            text, file = text.replace(old, form), file.replace(old, form)
+        try:
+            write(folder / file, text)
+        except OSError as error:
+            raise PluginError(f"{folder} cannot be written: {error.strerror}. Name another one: --folder DIR") from None
+        click.echo(f"Written: {folder / file}")
+    click.echo("\nNext:")
+    for line in (f"pip install -e '{folder}[dev]'", f"pytest {folder}", f"autotl search DATA --strategies {name}"):
+        click.echo(f"  {line}")
+
+
+def _plain(name: str) -> str:
+    """The name in small letters with hyphens, as in `my-idea`, without a leading `autotl-`.
+
+    Raises: PluginError for what cannot name a distribution and a class.
+    """
+    try:
+        plain = canonicalize_name(name, validate=True).removeprefix("autotl-")
+    except InvalidName:
+        plain = ""
+    if not _class(plain).isidentifier() or keyword.iskeyword(_class(plain)):
+        raise PluginError(f"'{name}' cannot name a plugin: letters, digits and '-', a letter first, such as my-idea.")
+    return plain
+
+
+def _class(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("-"))
+
+
+def _host() -> Host:
     host = Host.from_environment()
     for problem in host.problems:
         click.echo(f"Warning: {problem}", err=True)
-    if kind == "backbones" and pattern:
-        _backbones(host, pattern)
-        return
-    for each in [kind] if kind else KINDS:
-        click.echo(f"{each}:")
-        _entries(getattr(host, each), pattern or "*", colon=":" if each == "backbones" else "")
-    if kind in (None, "backbones"):
+    return host
+
+
+def _list(kinds: Sequence[str], pattern: str) -> None:
+    host = _host()
+    for kind in kinds:
+        click.echo(f"{kind}:")
+        _entries(getattr(host, kind), pattern, colon=":" if kind == "backbones" else "")
+    if "backbones" in kinds:
         click.echo("\nThe backbones of a family: autotl plugins backbones 'timm:resnet*'")
 
 

@@ -1,0 +1,119 @@
+"""`autotl plugins new`: what it writes is the distribution of the tutorial, under another name."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from autotl.cli import plugins
+from autotl.cli.main import main
+from autotl.host import Host
+
+LATE_PROBE = Path(__file__).parents[2] / "plugins" / "autotl-late-probe"
+
+
+@pytest.fixture
+def new(tmp_path, monkeypatch):
+    """Runs `autotl plugins new …` in the test's folder; what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0):
+        done = CliRunner().invoke(main, ["plugins", "new", *map(str, words)])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    return run
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_late_probe_begun_anew_is_the_distribution_of_the_tutorial(new, tmp_path):
+    told = new("late-probe")
+    tracked = {str(file): (LATE_PROBE / file).read_bytes() for file in map(Path, plugins.FILES)}
+    assert contents(tmp_path / "autotl-late-probe") == tracked
+    for line in (
+        "pip install -e 'autotl-late-probe[dev]'",
+        "pytest autotl-late-probe",
+        "autotl search DATA --strategies late-probe",
+    ):
+        assert f"\n  {line}\n" in told
+
+
+def test_the_template_is_all_of_the_tutorials_distribution_and_its_module_the_listing():
+    done = subprocess.run(["git", "ls-files", LATE_PROBE], cwd=LATE_PROBE, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not in a git repository")
+    assert set(done.stdout.split()) == set(plugins.FILES)
+    (listing,) = re.findall(r"```python\n(.*?)```", (LATE_PROBE.parent / "README.md").read_text(), re.DOTALL)
+    assert (LATE_PROBE / "autotl_late_probe.py").read_text() == listing
+
+
+def test_a_new_plugin_registers_its_name(new, tmp_path):
+    new("My_Idea", "--folder", "here/mine")
+    folder = tmp_path / "here" / "mine"
+    assert set(contents(folder)) == {"pyproject.toml", "README.md", "autotl_my_idea.py", "tests/test_my_idea.py"}
+    assert not [file for file, text in contents(folder).items() if b"late" in text.lower().replace(b"later", b"")]
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert project["project"]["name"] == "autotl-my-idea"
+    assert project["project"]["entry-points"]["autotl"] == {"my-idea": "autotl_my_idea"}
+    spec = importlib.util.spec_from_file_location("autotl_my_idea", folder / "autotl_my_idea.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    host = Host()
+    host.add(module, "my-idea")
+    assert not [problem for problem in host.problems if problem.owner.plugin == "my-idea"]
+    assert isinstance(host.strategies["my-idea"].item, module.MyIdea)
+    assert (
+        "class TestMyIdea(StrategyTests):\n    plugin = autotl_my_idea\n"
+        in (folder / "tests" / "test_my_idea.py").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", ["my idea", "", "-x", "3d", "none", "ünlikely", "autotl-", "a/b"])
+def test_a_name_that_names_no_distribution_is_refused(new, tmp_path, name):
+    told = new("--", name, code=2)
+    assert told.startswith(f"Error: '{name}' cannot name a plugin: ") and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_there_is_not_overwritten(new, tmp_path):
+    new("autotl-my-idea")
+    (tmp_path / "before.txt").touch()
+    before = contents(tmp_path)
+    told = new("my-idea", code=2)
+    assert told == "Error: autotl-my-idea is not empty; name a folder that is new: --folder DIR\n"
+    assert "'before.txt' is a file" in new("my-idea", "--folder", "before.txt", code=2)
+    assert "/nowhere cannot be written: " in new("my-idea", "--folder", "before.txt/nowhere", code=2)
+    assert contents(tmp_path) == before
+
+
+def test_the_listings():
+    run = lambda *words: CliRunner().invoke(main, ["plugins", *words])  # noqa: E731
+    everything = run().output
+    for kind in plugins.KINDS:
+        assert f"\n{kind}:\n" in f"\n{everything}"
+        assert run(kind).stdout.startswith(f"{kind}:\n")
+    assert "randaugment" in run("augmentations", "rand*").stdout and "flip" not in run("augmentations", "rand*").stdout
+    assert "Unknown strategy 'zzz'" in run("strategies", "zzz").output
+    assert run("pets").exit_code == 2
+
+
+def test_nothing_heavy_is_imported_for_it(tmp_path):
+    program = (
+        "import sys\nfrom autotl.cli.main import main\n"
+        "try: main(['plugins', 'new', 'my-idea'])\nexcept SystemExit as end: assert not end.code\n"
+        "sys.exit(', '.join({'torch', 'timm', 'optuna', 'mlflow', 'pandas'} & set(sys.modules)) or 0)"
+    )
+    root = Path(plugins.__file__).parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    words, environment = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
