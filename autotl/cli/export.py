@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from autotl.cli import options
+from autotl.cli import completion, options
 
 
 @click.command()
-@click.argument("model", metavar="STUDY|BUNDLE")
+@click.argument("model", metavar="STUDY|BUNDLE", shell_complete=completion.models)
 @click.option(
     "--format",
     "form",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from autotl.cli import options
+from autotl.cli import completion, options
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", shell_complete=completion.studies)
 @options.tracking_uri
 @options.home
 @options.cache_dir

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from autotl.cli import completion
+
 home = click.option(
     "--home",
     type=click.Path(file_okay=False, path_type=Path),
@@ -48,10 +50,11 @@ weights = click.option(
 
 
 def names(*flags: str, help: str) -> Callable[[Any], Any]:
-    """An option that takes names and globs, repeated or separated by commas."""
+    """An option that takes names and globs of what plugins registered, repeated or separated by commas."""
 
     def split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | str) -> tuple[str, ...]:
         values = (values,) if isinstance(values, str) else values
         return tuple(part for value in values for part in value.split(",") if part)
 
-    return click.option(*flags, multiple=True, metavar="NAME,…", callback=split, help=help)
+    complete = completion.registered(flags[0].removeprefix("--"))
+    return click.option(*flags, multiple=True, metavar="NAME,…", callback=split, shell_complete=complete, help=help)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from packaging.utils import InvalidName, canonicalize_name
 
+from autotl.cli import completion
 from autotl.errors import PluginError
 from autotl.files import write
 from autotl.host import Host
@@ -34,7 +35,7 @@ def command(ctx: click.Context) -> None:
 
 def _listing(kind: str) -> click.Command:
     @click.command(kind, help=f"List {kind}: those that GLOB fits, or all.")
-    @click.argument("pattern", metavar="[GLOB]", required=False)
+    @click.argument("pattern", metavar="[GLOB]", required=False, shell_complete=completion.registered(kind))
     def listing(pattern: str | None) -> None:
         if kind == "backbones" and pattern:
             _backbones(_host(), pattern)

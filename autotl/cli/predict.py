@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from autotl.cli import options
+from autotl.cli import completion, options
 
 
 @click.command()
-@click.argument("model", metavar="STUDY|BUNDLE")
+@click.argument("model", metavar="STUDY|BUNDLE", shell_complete=completion.models)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
 @options.device

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from autotl.cli import options
+from autotl.cli import completion, options
 from autotl.errors import StudyError, unknown
 
 
@@ -111,7 +111,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     help="Train the winner once more, on all images but the sealed ones.",
 )
 @options.device
-@click.option("--study", help="Name of the study. [default: the folder's name]")
+@click.option("--study", shell_complete=completion.studies, help="Name of the study. [default: the folder's name]")
 @click.option(
     "--storage",
     metavar="URL",

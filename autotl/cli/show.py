@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
-from autotl.cli import options
+from autotl.cli import completion, options
 from autotl.files import write
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", shell_complete=completion.studies)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--plan", type=click.IntRange(0), metavar="TRIAL", help="Print the plan of one trial as JSON.")
 @click.option(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from autotl.cli import options
+from autotl.cli import completion, options
 from autotl.errors import StudyError, masked, one_line
 
 TRAINING = "workflowType=machine_learning"
@@ -22,7 +22,7 @@ STARTS_WITHIN = 120.0
 
 
 @click.command()
-@click.argument("study", required=False)
+@click.argument("study", required=False, shell_complete=completion.studies)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
 @options.tracking_uri

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from autotl.cli import options
+from autotl.cli import completion, options
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", shell_complete=completion.studies)
 @click.option(
     "--storage",
     metavar="URL",

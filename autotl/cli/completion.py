@@ -1,0 +1,50 @@
+"""What a shell completes besides commands and options: studies, and what plugins registered.
+
+While it completes nothing is printed, and nothing goes wrong: what cannot be found is not offered.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from io import StringIO
+
+import click
+from click.shell_completion import CompletionItem
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def studies(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The studies of the workspace."""
+    names: list[str] = []
+    with _quietly():
+        from autotl.tracking import folder
+
+        names = [study.name for study in folder.studies(folder.home(ctx.params.get("home")))]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The studies of the workspace; folders, one of which may be a bundle."""
+    return [CompletionItem(incomplete, type="dir"), *studies(ctx, parameter, incomplete)]
+
+
+def registered(kind: str) -> Complete:
+    """Names of this kind, several separated by commas; of backbones their families, as `timm:`."""
+
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        before, comma, begun = incomplete.rpartition(",")
+        names: list[str] = []
+        with _quietly():
+            from autotl.host import Host
+
+            colon = ":" if kind == "backbones" else ""
+            names = [entry.name + colon for entry in getattr(Host.from_environment(), kind)]
+        return [CompletionItem(before + comma + name) for name in names if name.startswith(begun)]
+
+    return complete
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()), suppress(Exception):
+        yield
