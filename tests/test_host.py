@@ -147,10 +147,6 @@ class _Nets:
         from autotl.testing.lab import TinyFamily
 
         class Family(TinyFamily):
-            def names(self):
-                return ["one"]
-
-            def card(self, name):
-                return super().card("net")
+            more = {"one": 0}
 
         register("nets", Family, summary="A network")

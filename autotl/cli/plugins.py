@@ -13,7 +13,7 @@ from autotl.files import write
 from autotl.host import Host
 from autotl.registry import Registry
 
-KINDS = ("backbones", "augmentations", "strategies")
+KINDS = ("backbones", "augmentations", "strategies", "methods")
 TEMPLATE = Path(__file__).parent / "template"
 """The distribution autotl-late-probe, which is where a new one begins."""
 FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late_probe.py")
@@ -22,7 +22,7 @@ FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late
 @click.group(invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List backbones, augmentations and strategies, with the distribution that each comes from; begin a new plugin.
+    """List what plugins offer, with the distribution that each comes from; begin a plugin of your own.
 
     \b
     autotl plugins

@@ -59,7 +59,8 @@ def _options(model: Model, phase: Phase, entry: Entry) -> dict[str, list[Any]]:
         raise PlanError(f"{name} has no rates, epochs, stop or batch_norm.")
     if len(plan.phases) == 1 and plan.augmentation.name != "none":
         raise PlanError(f"{name} looks at each image once as it is: augmentation '{plan.augmentation.name}'.")
-    known = tuple(entry.item.options)
+    with entry.owner.answers_for(f"Method '{entry.name}'"):
+        known = tuple(entry.item.options)
     for option in phase.options:
         if option not in known:
             raise PlanError(unknown(f"option of {name}", option, known))
@@ -78,7 +79,8 @@ def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: dict[str,
     features, labels = model.features(*splits), model.bench.labels(*splits)
     classes = len(model.bench.dataset.classes)
     method: Method = entry.item
-    heads = method.fit(features, labels, classes, options, model.observer.step)
+    with entry.owner.answers_for(f"Method '{entry.name}'"):
+        heads = method.fit(features, labels, classes, options, model.observer.step)
     expected = [(classes, features.shape[1]), (classes,)]
     if not heads:
         raise PluginError(f"{_whose(entry)} gave no head.")
@@ -92,4 +94,4 @@ def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: dict[str,
 
 
 def _whose(entry: Entry) -> str:
-    return f"Method '{entry.name}' of {entry.owner.distribution} {entry.owner.version}"
+    return f"Method '{entry.name}' of {entry.owner}"

@@ -1,4 +1,5 @@
 import autotl_late_probe
+
 from autotl.testing import StrategyTests
 
 
