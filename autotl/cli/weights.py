@@ -46,6 +46,9 @@ def list_(patterns: tuple[str, ...], cache_dir: Path | None) -> None:
 def fetch(patterns: tuple[str, ...], cache_dir: Path | None) -> None:
     """Download the weights of PATTERNS, and print where each file lies.
 
+    \b
+    autotl weights fetch timm:resnet18.a1_in1k
+
     On a machine without network: run this on one that has it, copy the files, and say
     --weights NAME=FILE to the search.
     """

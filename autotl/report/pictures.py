@@ -4,6 +4,7 @@ import io
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from autotl.report.frames import leaderboard, probe
 from autotl.tracking.folder import StudyFolder
@@ -30,6 +31,8 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
     axes.set_xlabel("cut, as a share of the backbone's stages")
     axes.set_ylabel("accuracy of a linear classifier on left-out train images")
     axes.set_title("What each cut is worth")
+    axes.margins(y=0.1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend()
     axes.grid(alpha=0.3)
 
@@ -39,16 +42,25 @@ def _costs(axes: Axes, folder: StudyFolder) -> None:
     definition = folder.definition
     assert definition is not None
     metric = definition.metric
-    for strategy, rows in board.groupby("strategy", sort=False):
+    # What is worse by far than every strategy's best would press all others into a line.
+    least = board.groupby("strategy")[metric].max().min()
+    shown = board[board[metric] >= least - max(0.02, 0.3 * (board[metric].max() - least))]
+    for strategy, rows in shown.groupby("strategy", sort=False):
         axes.scatter(rows["flops"], rows[metric], label=str(strategy), alpha=0.8)
     by_cost = board.sort_values(["flops", metric], ascending=[True, False])
     front = by_cost[by_cost[metric] > by_cost[metric].cummax().shift(fill_value=-1.0)]
+    front = front[front.index.isin(shown.index)]
     axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="nothing cheaper is as good")
     for number, row in front.iterrows():
         axes.annotate(f"{number}", (row["flops"], row[metric]), xytext=(4, 4), textcoords="offset points")
-    axes.set_xscale("log")
+    if len(shown) < len(board):
+        axes.text(0.02, 0.02, f"{len(board) - len(shown)} further below", transform=axes.transAxes, color="grey")
+    axes.set_xscale("log", subs=(2, 3, 5))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_minor_formatter(EngFormatter(sep=" "))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("FLOPs for an image")
     axes.set_ylabel(f"{metric} on the rank split")
     axes.set_title("What accuracy costs, by trial")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.grid(alpha=0.3)
