@@ -11,7 +11,7 @@ from torch import Tensor
 from autotl.contracts import BatchTransform
 from autotl.engine.draws import Draws
 from autotl.testing.lab import SEED, Lab, assert_same, sgd, stir
-from autotl.testing.parameters import unused_parameters
+from autotl.testing.parameters import assert_own_names, unused_parameters
 from autotl.testing.plugins import PluginTests
 
 SIDES = (24, 33)
@@ -28,6 +28,9 @@ class AugmentationTests(PluginTests):
 
         unused = unused_parameters(changed, torch.equal)
         assert not unused, f"'{name}' asks for {unused} and never uses it: the images are the same whatever its value."
+
+    def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
+        assert_own_names(lab, lab.host.augmentations, name, _suggested(lab, name, {}, 0)[1].params)
 
     def test_its_parameters_survive_json(self, lab: Lab, name: str) -> None:
         params, _ = _suggested(lab, name, {}, 0)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autotl.backbones.splitting import split_with_tail
-from autotl.contracts import Family, ModelCard
+from autotl.contracts import Family, ModelCard, WeightsSource
+from autotl.errors import PluginError, WeightsError
 from autotl.testing.lab import SEED, Lab, assert_only_trained_moves, assert_same, linear_probe, sgd, stir
 from autotl.testing.plugins import PluginTests
 
@@ -47,23 +48,34 @@ class BackboneTests(PluginTests):
     def test_a_weights_file_is_loaded_whole_or_not_at_all(self, lab: Lab, name: str, tmp_path: Path) -> None:
         """What comes out of a file does not depend on chance; a file that lacks something is refused."""
         for each in self._networks(lab, name):
-            if _family(lab, name).card(each).weights is None:
+            weights = _family(lab, name).card(each).weights
+            if weights is None:
                 continue
             state = _built(lab, name, each, seed=1).state_dict()
             # Copies: safetensors refuses what two names share.
             whole = {key: value.clone() for key, value in state.items()}
-            save_file(whole, tmp_path / "whole.safetensors")
-            loaded = _built(lab, name, each, seed=2, weights=tmp_path / "whole.safetensors")
+            suffix = _suffix(weights)
+            _save(whole, tmp_path / f"whole{suffix}")
+            loaded = _built(lab, name, each, seed=2, weights=tmp_path / f"whole{suffix}")
             wrong = [key for key, value in loaded.state_dict().items() if not torch.equal(value, whole[key])]
             assert not wrong, f"'{name}:{each}' does not take {wrong[0]} from its weights file."
             parameters = [key for key, value in loaded.named_parameters() if value.ndim > 1]
             del whole[parameters[len(parameters) // 2]]
-            save_file(whole, tmp_path / "part.safetensors")
+            _save(whole, tmp_path / f"part{suffix}")
             try:
-                _built(lab, name, each, seed=2, weights=tmp_path / "part.safetensors")
+                _built(lab, name, each, seed=2, weights=tmp_path / f"part{suffix}")
             except Exception:
                 continue
             raise AssertionError(f"'{name}:{each}' takes a weights file that lacks a tensor: it must raise.")
+
+    def test_weights_that_come_with_it_are_there(self, lab: Lab, name: str) -> None:
+        for each in _family(lab, name).names():
+            weights = _family(lab, name).card(each).weights
+            if weights and weights.file:
+                try:
+                    lab.catalogue.build(lab.catalogue.network(f"{name}:{each}", SEED))
+                except WeightsError as error:
+                    raise AssertionError(str(error)) from error
 
     def test_its_stages_are_the_network(self, lab: Lab, name: str) -> None:
         for each in self._networks(lab, name):
@@ -77,11 +89,11 @@ class BackboneTests(PluginTests):
 
     def test_it_takes_every_size_on_its_card(self, lab: Lab, name: str) -> None:
         for each in self._networks(lab, name):
-            own, *others = lab.catalogue.inputs(f"{name}:{each}")
-            names = lab.catalogue.info(f"{name}:{each}", own).names
-            for other in others:
-                found = lab.catalogue.info(f"{name}:{each}", other).names
-                assert found == names, f"'{name}:{each}' has other stages at {other.size} px than at {own.size} px."
+            for each_input in lab.catalogue.inputs(f"{name}:{each}"):
+                try:
+                    lab.catalogue.info(f"{name}:{each}", each_input)
+                except PluginError as error:
+                    raise AssertionError(f"'{name}:{each}' does not take {each_input.size} px: {error}") from error
 
     def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
         for each in self._networks(lab, name):
@@ -132,6 +144,18 @@ def _family(lab: Lab, name: str) -> Family:
 def _built(lab: Lab, name: str, network: str, *, seed: int, weights: Path | None = None) -> nn.Module:
     torch.manual_seed(seed)
     return _family(lab, name).build(network, weights)
+
+
+def _suffix(weights: WeightsSource) -> str:
+    """As the family's own files have it."""
+    return Path(weights.filename or weights.url or weights.file or "").suffix or ".safetensors"
+
+
+def _save(state: dict[str, torch.Tensor], file: Path) -> None:
+    if file.suffix == ".safetensors":
+        save_file(state, file)
+    else:
+        torch.save(state, file)
 
 
 def _same(one: nn.Module, two: nn.Module) -> bool:

@@ -87,7 +87,7 @@ def write_stripes(folder: Path) -> Path:
 
 def host_with(plugin: ModuleType) -> tuple[Host, str]:
     """A host that has loaded this module, installed or not, and the name under which it did."""
-    host = Host()
+    host = Host.from_environment()
     name = host.name_of(plugin)
     if name is None:
         name = plugin.__name__
@@ -113,18 +113,18 @@ class Lab:
 
     def trial(self, known: Mapping[str, Any], seed: int = 0) -> optuna.Trial:
         """A trial that draws what is not `known`."""
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        study = new_study(seed)
         study.enqueue_trial(dict(known))
         return study.ask()
 
-    def context(self, trial: optuna.Trial) -> SearchContext:
+    def context(self, trial: optuna.Trial, facts: DataFacts = FACTS) -> SearchContext:
         augmentations = {entry.name: entry for entry in self.host.augmentations}
         return SearchContext(
             trial,
             catalogue=self.catalogue,
             backbones=["tiny:net", "tiny:deep"],
             augmentations=augmentations,
-            data=FACTS,
+            data=facts,
             data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=SEED),
             seed=SEED,
             arithmetic=lambda name: Arithmetic(),
@@ -153,6 +153,12 @@ class Lab:
 
     def fit(self, plan: TransferPlan) -> Fitted:
         return fit(plan, self.bench)
+
+
+def new_study(seed: int) -> optuna.Study:
+    """A study in memory that draws at random, and says nothing."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
 
 
 def names_of(plugin: ModuleType, kind: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What is checked of every method that fits a head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +43,8 @@ class MethodTests(PluginTests):
         heads = self.fit(lab, name)
         for option, values in self._alternatives(name).items():
             offered = {head.chosen.get(option) for head in heads}
+            numbers = all(isinstance(value, int | float) for value in offered)
+            assert numbers, f"'{name}' says that it chose {option} of {offered}: what is chosen are numbers."
             assert offered == set(values), (
                 f"'{name}' got {option} {values} and offers heads for {sorted(map(str, offered))}."
             )
@@ -53,7 +55,7 @@ class MethodTests(PluginTests):
     def test_what_was_chosen_gives_that_head_alone(self, lab: Lab, name: str) -> None:
         features, _ = _features()
         for head in self.fit(lab, name):
-            alone = self.fit(lab, name, **{option: [value] for option, value in head.chosen.items()})
+            alone = self.fit(lab, name, chosen=head.chosen)
             assert len(alone) == 1, f"'{name}' says that {head.chosen} gives one head, and gives {len(alone)}."
             off = (_logits(head, features).softmax(1) - _logits(alone[0], features).softmax(1)).abs().max().item()
             assert off < 0.02, f"'{name}' gives another head for {head.chosen} alone than among others (by {off:.2g})."
@@ -68,10 +70,11 @@ class MethodTests(PluginTests):
             assert same, f"'{name}' draws from a global generator: two fits give two heads."
 
     def test_its_input_stays_as_it_is(self, lab: Lab, name: str) -> None:
-        features, labels = _features()
-        kept = features.clone()
-        self.fit(lab, name, features=features, labels=labels)
-        assert torch.equal(features, kept), f"'{name}' writes into the features that it is given."
+        data = _features()
+        kept = [tensor.clone() for tensor in data]
+        self.fit(lab, name, data=data)
+        for what, tensor, before in zip(("features", "labels"), data, kept, strict=True):
+            assert torch.equal(tensor, before), f"'{name}' writes into the {what} that it is given."
 
     def test_it_can_be_stopped(self, lab: Lab, name: str) -> None:
         class Enough(Exception):
@@ -86,13 +89,20 @@ class MethodTests(PluginTests):
             return
         raise AssertionError(f"'{name}' never calls step, or goes on when it raises: a budget could not end it.")
 
-    def fit(self, lab: Lab, name: str, **changes: Any) -> Sequence[FittedHead]:
-        """The heads for easy features; `changes` are arguments or options."""
-        features, labels = _features()
-        arguments: dict[str, Any] = {"features": features, "labels": labels, "step": lambda: None}
-        arguments |= {key: changes.pop(key) for key in list(changes) if key in arguments}
-        options = {key: value if isinstance(value, list) else [value] for key, value in self.options[name].items()}
-        return _method(lab, name).fit(classes=CLASSES, options={**options, **changes}, **arguments)
+    def fit(
+        self,
+        lab: Lab,
+        name: str,
+        *,
+        data: tuple[Tensor, Tensor] | None = None,
+        step: Callable[[], None] = lambda: None,
+        chosen: Mapping[str, float] | None = None,
+    ) -> Sequence[FittedHead]:
+        """The heads for easy features, with `options`, of which those in `chosen` have but one value."""
+        features, labels = data or _features()
+        given = {**self.options[name], **(chosen or {})}
+        options = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+        return list(_method(lab, name).fit(features, labels, CLASSES, options, step))
 
     def _alternatives(self, name: str) -> dict[str, list[Any]]:
         given = self.options[name].items()

@@ -1,9 +1,12 @@
-"""Whether the parameters that a plugin asks for matter."""
+"""Whether the parameters that a plugin asks for matter, and are its own."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import optuna
+
+from autotl.registry import Registry
+from autotl.testing.lab import Lab, new_study
 
 T = TypeVar("T")
 
@@ -36,8 +39,23 @@ def _others(distribution: optuna.distributions.BaseDistribution, value: Any) -> 
     if isinstance(distribution, optuna.distributions.CategoricalDistribution):
         yield from (choice for choice in distribution.choices if choice != value)
         return
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study = new_study(seed=0)
     for _ in range(4):
         other = study.ask({"x": distribution}).params["x"]
         if other != value:
             yield other
+
+
+SHARED = ("backbone", "cut", "frozen", "pooling", "token_pooling", "input_size", "augmentation")
+"""Parameters that the context draws for all strategies."""
+
+
+def assert_own_names(lab: Lab, registry: Registry, name: str, parameters: Iterable[str]) -> None:
+    """Every parameter is a shared one, or has a prefix that nothing of its kind in another plugin has."""
+    others = {entry.name for entry in registry if entry.owner.plugin != lab.name}
+    for parameter in parameters:
+        prefix, dot, rest = parameter.partition(".")
+        assert parameter in SHARED or (dot and prefix not in others), (
+            f"'{name}' asks for '{parameter}', a name that another plugin may use otherwise: call it "
+            f"'{name}.{rest or parameter}'."
+        )

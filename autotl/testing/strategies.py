@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import optuna
 
+from autotl.contracts import DataFacts
+from autotl.engine.fit import check
+from autotl.errors import PlanError
 from autotl.plan import TransferPlan
-from autotl.testing.lab import Lab, assert_only_trained_moves, assert_same, shortened, stir
-from autotl.testing.parameters import DRAWS, unused_parameters
+from autotl.testing.lab import FACTS, Lab, assert_only_trained_moves, assert_same, shortened, stir
+from autotl.testing.parameters import DRAWS, assert_own_names, unused_parameters
 from autotl.testing.plugins import PluginTests
-
-SHARED = ("backbone", "cut", "frozen", "pooling", "token_pooling", "input_size", "augmentation")
 
 
 class StrategyTests(PluginTests):
@@ -26,11 +28,7 @@ class StrategyTests(PluginTests):
     def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
         for seed in range(DRAWS):
             _, trial = suggested(lab, name, {}, seed)
-            bare = [each for each in trial.params if each not in SHARED and "." not in each]
-            assert not bare, (
-                f"'{name}' asks for '{bare[0]}', a name that another plugin may use otherwise: call it "
-                f"'{name}.{bare[0]}'."
-            )
+            assert_own_names(lab, lab.host.strategies, name, trial.params)
 
     def test_equal_parameters_give_equal_plans(self, lab: Lab, name: str) -> None:
         for seed in range(DRAWS):
@@ -58,28 +56,42 @@ class StrategyTests(PluginTests):
             assert distribution is not None, (
                 f"The first guess of '{name}' names '{parameter}', which its suggest does not ask for."
             )
-            assert distribution._contains(distribution.to_internal_repr(value)), (
-                f"The first guess of '{name}' sets '{parameter}' to {value!r}, which is not in {distribution}."
-            )
+            try:
+                optuna.create_trial(value=0.0, params={parameter: value}, distributions={parameter: distribution})
+            except ValueError:
+                raise AssertionError(
+                    f"The first guess of '{name}' sets '{parameter}' to {value!r}, which is not in {distribution}."
+                ) from None
 
-    def test_two_trainings_of_a_plan_are_equal(self, lab: Lab, name: str) -> None:
-        plan = shortened(suggested(lab, name, first_guess(lab, name), 0)[0])
-        stir(1)
-        first = lab.fit(plan)
-        stir(2)
-        assert_same(first, lab.fit(plan), f"'{name}'")
+    def test_its_plans_can_be_carried_out(self, lab: Lab, name: str) -> None:
+        """Also where there are too few images for choosing the epoch: `context.data.has_stop` says so."""
+        for seed in range(DRAWS):
+            for facts in (FACTS, replace(FACTS, has_stop=False)):
+                plan, _ = suggested(lab, name, {}, seed, facts)
+                try:
+                    check(plan, lab.bench)
+                    unjudged = [phase for phase in plan.phases if phase.stop and phase.stop.patience]
+                    if unjudged and not facts.has_stop:
+                        raise PlanError("it stops by the loss on 'stop', and context.data.has_stop is False")
+                except PlanError as error:
+                    raise AssertionError(f"A plan of '{name}' cannot be carried out: {error}") from error
 
     def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
         for seed, share in enumerate((0.0, 0.6)):
-            known = {**first_guess(lab, name), "frozen": share}
-            plan = shortened(suggested(lab, name, known, seed)[0])
-            assert_only_trained_moves(lab, lab.fit(plan), f"'{name}'")
+            plan = shortened(suggested(lab, name, {**first_guess(lab, name), "frozen": share}, seed)[0])
+            stir(1)
+            fitted = lab.fit(plan)
+            assert_only_trained_moves(lab, fitted, f"'{name}'")
+            stir(2)
+            assert_same(fitted, lab.fit(plan), f"'{name}'")
 
 
-def suggested(lab: Lab, name: str, known: Mapping[str, Any], seed: int) -> tuple[TransferPlan, optuna.Trial]:
+def suggested(
+    lab: Lab, name: str, known: Mapping[str, Any], seed: int, facts: DataFacts = FACTS
+) -> tuple[TransferPlan, optuna.Trial]:
     """A plan of a strategy, and the trial of which it drew what is not `known`."""
     trial = lab.trial(known, seed)
-    plan = lab.host.strategies[name].item.suggest(trial, lab.context(trial))
+    plan = lab.host.strategies[name].item.suggest(trial, lab.context(trial, facts))
     assert isinstance(plan, TransferPlan), f"'{name}' suggests {type(plan).__name__}, not a plan."
     return plan, trial
 

@@ -1,6 +1,7 @@
 """Each check of the conformance kit fails for a plugin that is made to break it, and says how."""
 
 import random
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autotl import FittedHead, Head, Phase, hookimpl, load_weights, logistic_path
+from autotl import FittedHead, Head, Phase, Stop, hookimpl, load_weights, logistic_path
 from autotl.contracts import ModelCard, WeightsSource
 from autotl.testing import AugmentationTests, BackboneTests, MethodTests, StrategyTests
 from autotl.testing.lab import Lab, TinyFamily, TinyNetwork
@@ -72,6 +73,36 @@ class Bare(Probe):
         return self.plan(trial, context, [self.probe(context, trial.suggest_float("penalty", 1e-3, 1.0))])
 
 
+class Borrowed(Probe):
+    def suggest(self, trial, context):
+        return self.plan(trial, context, [self.probe(context, trial.suggest_float("fine-tune.rate", 1e-3, 1.0))])
+
+
+class Impatient(Probe):
+    """Stops by a split that may not be there."""
+
+    def suggest(self, trial, context):
+        names = context.backbone().names
+        phase = Phase(
+            method="sgd",
+            frozen=names[-1],
+            head_rate=0.1,
+            epochs=5,
+            stop=Stop(patience=3),
+            options={"optimizer": "sgd", "batch_size": 16},
+        )
+        return self.plan(trial, context, [phase])
+
+
+class Lost(Probe):
+    """Names a stage that only some networks have."""
+
+    def suggest(self, trial, context):
+        context.backbone()
+        phase = Phase(method="closed-form", frozen="3.0", options={"penalty": 0.1})
+        return context.plan(cut="3.0", head=Head(pooling="avg"), phases=[phase])
+
+
 class Moody(Probe):
     def suggest(self, trial, context):
         penalty = trial.suggest_float("mine.penalty", 1e-3, 1.0, log=True)
@@ -104,14 +135,12 @@ class Moves:
         phase = Phase(
             method="sgd",
             frozen=names[0],
-            stage_rates=dict.fromkeys(names[1:], 0.0 if self.still else 0.01),
+            stage_rates=dict.fromkeys(names[1:], 0.01),
             head_rate=0.1,
             epochs=1,
             options={"optimizer": "sgd", "batch_size": 16, "dropout": 0.5},
         )
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])
-
-    still = False
 
 
 @pytest.mark.parametrize(
@@ -120,6 +149,9 @@ class Moves:
         (Idle, "test_every_parameter_that_is_asked_for_is_used", "asks for mine.momentum and never uses it"),
         (IdleCut, "test_every_parameter_that_is_asked_for_is_used", "asks for cut and never uses it"),
         (Bare, "test_its_own_parameters_carry_a_prefix", "call it 'mine.penalty'"),
+        (Borrowed, "test_its_own_parameters_carry_a_prefix", "call it 'mine.rate'"),
+        (Impatient, "test_its_plans_can_be_carried_out", "context.data.has_stop is False"),
+        (Lost, "test_its_plans_can_be_carried_out", "cannot be carried out: Unknown stage of tiny"),
         (Moody, "test_equal_parameters_give_equal_plans", "two plans for one set of parameters"),
         (Tuples, "test_its_plans_survive_json", "after a trip through JSON: phases was"),
         (NoPlan, "test_its_plans_survive_json", "suggests dict, not a plan"),
@@ -146,6 +178,13 @@ class Restless(nn.BatchNorm2d):
         return super().forward(value)
 
 
+class Noisy(nn.Conv2d):
+    """Gives something else each time."""
+
+    def forward(self, value):
+        return super().forward(value + torch.rand_like(value))
+
+
 class Deaf(nn.Conv2d):
     """Its weight gets no gradient."""
 
@@ -164,6 +203,7 @@ def network(at, module):
     [
         (lambda: Restless(8), 0, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "belongs to a frozen stage"),
         (lambda: Deaf(12, 16, 3, stride=2), 2, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "did not move"),
+        (lambda: Noisy(12, 16, 3, stride=2), 2, "test_its_stages_are_the_network", "not close"),
         (lambda: Deaf(12, 16, 3, stride=2), 2, "test_a_stage_moves_by_its_rate", "does not reach the optimizer"),
     ],
 )
@@ -192,7 +232,6 @@ def test_training_that_is_not_repeatable(lab_for):
 
     lab = lab_for("backbones", Family())
     refused(BackboneTests().test_random_weights_come_from_torchs_generator, lab, "another network for the same seed")
-    refused(BackboneTests().test_what_is_frozen_stays_and_what_has_a_rate_moves, lab, "moved|two trainings")
 
 
 class Stored(TinyFamily):
@@ -217,14 +256,34 @@ class Stored(TinyFamily):
 
 class Forgetful(Stored):
     def fill(self, made, weights):
-        from safetensors.torch import load_file
-
-        made.load_state_dict(load_file(weights), strict=False)
+        made.load_state_dict(torch.load(weights, weights_only=True), strict=False)
 
 
 class Blind(Stored):
     def fill(self, made, weights):
         pass
+
+
+class Absent(Stored):
+    """Its weights should have come in its package."""
+
+    def card(self, name):
+        own = super().card(name)
+        return ModelCard(own.input, WeightsSource(file=Path("/nowhere/net.safetensors")), "a source", "a licence")
+
+
+class OneSize(TinyFamily):
+    """Says that it takes another size, and does not."""
+
+    def names(self):
+        return ["net"]
+
+    def card(self, name):
+        own = super().card(name)
+        return ModelCard(own.input, None, "a source", "a licence", sizes=(64,))
+
+    def build(self, name, weights):
+        return nn.Sequential(*list(TinyNetwork())[:3], nn.Flatten(), nn.Linear(16 * 7 * 7, 5))
 
 
 class Nameless(TinyFamily):
@@ -248,6 +307,8 @@ def test_families(lab_for, tmp_path):
     whole(lab_for("backbones", Stored()), "mine", tmp_path=tmp_path)
     refused(whole, lab_for("backbones", Forgetful()), "takes a weights file that lacks a tensor", tmp_path=tmp_path)
     refused(whole, lab_for("backbones", Blind()), "does not take 0.0.weight from its weights", tmp_path=tmp_path)
+    refused(tests.test_weights_that_come_with_it_are_there, lab_for("backbones", Absent()), "tell its author")
+    refused(tests.test_it_takes_every_size_on_its_card, lab_for("backbones", OneSize()), "does not take 64 px")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Nameless()), "lists no names")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Untold()), "lacks its source or its licence")
     refused(tests.test_an_unknown_name_is_a_key_error, lab_for("backbones", Careless()), "raise KeyError")
@@ -288,6 +349,11 @@ class IdleBrighter(Brighter):
         return super().suggest(trial, context)
 
 
+class BareBrighter(Brighter):
+    def suggest(self, trial, context):
+        return {"most": trial.suggest_int("most", 10, 60)}
+
+
 class TupleBrighter(Brighter):
     def suggest(self, trial, context):
         return {**super().suggest(trial, context), "mean": (0, 0)}
@@ -297,6 +363,7 @@ class TupleBrighter(Brighter):
     ("augmentation", "check", "says"),
     [
         (IdleBrighter(), "test_every_parameter_that_is_asked_for_is_used", "asks for mine.gamma and never uses it"),
+        (BareBrighter(), "test_its_own_parameters_carry_a_prefix", "call it 'mine.most'"),
         (TupleBrighter(), "test_its_parameters_survive_json", "after a trip through JSON"),
         (brighter(lambda images, draw, _: images * 1.5), "test_it_keeps_shape_and_type", "makes .* torch.float32 of"),
         (brighter(lambda images, draw, _: images[:, :, 1:]), "test_it_keeps_shape_and_type", "makes"),
@@ -366,6 +433,19 @@ class Scaling(Regression):
         return super().fit(features, labels, classes, options, step)
 
 
+class Relabelling(Regression):
+    def fit(self, features, labels, classes, options, step):
+        heads = super().fit(features, labels, classes, options, step)
+        labels.zero_()
+        return heads
+
+
+class Wordy(Regression):
+    def fit(self, features, labels, classes, options, step):
+        heads = super().fit(features, labels, classes, options, step)
+        return [FittedHead(each.weight, each.bias, {"penalty": str(each.chosen["penalty"])}) for each in heads]
+
+
 class Zero(Regression):
     def fit(self, features, labels, classes, options, step):
         heads = super().fit(features, labels, classes, options, step)
@@ -397,6 +477,8 @@ class TestMethods:
             (Stubborn, "test_every_alternative_gives_another_head", "takes the option 'penalty' and never uses it"),
             (Endless, "test_what_was_chosen_gives_that_head_alone", "gives another head for"),
             (Lucky, "test_nothing_is_left_to_chance", "draws from a global generator"),
+            (Relabelling, "test_its_input_stays_as_it_is", "writes into the labels"),
+            (Wordy, "test_every_alternative_gives_another_head", "what is chosen are numbers"),
             (Scaling, "test_its_input_stays_as_it_is", "writes into the features"),
             (Sleepy, "test_it_can_be_stopped", "never calls step"),
         ],
