@@ -105,7 +105,7 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
 
 
 def test_the_other_listings_run(folder):
-    assert "written: dots.safetensors" in run(folder, "save.py")
+    assert "written: autotl_dots.safetensors" in run(folder, "save.py")
     assert "name='erase'" in run(folder, "try_it.py")
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from autotl import FittedHead, PlanError, logistic_path
+from autotl import FittedHead, PlanError, logistic_path, standardised
 
 ITERATIONS = 200
 """Of the group lasso: the order of the scores settles long before the weights do."""
@@ -21,21 +21,20 @@ class Select:
         scores, strength = self._one(options, "scores"), self._one(options, "strength")
         if scores not in SCORES:
             raise PlanError(f"head2toe scores by {' or '.join(SCORES)}, not {scores!r}.")
-        for name, most in (("strength", 1e6), ("keep", 1.0), ("penalty", 1e6)):
+        # A group lasso of strength 1 leaves nothing.
+        for name, most in (("strength", 0.99), ("keep", 1.0), ("penalty", 1e6)):
             for value in options[name]:
                 if not isinstance(value, int | float) or not 0 < value <= most:
                     raise PlanError(f"head2toe needs a {name} above 0 and of at most {most:g}, not {value!r}.")
         scaled = standardised(features)
         found = SCORES[scores](scaled, F.one_hot(labels, classes).to(scaled.dtype), strength, step)
         order = found.argsort(descending=True, stable=True)[: max(1, int(found.count_nonzero()))]
-        heads = []
+        heads, fitted = [], {}
         for share in options["keep"]:
             kept = order[: max(1, round(share * features.shape[1]))].sort().values
-            for head, penalty in zip(
-                logistic_path(features[:, kept], labels, classes, options["penalty"], step),
-                options["penalty"],
-                strict=True,
-            ):
+            if len(kept) not in fitted:  # where few have a score, several shares keep the same
+                fitted[len(kept)] = logistic_path(features[:, kept], labels, classes, options["penalty"], step)
+            for head, penalty in zip(fitted[len(kept)], options["penalty"], strict=True):
                 weight = features.new_zeros(classes, features.shape[1])
                 weight[:, kept] = head.weight
                 heads.append(FittedHead(weight, head.bias, {"keep": share, "penalty": penalty}))
@@ -47,13 +46,6 @@ class Select:
         return options[name][0]
 
 
-def standardised(features):
-    """[N, D] of any scale → mean 0 and standard deviation 1; a feature that never changes becomes 0."""
-    std, mean = torch.std_mean(features, dim=0, correction=0)
-    constant = std <= 1e-6 * mean.abs().clamp(min=1e-6)
-    return (features - mean) / torch.where(constant, torch.inf, std)
-
-
 def ridge_scores(features, target, strength, step):
     """Norms [D] of the rows of W that minimises the mean squared error plus strength · ‖W‖².
 
@@ -61,6 +53,8 @@ def ridge_scores(features, target, strength, step):
     """
     step()
     count, width = features.shape
+    # Features of neighbouring stages are nearly alike: single precision would tell in the scores.
+    features, target = (value.to(_precise(value)) for value in (features, target))
     centred = target - target.mean(0)
     if width <= count:
         gram = features.T @ features
@@ -76,7 +70,8 @@ def ridge_scores(features, target, strength, step):
 def group_lasso_scores(features, target, strength, step):
     """Norms [D] of the rows of W that minimises the mean log-loss plus λ · Σ ‖row‖.
 
-    λ is `strength` times the least one at which all of W is zero. By proximal gradient with momentum
+    The bias is fixed at the logarithms of the classes' shares, and λ is `strength` times the least one at which
+    all of W is zero. By proximal gradient with momentum
     (Beck and Teboulle 2009, FISTA), each feature's row being a group (Yuan and Lin 2006).
     """
     count = len(features)
@@ -99,7 +94,10 @@ def group_lasso_scores(features, target, strength, step):
 
 
 def largest_eigenvalue(features):
-    """Of featuresᵀ @ features / N, from above by a little, by twenty power iterations."""
+    """Of featuresᵀ @ features / N, about: by twenty power iterations and a margin.
+
+    Should it come out a few percent too small, the bound above leaves room: softmax curves by a half at its worst.
+    """
     vector = features.new_ones(features.shape[1]) / features.shape[1] ** 0.5
     value = features.new_ones(())
     for _ in range(20):
@@ -107,6 +105,11 @@ def largest_eigenvalue(features):
         value = vector.norm().clamp(min=1e-12)
         vector = vector / value
     return 1.1 * value
+
+
+def _precise(value):
+    """Double precision, where the device has it."""
+    return torch.float32 if value.device.type == "mps" else torch.float64
 
 
 SCORES = {"ridge": ridge_scores, "group-lasso": group_lasso_scores}

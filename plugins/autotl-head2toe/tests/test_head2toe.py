@@ -1,10 +1,10 @@
 import autotl_head2toe
 import pytest
 import torch
-from autotl_head2toe.selection import SCORES, Select, group_lasso_scores, ridge_scores, standardised
+from autotl_head2toe.selection import SCORES, Select, group_lasso_scores, ridge_scores
 from torch.nn import functional as F
 
-from autotl import PlanError
+from autotl import PlanError, standardised
 from autotl.testing import MethodTests, StrategyTests
 
 INFORMATIVE = 5
@@ -72,11 +72,13 @@ def test_group_lasso_is_at_its_minimum():
     torch.testing.assert_close(scores, weight.detach().norm(dim=1), atol=1e-3, rtol=1e-2)
 
 
-def test_a_strength_of_one_leaves_one_feature():
+def test_a_strength_of_nearly_one_leaves_the_feature_that_tells_most():
     features, labels = data()
-    options = {"scores": ["group-lasso"], "strength": [1.0], "keep": [0.5], "penalty": [0.1]}
-    (head,) = Select().fit(features, labels, 4, options, lambda: None)
-    assert head.weight.any(0).sum() == 1
+    options = {"scores": ["group-lasso"], "strength": [0.99], "keep": [0.1, 0.5], "penalty": [0.1]}
+    heads = Select().fit(features, labels, 4, options, lambda: None)
+    target = F.one_hot(labels, 4).float()
+    most = (standardised(features).T @ (target - target.mean(0))).norm(dim=1).argmax()
+    assert [head.weight.any(0).nonzero().flatten().tolist() for head in heads] == [[most], [most]]
 
 
 def test_only_what_is_kept_has_weight_and_constant_features_never_have():
@@ -97,6 +99,7 @@ def test_only_what_is_kept_has_weight_and_constant_features_never_have():
         ({"keep": [0.0]}, "a keep above 0 and of at most 1, not 0.0"),
         ({"keep": [1.5]}, "a keep above 0"),
         ({"strength": ["weak"]}, "a strength above 0"),
+        ({"strength": [1.0]}, "a strength above 0 and of at most 0.99"),
         ({"penalty": [-1]}, "a penalty above 0"),
     ],
 )
