@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autotl.contracts import Strategy as Strategy
     from autotl.contracts import WeightsSource as WeightsSource
     from autotl.engine.heads import logistic_path as logistic_path
+    from autotl.engine.heads import standardised as standardised
     from autotl.errors import PlanError as PlanError
     from autotl.hookspecs import hookimpl as hookimpl
     from autotl.plan import Component as Component
@@ -39,7 +40,7 @@ _HOME = {
     "PlanError": "autotl.errors",
     "hookimpl": "autotl.hookspecs",
     "load_weights": "autotl.backbones.weights",
-    "logistic_path": "autotl.engine.heads",
+    **dict.fromkeys(("logistic_path", "standardised"), "autotl.engine.heads"),
     **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
     **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "TransferPlan"), "autotl.plan"),
     **dict.fromkeys(

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from autotl import hookspecs
-from autotl.errors import PluginError, reason
+from autotl.errors import PluginError, reason, unknown
 from autotl.registry import Entry, Owner, Registry
 
 GROUP = "autotl"
@@ -61,9 +61,13 @@ class Host:
             name = module.rpartition(".")[2]
             if name not in blocked:
                 self._add(import_module(module), Owner(name, "autotl", own_version, module))
-        for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+        for point in points:
             if point.name not in blocked:
                 self._load(point)
+        known = [*(module.rpartition(".")[2] for module in BUILTIN), *(point.name for point in points)]
+        for name in sorted(blocked.difference(known)):
+            self.problems.append(Problem(Owner(name, "(not installed)", "0", ""), unknown("plugin", name, known)))
 
     @classmethod
     def from_environment(cls) -> "Host":
@@ -73,7 +77,7 @@ class Host:
 
     def add(self, plugin: Any, name: str) -> None:
         """Take in a plugin that is not installed: a module or an object with hook functions."""
-        self._add(plugin, Owner(name, "(not installed)", "0", name))
+        self._add(plugin, Owner(name, "(not installed)", "0", ""))
 
     def name_of(self, plugin: Any) -> str | None:
         """The name under which a plugin was loaded, None if it was not."""
@@ -143,6 +147,8 @@ def _require_fitting(distribution: Distribution | None) -> None:
 
 def _registrar(registry: Registry, owner: Owner) -> hookspecs.Register:
     def register(name: str, load: Any, *, summary: str) -> None:
+        if not callable(load):
+            raise TypeError(f"'{name}' must come with a class or a function that returns it, not with {load!r}")
         registry.add(Entry(name, summary, owner, load))
 
     return register

@@ -2,24 +2,34 @@
 
 import errno
 import fnmatch
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from autotl.errors import PluginError, reason, unknown
 
-NOT_A_PLUGINS = ("autotl", "optuna", "sqlalchemy", "torch")
-"""Whose errors no plugin answers for, though they come up through its code: autotl's own, a pruned trial, a
-database that fails, a device without memory. What torch says of a plugin's mistakes is a plain RuntimeError."""
+NOT_A_PLUGINS = {
+    "autotl": (),
+    "optuna": ("TrialPruned", "UpdateFinishedTrialError", "StorageInternalError"),
+    "sqlalchemy": (),
+    "torch": ("OutOfMemoryError", "AcceleratorError"),
+}
+"""Errors that no plugin answers for, though they come up through its code: of these libraries those named, or all.
+Those of autotl itself, a pruned trial, a database that fails, a device that fails or has too little memory."""
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What is wrong with a disk or with the system, and not with a file that a plugin looks for."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The plugin that registered something, the distribution it came in, and the entry point that names it there."""
+    """The plugin that registered something, the distribution it came in, and the entry point that names it there.
+
+    One that is not installed has no entry point.
+    """
 
     plugin: str
     distribution: str
@@ -28,6 +38,8 @@ class Owner:
 
     def __str__(self) -> str:
         """As every message names who is to answer for something."""
+        if not self.entry_point:
+            return f"plugin '{self.plugin}' (not installed)"
         return f"plugin '{self.plugin}' ({self.distribution} {self.version}, entry point {self.entry_point})"
 
     @contextmanager
@@ -40,9 +52,17 @@ class Owner:
             yield
         except (Exception, SystemExit) as error:
             machine = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SYSTEM)
-            if machine or type(error).__module__.partition(".")[0] in NOT_A_PLUGINS:
+            names = NOT_A_PLUGINS.get(type(error).__module__.partition(".")[0])
+            if machine or names == () or type(error).__name__ in (names or ()):
                 raise
-            raise PluginError(f"{what} of {self} {how}: {reason(error)}") from error
+            raise PluginError(f"{what} of {self} {how}: {reason(error)}{self._where(error)}") from error
+
+    def _where(self, error: BaseException) -> str:
+        """The innermost line of the plugin's own module in an error's traceback, ` (autotl_foo.py:12)`."""
+        package = self.entry_point.partition(":")[0].partition(".")[0]
+        frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        own = [f" ({file.name}:{line})" for file, line in frames if package in (file.stem, *file.parts[:-1])]
+        return own[-1] if package != "autotl" and own else ""
 
 
 @dataclass(frozen=True)

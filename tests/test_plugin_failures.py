@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,10 @@ class Strategy:
 def register_strategies(register):
     register("{name}", Strategy, summary="For a test")
 """
+TAPS = """from autotl import Head, Phase
+        cut = context.cut()
+        phase = Phase(method="closed-form", frozen=cut, options={"penalty": 1.0})
+        return context.plan(cut=cut, head=Head(pooling="avg", taps=("nowhere",)), phases=[phase])"""
 HOOK = "from autotl import hookimpl\n@hookimpl\ndef {}: {}\n"
 AUGMENTATIONS = {
     "moody": ("{}['flip']", "images", "fails: KeyError: 'flip'"),
@@ -204,6 +209,8 @@ def broken_in_trials(machine):
         ("looks", {}, "open('/nowhere/at/all')", "fails: FileNotFoundError: [Errno 2]"),
         ("leaves", {}, "raise SystemExit(3)", "fails: SystemExit: 3"),
         ("forgets", {}, "return None", "suggested NoneType, not a plan."),
+        ("solves", {}, "import torch; torch.linalg.cholesky(-torch.eye(2))", "fails: _LinAlgError: linalg.cholesky"),
+        ("taps", {}, TAPS, "suggested a plan that cannot be carried out: 'taps' must name stages before the cut"),
     ):
         code = STRATEGY.format(name=name, first_guess=first_guess, body=body)
         owners[f"Strategy '{name}' of {machine.install(name, code)}"] = reason
@@ -221,7 +228,7 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     machine.install(
         "heavy", HOOK.format("register_strategies(register)", "register('heavy', lambda: 1 / 0, summary='')")
     )
-    strategies = "linear-probe,raises,looks,leaves,forgets,train-*,unsure,h*"
+    strategies = "linear-probe,raises,looks,leaves,forgets,solves,taps,train-*,unsure,h*"
     options = ("--backbones", "reference:pixels", "--strategies", strategies, "--trials", 1 + len(broken))
     told = machine.search(*options)
     ends = machine.ends("stripes")
@@ -230,6 +237,8 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     for (_, why), (owner, reason) in zip(ends[1:], broken.items(), strict=True):
         assert why.startswith(f"{owner} {reason}")
         assert f"failed: {why}" in told
+    assert ends[1][1].endswith("fails: ZeroDivisionError: no plan today (autotl_raises.py:8)")
+    assert re.search(r"^ raises +1 +0 +1 ", told, re.MULTILINE)  # in the table of strategies
     assert "Winner: reference:pixels" in told
     assert f"Warning: Strategy 'unsure' of {unsure} has a first guess that cannot be tried: TypeError: " in told
     assert "Warning: 'heavy' of plugin 'heavy' (autotl-heavy 1.2, entry point autotl_heavy) cannot be loaded: " in told
@@ -244,14 +253,17 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     lost = machine.search("--study", "lost", "--trials", 2, "--strategies", "raises", "--backbones", NETS, code=2)
     assert lost.splitlines()[-1] == f"Error: No trial of study 'lost' succeeded on these images: {ends[1][1]}"
     refused = machine.search("--strategies", "heavy", "--study", "named", code=2)
-    assert refused.startswith("Error: 'heavy' of plugin 'heavy' (") and refused.endswith(": division by zero\n")
+    assert refused.startswith("Error: 'heavy' of plugin 'heavy' (") and refused.endswith(
+        ": division by zero (autotl_heavy.py:3)\n"
+    )
 
 
 def test_a_family_that_fails_does_not_stop_a_search_that_did_not_ask_for_it(machine):
     """Its networks are in the default pool: left out there, an error where their names are written out in full."""
     owner = machine.install("nets", FAMILY)
     without = {"AUTOTL_DISABLE_PLUGINS": "timm_family"}
-    card = f"Backbone 'timm:mobilenetv3_small_100.lamb_in1k' of {owner} has no card: OverflowError: no card today"
+    why = "OverflowError: no card today (autotl_nets.py:10)"
+    card = f"Backbone 'timm:mobilenetv3_small_100.lamb_in1k' of {owner} has no card: {why}"
     build = f"Backbone 'timm:resnet18.a1_in1k' of {owner} cannot be built: ImportError: libnet.so: cannot open"
     names = f"Backbone family 'unlisted' of {owner} cannot be listed: AttributeError: "
     told = machine.search("--pool", "small", "--trials", 1, "--strategies", "linear-probe", **without)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from autotl.backbones.stages import Piece, Stages, Tail
 from autotl.contracts import Boundary, Layout
@@ -339,6 +339,8 @@ class _Trace:
 
 def _reason(error: Exception) -> str:
     """One line of the error's message, or its kind if it has none."""
+    if isinstance(error, DataDependentOutputException):
+        return "its forward decides by the value of a tensor; move that into a module of its own"
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 

@@ -49,7 +49,10 @@ def find(name: str, source: WeightsSource, named: Path | None = None) -> Weights
     if path is None:
         return None
     if not path.is_file():
-        raise WeightsError(f"The weights of '{name}' should be at {path} and are not; install autotl again.")
+        raise WeightsError(
+            f"The weights of '{name}' should have come with its plugin, at {path}, and are not there: "
+            "install it again, or tell its author."
+        )
     return _checked(name, source, WeightsFile(path, file_hash(path), "shipped" if source.file else "cache"))
 
 

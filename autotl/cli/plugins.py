@@ -1,6 +1,7 @@
 """`autotl plugins`: what the installed plugins offer, and the beginning of a new one."""
 
 import keyword
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,8 +63,11 @@ def new(name: str, folder: Path | None) -> None:
     """
     name = _plain(name)
     folder = folder or Path(f"autotl-{name}")
-    if folder.exists() and any(folder.iterdir()):
-        raise PluginError(f"{folder} is not empty; name a folder that is new: --folder DIR")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PluginError(f"{folder} is there already; name a folder that is new: --folder DIR")
+    host = Host.from_environment()
+    if name in host.strategies:
+        raise PluginError(f"There is a strategy '{name}' already, of {host.strategies[name].owner}: take another name.")
     forms = {"late-probe": name, "late_probe": name.replace("-", "_"), "LateProbe": _class(name)}
     for file in FILES:
         text = (TEMPLATE / file).read_text()
@@ -75,7 +79,8 @@ def new(name: str, folder: Path | None) -> None:
             raise PluginError(f"{folder} cannot be written: {error.strerror}. Name another one: --folder DIR") from None
         click.echo(f"Written: {folder / file}")
     click.echo("\nNext:")
-    for line in (f"pip install -e '{folder}[dev]'", f"pytest {folder}", f"autotl search DATA --strategies {name}"):
+    here = os.path.join(".", folder)  # without the dot pip would look for a distribution of that name
+    for line in (f"pip install -e '{here}[dev]'", f"pytest {folder}", f"autotl search DATA --strategies {name}"):
         click.echo(f"  {line}")
 
 

@@ -8,12 +8,11 @@ import numpy as np
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data.split import Split
-from autotl.engine import metrics
+from autotl.engine import metrics, solve, train
 from autotl.engine.bench import Bench
 from autotl.engine.model import Model
 from autotl.engine.observe import Nobody, Observer
-from autotl.engine.solve import narrowed, solve
-from autotl.engine.train import sgd
+from autotl.engine.solve import narrowed
 from autotl.errors import PlanError, unknown
 from autotl.plan import Phase, Stop, TransferPlan
 
@@ -43,7 +42,7 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
     model = Model(plan, bench, observer or Nobody())
     measured: dict[str, float] = {}
     for number, phase in enumerate(plan.phases, 1):
-        facts = sgd(model, number) if phase.by_gradient else solve(model, number)
+        facts = train.sgd(model, number) if phase.by_gradient else solve.solve(model, number)
         measured |= {f"phase{number}.{name}": value for name, value in facts.items()}
     fitted = Fitted(plan, model, measured)
     if "rank" not in plan.train_on:
@@ -97,7 +96,10 @@ def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase]) -> di
 
 
 def check(plan: TransferPlan, bench: Bench) -> None:
-    """Raises: PlanError when the plan was made with other versions, stages or input than are here."""
+    """Everything about a plan that can be known before it is carried out.
+
+    Raises: PlanError when it was made with other versions, stages or input than are here, or cannot be heeded.
+    """
     catalogue = bench.catalogue
     for phase in plan.phases:
         if not phase.by_gradient and phase.method not in catalogue.host.methods:
@@ -135,3 +137,9 @@ def check(plan: TransferPlan, bench: Bench) -> None:
     augmentations = catalogue.host.augmentations
     if plan.augmentation.name not in augmentations:
         raise PlanError(unknown("augmentation", plan.augmentation.name, [entry.name for entry in augmentations]))
+    info, judges = catalogue.info(plan.backbone, plan.input), bench.judges(plan)
+    for phase in plan.phases:
+        if phase.by_gradient:
+            train.check(plan, phase, info, judges)
+        else:
+            solve.check(plan, phase, catalogue.host.methods[phase.method], judges)

@@ -53,6 +53,11 @@ class Scaling:
         return LinearHead(weight, head.bias + head.weight @ self.mean)
 
 
+def standardised(features: Tensor) -> Tensor:
+    """[N, D] → each feature with mean 0 and standard deviation 1; one that never changes becomes 0."""
+    return Scaling.of(features).apply(features)
+
+
 def logistic_path(
     features: Tensor,
     labels: Tensor,

@@ -1,17 +1,22 @@
 """Phases that fit the head alone on frozen features, by a method that a plugin registered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from autotl.contracts import FittedHead, Method
 from autotl.data.split import Split
 from autotl.engine.heads import LinearHead
 from autotl.engine.model import Model
-from autotl.errors import PlanError, PluginError, unknown
-from autotl.plan import Phase
+from autotl.errors import PlanError, unknown
+from autotl.plan import Phase, TransferPlan
 from autotl.registry import Entry
+
+Options = Mapping[str, list[Any]]
+"""Every option of a method as a list of alternatives."""
 
 
 def solve(model: Model, number: int) -> dict[str, float]:
@@ -22,44 +27,40 @@ def solve(model: Model, number: int) -> dict[str, float]:
     """
     plan, phase = model.plan, model.plan.phases[number - 1]
     entry = model.bench.catalogue.host.methods[phase.method]
-    options = _options(model, phase, entry)
-    heads = _fit(entry, model, plan.train_on, options)
-    if len(heads) == 1:
-        model.head = LinearHead(heads[0].weight, heads[0].bias)
-        return heads[0].chosen
     judges = model.bench.judges(plan)
-    if not judges:
-        raise PlanError(f"{phase.method} cannot choose among several heads when it trains on stop and rank.")
-    features, labels = model.features(judges[0]), model.bench.labels(judges[0])
-    losses = [F.cross_entropy(LinearHead(each.weight, each.bias)(features), labels).item() for each in heads]
-    best = min(range(len(heads)), key=losses.__getitem__)
-    head = heads[best]
-    if judges[0] == "stop" and number == len(plan.phases):
-        head, *others = _fit(entry, model, (*plan.train_on, "stop"), narrowed(options, head.chosen))
-        if others:
-            raise PluginError(f"{_whose(entry)} says that {head.chosen} gives one head alone, and gave several.")
+    options = check(plan, phase, entry, judges)
+    heads = _fit(entry, model, plan.train_on, options)
+    best, measured = heads[0], {}
+    if len(heads) > 1:
+        features, labels = model.features(judges[0]), model.bench.labels(judges[0])
+        losses = [F.cross_entropy(LinearHead(each.weight, each.bias)(features), labels).item() for each in heads]
+        best = heads[min(range(len(heads)), key=losses.__getitem__)]
+        measured = {f"{judges[0]}.loss_at_choice": min(losses)}
+    head = best
+    if measured and judges[0] == "stop" and number == len(plan.phases):
+        (head,) = _fit(entry, model, (*plan.train_on, "stop"), narrowed(options, best.chosen))
     model.head = LinearHead(head.weight, head.bias)
-    return {**heads[best].chosen, f"{judges[0]}.loss_at_choice": losses[best]}
+    return {**best.chosen, **measured}
 
 
-def narrowed(options: dict[str, Any], chosen: dict[str, float]) -> dict[str, Any]:
+def narrowed(options: Mapping[str, Any], chosen: Mapping[str, float]) -> dict[str, Any]:
     """Options that give one head alone."""
     return {name: [chosen[name]] if name in chosen else value for name, value in options.items()}
 
 
-def _options(model: Model, phase: Phase, entry: Entry) -> dict[str, list[Any]]:
-    """Every option as a list of alternatives.
+def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split]) -> Options:
+    """The options of a phase by a registered method, when it is judged on these splits.
 
-    Raises: PlanError for anything in the phase that would not be heeded.
+    Raises: PlanError for a phase that says too little, or what cannot be heeded.
     """
-    plan, name = model.plan, phase.method
+    name = phase.method
     if phase.frozen != plan.cut:
         raise PlanError(f"{name} trains the head alone: 'frozen' must be the cut '{plan.cut}'.")
     if phase != Phase(method=name, frozen=plan.cut, options=phase.options):
         raise PlanError(f"{name} has no rates, epochs, stop or batch_norm.")
     if len(plan.phases) == 1 and plan.augmentation.name != "none":
         raise PlanError(f"{name} looks at each image once as it is: augmentation '{plan.augmentation.name}'.")
-    with entry.owner.answers_for(f"Method '{entry.name}'"):
+    with entry.owner.answers_for(f"Method '{name}'"):
         known = tuple(entry.item.options)
     for option in phase.options:
         if option not in known:
@@ -68,30 +69,43 @@ def _options(model: Model, phase: Phase, entry: Entry) -> dict[str, list[Any]]:
     for option in known:
         if not options.get(option):
             raise PlanError(f"{name} needs options.{option}: a value, or a list of values to choose from.")
+    if not judges and any(len(values) > 1 for values in options.values()):
+        raise PlanError(f"{name} cannot choose among several heads when it trains on stop and rank.")
     return options
 
 
-def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: dict[str, list[Any]]) -> Sequence[FittedHead]:
-    """The heads that a method gives.
+def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Options) -> list[FittedHead]:
+    """The heads that a method gives: one for each combination of the options' alternatives.
 
-    Raises: PluginError when it fails, or gives what is no head for these features.
+    Raises: PluginError when it fails, or gives what are no heads for these features.
     """
     features, labels = model.features(*splits), model.bench.labels(*splits)
     classes = len(model.bench.dataset.classes)
     method: Method = entry.item
     with entry.owner.answers_for(f"Method '{entry.name}'"):
-        heads = method.fit(features, labels, classes, options, model.observer.step)
-    expected = [(classes, features.shape[1]), (classes,)]
-    if not heads:
-        raise PluginError(f"{_whose(entry)} gave no head.")
-    for head in heads:
-        found = [tuple(head.weight.shape), tuple(head.bias.shape)]
-        if found != expected or not (head.weight.isfinite().all() and head.bias.isfinite().all()):
-            raise PluginError(
-                f"{_whose(entry)} gave a head of {found}; it must be of {expected}, and all of it finite."
-            )
-    return heads
+        heads = list(method.fit(features, labels, classes, dict(options), model.observer.step))
+        several = {name: values for name, values in options.items() if len(values) > 1}
+        if not heads or (len(heads) > 1 and not several):
+            raise ValueError(f"it gave {len(heads)} heads for {dict(options)}")
+        return [_sound(head, features, classes, several) for head in heads]
 
 
-def _whose(entry: Entry) -> str:
-    return f"Method '{entry.name}' of {entry.owner}"
+def _sound(head: FittedHead, features: Tensor, classes: int, several: Options) -> FittedHead:
+    """The head, free of gradients. Raises: TypeError or ValueError for what is none for these features."""
+    if not isinstance(head, FittedHead):
+        raise TypeError(f"it gave {type(head).__name__}, not FittedHead")
+    expected = {"weight": (classes, features.shape[1]), "bias": (classes,)}
+    for name, shape in expected.items():
+        tensor = getattr(head, name)
+        found = (tuple(tensor.shape), tensor.dtype, tensor.device)
+        if found != (shape, torch.float32, features.device):
+            raise ValueError(f"it gave a head whose {name} is {found}; it must be {shape}, float32, where features are")
+        if not tensor.isfinite().all():
+            raise ValueError(f"it gave a head whose {name} is not finite")
+    for name, value in head.chosen.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"its head says that it chose {name} {value!r}: what is chosen are numbers")
+    for name, values in several.items():
+        if head.chosen.get(name) not in values:
+            raise ValueError(f"its head says that it chose {name} {head.chosen.get(name)!r} of {values}")
+    return FittedHead(head.weight.detach(), head.bias.detach(), dict(head.chosen))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -12,13 +12,15 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autotl.contracts import BackboneInfo
+from autotl.data.split import Split
 from autotl.engine import metrics, precision
 from autotl.engine.activations import Source
 from autotl.engine.features import pool
 from autotl.engine.heads import LinearHead, Scaling
 from autotl.engine.model import Model
 from autotl.errors import PlanError, TrainingError, unknown
-from autotl.plan import Phase, Record
+from autotl.plan import Phase, Record, TransferPlan
 
 SCALING_IMAGES = 512
 """From how many images the scale of the features is taken with which a head begins."""
@@ -55,9 +57,8 @@ def sgd(model: Model, number: int) -> dict[str, float]:
     Raises: TrainingError when the loss is no longer finite; PlanError for a phase that cannot be carried out.
     """
     plan, phase, observer = model.plan, model.plan.phases[number - 1], model.observer
-    options = _options(phase)
     judges = model.bench.judges(plan)
-    _check(model, phase, stop="stop" in judges)
+    options = check(plan, phase, model.bench.catalogue.info(plan.backbone, plan.input), judges)
 
     with _seeded(plan.seed, number, model.bench.device):
         training = _Training(model, phase, number, options)
@@ -299,26 +300,31 @@ def _options(phase: Phase) -> Options:
         raise PlanError(f"The options of a phase by sgd are not valid: {first['msg']} (at options.{where}).") from None
 
 
-def _check(model: Model, phase: Phase, stop: bool) -> None:
-    """Raises: PlanError for a phase that says too little, or what cannot be heeded."""
-    stages, frozen = model.stages.names, phase.frozen
+def check(plan: TransferPlan, phase: Phase, info: BackboneInfo, judges: Sequence[Split]) -> Options:
+    """The options of a phase by sgd, when it is judged on these splits.
+
+    Raises: PlanError for a phase that says too little, or what cannot be heeded.
+    """
+    stages, frozen = [stage.name for stage in info.upto(plan.cut)], phase.frozen
     trained = stages[stages.index(frozen) + 1 if frozen else 0 :]
-    needed = {name for name in trained if model.stages.stage_parameters(name)}
+    needed = [name for name in trained if info.stage(name).parameters]
     span = f"what is trained goes from {trained[0]} to {trained[-1]}" if trained else "nothing but the head is trained"
     for name in phase.stage_rates:
         if name not in trained:
             raise PlanError(f"'stage_rates' has a rate for '{name}': by 'frozen' and 'cut' {span}.")
-    for name in sorted(needed - set(phase.stage_rates), key=stages.index):
-        raise PlanError(f"'stage_rates' lacks a rate for the stage '{name}': by 'frozen' and 'cut' {span}.")
-    if model.plan.head.taps:
+    for name in needed:
+        if name not in phase.stage_rates:
+            raise PlanError(f"'stage_rates' lacks a rate for the stage '{name}': by 'frozen' and 'cut' {span}.")
+    if plan.head.taps:
         raise PlanError("A phase by sgd trains a head on the cut's features alone: leave 'taps' empty.")
     if phase.head_rate is None or phase.epochs < 1:
         raise PlanError("A phase by sgd needs a head_rate, and epochs of 1 or more.")
-    if phase.stop and phase.stop.patience and not stop:
+    if phase.stop and phase.stop.patience and "stop" not in judges:
         raise PlanError(
             "The plan stops by the loss on 'stop', and here is no such split to judge by: "
             'say "stop": null to train all epochs.'
         )
+    return _options(phase)
 
 
 def _optimizer(stages: Any, head: _Head, phase: Phase, options: Options) -> torch.optim.Optimizer:

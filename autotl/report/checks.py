@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import AutotlError, PluginError, one_line
 from autotl.host import Host
-from autotl.registry import Owner
+from autotl.registry import Entry, Owner
 from autotl.study import pool
 from autotl.tracking.folder import studies
 
@@ -136,13 +136,25 @@ def _plugins(catalogue: Catalogue) -> Iterator[Check]:
         yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {names}")
         for kind, entry in entries:
             try:
-                _ = catalogue.names(entry.name) if kind is host.backbones else entry.item
-            except PluginError as error:
+                if kind is host.backbones:
+                    _whole(entry, catalogue)
+                else:
+                    _ = entry.item
+            except AutotlError as error:
                 yield _broken(owner, error)
     for name in sorted(host.blocked):
         yield Check(f"plugin {name}", "left out by AUTOTL_DISABLE_PLUGINS")
     for problem in host.problems:
         yield _broken(problem.owner, problem)
+
+
+def _whole(family: Entry, catalogue: Catalogue) -> None:
+    """Raises: AutotlError for a family that cannot be listed, or whose package lacks weights that should be in it."""
+    names = catalogue.names(family.name)
+    for name in names if family.owner.distribution != "autotl" else ():
+        weights = catalogue.card(f"{family.name}:{name}").weights
+        if weights and weights.file:
+            catalogue.file(f"{family.name}:{name}")
 
 
 def _broken(owner: Owner, problem: object) -> Check:

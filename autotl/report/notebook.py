@@ -24,7 +24,9 @@ def quieten() -> None:
 
 def console() -> Console:
     """Prints below the cell that is running."""
-    return Console(file=_Cell(), width=WIDTH, force_terminal=False, force_jupyter=False, highlight=False, markup=False)
+    return Console(
+        file=_Cell(), width=WIDTH, force_terminal=False, force_jupyter=False, highlight=False, markup=False, emoji=False
+    )
 
 
 class _Cell(io.StringIO):

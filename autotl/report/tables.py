@@ -27,8 +27,10 @@ PLAIN_WIDTH = 120
 
 def console(*, stderr: bool = False) -> Console:
     """The terminal, or plain text of a fixed width where there is none."""
-    made = Console(stderr=stderr, highlight=False, markup=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, markup=False, width=PLAIN_WIDTH)
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        made.width = PLAIN_WIDTH
+    return made
 
 
 def dataset(data: "Dataset") -> Table:

@@ -42,7 +42,7 @@ def trained(plan: TransferPlan) -> Iterator[str]:
     """What each phase of a plan trains, and at which rates."""
     for phase in plan.phases:
         if not phase.by_gradient:
-            taps = f" of {plan.head.taps[0]} to {plan.cut}" if plan.head.taps else ""
+            taps = f" of {len(plan.head.taps) + 1} stages" if plan.head.taps else ""
             yield f"  The head by {phase.method}, on the frozen features{taps}."
             continue
         rates = list(phase.stage_rates.values())

@@ -23,7 +23,7 @@ from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
-from autotl.tracking.log import STATES, TrialRecord
+from autotl.tracking.log import ENDED, STATES, TrialRecord
 from autotl.tracking.probe import read_probe
 from autotl.tracking.result import Best, Comparison, Result, Run, Test
 
@@ -50,6 +50,9 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     board = _board(records, folder.name, bench.dataset)
     end = _End(folder, settings, bench, watcher, budget)
     end.left_out += [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
+    ended = sum(record.state in ENDED for record in records)
+    if ended < settings.trials:
+        end.left_out.append(f"{settings.trials - ended} of {settings.trials} trials: no time")
     winner, final = end.train(end.contenders(board[:BEST]))
     if known and known.final == final and not known.left_out and (known.comparisons or not settings.compare):
         test, comparisons = known.test, known.comparisons

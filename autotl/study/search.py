@@ -24,6 +24,7 @@ from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
 from autotl.study.finish import finish
 from autotl.study.machine import one_line_each
+from autotl.study.owners import owners_of, require_installed
 from autotl.study.settings import Settings
 from autotl.study.space import pooling_name, share_of
 from autotl.study.storage import SharedStudy, check_url
@@ -62,7 +63,7 @@ class Search:
         # A study without a single trial has decided nothing yet: it is begun anew.
         before = self.before = self.folder.definition if any(self.folder.log.records()) else None
         if before:
-            _require_installed(host, before)
+            require_installed(host, before.owners)
         self.strategies = self._chosen(host.strategies, settings.strategies, before.strategies if before else None)
         self.augmentations = self._chosen(
             host.augmentations, settings.augmentations, before.augmentations if before else None
@@ -226,7 +227,7 @@ class Search:
             left_out=before.left_out if before else tuple(set(self.pool.backbones) - set(backbones)),
             strategies=tuple(self.strategies),
             augmentations=tuple(self.augmentations),
-            owners=_owners(self.catalogue, backbones, self.strategies, self.augmentations),
+            owners=owners_of(self.catalogue, backbones, self.strategies, self.augmentations),
             metric=self.settings.metric,
             seed=self.settings.seed,
             device=self.device,
@@ -250,7 +251,13 @@ class Search:
             dataset.write(self.folder.path)
         self.folder.define(definition)
         split = {image.sha: image.split for image in dataset.images} if differences else None
-        study.agree({"definition": definition.to_json(), "seed": definition.seed, "prune": self.settings.prune}, split)
+        terms = {
+            "definition": definition.to_json(),
+            "seed": definition.seed,
+            "prune": self.settings.prune,
+            "strict_plugins": self.settings.strict_plugins,
+        }
+        study.agree(terms, split)
         return study
 
     def _try_out(self, bench: Bench, backbones: Sequence[str], study: SharedStudy, crew: Crew) -> None:
@@ -354,23 +361,3 @@ def _require_same(what: str, named: Sequence[str], before: Sequence[str]) -> Non
             f"The study was begun with {what} {', '.join(before)}, not {', '.join(named)}. "
             "Go on without naming them, or start another study: --study NAME"
         )
-
-
-def _owners(catalogue: Catalogue, backbones: Sequence[str], *chosen: Mapping[str, Entry]) -> dict[str, dict[str, str]]:
-    """Of the plugins that a study may use, by what they registered: the distribution and its version."""
-    owners = {name.partition(":")[0] + ":": catalogue.owner(name) for name in backbones}
-    owners |= {entry.name: entry.owner for entries in chosen for entry in entries.values()}
-    return {name: {owner.distribution: owner.version} for name, owner in owners.items()}
-
-
-def _require_installed(host: Host, before: Definition) -> None:
-    """Raises: StudyError when a plugin that the study was begun with is not here, with what to install."""
-    here = {*(f"{entry.name}:" for entry in host.backbones)}
-    here |= {entry.name for registry in (host.strategies, host.augmentations) for entry in registry}
-    for name, owner in before.owners.items():
-        if name not in here:
-            ((distribution, version),) = owner.items()
-            raise StudyError(
-                f"The study uses '{name.rstrip(':')}' of {distribution} {version}, which is not here or is broken. "
-                f"Install it (pip install {distribution}=={version}), and see: autotl doctor"
-            )

@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PluginError, reason
+from autotl.errors import PlanError, PluginError, reason
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
@@ -97,7 +97,8 @@ class Trials:
             measured = self._known.get(plan.hash)
             fitted = None
             if measured is None:
-                fitted = fit(plan, self.bench, observer)
+                with self._answerable(trial):
+                    fitted = fit(plan, self.bench, observer)
                 measured = self._known[plan.hash] = fitted.metrics
             value = measured[f"rank.{self.settings.metric}"]
             if fitted and self.keep and (self._best is None or value > (self._best.value or 0.0)):
@@ -116,7 +117,7 @@ class Trials:
             self._let_go(trial)
             raise
         except Exception as error:
-            log.end(number, "failed", seconds=time.perf_counter() - began, reason=reason(error))
+            log.end(number, "failed", seconds=time.perf_counter() - began, reason=reason(error), params=trial.params)
             state = "failed"
             broken = error if isinstance(error, PluginError) else None
         else:
@@ -165,6 +166,20 @@ class Trials:
         if not isinstance(plan, TransferPlan):
             raise PluginError(f"Strategy '{entry.name}' of {entry.owner} suggested {type(plan).__name__}, not a plan.")
         return plan
+
+    @contextmanager
+    def _answerable(self, trial: optuna.Trial) -> Iterator[None]:
+        """Within, a plan is carried out that was only just suggested: where it cannot be, that is its strategy's fault.
+
+        Raises: PluginError instead of PlanError.
+        """
+        try:
+            yield
+        except PlanError as error:
+            entry = self.strategies[trial.params["strategy"]]
+            raise PluginError(
+                f"Strategy '{entry.name}' of {entry.owner} suggested a plan that cannot be carried out: {error}"
+            ) from error
 
     def _arithmetic(self, backbone: str) -> Arithmetic:
         """How a backbone is trained in this study: as is fastest on the machine that trains it first."""

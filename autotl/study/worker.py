@@ -14,6 +14,7 @@ from autotl.host import Host
 from autotl.registry import Entry, Registry
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.machine import one_line_each
+from autotl.study.owners import owners_of, require_same
 from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
 from autotl.study.trials import Trials
@@ -43,7 +44,7 @@ class Worker:
         weights: Mapping[str, Path],
     ) -> None:
         """Raises: AutotlError when this machine cannot give the numbers that the search's gives."""
-        self.study, self.host, self.watcher = study, host, watcher
+        self.study, self.watcher = study, watcher
         for problem in host.problems:
             watcher.note(f"Warning: {problem}")
         self._joined: str = study.terms["definition"]
@@ -61,6 +62,10 @@ class Worker:
         for name, theirs in definition.backbones.items():
             if self.catalogue.network(name, definition.seed).weights != theirs:
                 raise StudyError(f"The search has other weights for '{name}': say --weights {name}=FILE")
+        self.strategies = _entries(host.strategies, definition.strategies)
+        self.augmentations = _entries(host.augmentations, definition.augmentations)
+        ours = owners_of(self.catalogue, definition.backbones, self.strategies, self.augmentations)
+        require_same(definition.owners, ours)
 
     def run(self) -> int:
         """Carry out trials until none is left to begin; how many that were.
@@ -79,6 +84,7 @@ class Worker:
                 "metric": definition.metric,
                 "seed": definition.seed,
                 "prune": self.study.terms["prune"],
+                "strict_plugins": self.study.terms["strict_plugins"],
             }
             trials = Trials(
                 self.study,
@@ -86,8 +92,8 @@ class Worker:
                 Settings.of(settings),
                 bench,
                 backbones=tuple(definition.backbones),
-                strategies=_entries(self.host.strategies, definition.strategies),
-                augmentations=_entries(self.host.augmentations, definition.augmentations),
+                strategies=self.strategies,
+                augmentations=self.augmentations,
                 watcher=self.watcher,
                 budget=self.budget,
                 keep=False,

@@ -35,7 +35,7 @@ class Definition(Record):
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]
     owners: dict[str, dict[str, str]] = Field(default={})
-    """Who provides each of those, backbones by their family: the distribution with its version."""
+    """Who provides what it may use, by kind and name: the distribution with its version."""
     metric: str
     seed: int
     device: str

@@ -65,9 +65,11 @@ class TrialLog:
         metrics: dict[str, float] | None = None,
         seconds: float = 0.0,
         reason: str = "",
+        params: dict[str, Any] | None = None,
     ) -> None:
+        """`params` are those of a trial that ended before there was a plan."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
-        self._append(number, {**event, "reason": reason})
+        self._append(number, {**event, "reason": reason, **({"params": params} if params else {})})
 
     def adopt(self, number: int, events: Iterable[Event]) -> None:
         """Take in what another process logged of its attempt at a trial."""

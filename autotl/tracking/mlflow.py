@@ -436,6 +436,7 @@ def _flat(searched: Mapping[str, Any], plan: TransferPlan) -> dict[str, Any]:
         "cut": plan.cut,
         "frozen": plan.phases[-1].frozen or "none",
         "pooling": plan.head.pooling,
+        "taps": " ".join(plan.head.taps) or "none",
         "input size": plan.input.size,
         "augmentation": plan.augmentation.name,
         "compute_dtype": plan.compute_dtype,

@@ -39,7 +39,7 @@ def test_late_probe_begun_anew_is_the_distribution_of_the_tutorial(new, tmp_path
     tracked = {str(file): (LATE_PROBE / file).read_bytes() for file in map(Path, plugins.FILES)}
     assert contents(tmp_path / "autotl-late-probe") == tracked
     for line in (
-        "pip install -e 'autotl-late-probe[dev]'",
+        "pip install -e './autotl-late-probe[dev]'",
         "pytest autotl-late-probe",
         "autotl search DATA --strategies late-probe",
     ):
@@ -86,7 +86,7 @@ def test_what_lies_there_is_not_overwritten(new, tmp_path):
     (tmp_path / "before.txt").touch()
     before = contents(tmp_path)
     told = new("my-idea", code=2)
-    assert told == "Error: autotl-my-idea is not empty; name a folder that is new: --folder DIR\n"
+    assert told == "Error: autotl-my-idea is there already; name a folder that is new: --folder DIR\n"
     assert "'before.txt' is a file" in new("my-idea", "--folder", "before.txt", code=2)
     assert "/nowhere cannot be written: " in new("my-idea", "--folder", "before.txt/nowhere", code=2)
     assert contents(tmp_path) == before

@@ -56,10 +56,33 @@ class Chatty:
         return [FittedHead(*head, {"penalty": 1.0})] * 2
 
 
+class Odd:
+    """Gives what its one option says."""
+
+    options = ("kind", "x")
+
+    def fit(self, features, labels, classes, options, step):
+        weight, bias = features.new_zeros(classes, features.shape[1]), features.new_zeros(classes)
+        kind = options["kind"][0]
+        if kind == "learned":
+            weight.requires_grad_()
+        head = {
+            "double": lambda: FittedHead(weight.double(), bias.double(), {"x": 1}),
+            "infinite": lambda: FittedHead(weight, bias + torch.inf, {"x": 1}),
+            "words": lambda: FittedHead(weight, bias, {"x": "one"}),
+            "numpy": lambda: FittedHead(weight, bias, {"x": np.float32(1)}),
+            "other": lambda: FittedHead(weight, bias, {"x": 3}),
+            "unsaid": lambda: FittedHead(weight, bias, {}),
+            "pair": lambda: (weight, bias),
+            "learned": lambda: FittedHead(weight, bias, {"x": 1}),
+        }[kind]()
+        yield head
+
+
 class Methods:
     @hookimpl
     def register_methods(self, register):
-        for method in (NearestMean, Crooked, Silent, Chatty):
+        for method in (NearestMean, Crooked, Silent, Chatty, Odd):
             register(method.__name__, method, summary="A method for tests")
 
 
@@ -125,15 +148,46 @@ def test_the_head_with_the_lowest_loss_wins_and_is_fitted_again_on_all(bench):
         (nearest(shrink=[]), PlanError, "needs options.shrink: a value, or a list"),
         (Phase(method="NearestMean", frozen=None), PlanError, "'frozen' must be the cut '2.1'"),
         (Phase(method="NearestMean", frozen="2.1", head_rate=0.1), PlanError, "has no rates, epochs"),
-        (Phase(method="Crooked", frozen="2.1"), PluginError, "'Crooked' .* gave a head of .*it must be of"),
-        (Phase(method="Silent", frozen="2.1"), PluginError, "'Silent' .* gave no head"),
-        (Phase(method="Chatty", frozen="2.1", options={"penalty": [1.0]}), PluginError, "'Chatty' .* one head alone"),
+        (
+            Phase(method="Crooked", frozen="2.1"),
+            PluginError,
+            "'Crooked' .* it gave a head whose weight is .*it must be \\(3, 16\\), float32",
+        ),
+        (Phase(method="Silent", frozen="2.1"), PluginError, "'Silent' .* gave 0 heads"),
+        (
+            Phase(method="Chatty", frozen="2.1", options={"penalty": [1.0]}),
+            PluginError,
+            "'Chatty' .* gave 2 heads for {'penalty': \\[1.0\\]}",
+        ),
         (Phase(method="NearestMeen", frozen="2.1"), PlanError, "training method 'NearestMeen'. Did you mean"),
     ],
 )
 def test_what_is_wrong_is_said(bench, phase, error, says):
     with pytest.raises(error, match=says):
         fit(plan(bench, phase), bench)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("double", "torch.float64.*float32, where features are"),
+        ("infinite", "bias is not finite"),
+        ("words", "chose x 'one': what is chosen are numbers"),
+        ("numpy", "what is chosen are numbers"),
+        ("other", "chose x 3 of \\[1, 2\\]"),
+        ("unsaid", "chose x None of"),
+        ("pair", "it gave tuple, not FittedHead"),
+    ],
+)
+def test_what_is_no_head_is_the_plugins_fault(bench, kind, says):
+    phase = Phase(method="Odd", frozen="2.1", options={"kind": kind, "x": [1, 2]})
+    with pytest.raises(PluginError, match=f"Method 'Odd' of plugin 'methods' .* fails: .*{says}"):
+        fit(plan(bench, phase), bench)
+
+
+def test_a_head_may_still_be_part_of_a_graph(bench):
+    phase = Phase(method="Odd", frozen="2.1", options={"kind": "learned", "x": [1, 2]})
+    assert not fit(plan(bench, phase), bench).model.head.weight.requires_grad
 
 
 def test_what_was_fixed_is_not_asked_for_again(bench):

@@ -328,7 +328,7 @@ def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
     result = made.run()
     assert +Counter(result.trials) == {"complete": 3, "failed": 2}
     failed = [record for record in made.folder.log.records() if record.state == "failed"]
-    owner = "plugin 'moody-plugin' ((not installed) 0, entry point moody-plugin)"
+    owner = "plugin 'moody-plugin' (not installed)"
     reason = f"Strategy 'moody' of {owner} fails: ZeroDivisionError: not on odd days"
     assert {record.reason for record in failed} == {reason}
 
