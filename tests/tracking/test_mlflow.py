@@ -352,6 +352,7 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp
         stderr=subprocess.STDOUT,
         text=True,
         cwd=tmp_path,
+        env={**os.environ, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.5"},  # the search is short
     )
     lines = []
     for line in search.stdout:
