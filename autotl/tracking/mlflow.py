@@ -34,7 +34,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from autotl.files import write
-from autotl.plan import Phase, TransferPlan, digest
+from autotl.plan import TransferPlan, digest
+from autotl.tracking.flat import flat
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import Event, attempts
 from autotl.tracking.result import Result, load
@@ -286,12 +287,11 @@ class Projection:
         return _Shown(run.info.run_id, 0, open=True)
 
     def _log_plan(self, run: str, number: int, searched: Mapping[str, Any], plan: TransferPlan) -> None:
-        network = plan.backbone.partition(":")[2]
         tags = {
-            NAME: f"{number} {searched['strategy']} {network} → {plan.cut}",
+            NAME: f"{number} {searched['strategy']} {plan.backbone} → {plan.cut}",
             **{f"version.{name}": version for name, version in plan.requires.items() if name != "stages"},
         }
-        self._log(run, params=_flat(searched, plan), tags=tags)
+        self._log(run, params=flat(searched, plan), tags=tags)
         self._client.log_text(run, plan.to_json(), "plan.json")
 
     def _close(self, shown: _Shown, state: str, reason: str, at: float) -> None:
@@ -374,7 +374,7 @@ class Projection:
     def _log_model(self, result: Result, bundle: "Bundle") -> str:
         """Its address."""
         example = bundle.graph.example().numpy()
-        params = _flat({"strategy": result.best.strategy}, result.final)
+        params = flat({"strategy": result.best.strategy}, result.final)
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         with mlflow.start_run(run_id=self._parent):
@@ -425,38 +425,6 @@ def _alone(uri: str) -> AbstractContextManager[object]:
     file = Path(uri.removeprefix("sqlite:///"))
     file.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(file.with_name(f".{file.name}.lock"))
-
-
-def _flat(searched: Mapping[str, Any], plan: TransferPlan) -> dict[str, Any]:
-    """A plan as parameters with readable names, and below `searched.` what the sampler drew."""
-    flat = {
-        "strategy": searched["strategy"],
-        "backbone": plan.backbone,
-        "weights": plan.weights,
-        "cut": plan.cut,
-        "frozen": plan.phases[-1].frozen or "none",
-        "pooling": plan.head.pooling,
-        "taps": " ".join(plan.head.taps) or "none",
-        "input size": plan.input.size,
-        "augmentation": plan.augmentation.name,
-        "compute_dtype": plan.compute_dtype,
-        "memory_format": plan.memory_format,
-        "seed": plan.seed,
-    }
-    flat |= {f"augmentation.{name}": value for name, value in plan.augmentation.params.items()}
-    for number, phase in enumerate(plan.phases, 1):
-        flat |= {f"phase{number}.{name}": value for name, value in _flat_phase(phase).items()}
-    return flat | {f"searched.{name}": value for name, value in searched.items()}
-
-
-def _flat_phase(phase: Phase) -> dict[str, Any]:
-    flat: dict[str, Any] = {"method": phase.method, "frozen": phase.frozen or "none", **phase.options}
-    if phase.epochs:
-        flat |= {"epochs": phase.epochs, "batch_norm": phase.batch_norm, "head rate": phase.head_rate}
-        flat |= {f"rate.{stage}": rate for stage, rate in phase.stage_rates.items()}
-    if phase.stop:
-        flat |= {f"stop.{name}": value for name, value in phase.stop.model_dump(exclude_none=True).items()}
-    return flat
 
 
 def _epoch_metrics(event: Event, plan: TransferPlan | None) -> list[Metric]:

@@ -58,7 +58,7 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
         if browser := shutil.which("chromium"):
             words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
             shown = subprocess.check_output([*words, "--dump-dom", address], text=True, stderr=subprocess.DEVNULL)
-            assert "0 linear-probe resnet10 →" in shown
+            assert "0 linear-probe autotl:resnet10 →" in shown
             assert "Winner: autotl:resnet10" in shown
     finally:
         ui.send_signal(signal.SIGTERM)

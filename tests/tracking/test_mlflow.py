@@ -130,7 +130,7 @@ def test_every_trial_is_a_run_below_the_study_s(made, uri):
             for run in children
             if run.data.tags["autotl.trial"] == str(record.number) and run.data.tags["autotl.state"] == record.state
         )
-        name = f"{record.number} {record.params['strategy']} net → {record.plan.cut}"
+        name = f"{record.number} {record.params['strategy']} {record.plan.backbone} → {record.plan.cut}"
         assert run.info.run_name == name + ("" if record.state == "complete" else f" ({record.state})")
         assert run.data.params["cut"] == record.plan.cut
         assert run.data.params["searched.cut"] == str(record.params["cut"])

@@ -1,0 +1,38 @@
+"""A plan as flat names and values, for tables that know no nesting."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from autotl.plan import Phase, TransferPlan
+
+
+def flat(searched: Mapping[str, Any], plan: TransferPlan) -> dict[str, Any]:
+    """A plan as parameters with readable names, and below `searched.` what the sampler drew."""
+    found = {
+        "strategy": searched["strategy"],
+        "backbone": plan.backbone,
+        "weights": plan.weights,
+        "cut": plan.cut,
+        "frozen": plan.phases[-1].frozen or "none",
+        "pooling": plan.head.pooling,
+        "taps": " ".join(plan.head.taps) or "none",
+        "input size": plan.input.size,
+        "augmentation": plan.augmentation.name,
+        "compute_dtype": plan.compute_dtype,
+        "memory_format": plan.memory_format,
+        "seed": plan.seed,
+    }
+    found |= {f"augmentation.{name}": value for name, value in plan.augmentation.params.items()}
+    for number, phase in enumerate(plan.phases, 1):
+        found |= {f"phase{number}.{name}": value for name, value in _of_phase(phase).items()}
+    return found | {f"searched.{name}": value for name, value in searched.items()}
+
+
+def _of_phase(phase: Phase) -> dict[str, Any]:
+    found: dict[str, Any] = {"method": phase.method, "frozen": phase.frozen or "none", **phase.options}
+    if phase.epochs:
+        found |= {"epochs": phase.epochs, "batch_norm": phase.batch_norm, "head rate": phase.head_rate}
+        found |= {f"rate.{stage}": rate for stage, rate in phase.stage_rates.items()}
+    if phase.stop:
+        found |= {f"stop.{name}": value for name, value in phase.stop.model_dump(exclude_none=True).items()}
+    return found
