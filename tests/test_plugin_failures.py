@@ -238,6 +238,8 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
         assert why.startswith(f"{owner} {reason}")
         assert f"failed: {why}" in told
     assert ends[1][1].endswith("fails: ZeroDivisionError: no plan today (autotl_raises.py:8)")
+    last = (machine.folder / "studies/stripes/trials/00001.jsonl").read_text().splitlines()[-1]
+    assert "in suggest" in json.loads(last)["traceback"]
     assert re.search(r"^ raises +1 +0 +1 ", told, re.MULTILINE)  # in the table of strategies
     assert "Winner: reference:pixels" in told
     assert f"Warning: Strategy 'unsure' of {unsure} has a first guess that cannot be tried: TypeError: " in told

@@ -1,6 +1,7 @@
 """One trial after another: a strategy suggests, the engine trains, the log remembers, Optuna is told."""
 
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,9 @@ from autotl.study.storage import Hold, SharedStudy, TakenAway
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
+
+TRACEBACK = 4_000
+"""Characters of a failure's traceback that a trial's log keeps: the last ones."""
 
 
 class Trials:
@@ -117,7 +121,8 @@ class Trials:
             self._let_go(trial)
             raise
         except Exception as error:
-            log.end(number, "failed", seconds=time.perf_counter() - began, reason=reason(error), params=trial.params)
+            seconds, told = time.perf_counter() - began, "".join(traceback.format_exception(error))[-TRACEBACK:]
+            log.end(number, "failed", seconds=seconds, reason=reason(error), params=trial.params, traceback=told)
             state = "failed"
             broken = error if isinstance(error, PluginError) else None
         else:

@@ -65,11 +65,11 @@ class TrialLog:
         metrics: dict[str, float] | None = None,
         seconds: float = 0.0,
         reason: str = "",
-        params: dict[str, Any] | None = None,
+        **more: Any,
     ) -> None:
-        """`params` are those of a trial that ended before there was a plan."""
+        """`more`: of a failed trial its `params`, as it may have no plan, and the `traceback`."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
-        self._append(number, {**event, "reason": reason, **({"params": params} if params else {})})
+        self._append(number, {**event, "reason": reason, **more})
 
     def adopt(self, number: int, events: Iterable[Event]) -> None:
         """Take in what another process logged of its attempt at a trial."""
