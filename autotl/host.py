@@ -16,6 +16,8 @@ from autotl.errors import PluginError, reason, unknown
 from autotl.registry import Entry, Owner, Registry
 
 GROUP = "autotl"
+KINDS = ("backbones", "augmentations", "strategies", "methods")
+"""What a plugin may offer: the names of a host's registries, and of the hooks `register_<kind>`."""
 BUILTIN = (
     "autotl.builtin.shipped",
     "autotl.builtin.torchvision_family",
@@ -75,6 +77,11 @@ class Host:
         names = os.environ.get("AUTOTL_DISABLE_PLUGINS", "").split(",")
         return cls(blocked=frozenset(name.strip() for name in names if name.strip()))
 
+    @property
+    def registries(self) -> dict[str, Registry]:
+        """Each registry by its kind, in the order in which hooks are called."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
     def add(self, plugin: Any, name: str) -> None:
         """Take in a plugin that is not installed: a module or an object with hook functions."""
         self._add(plugin, Owner(name, "(not installed)", "0", ""))
@@ -110,7 +117,7 @@ class Host:
             for registry, hook in self._hooks(plugin):
                 hook(register=_registrar(registry, owner))
         except (Exception, SystemExit) as error:
-            for registry in (self.backbones, self.augmentations, self.strategies, self.methods):
+            for registry in self.registries.values():
                 registry.drop(owner)
             if self._manager.has_plugin(owner.plugin):
                 self._manager.unregister(name=owner.plugin)
@@ -121,13 +128,8 @@ class Host:
     def _hooks(self, plugin: Any) -> Iterator[tuple[Registry, pluggy.HookCaller]]:
         """Each registry with its hook as implemented by this one plugin."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
-        for registry, hook in (
-            (self.backbones, "register_backbones"),
-            (self.augmentations, "register_augmentations"),
-            (self.strategies, "register_strategies"),
-            (self.methods, "register_methods"),
-        ):
-            yield registry, self._manager.subset_hook_caller(hook, others)
+        for kind, registry in self.registries.items():
+            yield registry, self._manager.subset_hook_caller(f"register_{kind}", others)
 
     def _report(self, owner: Owner, error: BaseException) -> None:
         self.problems.append(Problem(owner, reason(error)))

@@ -38,7 +38,7 @@ def registered(kind: str) -> Complete:
             from autotl.host import Host
 
             colon = ":" if kind == "backbones" else ""
-            names = [entry.name + colon for entry in getattr(Host.from_environment(), kind)]
+            names = [entry.name + colon for entry in Host.from_environment().registries[kind]]
         return [CompletionItem(before + comma + name) for name in names if name.startswith(begun)]
 
     return complete

@@ -11,10 +11,9 @@ from packaging.utils import InvalidName, canonicalize_name
 from autotl.cli import completion
 from autotl.errors import PluginError
 from autotl.files import write
-from autotl.host import Host
+from autotl.host import KINDS, Host
 from autotl.registry import Registry
 
-KINDS = ("backbones", "augmentations", "strategies", "methods")
 TEMPLATE = Path(__file__).parent / "template"
 """The distribution autotl-late-probe, which is where a new one begins."""
 FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late_probe.py")
@@ -113,7 +112,7 @@ def _list(kinds: Sequence[str], pattern: str) -> None:
     host = _host()
     for kind in kinds:
         click.echo(f"{kind}:")
-        _entries(getattr(host, kind), pattern, colon=":" if kind == "backbones" else "")
+        _entries(host.registries[kind], pattern, colon=":" if kind == "backbones" else "")
     if "backbones" in kinds:
         click.echo("\nThe backbones of a family: autotl plugins backbones 'timm:resnet*'")
 

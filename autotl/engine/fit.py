@@ -88,7 +88,7 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
 def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase]) -> dict[str, str]:
     """What a plan's numbers depend on: versions of libraries and of the plugins that train, and the stage list.
 
-    Raises: PlanError for an unknown method.
+    Raises: PluginError for an unknown method.
     """
     methods = catalogue.host.methods
     owners = [methods[phase.method].owner for phase in phases if not phase.by_gradient]

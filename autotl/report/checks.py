@@ -130,7 +130,7 @@ def _weights(catalogue: Catalogue) -> Iterator[Check]:
 def _plugins(catalogue: Catalogue) -> Iterator[Check]:
     host = catalogue.host
     for owner in host.owners:
-        kinds = (host.backbones, host.augmentations, host.strategies, host.methods)
+        kinds = host.registries.values()
         entries = [(kind, entry) for kind in kinds for entry in kind if entry.owner == owner]
         names = ", ".join(entry.name for _, entry in entries) or "nothing"
         yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {names}")

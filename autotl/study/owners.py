@@ -1,7 +1,6 @@
 """Which plugins a study depends on: noted when it is begun, required wherever it goes on."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import StudyError
@@ -33,8 +32,7 @@ def require_installed(host: Host, owners: Owners) -> None:
     """Raises: StudyError, with what to install, for what is not here."""
     for what, owner in owners.items():
         kind, _, name = what.partition(" ")
-        registry: Any = getattr(host, kind)
-        if name not in registry:
+        if name not in host.registries[kind]:
             ((distribution, version),) = owner.items()
             raise StudyError(
                 f"The study uses '{name}' of {distribution} {version}, which is not here or is broken. "

@@ -21,7 +21,6 @@ from autotl.engine.fit import Fitted, fit
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
 from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
-from autotl.registry import Registry
 from autotl.study.space import SearchContext
 
 SEED = 7
@@ -164,8 +163,7 @@ def new_study(seed: int) -> optuna.Study:
 def names_of(plugin: ModuleType, kind: str) -> list[str]:
     """What a plugin registers of a kind: `backbones`, `augmentations`, `strategies` or `methods`."""
     host, owner = host_with(plugin)
-    registry: Registry = getattr(host, kind)
-    return [entry.name for entry in registry if entry.owner.plugin == owner]
+    return [entry.name for entry in host.registries[kind] if entry.owner.plugin == owner]
 
 
 def sgd(frozen: str | None, trained: tuple[str, ...], rate: float = 0.01, epochs: int = EPOCHS) -> Phase:
