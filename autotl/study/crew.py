@@ -38,8 +38,10 @@ class Crew:
 
         Raises: OutOfTime.
         """
-        while self.trials.carry_out_one(total) or self._wait_for_others(total):
-            self.catch_up()
+        more = True
+        while more:
+            more = self.trials.carry_out_one(total) or self._wait_for_others(total)
+            self.catch_up()  # also after the last look: a worker may have ended the last trial just before it
 
     def catch_up(self) -> None:
         """Make the study folder and Optuna's storage agree on what has ended by now, and by whom."""

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -18,6 +19,7 @@ from PIL import Image
 
 from autotl.errors import DataError, StudyError
 from autotl.study import storage as storages
+from autotl.study.crew import Crew
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.storage import Hold, SharedStudy, TakenAway
@@ -286,6 +288,25 @@ def test_no_trial_beyond_the_total_is_carried_out(study):
     worker.give_back(late.number)
     assert search.claim(3) is None
     assert worker.claim(4).number == 3
+
+
+def test_a_trial_that_a_worker_ends_at_the_last_moment_is_taken_in(study, tmp_path):
+    search, join = study
+    worker = join()
+    folder = StudyFolder(tmp_path / "flowers")
+    taken_in = []
+
+    def none_is_left_to_begin(total):
+        """And now, before the search looks for whom it has to wait, the last trial ends."""
+        if worker.is_mine(last):
+            worker.end(last, "complete", 0.5, [{"event": "end", "state": "complete", "value": 0.5}])
+        return False
+
+    crew = Crew(search, folder, SimpleNamespace(carry_out_one=none_is_left_to_begin, tell=taken_in.append))
+    last = worker.claim(1)
+    crew.run(1)
+    assert [(record.number, record.value) for record in folder.log.records()] == [(0, 0.5)]
+    assert taken_in == [0]
 
 
 def test_a_trial_that_is_given_back_is_claimed_under_its_number_with_its_draws(study):
