@@ -33,10 +33,12 @@ class Strategy:
 def register_strategies(register):
     register("{name}", Strategy, summary="For a test")
 """
-TAPS = """from autotl import Head, Phase
+PLAN = """from autotl import Head, Phase
         cut = context.cut()
-        phase = Phase(method="closed-form", frozen=cut, options={"penalty": 1.0})
-        return context.plan(cut=cut, head=Head(pooling="avg", taps=("nowhere",)), phases=[phase])"""
+        phase = Phase(method="{method}", frozen=cut, options={{"penalty": 1.0}})
+        return context.plan(cut=cut, head=Head(pooling="avg", taps={taps}), phases=[phase])"""
+TAPS = PLAN.format(method="closed-form", taps=("nowhere",))
+METHOD = PLAN.format(method="closd-form", taps=())
 HOOK = "from autotl import hookimpl\n@hookimpl\ndef {}: {}\n"
 AUGMENTATIONS = {
     "moody": ("{}['flip']", "images", "fails: KeyError: 'flip'"),
@@ -211,6 +213,7 @@ def broken_in_trials(machine):
         ("forgets", {}, "return None", "suggested NoneType, not a plan."),
         ("solves", {}, "import torch; torch.linalg.cholesky(-torch.eye(2))", "fails: _LinAlgError: linalg.cholesky"),
         ("taps", {}, TAPS, "suggested a plan that cannot be carried out: 'taps' must name stages before the cut"),
+        ("methods", {}, METHOD, "suggested a plan that cannot be carried out: Unknown training method 'closd-form'."),
     ):
         code = STRATEGY.format(name=name, first_guess=first_guess, body=body)
         owners[f"Strategy '{name}' of {machine.install(name, code)}"] = reason
@@ -228,7 +231,7 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     machine.install(
         "heavy", HOOK.format("register_strategies(register)", "register('heavy', lambda: 1 / 0, summary='')")
     )
-    strategies = "linear-probe,raises,looks,leaves,forgets,solves,taps,train-*,unsure,h*"
+    strategies = "linear-probe,raises,looks,leaves,forgets,solves,taps,methods,train-*,unsure,h*"
     options = ("--backbones", "reference:pixels", "--strategies", strategies, "--trials", 1 + len(broken))
     told = machine.search(*options)
     ends = machine.ends("stripes")

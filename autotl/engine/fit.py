@@ -88,10 +88,10 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
 def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase]) -> dict[str, str]:
     """What a plan's numbers depend on: versions of libraries and of the plugins that train, and the stage list.
 
-    Raises: PluginError for an unknown method.
+    Of a method that nobody offers nothing can be said here; `check` refuses it.
     """
     methods = catalogue.host.methods
-    owners = [methods[phase.method].owner for phase in phases if not phase.by_gradient]
+    owners = [methods[phase.method].owner for phase in phases if phase.method in methods]
     return {**{owner.distribution: owner.version for owner in owners}, **catalogue.requires(backbone)}
 
 

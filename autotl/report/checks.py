@@ -142,10 +142,14 @@ def _plugins(catalogue: Catalogue) -> Iterator[Check]:
                     _ = entry.item
             except AutotlError as error:
                 yield _broken(owner, error)
-    for name in sorted(host.blocked):
+    for name in sorted(host.blocked - {problem.owner.plugin for problem in host.problems}):
         yield Check(f"plugin {name}", "left out by AUTOTL_DISABLE_PLUGINS")
     for problem in host.problems:
-        yield _broken(problem.owner, problem)
+        name = problem.owner.plugin
+        if name in host.blocked:
+            yield Check(f"plugin {name}", problem.reason, "correct AUTOTL_DISABLE_PLUGINS", wrong=True)
+        else:
+            yield _broken(problem.owner, problem)
 
 
 def _whole(family: Entry, catalogue: Catalogue) -> None:

@@ -70,8 +70,9 @@ def test_plugins_that_are_broken_or_left_out(monkeypatch):
         return made
 
     monkeypatch.setattr(Host, "from_environment", host)
-    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "timm_family, fine_tuning")
+    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "timm_family, fine_tuning, reference_")
     told = doctor(code=1)
     assert "✗ plugin broken" in told and "ZeroDivisionError: no strategies today" in told and "pip uninstall" in told
     assert "plugin timm_family" in told and "left out by AUTOTL_DISABLE_PLUGINS" in told
     assert "timm:resnet18" not in told
+    assert "Unknown plugin 'reference_'. Did you mean 'reference'" in told and "correct AUTOTL_DISABLE_PLUGINS" in told
