@@ -92,7 +92,6 @@ class Trials:
         log.begin(number, self.study.who)
         observer = _TrialObserver(trial, self, hold)
         value: float | None = None
-        broken: PluginError | None = None
         try:
             plan = observer.plan = self._suggest(trial)
             log.planned(number, trial.params, plan)
@@ -121,23 +120,32 @@ class Trials:
             self._let_go(trial)
             raise
         except Exception as error:
-            seconds, told = time.perf_counter() - began, "".join(traceback.format_exception(error))[-TRACEBACK:]
-            log.end(number, "failed", seconds=seconds, reason=reason(error), params=trial.params, traceback=told)
+            log.end(
+                number,
+                "failed",
+                seconds=time.perf_counter() - began,
+                reason=reason(error),
+                params=trial.params,
+                traceback="".join(traceback.format_exception(error))[-TRACEBACK:],
+                by_plugin=isinstance(error, PluginError),
+            )
             state = "failed"
-            broken = error if isinstance(error, PluginError) else None
         else:
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
             state = "complete"
         self.study.end(trial, state, value, log.last_attempt(number))
         self.tell(number)
-        if broken:
-            self.settings.tolerate(f"Trial {number} failed: {broken}")
 
     def tell(self, number: int) -> None:
-        """Take note of a trial that has ended, here or elsewhere."""
+        """Take note of a trial that has ended, here or elsewhere.
+
+        Raises: PluginError where plugins are strict and one failed in it.
+        """
         record = self.folder.log.read(number)
         self._remember(record)
         self.watcher.trial_ended(record, self._best, self.done, self.settings.trials)
+        if record.by_plugin:
+            self.settings.tolerate(f"Trial {number} failed: {record.reason}")
 
     def _let_go(self, trial: optuna.Trial) -> None:
         """Let another process have the trial, if the storage can still be told."""

@@ -34,6 +34,8 @@ class TrialRecord:
     seconds: float
     reason: str
     """Why a trial failed or was pruned."""
+    by_plugin: bool
+    """Whether it failed because of a plugin."""
     epochs: tuple[dict[str, float], ...]
     """What was measured after each epoch, with its `phase` and `epoch`."""
     kills: int
@@ -67,7 +69,7 @@ class TrialLog:
         reason: str = "",
         **more: Any,
     ) -> None:
-        """`more`: of a failed trial its `params`, as it may have no plan, and the `traceback`."""
+        """`more`: of a failed trial its `params`, as it may have no plan, the `traceback`, and `by_plugin`."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
         self._append(number, {**event, "reason": reason, **more})
 
@@ -125,6 +127,7 @@ def _read(file: Path) -> TrialRecord:
         metrics=told.get("metrics", {}),
         seconds=told.get("seconds", 0.0),
         reason=told.get("reason", ""),
+        by_plugin=told.get("by_plugin", False),
         epochs=tuple(
             {"phase": event["phase"], "epoch": event["epoch"], **event["facts"]}
             for event in last

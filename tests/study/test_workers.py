@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from autotl.errors import DataError, StudyError
+from autotl.errors import DataError, PluginError, StudyError
 from autotl.study import storage as storages
 from autotl.study.crew import Crew
 from autotl.study.search import Search
@@ -185,6 +185,21 @@ def test_a_worker_carries_out_what_is_left_and_ends(joining, host, stripes):
     assert [attempts(file)[-1][0]["worker"] for file in again.folder.log.files()] == ["search"] * 2 + [
         worker.study.who
     ] * 2
+
+
+def test_a_strict_search_ends_with_what_a_plugin_got_wrong_at_a_worker(joining, host, stripes):
+    shared = joining().study
+    trial = shared.claim(3)
+    end = {"event": "end", "state": "failed", "reason": "Strategy 'moody' fails: no plan today", "by_plugin": True}
+    shared.end(trial, "failed", None, [end])
+    options = {"backbones": ("tiny:net",), "strategies": ("linear-probe",), "device": "cpu", "trials": 4}
+    strict = Search(Settings(data=stripes, strict_plugins=True, **options), host, Silent(), time.monotonic())
+    with pytest.raises(PluginError, match=r"^Trial 2 failed: Strategy 'moody' fails: no plan today\. Put it right, or"):
+        strict.run()
+    # It is in the log now, and who searches on has seen it.
+    again = Search(Settings(data=stripes, **options), host, Silent(), time.monotonic())
+    trials = again.run().trials
+    assert (trials["complete"], trials["failed"]) == (3, 1)
 
 
 def test_a_worker_whose_numbers_would_be_others_does_not_begin(joining, stripes, tmp_path):
