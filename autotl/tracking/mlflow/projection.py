@@ -1,52 +1,35 @@
-"""A study as MLflow shows it: one run for the study, and a nested run for each attempt at a trial.
+"""From the study folder to MLflow's runs: one for the study, and a nested one for each attempt at a trial.
 
 The study folder is the truth. What the server lacks is shipped, and shipping the same again changes nothing: each run
 carries a tag that says how many events of its log it has, and a metric that is logged twice counts once to MLflow.
-This is the only room that knows MLflow.
 """
 
 import csv
 import json
 import math
-import os
 import re
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported, as are the others
-os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import mlflow
-import numpy as np
-from filelock import FileLock
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
 from autotl.files import write
 from autotl.plan import TransferPlan, digest
 from autotl.tracking.flat import flat
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import Event, attempts
+from autotl.tracking.mlflow import champion
+from autotl.tracking.mlflow.server import Server, as_metrics, milliseconds
 from autotl.tracking.result import Result, load
 
 if TYPE_CHECKING:
     from autotl.export.bundle import Bundle
 
-T = TypeVar("T")
-
-ALIAS = "champion"
-"""Of the version of a registered model that its study found last."""
 STATUS = {
     "complete": "FINISHED",
     "pruned": "KILLED",
@@ -55,11 +38,9 @@ STATUS = {
 }
 KILLED = "its process was killed"
 STUDY, TRIAL, ATTEMPT, EVENTS = "autotl.study", "autotl.trial", "autotl.attempt", "autotl.events"
-STATE, RESULT, PLAN = "autotl.state", "autotl.result", "autotl.plan"
+STATE, RESULT = "autotl.state", "autotl.result"
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 SPLIT = Path("data") / "split.csv"
-AT_ONCE = {"metrics": 500, "params": 100, "tags": 100}
-"""How much MLflow takes in one request."""
 
 
 @dataclass
@@ -100,10 +81,9 @@ class Projection:
         """The ids of the experiment and of the study's run, None where the server has not heard of it."""
         definition = self.folder.definition
         assert definition is not None
-        with _alone(self.uri):
-            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            experiment = self._client.get_experiment_by_name(our(definition.name))
-        runs = self._runs(experiment.experiment_id, definition) if experiment else []
+        server = Server(self.uri, definition.name)
+        experiment = server.experiment
+        runs = server.runs(experiment.experiment_id, STUDY, definition.optuna) if experiment else []
         parents = [run for run in runs if TRIAL not in run.data.tags]
         return (parents[0].info.experiment_id, parents[0].info.run_id) if parents else None
 
@@ -126,10 +106,10 @@ class Projection:
         result = load(self.folder)
         if result:
             self._ship_result(result, outcome)
-            self._ship_model(result, outcome)
+            champion.register(self._server, self._parent, self.folder, result, outcome.words(result), outcome.model)
         last = max((file.stat().st_mtime for file in self.folder.log.files()), default=0.0)
         finished = result is not None and self.folder.result.stat().st_mtime >= last
-        self._client.set_terminated(self._parent, "FINISHED" if finished else "KILLED")
+        self._server.client.set_terminated(self._parent, "FINISHED" if finished else "KILLED")
 
     def _ship_trials(self) -> None:
         definition = self.folder.definition
@@ -162,14 +142,10 @@ class Projection:
 
     def _connect(self, definition: Definition) -> None:
         """Find what the server has of this study, or begin it there."""
-        with _alone(self.uri):
-            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            found = self._client.get_experiment_by_name(our(definition.name))
-            self._experiment = found.experiment_id if found else self._new_experiment(our(definition.name))
-        if found and found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(self._experiment)
+        self._server = Server(self.uri, definition.name)
+        self._experiment = self._server.begin_experiment(self.folder.path.resolve().parent)
         parent: Run | None = None
-        for run in self._runs(self._experiment, definition):
+        for run in self._server.runs(self._experiment, STUDY, definition.optuna):
             tags = run.data.tags
             if TRIAL in tags:
                 shown = _Shown(run.info.run_id, int(tags.get(EVENTS, 0)), run.info.status == "RUNNING")
@@ -179,29 +155,10 @@ class Projection:
         if parent is None:
             parent = self._begin_study(self._experiment, definition)
         if parent.info.status != "RUNNING":
-            self._client.update_run(parent.info.run_id, status="RUNNING")
+            self._server.client.update_run(parent.info.run_id, status="RUNNING")
         if EVENTS not in parent.data.tags:
             self._describe_study(parent.info.run_id, definition)
         self._parent = parent.info.run_id
-
-    def _new_experiment(self, name: str) -> str:
-        place = None
-        if not self.uri.startswith(("http:", "https:", "databricks")):  # no server says where artifacts go
-            place = (self.folder.path.resolve().parent / "mlartifacts" / name).as_uri()
-        tags = {"mlflow.experimentKind": "custom_model_development"}  # pages on training, not on language models
-        return self._client.create_experiment(name, artifact_location=place, tags=tags)
-
-    def _runs(self, experiment: str, definition: Definition) -> list[Run]:
-        """Every run of the study, its own included."""
-        found: list[Run] = []
-        token = None
-        while True:
-            mine = f"tags.`{STUDY}` = '{definition.optuna}'"
-            page = self._client.search_runs([experiment], mine, max_results=1000, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
 
     def _begin_study(self, experiment: str, definition: Definition) -> Run:
         tags = {
@@ -210,8 +167,8 @@ class Projection:
             "autotl.data": definition.data,
             **{f"version.{name}": version for name, version in definition.versions.items()},
         }
-        began = _milliseconds((self.folder.path / SPLIT).stat().st_mtime)
-        return self._client.create_run(experiment, start_time=began, tags=tags, run_name=definition.name)
+        began = milliseconds((self.folder.path / SPLIT).stat().st_mtime)
+        return self._server.client.create_run(experiment, start_time=began, tags=tags, run_name=definition.name)
 
     def _describe_study(self, run: str, definition: Definition) -> None:
         params = {
@@ -221,9 +178,9 @@ class Projection:
             "classes": len(definition.classes),
             **{key: ", ".join(getattr(definition, key)) for key in ("backbones", "strategies", "augmentations")},
         }
-        self._log(run, params=params)
+        self._server.log(run, params=params)
         self._log_dataset(run, definition)
-        self._client.set_tag(run, EVENTS, "begun")
+        self._server.client.set_tag(run, EVENTS, "begun")
 
     def _log_dataset(self, run: str, definition: Definition) -> None:
         if self._dataset is None or not definition.fingerprint.startswith(self._dataset.digest):
@@ -236,7 +193,9 @@ class Projection:
                 source=json.dumps({"uri": definition.data}),
                 profile=json.dumps({"images": splits.total(), "classes": len(definition.classes), **splits}),
             )
-        self._client.log_inputs(run, [DatasetInput(self._dataset, [InputTag("mlflow.data.context", "training")])])
+        self._server.client.log_inputs(
+            run, [DatasetInput(self._dataset, [InputTag("mlflow.data.context", "training")])]
+        )
 
     def _changed_trials(self) -> Iterator[tuple[int, list[list[Event]]]]:
         """The trials whose logs have grown since the last look, with the events of each attempt."""
@@ -258,16 +217,16 @@ class Projection:
             plan = next((TransferPlan.from_json(json.dumps(e["plan"])) for e in events if e["event"] == "plan"), None)
             fresh = events[shown.events :]
             epochs = [event for event in fresh if event["event"] == "epoch"]
-            self._log(shown.run, metrics=[metric for event in epochs for metric in _epoch_metrics(event, plan)])
+            self._server.log(shown.run, metrics=[metric for event in epochs for metric in _epoch_metrics(event, plan)])
             for event in fresh:
                 if event["event"] == "plan":
                     assert plan is not None
                     self._log_plan(shown.run, number, event["params"], plan)
                 elif event["event"] == "end":
                     metrics = event["metrics"] | ({"objective": event["value"]} if event["value"] is not None else {})
-                    self._log(shown.run, metrics=_metrics(metrics, event["time"], 0))
+                    self._server.log(shown.run, metrics=as_metrics(metrics, event["time"], 0))
                     self._close(shown, event["state"], event["reason"], event["time"])
-            self._client.set_tag(shown.run, EVENTS, str(len(events)))
+            self._server.client.set_tag(shown.run, EVENTS, str(len(events)))
             shown.events = len(events)
         if shown.open and not last:
             self._close(shown, "interrupted", KILLED, events[-1]["time"])
@@ -282,8 +241,8 @@ class Projection:
             "autotl.device": definition.device,
             STATE: "running",
         }
-        started = _milliseconds(begin["time"])
-        run = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=str(number))
+        started = milliseconds(begin["time"])
+        run = self._server.client.create_run(self._experiment, start_time=started, tags=tags, run_name=str(number))
         return _Shown(run.info.run_id, 0, open=True)
 
     def _log_plan(self, run: str, number: int, searched: Mapping[str, Any], plan: TransferPlan) -> None:
@@ -291,17 +250,17 @@ class Projection:
             NAME: f"{number} {searched['strategy']} {plan.backbone} → {plan.cut}",
             **{f"version.{name}": version for name, version in plan.requires.items() if name != "stages"},
         }
-        self._log(run, params=flat(searched, plan), tags=tags)
-        self._client.log_text(run, plan.to_json(), "plan.json")
+        self._server.log(run, params=flat(searched, plan), tags=tags)
+        self._server.client.log_text(run, plan.to_json(), "plan.json")
 
     def _close(self, shown: _Shown, state: str, reason: str, at: float) -> None:
         """A run may have been closed as interrupted before, by one who saw too little."""
-        name = re.sub(r" \(\w+\)$", "", str(self._client.get_run(shown.run).info.run_name))
+        name = re.sub(r" \(\w+\)$", "", str(self._server.client.get_run(shown.run).info.run_name))
         tags = {STATE: state, NAME: name, NOTE: ""}
         if state != "complete":
             tags |= {NAME: f"{name} ({state})", NOTE: f"**{state}**: {reason}"}
-        self._log(shown.run, tags=tags)
-        self._client.set_terminated(shown.run, STATUS[state], end_time=_milliseconds(at))
+        self._server.log(shown.run, tags=tags)
+        self._server.client.set_terminated(shown.run, STATUS[state], end_time=milliseconds(at))
         shown.open = False
 
     def _ship_best(self, definition: Definition) -> None:
@@ -312,14 +271,14 @@ class Projection:
             if number != len(points):
                 break
             best = max(best, event["value"]) if event["state"] == "complete" else best
-            points.append(Metric(f"best/{definition.metric}", best, _milliseconds(event["time"]), number))
+            points.append(Metric(f"best/{definition.metric}", best, milliseconds(event["time"]), number))
         fresh = [point for point in points[self._best_shipped :] if math.isfinite(point.value)]
-        self._log(self._parent, metrics=fresh)
+        self._server.log(self._parent, metrics=fresh)
         self._best_shipped = len(points)
 
     def _ship_result(self, result: Result, outcome: Outcome) -> None:
         mark = digest(result.model_dump(mode="json"))
-        if self._client.get_run(self._parent).data.tags.get(RESULT) == mark:
+        if self._server.client.get_run(self._parent).data.tags.get(RESULT) == mark:
             return
         metric = result.test.metric
         metrics = {
@@ -332,12 +291,12 @@ class Projection:
             gain = f"gain/over {name.partition(' (')[0]}"  # whatever trial it was
             metrics |= {gain: found.difference, f"{gain} low": found.low, f"{gain} high": found.high}
         at = self.folder.result.stat().st_mtime
-        self._log(self._parent, metrics=_metrics(metrics, at, 0))
+        self._server.log(self._parent, metrics=as_metrics(metrics, at, 0))
         plan = result.best.plan
         winner = {"trial": str(result.best.trial), "strategy": result.best.strategy}
         winner |= {"backbone": plan.backbone, "cut": plan.cut}
         note = [*outcome.words(result), *self._link(result.best.trial)]
-        self._log(
+        self._server.log(
             self._parent,
             tags={NOTE: "\n\n".join(note), **{f"winner.{name}": value for name, value in winner.items()}},
         )
@@ -345,8 +304,8 @@ class Projection:
         with tempfile.TemporaryDirectory() as place:
             for name, content in files.items():
                 write(Path(place) / name, content)
-            self._client.log_artifacts(self._parent, place)
-        self._log(self._parent, tags={RESULT: mark})
+            self._server.client.log_artifacts(self._parent, place)
+        self._server.log(self._parent, tags={RESULT: mark})
 
     def _link(self, number: int) -> list[str]:
         """The way to the run of a trial."""
@@ -355,99 +314,9 @@ class Projection:
             return []
         return [f"[The run of trial {number}](#/experiments/{self._experiment}/runs/{runs[max(runs)]})"]
 
-    def _ship_model(self, result: Result, outcome: Outcome) -> None:
-        """The winner as a traced graph without pickle, registered."""
-        name, plan = our(result.study), result.final
-        versions = self._client.search_model_versions(f"name = '{name}'")
-        known = [version for version in versions if version.tags.get(PLAN) == plan.hash]
-        if not known:
-            model = self._log_model(result, outcome.model())
-            metric = result.test.metric
-            tags = {PLAN: plan.hash, f"test.{metric}": f"{result.test.value:.4f}"}
-            tags |= {"backbone": plan.backbone, "cut": plan.cut, "strategy": result.best.strategy}
-            known = [mlflow.register_model(model, name, tags=tags)]
-            words = [*outcome.words(result), f"`mlflow.pytorch.load_model('models:/{name}@{ALIAS}')`"]
-            self._client.update_model_version(name, known[0].version, description="\n\n".join(words))
-        if self._client.get_registered_model(name).aliases.get(ALIAS) != str(known[0].version):
-            self._client.set_registered_model_alias(name, ALIAS, known[0].version)
-
-    def _log_model(self, result: Result, bundle: "Bundle") -> str:
-        """Its address."""
-        example = bundle.graph.example().numpy()
-        params = flat({"strategy": result.best.strategy}, result.final)
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        with mlflow.start_run(run_id=self._parent):
-            logged = mlflow.pytorch.log_model(
-                bundle.graph.cpu(),
-                name=result.study,
-                serialization_format="pt2",
-                input_example=example,
-                signature=ModelSignature(
-                    inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
-                    outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.classes)))]),
-                ),
-                extra_files=[str(self.folder.bundle / name) for name in ("preprocessing.json", "classes.json")],
-                pip_requirements=[f"torch=={result.final.requires['torch']}"],
-                metadata={"classes": list(bundle.classes), "study": result.study},
-                params={_key(name): str(value) for name, value in params.items()},
-            )
-        return str(logged.model_uri)
-
-    def _log(
-        self,
-        run: str,
-        *,
-        metrics: Sequence[Metric] = (),
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """Log to a run, in as many requests as it takes."""
-        for metric_part in _parts(metrics, AT_ONCE["metrics"]):
-            self._client.log_batch(run, metrics=metric_part)
-        written = [Param(_key(name), str(value)[:6000]) for name, value in (params or {}).items()]
-        for param_part in _parts(written, AT_ONCE["params"]):
-            self._client.log_batch(run, params=param_part)
-        marks = [RunTag(_key(name), value[:5000]) for name, value in (tags or {}).items()]
-        for tag_part in _parts(marks, AT_ONCE["tags"]):
-            self._client.log_batch(run, tags=tag_part)
-
-
-def our(name: str) -> str:
-    """What a study's experiment and its model are called: a server may have others by the name of the data."""
-    return f"autotl-{name}"
-
-
-def _alone(uri: str) -> AbstractContextManager[object]:
-    """Keeps other processes from making the same database meanwhile, which MLflow does not survive."""
-    if not uri.startswith("sqlite:///"):
-        return nullcontext()
-    file = Path(uri.removeprefix("sqlite:///"))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(file.with_name(f".{file.name}.lock"))
-
 
 def _epoch_metrics(event: Event, plan: TransferPlan | None) -> list[Metric]:
     """What an epoch gave, under `epoch/`, at its place among the epochs of all phases."""
     earlier = plan.phases[: event["phase"] - 1] if plan else ()
     step = sum(phase.epochs for phase in earlier) + event["epoch"]
-    return _metrics({f"epoch/{name}": value for name, value in event["facts"].items()}, event["time"], step)
-
-
-def _metrics(values: Mapping[str, float], at: float, step: int) -> list[Metric]:
-    """`rank.accuracy` becomes `rank/accuracy`: MLflow's charts have a section for what comes before a slash."""
-    values = {name if "/" in name else name.replace(".", "/", 1): value for name, value in values.items()}
-    return [Metric(_key(name), float(value), _milliseconds(at), step) for name, value in values.items()]
-
-
-def _key(name: str) -> str:
-    """A name with nothing in it that MLflow refuses."""
-    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
-
-
-def _parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + most] for start in range(0, len(items), most))
-
-
-def _milliseconds(at: float) -> int:
-    return round(1000 * at)
+    return as_metrics({f"epoch/{name}": value for name, value in event["facts"].items()}, event["time"], step)

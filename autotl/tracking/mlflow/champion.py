@@ -1,0 +1,67 @@
+"""The winner of a study as a registered model: a traced graph without pickle."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import mlflow
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from autotl.tracking.flat import flat
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.mlflow.server import Server, key
+from autotl.tracking.result import Result
+
+if TYPE_CHECKING:
+    from autotl.export.bundle import Bundle
+
+ALIAS = "champion"
+"""Of the version of a registered model that its study found last."""
+PLAN = "autotl.plan"
+
+
+def register(
+    server: Server, run: str, folder: StudyFolder, result: Result, words: Sequence[str], model: Callable[[], "Bundle"]
+) -> None:
+    """Make the winner the champion of its name, as a new version unless it is one already.
+
+    `run` is the study's, `words` describe the version.
+    """
+    client, name, plan = server.client, server.name, result.final
+    versions = client.search_model_versions(f"name = '{name}'")
+    known = [version for version in versions if version.tags.get(PLAN) == plan.hash]
+    if not known:
+        uri = _log(server, run, folder, result, model())
+        metric = result.test.metric
+        tags = {PLAN: plan.hash, f"test.{metric}": f"{result.test.value:.4f}"}
+        tags |= {"backbone": plan.backbone, "cut": plan.cut, "strategy": result.best.strategy}
+        known = [mlflow.register_model(uri, name, tags=tags)]
+        words = [*words, f"`mlflow.pytorch.load_model('models:/{name}@{ALIAS}')`"]
+        client.update_model_version(name, known[0].version, description="\n\n".join(words))
+    if client.get_registered_model(name).aliases.get(ALIAS) != str(known[0].version):
+        client.set_registered_model_alias(name, ALIAS, known[0].version)
+
+
+def _log(server: Server, run: str, folder: StudyFolder, result: Result, bundle: "Bundle") -> str:
+    """Log the model to a run; its address."""
+    example = bundle.graph.example().numpy()
+    params = flat({"strategy": result.best.strategy}, result.final)
+    mlflow.set_tracking_uri(server.uri)
+    mlflow.set_registry_uri(server.uri)
+    with mlflow.start_run(run_id=run):
+        logged = mlflow.pytorch.log_model(
+            bundle.graph.cpu(),
+            name=result.study,
+            serialization_format="pt2",
+            input_example=example,
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
+                outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.classes)))]),
+            ),
+            extra_files=[str(folder.bundle / name) for name in ("preprocessing.json", "classes.json")],
+            pip_requirements=[f"torch=={result.final.requires['torch']}"],
+            metadata={"classes": list(bundle.classes), "study": result.study},
+            params={key(name): str(value) for name, value in params.items()},
+        )
+    return str(logged.model_uri)
