@@ -97,7 +97,7 @@ class Catalogue:
                 ) from None
             if not isinstance(card, ModelCard):
                 raise TypeError(f"{type(card).__name__} is no ModelCard")
-        return replace(card, source="nothing: random weights") if random else card
+        return replace(card, source="nothing: random weights", note="") if random else card
 
     def available(self, name: str) -> bool:
         """Whether the backbone can be built without downloading anything."""

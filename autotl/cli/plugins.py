@@ -27,6 +27,7 @@ def command(ctx: click.Context) -> None:
     \b
     autotl plugins
     autotl plugins backbones 'timm:resnet*'
+    autotl plugins backbones autotl:resnet10
     autotl plugins new my-idea
     """
     if ctx.invoked_subcommand is None:
@@ -115,6 +116,7 @@ def _list(kinds: Sequence[str], pattern: str) -> None:
         _entries(host.registries[kind], pattern, colon=":" if kind == "backbones" else "")
     if "backbones" in kinds:
         click.echo("\nThe backbones of a family: autotl plugins backbones 'timm:resnet*'")
+        click.echo("A backbone, its stages and what they cost: autotl plugins backbones autotl:resnet10")
 
 
 def _entries(registry: Registry, pattern: str, colon: str) -> None:
@@ -131,6 +133,11 @@ def _backbones(host: Host, pattern: str) -> None:
 
     catalogue = Catalogue(host, cache_dir(None))
     names = catalogue.expand([pattern if ":" in pattern else f"{pattern}:*"])
+    if names == [pattern]:
+        from autotl.report import backbones, tables
+
+        tables.console().print(*backbones.card(catalogue, pattern), sep="\n")
+        return
     width = max(map(len, names)) + 2
     for name in names:
         try:

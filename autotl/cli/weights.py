@@ -26,18 +26,14 @@ def command() -> None:
 @options.cache_dir
 def list_(patterns: tuple[str, ...], cache_dir: Path | None) -> None:
     """Where the weights of PATTERNS lie; of the default pools when none are named."""
+    from autotl.report import backbones
     from autotl.study.pool import LARGE, SHIPPED, SMALL
 
     catalogue = _catalogue(cache_dir)
     names = catalogue.expand(patterns or (*SHIPPED, *SMALL, *LARGE))
     width = max(map(len, names)) + 2
     for name in names:
-        file = catalogue.file(name)
-        if file:
-            where = f"{file.path}  {file.path.stat().st_size / 1e6:.1f} MB  sha256 {file.sha256[:12]}…  ({file.origin})"
-        else:
-            where = "needs none" if catalogue.available(name) else "not here: autotl weights fetch " + name
-        click.echo(f"{name:<{width}}{where}")
+        click.echo(f"{name:<{width}}{backbones.where(catalogue, name)}")
 
 
 @command.command()

@@ -168,6 +168,23 @@ def test_listings_name_the_owner(autotl):
     assert "Random" not in autotl("plugins", "strategies", "linear*")
 
 
+def test_a_backbone_alone_is_shown_with_its_stages_and_what_they_cost(autotl):
+    told = autotl("plugins", "backbones", "autotl:resnet10")
+    for what in ("Tiny ImageNet", "% top-1 on it", "ImageNet's terms of access", "resnet10.safetensors", "64 px"):
+        assert what in told
+    assert "1.23 M parameters, 46.5 M FLOPs an image" in told
+    rows = [" ".join(line.split()) for line in told.partition("cut ")[2].splitlines()[1:]]
+    assert rows[0].startswith("conv1.2 NCHW 16 x 32 x 32 ")
+    assert rows[-1] == "layer4.0 NCHW 256 x 2 x 2 1.23 M 46.5 M avg, max"
+    told = autotl("plugins", "backbones", "autotl:resnet10@random")
+    assert "nothing: random weights" in told and "needs none" in told and "top-1" not in told
+    absent = autotl("plugins", "backbones", "timm:vit_tiny_patch16_224")
+    assert "not here: autotl weights fetch timm:vit_tiny_patch16_224" in absent and "avg, max, token" in absent
+    assert "Unknown backbone 'autotl:resnet'. Did you mean 'autotl:resnet10'" in autotl(
+        "plugins", "backbones", "autotl:resnet", code=2
+    )
+
+
 def test_weights_list_says_where_they_lie(autotl):
     listing = autotl("weights", "list")
     assert "shipped" in listing
