@@ -13,8 +13,9 @@ from pathlib import Path
 from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
-SIZES = (96, 128)
-"""Larger photos than those they were trained on: their features still tell more there."""
+SIZES = (32, 96, 128)
+"""What they take besides the 64 px that they were trained on. Larger ones are searched where the images have the
+pixels, as features may tell more there; the smaller one is for whoever writes a plan and wants it cheap."""
 
 
 @hookimpl
