@@ -28,7 +28,7 @@ def register_strategies(register):
 
 class FineTune:
     first_guess = {
-        **recipe.FIRST_GUESS,
+        **recipe.BOLD,
         "cut": 1.0,
         "frozen": 0.0,
         "fine-tune.rates": "decay",
@@ -85,7 +85,7 @@ class GradualUnfreeze:
 
 
 class Full:
-    first_guess = recipe.FIRST_GUESS
+    first_guess = recipe.BOLD
 
     def suggest(self, trial, context):
         setup = _Setup(trial, context, whole=True)

@@ -22,6 +22,10 @@ EPOCHS = ((1_000, 10, 40), (10_000, 5, 20), (100_000, 3, 10))
 """(up to so many train images, fewest, most) epochs. BiT's rule (arXiv 1912.11370) gives small sets hundreds
 and middling ones tens of passes; with early stopping and searched rates a tenth of that does."""
 LARGE = (2, 10)
+STEPS = (16, 1_000)
+"""An epoch has at least and at most about so many steps, as far as batches of 8 to 128 images allow: with fewer the
+training of a small set is over before it has changed anything, with more that of a large one takes its time for
+nothing. Of very few images an epoch has four steps."""
 
 FIRST_GUESS = {
     "recipe.optimizer": "adamw",
@@ -33,10 +37,12 @@ FIRST_GUESS = {
     "recipe.label_smoothing": 0.1,
     "recipe.dropout": 0.0,
     "recipe.batch_norm": "eval",
-    "recipe.epochs": 10,
+    "recipe.length": 0.5,
     "augmentation": "none",
 }
 """What timm's fine-tuning recipes have in common, on images as they are."""
+BOLD = {**FIRST_GUESS, "recipe.adamw.rate": 1e-3}
+"""The same at a rate that suits small networks on images unlike those they know."""
 
 CLIP = 1.0
 """Largest norm of the gradient, as in the fine-tuning of ViT and BiT."""
@@ -63,7 +69,8 @@ class Recipe:
             stage_rates=stage_rates,
             head_rate=self.head_rate,
             epochs=epochs,
-            stop=Stop(patience=max(2, round(epochs / 4))) if stop else None,
+            # Under high rates the loss rises at first, and falls when they do: a short patience would not see it.
+            stop=Stop(patience=max(3, round(epochs / 2))) if stop else None,
             batch_norm=self.batch_norm,
             options={**self.options, "views": views},
         )
@@ -81,17 +88,17 @@ def suggest(trial, data, *, from_scratch=False):
         rate = trial.suggest_float(f"{own}.rate", *rates["rate"], log=True)
         batch_norm = trial.suggest_categorical("recipe.batch_norm", ["eval", "train"])
     fewest, most = epochs(data.train_images)
-    # At least four steps an epoch, from 16 to 128 images each.
-    largest = max(2, min(7, (data.train_images // 4).bit_length() - 1))
+    smallest, largest = batch_sizes_log2(data.train_images)
     return Recipe(
         rate=rate,
         head_rate=trial.suggest_float(f"{own}.head_rate", *rates["head_rate"], log=True),
-        epochs=trial.suggest_int("recipe.epochs", fewest, most, log=True),
+        # A share between the fewest and the most, so that it keeps its meaning when images are added.
+        epochs=round(fewest * (most / fewest) ** trial.suggest_float("recipe.length", 0.0, 1.0)),
         batch_norm=batch_norm,
         options={
             "optimizer": optimizer,
             "weight_decay": trial.suggest_float(f"{own}.weight_decay", *rates["weight_decay"], log=True),
-            "batch_size": 2 ** trial.suggest_int("recipe.batch_size_log2", min(4, largest), largest),
+            "batch_size": 2 ** trial.suggest_int("recipe.batch_size_log2", smallest, largest),
             "schedule": trial.suggest_categorical("recipe.schedule", ["cosine", "constant"]),
             "warm_up": trial.suggest_float("recipe.warm_up", 0.0, 0.2),
             # Szegedy et al. 2016, arXiv 1512.00567, use 0.1; Srivastava et al. 2014 drop half.
@@ -105,3 +112,12 @@ def suggest(trial, data, *, from_scratch=False):
 def epochs(train_images):
     """The fewest and the most epochs for a set of this size."""
     return next(((low, high) for limit, low, high in EPOCHS if train_images <= limit), LARGE)
+
+
+def batch_sizes_log2(train_images):
+    """The logarithms of the smallest and the largest batch for a set of this size."""
+    fewest, most = STEPS
+    most_images = max(4, min(8, train_images // 4), train_images // fewest)
+    largest = min(7, most_images.bit_length() - 1)
+    smallest = min(largest, max(4, (train_images // most).bit_length()))
+    return smallest, largest

@@ -76,7 +76,7 @@ def drawn(suggest):
 @pytest.fixture
 def first(host):
     """All parameters of a trial as a strategy guesses them first."""
-    rest = {"recipe.epochs": 12, "recipe.batch_size_log2": 5}
+    rest = {"recipe.batch_size_log2": 5}
     return lambda strategy: {**PLACE, **rest, **host.strategies[strategy].item.first_guess}
 
 
@@ -201,7 +201,7 @@ def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalog
         assert len(phases) == max(1, wanted)
         assert all(phase.epochs >= 1 for phase in phases)
         total = sum(phase.epochs for phase in phases)
-        assert total == pytest.approx(trial.params["recipe.epochs"], abs=len(phases))
+        assert total == pytest.approx(10 * 4 ** trial.params["recipe.length"], abs=len(phases))
         counts.add(len(phases))
         for early, late in pairwise(phases):
             assert early.stage_rates.items() <= late.stage_rates.items()
@@ -237,7 +237,7 @@ def test_nothing_that_is_drawn_is_without_effect(drawn, suggest, strategy):
         for name, distribution in trial.distributions.items()
         if not distribution.single()
     }
-    assert "recipe.epochs" in without and "pooling" in without
+    assert "recipe.length" in without and "pooling" in without
     assert len(without) > 12
     for trial, plan in pairs:
         for name in set(without) & set(trial.params):
@@ -259,18 +259,27 @@ def test_nothing_that_is_drawn_is_without_effect(drawn, suggest, strategy):
 )
 def test_large_sets_need_fewer_epochs(drawn, train_images, fewest, most):
     assert recipe.epochs(train_images) == (fewest, most)
-    epochs = set()
-    for trial, plan in drawn("full", train_images=train_images):
-        epochs.add(plan.phases[0].epochs)
-        assert trial.params["recipe.epochs"] == plan.phases[0].epochs
-    assert fewest <= min(epochs) and max(epochs) <= most
-    assert len(epochs) > 2
+    pairs = drawn("full", train_images=train_images)
+    epochs = [plan.phases[0].epochs for _, plan in sorted(pairs, key=lambda pair: pair[0].params["recipe.length"])]
+    assert epochs == sorted(epochs)
+    assert fewest <= epochs[0] and epochs[-1] <= most
+    assert len(set(epochs)) > 2
 
 
 @pytest.mark.parametrize(
-    ("train_images", "sizes"), [(10, {4}), (40, {8}), (100, {16}), (300, {16, 32, 64}), (10**6, {16, 32, 64, 128})]
+    ("train_images", "sizes"),
+    [
+        (10, {4}),
+        (40, {8}),
+        (100, {8}),
+        (300, {16}),
+        (700, {16, 32}),
+        (5_000, {16, 32, 64, 128}),
+        (50_000, {64, 128}),
+        (10**6, {128}),
+    ],
 )
-def test_an_epoch_has_several_steps(drawn, train_images, sizes):
+def test_an_epoch_has_neither_few_nor_very_many_steps(drawn, train_images, sizes):
     batches = {plan.phases[0].options["batch_size"] for _, plan in drawn("full", train_images=train_images)}
     assert batches == sizes
 
@@ -278,7 +287,7 @@ def test_an_epoch_has_several_steps(drawn, train_images, sizes):
 def test_the_epoch_is_chosen_only_where_there_is_a_split_for_it(drawn):
     for _, plan in drawn("gradual-unfreeze"):
         for phase in tuned(plan):
-            assert 2 <= phase.stop.patience <= max(2, phase.epochs)
+            assert phase.stop.patience == max(3, round(phase.epochs / 2))
     for _, plan in drawn("gradual-unfreeze", has_stop=False):
         assert all(phase.stop is None for phase in plan.phases)
 
@@ -308,7 +317,7 @@ def test_plans_are_carried_out_by_the_engine(
         "backbone": "tiny:net",
         "frozen": frozen,
         "augmentation": "flip",
-        "recipe.epochs": 4,
+        "recipe.length": 0.5,
         "recipe.batch_size_log2": 3,
     }
     plan = suggest(strategy, FixedTrial(params), backbones=("tiny:net",), data=facts_of(dataset))
