@@ -1,6 +1,6 @@
 """Which plan wins, and what it is compared with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.fit import requires
@@ -21,12 +21,13 @@ def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) 
     for record in records:
         if record.state == "complete" and record.plan and fingerprint in (None, record.plan.data.fingerprint):
             best.setdefault(record.plan.hash, record)
-    return sorted(best.values(), key=_order)
+    return sorted(best.values(), key=lambda record: order(record.value, record.metrics))
 
 
-def _order(record: TrialRecord) -> tuple[float, float, float]:
-    assert record.value is not None
-    return -record.value, record.metrics["rank.loss"], record.metrics["flops"]
+def order(value: float | None, metrics: Mapping[str, float]) -> tuple[float, float, float]:
+    """The best trial has the least of these."""
+    assert value is not None
+    return -value, metrics["rank.loss"], metrics["flops"]
 
 
 def plan_of(record: TrialRecord) -> TransferPlan:

@@ -104,7 +104,7 @@ class Trials:
                     fitted = fit(plan, self.bench, observer)
                 measured = self._known[plan.hash] = fitted.metrics
             value = measured[f"rank.{self.settings.metric}"]
-            if fitted and self.keep and (self._best is None or value > (self._best.value or 0.0)):
+            if fitted and self.keep and self._is_best(value, measured):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except optuna.TrialPruned:
             why = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
@@ -161,6 +161,10 @@ class Trials:
         board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
         self.budget.keep(seconds_needed(board, self.settings))
+
+    def _is_best(self, value: float, measured: Mapping[str, float]) -> bool:
+        best = self._best
+        return best is None or select.order(value, measured) < select.order(best.value, best.metrics)
 
     def _suggest(self, trial: optuna.Trial) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
