@@ -28,7 +28,7 @@ from autotl.study.worker import Worker
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import attempts
 
-TRIALS = 30
+TRIALS = 15
 OPTIONS = ("--backbones", "autotl:resnet10", "--strategies", "fine-tune,full,scratch", "--no-prune", "--reruns", "0")
 
 

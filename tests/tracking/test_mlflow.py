@@ -344,7 +344,7 @@ def server(tmp_path):
 def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp_path, server):
     server.start()
     folder = StudyFolder(tmp_path / "studies" / "stripes")
-    words = ["search", str(stripes), "--trials", "24", "--backbones", "autotl:resnet10", "--no-prune", "--reruns", "0"]
+    words = ["search", str(stripes), "--trials", "12", "--backbones", "autotl:resnet10", "--no-prune", "--reruns", "0"]
     words += ["--strategies", "fine-tune,full", "--no-compare", "--tracking-uri", server.uri]
     search = subprocess.Popen(
         [sys.executable, "-m", "autotl", *words],
@@ -357,9 +357,9 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp
     lines = []
     for line in search.stdout:
         lines.append(line)
-        if "[8/24]" in line:
+        if "[4/12]" in line:
             server.stop()
-        if "[16/24]" in line:
+        if "[8/12]" in line:
             server.start()
     assert search.wait(300) == 0, "".join(lines)
     said = "".join(lines)
@@ -368,8 +368,8 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp
 
     runs = [run for run in everything(server.uri) if run[1]]
     records = list(folder.log.records())
-    assert len(records) == 24
-    assert sorted(int(run[3]["autotl.trial"]) for run in runs) == list(range(24))
+    assert len(records) == 12
+    assert sorted(int(run[3]["autotl.trial"]) for run in runs) == list(range(12))
     assert {run[2] for run in runs} == {"FINISHED"}
     for run in runs:
         record = records[int(run[3]["autotl.trial"])]
