@@ -17,7 +17,7 @@ def card(catalogue: Catalogue, name: str) -> Iterator[RenderableType]:
     """
     known, info = catalogue.card(name), catalogue.info(name)
     last = info.names[-1]
-    sizes = ", ".join(f"{size}" for size in known.sizes)
+    sizes = ", ".join(map(str, known.sizes))
     facts = {
         "backbone": name,
         "of": str(catalogue.owner(name)),

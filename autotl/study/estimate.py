@@ -11,7 +11,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.features import batch_size, every_feature, normalise, on_device
 from autotl.engine.heads import logistic_path
 from autotl.plan import Network
-from autotl.study.select import PENALTIES
+from autotl.study.controls import PENALTIES
 from autotl.study.watch import Estimate
 
 HEAD_IMAGES = 128

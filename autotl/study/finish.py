@@ -19,6 +19,7 @@ from autotl.files import append_line, read_lines, write
 from autotl.plan import TransferPlan, digest
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
+from autotl.study.controls import ALL_IMAGES, PROBE_SECONDS, Control, controls_of
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking import result as results
@@ -29,10 +30,6 @@ from autotl.tracking.result import Best, Comparison, Result, Run, Test
 
 BEST = 3
 """So many of the best plans are run again with fresh seeds."""
-ALL_IMAGES = 1.6
-"""What training on all images takes against training on the train split, which is 64 % of them."""
-PROBE_SECONDS = 8.0
-"""What a linear probe that is still to be made takes, about."""
 ENDING = {"refit", "reruns", "compare"}
 """The settings that what comes after the trials depends on."""
 
@@ -133,21 +130,6 @@ class _Contender:
     def median(self) -> _Run:
         """The run in the middle; of two the lower one."""
         return sorted(self.runs, key=lambda run: run.value)[(len(self.runs) - 1) // 2]
-
-
-@dataclass(frozen=True)
-class _Control:
-    """Something that the winner is measured against; `measured` when its plan was carried out before."""
-
-    name: str
-    plan: TransferPlan
-    measured: dict[str, float] | None
-    seconds: float
-    """What it will take, about."""
-
-    @classmethod
-    def known(cls, name: str, record: TrialRecord) -> "_Control":
-        return cls(name, select.plan_of(record), record.metrics, ALL_IMAGES * _seconds(record))
 
 
 class _Failed(Exception):
@@ -271,8 +253,10 @@ class _End:
         raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
 
     def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[tuple[str, Fitted]]:
-        """What the winner is measured against: a linear probe, a classifier on pixels, random weights."""
-        for control in self._control_plans(winner, board):
+        """What the winner is measured against, carried out."""
+        catalogue, rows, note = self.bench.catalogue, read_probe(self.folder), self.watcher.note
+        run = winner.median
+        for control in controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, note):
             try:
                 yield control.name, self._carry_out(control)
             except OutOfTime:
@@ -280,30 +264,7 @@ class _End:
             except _Failed as failed:
                 self.left_out.append(f"the comparison with {control.name}, which fails: {failed}")
 
-    def _control_plans(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[_Control]:
-        catalogue, won = self.bench.catalogue, winner.median.plan
-        scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
-        probes = [record for record in board if not is_random(select.plan_of(record)) and record not in scratch]
-        if is_random(won) and probes:
-            yield _Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
-        elif is_random(won) and (rows := select.best_cuts(read_probe(self.folder))):
-            plan = select.linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue)
-            yield _Control(f"a linear probe of {rows[0].backbone} at {rows[0].cut}", plan, None, PROBE_SECONDS)
-        pixels = select.on_pixels(won, catalogue)
-        if pixels and won.backbone != select.PIXELS:
-            yield _Control(select.PIXELS, pixels, None, PROBE_SECONDS)
-        if select.from_scratch(won):
-            return
-        if scratch:
-            yield _Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
-        elif is_random(won):
-            # Rates that suit what is pretrained teach random weights nothing: it would be no fair match.
-            self.watcher.note("Not compared with training from scratch: the study has no trial of that strategy.")
-        elif at_random := select.at_random(won, catalogue):
-            again = (1 + ALL_IMAGES) * winner.median.metrics["seconds"]
-            yield _Control("the same frozen backbone at random", at_random, None, again)
-
-    def _carry_out(self, control: _Control) -> Fitted:
+    def _carry_out(self, control: Control) -> Fitted:
         """A control, trained as the winner was.
 
         Raises: OutOfTime, at once where it is plain that the time will not do.

@@ -18,7 +18,7 @@ from autotl.files import settle
 from autotl.host import Host
 from autotl.plan import Network
 from autotl.registry import Entry, Registry
-from autotl.study import estimate, select
+from autotl.study import controls, estimate, select
 from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
@@ -166,7 +166,7 @@ class Search:
 
     def _open(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
-        names = [*self.pool.backbones, *([select.PIXELS] if "reference" in self.host.backbones else [])]
+        names = [*self.pool.backbones, *([controls.PIXELS] if "reference" in self.host.backbones else [])]
         inputs = list(dict.fromkeys(self.catalogue.card(name).input for name in names))
         try:
             bench = Bench.open(

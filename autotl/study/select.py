@@ -1,15 +1,10 @@
-"""Which plan wins, and what it is compared with."""
+"""Which plans and which cuts are best."""
 
 from collections.abc import Iterable, Mapping
 
-from autotl.backbones.catalogue import Catalogue
-from autotl.engine.fit import requires
-from autotl.plan import Component, Head, Phase, Pooling, TransferPlan
+from autotl.plan import TransferPlan
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
-
-PIXELS = "reference:pixels"
-PENALTIES = [10.0**power for power in range(-4, 2)]
 
 
 def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) -> list[TrialRecord]:
@@ -45,40 +40,6 @@ def with_seed(plan: TransferPlan, seed: int) -> TransferPlan:
 def from_scratch(plan: TransferPlan) -> bool:
     """Whether the network began with random weights."""
     return plan.weights.startswith("random:")
-
-
-def at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
-    """The same plan on the same network with random weights; None where that would be the plan itself."""
-    network = catalogue.at_random(plan.network, plan.seed)
-    if network == plan.network:
-        return None
-    return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights})
-
-
-def on_pixels(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
-    """A linear classifier on raw pixels; None where the reference backbones are not installed."""
-    if "reference" not in catalogue.host.backbones:
-        return None
-    return linear_probe(plan, PIXELS, catalogue.info(PIXELS).names[-1], "avg", catalogue)
-
-
-def linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue) -> TransferPlan:
-    """A linear classifier on a frozen backbone, for the data of `plan`."""
-    network = catalogue.network(backbone, plan.seed)
-    none = catalogue.host.augmentations["none"]
-    probe = Phase(method="closed-form", frozen=cut, options={"penalty": PENALTIES})
-    return TransferPlan(
-        backbone=backbone,
-        weights=network.weights,
-        input=network.input,
-        cut=cut,
-        head=Head(pooling=pooling),
-        augmentation=Component(name="none", owner=none.owner.distribution, version=none.owner.version),
-        data=plan.data,
-        seed=plan.seed,
-        requires=requires(catalogue, backbone, (probe,)),
-        phases=(probe,),
-    )
 
 
 def best_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:

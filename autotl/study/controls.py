@@ -1,0 +1,97 @@
+"""What a winner is measured against: a linear probe, raw pixels, the same network from random weights."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.engine.fit import is_random, requires
+from autotl.plan import Component, Head, Phase, Pooling, TransferPlan
+from autotl.study import select
+from autotl.tracking.log import TrialRecord
+from autotl.tracking.probe import ProbeRow
+
+PIXELS = "reference:pixels"
+PENALTIES = [10.0**power for power in range(-4, 2)]
+ALL_IMAGES = 1.6
+"""What training on all images takes against training on the train split, which is 64 % of them."""
+PROBE_SECONDS = 8.0
+"""What a linear probe that is still to be made takes, about."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Something that the winner is measured against; `measured` when its plan was carried out before."""
+
+    name: str
+    plan: TransferPlan
+    measured: dict[str, float] | None
+    seconds: float
+    """What it will take, about."""
+
+    @classmethod
+    def known(cls, name: str, record: TrialRecord) -> "Control":
+        return cls(name, select.plan_of(record), record.metrics, ALL_IMAGES * record.metrics["seconds"])
+
+
+def controls_of(
+    won: TransferPlan,
+    seconds: float,
+    board: Sequence[TrialRecord],
+    probe: Sequence[ProbeRow],
+    catalogue: Catalogue,
+    note: Callable[[str], None],
+) -> Iterator[Control]:
+    """The controls of a plan that won and took so many seconds; `note` is told which one is missing, and why."""
+    scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
+    probes = [record for record in board if not is_random(select.plan_of(record)) and record not in scratch]
+    if is_random(won) and probes:
+        yield Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
+    elif is_random(won) and (rows := select.best_cuts(probe)):
+        plan = _linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue)
+        yield Control(f"a linear probe of {rows[0].backbone} at {rows[0].cut}", plan, None, PROBE_SECONDS)
+    pixels = _on_pixels(won, catalogue)
+    if pixels and won.backbone != PIXELS:
+        yield Control(PIXELS, pixels, None, PROBE_SECONDS)
+    if select.from_scratch(won):
+        return
+    if scratch:
+        yield Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
+    elif is_random(won):
+        # Rates that suit what is pretrained teach random weights nothing: it would be no fair match.
+        note("Not compared with training from scratch: the study has no trial of that strategy.")
+    elif at_random := _at_random(won, catalogue):
+        yield Control("the same frozen backbone at random", at_random, None, (1 + ALL_IMAGES) * seconds)
+
+
+def _at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
+    """The same plan on the same network with random weights; None where that would be the plan itself."""
+    network = catalogue.at_random(plan.network, plan.seed)
+    if network == plan.network:
+        return None
+    return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights})
+
+
+def _on_pixels(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
+    """A linear classifier on raw pixels; None where the reference backbones are not installed."""
+    if "reference" not in catalogue.host.backbones:
+        return None
+    return _linear_probe(plan, PIXELS, catalogue.info(PIXELS).names[-1], "avg", catalogue)
+
+
+def _linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue) -> TransferPlan:
+    """A linear classifier on a frozen backbone, for the data of `plan`."""
+    network = catalogue.network(backbone, plan.seed)
+    none = catalogue.host.augmentations["none"]
+    probe = Phase(method="closed-form", frozen=cut, options={"penalty": PENALTIES})
+    return TransferPlan(
+        backbone=backbone,
+        weights=network.weights,
+        input=network.input,
+        cut=cut,
+        head=Head(pooling=pooling),
+        augmentation=Component(name="none", owner=none.owner.distribution, version=none.owner.version),
+        data=plan.data,
+        seed=plan.seed,
+        requires=requires(catalogue, backbone, (probe,)),
+        phases=(probe,),
+    )
