@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+from autotl.engine import device
 from autotl.host import Host
 from autotl.study.search import Search
 from autotl.testing.lab import TinyPlugin, write_stripes
@@ -15,9 +16,21 @@ from autotl.testing.lab import TinyPlugin, write_stripes
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """Unless they are asked for by `-m gpu`, tests see no GPU: `auto` is the CPU, as for most who run them."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.skip("no CUDA device, or not asked for one: pytest -m gpu")
+
+
+@pytest.fixture
+def cuda():
+    """The GPU, set up as a search does it."""
+    return device.resolve("cuda")
 
 
 @pytest.fixture(autouse=True)

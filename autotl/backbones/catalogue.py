@@ -221,7 +221,7 @@ class Catalogue:
         prefix, rest, _ = _parse(name)
         entry = self.host.backbones[prefix]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # it is built on the CPU; what a GPU draws is a training's own
             try:
                 with entry.owner.answers_for(f"Backbone '{name}'", "cannot be built"):
                     model = _family(entry).build(rest, file).float().eval()

@@ -17,6 +17,7 @@ from torch import Tensor
 from autotl.contracts import BatchTransform
 from autotl.data.split import Split
 from autotl.engine import precision
+from autotl.engine.device import in_parts, kind, release
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
 from autotl.errors import PluginError
@@ -39,7 +40,8 @@ class Activations:
     @classmethod
     def on(cls, device: str) -> "Activations":
         """As much as is sensible there: on a GPU half of what is free."""
-        if device.startswith("cuda"):
+        if kind(device) == "cuda":
+            release()  # what torch only keeps for later is free, too
             return cls(torch.cuda.mem_get_info(device)[0] // 2)
         return cls(min(MOST, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4))
 
@@ -115,7 +117,8 @@ class Source:
         for chunk in rows.split(self._chunk):
             value = self._laid_out(self._forward(self._images(chunk, view)))
             if values is None:
-                values = self._laid_out(value.new_empty(len(rows), *value.shape[1:]))
+                shape, form = (len(rows), *value.shape[1:]), self._memory_format(value)
+                values = torch.empty(shape, dtype=value.dtype, device=value.device, memory_format=form)
             values[done : done + len(chunk)] = value
             done += len(chunk)
             if len(rows) > self._chunk:
@@ -149,14 +152,20 @@ class Source:
             return normalise(images, plan.input, memory_format)
         padded = torch.cat([images, images[-1:].expand(self._chunk - len(images), -1, -1, -1)])
         with precision.computing(plan.compute_dtype, self._bench.device):
-            value = self._model.stages(normalise(padded, plan.input, memory_format), to=self._frozen)
+            value = in_parts(
+                lambda part: self._model.stages(normalise(part, plan.input, memory_format), to=self._frozen),
+                padded,
+                self._bench.make_room,
+            )
         return value[: len(images)].to(precision.DTYPES[plan.boundary_dtype])
 
     def _laid_out(self, value: Tensor) -> Tensor:
         """In the plan's memory format, so that what comes from the store is laid out as what was just computed."""
-        if value.dim() != 4:
-            return value
-        return value.contiguous(memory_format=precision.MEMORY_FORMATS[self._model.plan.memory_format])
+        return value.contiguous(memory_format=self._memory_format(value))
+
+    def _memory_format(self, value: Tensor) -> torch.memory_format:
+        """The plan's, for what has channels and places."""
+        return precision.MEMORY_FORMATS[self._model.plan.memory_format] if value.dim() == 4 else torch.contiguous_format
 
     def _can_be_kept(self) -> bool:
         if self._frozen is None or (self._transform is not None and not self._views):

@@ -11,6 +11,7 @@ from autotl.data.dataset import Dataset, open_dataset
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import SPLITS, Split
 from autotl.engine.activations import Activations
+from autotl.engine.device import release
 from autotl.engine.features import FeatureStore
 from autotl.plan import Input, TransferPlan
 
@@ -58,6 +59,11 @@ class Bench:
         Raises: DataError for a file that has changed since the data was opened.
         """
         self.features.pixels.add(self.dataset.files(*SPLITS), [input])
+
+    def make_room(self) -> None:
+        """Give back all of a GPU's memory that can be filled again."""
+        self.activations.clear()
+        release()
 
     def judges(self, plan: TransferPlan) -> list[Split]:
         """The splits on which a training of this plan may be judged, the one for choosing the epoch first."""

@@ -1,8 +1,12 @@
-"""Which device the numbers are made on."""
+"""Which device the numbers are made on, and what is done when its memory does not do."""
 
 import os
+from collections.abc import Callable
 
-from autotl.errors import StudyError
+import torch
+from torch import Tensor
+
+from autotl.errors import StudyError, TrainingError
 
 
 def resolve(name: str) -> str:
@@ -10,21 +14,52 @@ def resolve(name: str) -> str:
 
     Raises: StudyError for a device that is not here: nothing falls back silently.
     """
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+    if kind(name) not in ("cpu", "cuda", "mps"):
         raise StudyError(f"Unknown device '{name}'. Known: auto, cpu, cuda, cuda:1 …, mps.")
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise StudyError(f"Device '{name}' cannot be used here: {reason} Use --device auto or cpu.") from None
-    if name != "cpu":
+    if kind(name) != "cpu":
         # What a plan calls float32 is float32: TF32 keeps ten bits of the fraction.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         # The same plan gives the same numbers.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
+        # Of attention only the plain kind has a backward pass in a fixed order, unless warnings are errors.
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return name
+
+
+def kind(device: str) -> str:
+    """`cuda:1` → `cuda`: devices of one kind give the same numbers, as far as they can."""
+    return device.partition(":")[0]
+
+
+def release() -> None:
+    """Give back what torch keeps of a GPU's memory for later."""
+    torch.cuda.empty_cache()
+
+
+def in_parts(run: Callable[[Tensor], Tensor], values: Tensor, make_room: Callable[[], None] = release) -> Tensor:
+    """`run(values)`, [N, …] → [N, …]; in halves, and in halves of those, where all at once do not fit.
+
+    Raises: TrainingError when not even one fits, after `make_room`.
+    """
+    try:
+        return run(values)
+    except torch.OutOfMemoryError:
+        pass  # and the error is forgotten here, which holds on to what did not fit
+    make_room()
+    if len(values) == 1:
+        try:
+            return run(values)
+        except torch.OutOfMemoryError:
+            raise TrainingError("One image alone does not fit into the device's memory.") from None
+    return torch.cat([in_parts(run, part, make_room) for part in values.tensor_split(2)])

@@ -12,6 +12,7 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
+from autotl.engine.device import in_parts, kind
 from autotl.errors import PluginError
 from autotl.plan import Head, Input, Network, Pooling, digest
 from autotl.registry import Owner
@@ -62,7 +63,10 @@ class FeatureStore:
             # The last batch is filled up, so that what a backbone gives for an image does not depend on
             # which other images happened to be missing.
             padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
-            values = every_feature(stages, info, normalise(padded.to(self.device), network.input), owner)
+            values = in_parts(
+                lambda part: every_feature(stages, info, normalise(part, network.input), owner),
+                padded.to(self.device),
+            )
             rows.append(keys, values[: len(keys)].cpu().numpy())
             self.computed += len(keys)
             if progress:
@@ -90,7 +94,7 @@ class FeatureStore:
                 "pixels": self.pixels.rows(network.input).folder.name,
                 "format": FORMAT,
                 "dtype": "float32",
-                "device": self.device.partition(":")[0],
+                "device": kind(self.device),
                 "batch": batch_size(network.input, self.device),
             }
         )
@@ -121,7 +125,7 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Own
 
 def batch_size(preparation: Input, device: str) -> int:
     """How many images go through a backbone together: a power of two from 8 to 64, on a GPU to 1,024."""
-    pixels = BATCH_PIXELS.get(device.partition(":")[0], BATCH_PIXELS["cpu"])
+    pixels = BATCH_PIXELS.get(kind(device), BATCH_PIXELS["cpu"])
     fitting = max(8, min(pixels // preparation.size**2, pixels // 2**14))
     return 1 << (fitting.bit_length() - 1)
 

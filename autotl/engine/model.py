@@ -8,6 +8,7 @@ from torch import Tensor
 from autotl.backbones.stages import Stages
 from autotl.data.split import Split
 from autotl.engine.bench import Bench
+from autotl.engine.device import in_parts
 from autotl.engine.features import batch_size, normalise, on_device, seen_by
 from autotl.engine.heads import LinearHead
 from autotl.engine.observe import Observer
@@ -57,11 +58,15 @@ class Model:
         pixels = self.bench.features.pixels.rows(plan.input)
         stages = on_device(self.stages, self.bench.device)
         size = batch_size(plan.input, self.bench.device)
+
+        def see(images: Tensor) -> Tensor:
+            return seen_by(plan.head, stages, normalise(images, plan.input))
+
         values = []
         with torch.inference_mode():
             for start in range(0, len(shas), size):
                 images = torch.from_numpy(pixels.read(shas[start : start + size])).to(self.bench.device)
-                values.append(seen_by(plan.head, stages, normalise(images, plan.input)))
+                values.append(in_parts(see, images, self.bench.make_room))
         return torch.cat(values)
 
     def logits(self, *splits: Split) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
+from autotl.engine.device import kind, release
+from autotl.errors import TrainingError
 from autotl.files import write
 from autotl.plan import Input, MemoryFormat, Precision, digest
 
@@ -46,7 +48,7 @@ class Arithmetic:
 @contextmanager
 def computing(dtype: Precision, device: str) -> Iterator[None]:
     """Multiplications in `dtype` within, weights and sums in float32 (Micikevicius et al. 2018, arXiv 1710.03740)."""
-    with torch.autocast(device.partition(":")[0], DTYPES[dtype], enabled=dtype != "float32"):
+    with torch.autocast(kind(device), DTYPES[dtype], enabled=dtype != "float32"):
         yield
 
 
@@ -63,11 +65,25 @@ def choose(catalogue: Catalogue, backbone: str, device: str, cache_dir: Path) ->
 
 
 def fastest(stages: Stages, input: Input, device: str) -> Arithmetic:
-    """From the shortest of a few steps of each way, taken in turn so that a busy moment is shared by all."""
+    """With as many images at once as there is memory for.
+
+    Raises: TrainingError where there is none for a single one.
+    """
     stages = stages.train().to(device)
+    batch = BATCH.get(kind(device), BATCH["cpu"])
+    while batch:
+        try:
+            return _fastest(stages, input, device, batch)
+        except torch.OutOfMemoryError:
+            batch //= 2
+        release()
+    raise TrainingError("One image alone does not fit into the device's memory.")
+
+
+def _fastest(stages: Stages, input: Input, device: str, batch: int) -> Arithmetic:
+    """From the shortest of a few steps of each way, taken in turn so that a busy moment is shared by all."""
     ways = [(dtype, layout) for dtype in get_args(Precision) for layout in get_args(MemoryFormat)]
     seconds = dict.fromkeys(ways, math.inf)
-    batch = BATCH.get(device.partition(":")[0], BATCH["cpu"])
     images = torch.zeros(batch, 3, input.size, input.size, device=device)
     began = math.inf
     for turn in range(TURNS + 1):
@@ -82,7 +98,7 @@ def fastest(stages: Stages, input: Input, device: str) -> Arithmetic:
             seconds[dtype, layout] = min(seconds[dtype, layout], _step_seconds(stages, laid_out, dtype, device))
     usual: tuple[Precision, MemoryFormat] = ("float32", "channels_last")
     best = min(seconds, key=seconds.__getitem__)
-    chosen = best if seconds[best] <= WORTH * seconds[usual] else usual
+    chosen = best if seconds[best] < WORTH * seconds[usual] else usual
     return Arithmetic(chosen[0], chosen[1], seconds[chosen] / batch)
 
 
@@ -95,7 +111,9 @@ def _step_seconds(stages: Stages, images: Tensor, dtype: Precision, device: str)
         if value.requires_grad:
             value.float().mean().backward()
         value.flatten()[0].item()  # waits for the device
-    except RuntimeError:  # out of memory is one, too
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError:
         return math.inf
     finally:
         stages.zero_grad()
@@ -104,6 +122,6 @@ def _step_seconds(stages: Stages, images: Tensor, dtype: Precision, device: str)
 
 def _name_of(device: str) -> str:
     """Which device it is: another GPU has other preferences."""
-    if device.startswith("cuda"):
+    if kind(device) == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

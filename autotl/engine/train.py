@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from autotl.contracts import BackboneInfo
 from autotl.data.split import Split
 from autotl.engine import metrics, precision
 from autotl.engine.activations import Source
+from autotl.engine.device import in_parts, kind
 from autotl.engine.features import pool
 from autotl.engine.heads import LinearHead, Scaling
 from autotl.engine.model import Model
@@ -160,9 +161,7 @@ class _Training:
             f"memory: it goes through in parts of {self.micro_batch}, whose gradients are added up."
         )
         self.optimizer.zero_grad()
-        self.model.bench.activations.clear()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        self.model.bench.make_room()
 
     def judge(self, source: Source, split: str) -> dict[str, float]:
         """The loss that is trained, label smoothing included, and every metric, on a split that is not trained on."""
@@ -171,7 +170,7 @@ class _Training:
         rows = torch.arange(len(source))
         with torch.no_grad():
             steps = math.ceil(len(rows) / max(64, self.micro_batch))
-            batches = [(self._logits(value), label) for value, label in source.batches(rows, steps)]
+            batches = [(self._in_parts(self._logits, value), label) for value, label in source.batches(rows, steps)]
         logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
         loss = self._loss(logits, labels).item()
         true, guessed = labels.cpu().numpy(), logits.argmax(1).cpu().numpy()
@@ -187,6 +186,9 @@ class _Training:
         self.model.head = self.head.folded()
         self.stages.freeze(None)
         self.stages.eval()
+
+    def _in_parts(self, run: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        return in_parts(run, value, self.model.bench.make_room)
 
     def _logits(self, value: Tensor) -> Tensor:
         return self.head(self._pooled(value))
@@ -210,7 +212,7 @@ class _Training:
         batches = self.source.batches(seen, math.ceil(len(seen) / self.options.batch_size))
         # Looking is not training: batch-norm keeps the statistics that it had.
         buffers = [(buffer, buffer.clone()) for buffer in self.stages.buffers()]
-        scaling = Scaling.of(torch.cat([self._pooled(value) for value, _ in batches]))
+        scaling = Scaling.of(torch.cat([self._in_parts(self._pooled, value) for value, _ in batches]))
         for buffer, before in buffers:
             buffer.copy_(before)
         # A feature that is rarely there would shout when it is; one that is never there may still have a weight
@@ -363,9 +365,12 @@ def _schedule(share: float, options: Options) -> float:
 @contextmanager
 def _seeded(seed: int, number: int, device: str) -> Iterator[None]:
     """What torch draws within, such as dropout, depends on the plan's seed and the phase alone."""
-    devices = [torch.device(device)] if device.startswith("cuda") else []
+    devices = [torch.device(device)] if kind(device) == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_seed(seed, number))
+        torch.default_generator.manual_seed(_seed(seed, number))
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(_seed(seed, number))
         yield
 
 

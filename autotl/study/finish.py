@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from autotl.data.dataset import Dataset
-from autotl.data.rows import StoreError
 from autotl.engine import metrics
 from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit, is_random, on_all_images
@@ -20,6 +19,7 @@ from autotl.plan import TransferPlan, digest
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.controls import ALL_IMAGES, PROBE_SECONDS, Control, controls_of
+from autotl.study.machine import MACHINE
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking import result as results
@@ -231,9 +231,9 @@ class _End:
         self.watcher.progress(task, 0, 1)
         try:
             return fit(plan, self.bench, _Deadline(self.budget))
+        except MACHINE:
+            raise
         except (AutotlError, RuntimeError) as error:
-            if isinstance(error, StoreError):
-                raise
             if isinstance(error, PluginError):
                 self.settings.tolerate(f"{task}: {error}")
             raise _Failed(one_line(error, 200)) from error

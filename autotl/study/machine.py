@@ -29,8 +29,12 @@ def one_line_each(study: str) -> Iterator[None]:
         raise StudyError(
             f"{error.strerror or error}{where}. What was done is kept; put this right and say the same again."
         ) from error
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise StudyError("The memory did not do. What was done is kept; leave out the largest backbones.") from None
+    except torch.AcceleratorError as error:
+        raise StudyError(
+            f"The device fails: {one_line(error, 200)}. What was done is kept; say the same again."
+        ) from error
     except STORAGE as error:
         raise StudyError(
             f"Optuna's storage of study '{study}' fails: {one_line(error.__cause__ or error, 200)}. "

@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.engine.device import kind
 from autotl.errors import PluginError, StudyError, WeightsError
 from autotl.study.watch import Watcher
 
@@ -52,7 +53,7 @@ def choose(
     Raises: WeightsError when a backbone that the user named cannot be had. One that only the pool
     names is left out and said.
     """
-    pool = pool if pool != "auto" else ("small" if device == "cpu" else "large")
+    pool = pool if pool != "auto" else ("small" if kind(device) == "cpu" else "large")
     names, left_out = [], []
     for name in named or of_families_here(catalogue, POOLS[pool], leave_out):
         try:

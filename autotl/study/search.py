@@ -230,7 +230,7 @@ class Search:
             owners=owners_of(self.catalogue, backbones, self.strategies, self.augmentations),
             metric=self.settings.metric,
             seed=self.settings.seed,
-            device=self.device,
+            device=devices.kind(self.device),
             versions={name: version(name) for name in ("autotl", "optuna", "torch", "torchvision", "timm")},
         )
         differences = before.differences(definition) if before else {}

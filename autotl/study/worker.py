@@ -53,7 +53,7 @@ class Worker:
         self.device = devices.resolve(device)
         self.budget = Budget(None, time.monotonic())
         self.catalogue = Catalogue(host, cache_dir, weights)
-        kind, wanted = (each.partition(":")[0] for each in (self.device, definition.device))
+        kind, wanted = devices.kind(self.device), definition.device
         if kind != wanted:
             raise StudyError(f"The search runs on {wanted}, this worker would on {kind}. Say --device {wanted}.")
         for name, theirs in definition.versions.items():

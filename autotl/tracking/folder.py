@@ -39,6 +39,7 @@ class Definition(Record):
     metric: str
     seed: int
     device: str
+    """Its kind, such as `cuda`."""
     versions: dict[str, str]
 
     def differences(self, other: "Definition") -> dict[str, str]:

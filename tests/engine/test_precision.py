@@ -7,6 +7,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.engine import precision
 from autotl.engine.precision import WORTH, Arithmetic
+from autotl.errors import TrainingError
 
 USUAL = ("float32", "channels_last")
 
@@ -87,6 +88,25 @@ def test_what_a_device_cannot_do_is_not_chosen(fastest, catalogue, monkeypatch):
     images = torch.zeros(1, 3, 32, 32)
     assert precision._step_seconds(stages, images, "bfloat16", "cpu") == math.inf
     assert 0 < precision._step_seconds(stages, images, "float32", "cpu") < 5
+
+
+def test_where_the_memory_does_not_do_fewer_images_are_timed(fastest, monkeypatch):
+    seen = []
+    really = Stages.forward
+
+    def forward(self, images, to=None, *, start=None):
+        seen.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return really(self, images, to, start=start)
+
+    monkeypatch.setattr(Stages, "forward", forward)
+    most = 2
+    assert 0 < fastest().image_seconds < 1
+    assert sorted(set(seen)) == [2, 4, 8]
+    most = 0
+    with pytest.raises(TrainingError, match="One image alone does not fit"):
+        fastest()
 
 
 def test_steps_go_forward_and_backward_and_leave_no_gradients(catalogue):

@@ -407,13 +407,13 @@ def test_a_phase_goes_on_from_what_the_one_before_it_left(bench):
 
 @pytest.fixture
 def memory(monkeypatch):
-    """Lets no more images than `memory(n)` through the stages at once while gradients are wanted."""
+    """Lets no more images than `memory(n)` through the stages at once; by default while gradients are wanted."""
 
-    def limit(most):
+    def limit(most, always=False):
         really = Stages.forward
 
         def forward(self, images, to=None, *, start=None):
-            if torch.is_grad_enabled() and len(images) > most:
+            if (always or torch.is_grad_enabled()) and len(images) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return really(self, images, to, start=start)
 
@@ -436,6 +436,25 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(bench, memory):
     for key, value in weights(whole).items():
         torch.testing.assert_close(weights(parts)[key], value, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(parts.model.head.weight, whole.model.head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_only_looked_at_goes_through_in_parts_too(bench, memory):
+    """Frozen stages, the scale of the features, the split that judges."""
+    tuned = phase("0.2", epochs=1, options={**PLAIN, "batch_size": 30})
+    whole = fit(plan(bench, PROBE, tuned), bench)
+    bench.activations.clear()
+    memory(4, always=True)
+    parts = fit(plan(bench, PROBE, tuned), bench)
+    assert parts.metrics["phase2.stop.loss"] == pytest.approx(whole.metrics["phase2.stop.loss"], rel=1e-4)
+    assert parts.metrics["rank.loss"] == pytest.approx(whole.metrics["rank.loss"], rel=1e-4)
+
+
+def test_training_leaves_the_generators_of_gpus_that_it_does_not_use_alone(bench, monkeypatch):
+    """Building a network and seeding a phase are the CPU's; `torch.manual_seed` would seed every GPU."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's generator was seeded"))
+    before = torch.get_rng_state()
+    fit(plan(bench, phase(epochs=1, options={**PLAIN, "dropout": 0.5})), bench)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_where_not_even_one_image_fits_the_training_fails(bench, memory):
@@ -499,8 +518,25 @@ def test_bfloat16_trains_as_well_and_what_is_measured_is_float32(bench, host, tm
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_path):
-    bench = make_bench(host, stripes, tmp_path / "cache", "cuda")
+@pytest.mark.parametrize("backbone", ["tiny:net", "autotl:resnet10", "autotl:pvt_v2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, cuda, backbone, dtype):
+    catalogue = Catalogue(host, tmp_path / "cache")
+    network = catalogue.network(backbone, seed=0)
+    bench = Bench.open(stripes, [network.input], catalogue, cuda, seed=0)
+    names = catalogue.info(backbone).names
+    rates = dict.fromkeys(names, 0.001)
+    tuned = phase(epochs=3, stage_rates=rates, options={**PLAIN, "dropout": 0.3})
+    made = plan(bench, tuned, backbone=backbone, cut=names[-1], compute_dtype=dtype)
+    one, other = fit(made, bench), fit(made, bench)
+    assert one.metrics["rank.loss"] == other.metrics["rank.loss"]
+    for key, value in weights(one).items():
+        assert torch.equal(weights(other)[key], value)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_path, cuda):
+    bench = make_bench(host, stripes, tmp_path / "cache", cuda)
     flip = Component(name="flip", owner="autotl", version="0.1.0")
     tuned = phase("0.2", epochs=4, options={**PLAIN, "views": 2})
     half = {"compute_dtype": "bfloat16", "boundary_dtype": "bfloat16", "augmentation": flip}

@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from autotl.engine.device import in_parts, kind
+from autotl.errors import TrainingError
+
+
+class Memory:
+    """A function with memory for so many rows at once; after `make_room` for `more`."""
+
+    def __init__(self, rows, more=None):
+        self.rows, self.more = rows, rows if more is None else more
+        self.seen = []
+        self.made_room = 0
+
+    def make_room(self):
+        self.made_room += 1
+        self.rows = self.more
+
+    def __call__(self, values):
+        self.seen.append(len(values))
+        if len(values) > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return values * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "seen"),
+    [(9, [7]), (4, [7, 4, 3]), (3, [7, 4, 2, 2, 3]), (1, [7, 4, 2, 1, 1, 2, 1, 1, 3, 2, 1, 1, 1])],
+)
+def test_what_does_not_fit_goes_through_in_halves(rows, seen):
+    memory, values = Memory(rows), torch.arange(14.0).view(7, 2)
+    assert torch.equal(in_parts(memory, values, memory.make_room), values * 2)
+    assert memory.seen == seen
+    assert memory.made_room == sum(count > rows for count in seen)
+
+
+def test_one_that_does_not_fit_gets_the_room_that_can_be_made():
+    memory, values = Memory(0, more=1), torch.ones(1, 2)
+    assert torch.equal(in_parts(memory, values, memory.make_room), values * 2)
+    with pytest.raises(TrainingError, match="One image alone does not fit into the device's memory"):
+        in_parts(Memory(0), values)
+
+
+def test_only_the_memory_is_dealt_with():
+    def fails(values):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        in_parts(fails, torch.ones(4))
+
+
+def test_the_kind_of_a_device():
+    assert [kind(device) for device in ("cpu", "cuda", "cuda:1", "mps")] == ["cpu", "cuda", "cuda", "mps"]
