@@ -8,6 +8,10 @@
 written after every epoch; the same command goes on where it stopped. The epoch is chosen on one
 half of the validation images and the accuracy that is reported is measured on the other half.
 
+A recipe may name a teacher, a backbone that ships already: half of what the network is to say of an image
+is then what the teacher says of it, the same crop and mixture (Hinton et al. 2015, arXiv 1503.02531; Beyer et al. 2022,
+arXiv 2106.05237).
+
 What comes out: `<name>.safetensors` (float16, from the epoch that was best so far) and
 `<name>.json` (accuracy with its interval, seed, hardware, time, SHA-256), ready for
 `autotl/builtin/weights/`.
@@ -30,13 +34,15 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+SHIPPED = Path(__file__).parents[2] / "autotl" / "builtin" / "weights"
 SIZE = 64
+CLASSES = 200
 
 
 @click.command(context_settings={"show_default": True})
@@ -59,10 +65,11 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
     val_x, val_y = val_x.to(device), val_y.to(device)
     choose, measure = slice(0, None, 2), slice(1, None, 2)  # halves of the shuffled validation images
 
-    model = build(recipe["model"], num_classes=200).to(device, memory_format=torch.channels_last)
-    average = build(recipe["model"], num_classes=200).to(device, memory_format=torch.channels_last)
+    model = build(recipe["model"]).to(device, memory_format=torch.channels_last)
+    average = build(recipe["model"]).to(device, memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
     forward = torch.compile(model) if compiled else model
+    teacher = load(recipe["teacher"]).to(device, memory_format=torch.channels_last) if "teacher" in recipe else None
     optimizer = make_optimizer(model, recipe)
     batch, epochs = recipe["batch_size"], recipe["epochs"]
     steps = epochs * (len(train_x) // batch)
@@ -70,7 +77,7 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
 
     checkpoint = work / f"{name}.checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
@@ -88,13 +95,14 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
                 group["lr"] = rate
             rows = order[start : start + batch]
             images = augment(train_x[rows], recipe["min_area"], draw)
-            images, target, other, share = mix(images, train_y[rows], recipe["cutmix"], draw)
+            images, target = mix(images, F.one_hot(train_y[rows], CLASSES).float(), recipe["cutmix"], draw)
+            target = torch.lerp(target, torch.full_like(target, 1 / CLASSES), recipe["label_smoothing"])
+            if teacher:
+                with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16):
+                    target = torch.lerp(target, teacher(images).float().softmax(1), 0.5)
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=recipe["bf16"]):
                 logits = forward(images)
-            smooth = recipe["label_smoothing"]
-            loss = share * F.cross_entropy(logits.float(), target, label_smoothing=smooth)
-            if share < 1:
-                loss = loss + (1 - share) * F.cross_entropy(logits.float(), other, label_smoothing=smooth)
+            loss = F.cross_entropy(logits.float(), target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), recipe["clip"])
@@ -123,14 +131,21 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
         )
 
 
-def build(spec: dict, num_classes: int) -> nn.Module:
+def build(spec: dict) -> nn.Module:
     """A timm network from `spec`: its `class` by dotted name, everything else its arguments."""
     arguments = dict(spec)
     module, _, cls = arguments.pop("class").rpartition(".")
     module = __import__(module, fromlist=[cls])
     if "block" in arguments:
         arguments["block"] = getattr(module, arguments["block"])
-    return getattr(module, cls)(num_classes=num_classes, **arguments)
+    return getattr(module, cls)(num_classes=CLASSES, **arguments)
+
+
+def load(name: str) -> nn.Module:
+    """A backbone that ships, to teach."""
+    model = build(json.loads((SHIPPED / f"{name}.json").read_text())["model"])
+    model.load_state_dict(load_file(SHIPPED / f"{name}.safetensors"))
+    return model.eval()
 
 
 def make_optimizer(model: nn.Module, recipe: dict) -> torch.optim.Optimizer:
@@ -178,10 +193,13 @@ def augment(images: Tensor, min_area: float, draw: torch.Generator) -> Tensor:
     return crop.contiguous(memory_format=torch.channels_last)
 
 
-def mix(images: Tensor, target: Tensor, probability: float, draw: torch.Generator):
-    """CutMix (Yun et al. 2019, arXiv 1905.04899) of a batch with itself reversed, with `probability`."""
+def mix(images: Tensor, target: Tensor, probability: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019, arXiv 1905.04899) of a batch with itself reversed, with `probability`.
+
+    target: [N, C] probabilities.
+    """
     if probability == 0 or torch.rand((), generator=draw, device=images.device) >= probability:
-        return images, target, target, 1.0
+        return images, target
     share, x, y = torch.rand(3, generator=draw, device=images.device).tolist()
     side = images.shape[-1]
     cut = int(side * math.sqrt(1 - share))
@@ -189,7 +207,7 @@ def mix(images: Tensor, target: Tensor, probability: float, draw: torch.Generato
     images = images.clone(memory_format=torch.channels_last)
     patch = images[..., top : top + cut, left : left + cut].flip(0)
     images[..., top : top + cut, left : left + cut] = patch
-    return images, target, target.flip(0), 1 - cut * cut / (side * side)
+    return images, torch.lerp(target, target.flip(0), cut * cut / (side * side))
 
 
 @torch.no_grad()
@@ -220,7 +238,7 @@ def publish(model, work, name, recipe, best, seconds, n, device, threads) -> Non
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     card = {
         "model": recipe["model"],
-        "classes": 200,
+        "classes": CLASSES,
         "input": {"size": SIZE, "resize": SIZE, "interpolation": "bicubic", "mean": MEAN, "std": STD},
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "source": "Tiny ImageNet (200 classes, 100,000 training images of 64 x 64 px)",
