@@ -296,6 +296,7 @@ def test_a_family_that_fails_does_not_stop_a_search_that_did_not_ask_for_it(mach
         MemoryError(),
         OSError(errno.ENOSPC, "No space left on device"),
         torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("device-side assert"),
         optuna.TrialPruned(),
         optuna.exceptions.StorageInternalError("the database is away"),
         OutOfTime(),

@@ -30,6 +30,7 @@ class Shipped:
     def card(self, name):
         facts = _facts(name)
         low, high = facts["top1_interval"]
+        taught = f", taught by autotl:{facts['teacher']}" if facts.get("teacher") else ""
         return ModelCard(
             input=Input.model_validate_json(json.dumps(facts["input"])),
             weights=WeightsSource(file=WEIGHTS / f"{name}.safetensors", sha256=facts["sha256"]),
@@ -37,7 +38,7 @@ class Shipped:
             licence=facts["licence"],
             sizes=SIZES,
             libraries=("timm",),
-            note=f"{facts['top1']:.1%} top-1 on it ({low:.1%} to {high:.1%})",
+            note=f"{facts['top1']:.1%} top-1 on it ({low:.1%} to {high:.1%}){taught}",
         )
 
     def build(self, name, weights):

@@ -1,7 +1,8 @@
 """What training reads: for each image its value at the end of the frozen stages.
 
 It is kept in memory while it fits, shared by all trials; computed again for each batch otherwise. Both give
-the same numbers, bit for bit: the frozen stages always see full batches of one size.
+the same numbers, bit for bit: the frozen stages always see full batches of one size, as long as a GPU's memory does
+for these.
 """
 
 import math

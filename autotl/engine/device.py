@@ -37,6 +37,9 @@ def resolve(name: str) -> str:
     return name
 
 
+TOO_LITTLE = "One image alone does not fit into the device's memory: leave out the largest backbones, or take another."
+
+
 def kind(device: str) -> str:
     """`cuda:1` → `cuda`: devices of one kind give the same numbers, as far as they can."""
     return device.partition(":")[0]
@@ -48,18 +51,21 @@ def release() -> None:
 
 
 def in_parts(run: Callable[[Tensor], Tensor], values: Tensor, make_room: Callable[[], None] = release) -> Tensor:
-    """`run(values)`, [N, …] → [N, …]; in halves, and in halves of those, where all at once do not fit.
+    """`run(values)`, row by row [N, …] → [N, …]; in halves, and in halves of those, where all at once do not fit.
 
-    Raises: TrainingError when not even one fits, after `make_room`.
+    The last digits may depend on it. `make_room` is called when not even one row fits.
+
+    Raises: TrainingError when it does not help.
     """
     try:
         return run(values)
     except torch.OutOfMemoryError:
         pass  # and the error is forgotten here, which holds on to what did not fit
+    if len(values) > 1:
+        release()
+        return torch.cat([in_parts(run, part, make_room) for part in values.tensor_split(2)])
     make_room()
-    if len(values) == 1:
-        try:
-            return run(values)
-        except torch.OutOfMemoryError:
-            raise TrainingError("One image alone does not fit into the device's memory.") from None
-    return torch.cat([in_parts(run, part, make_room) for part in values.tensor_split(2)])
+    try:
+        return run(values)
+    except torch.OutOfMemoryError:
+        raise TrainingError(TOO_LITTLE) from None

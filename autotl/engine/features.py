@@ -61,7 +61,7 @@ class FeatureStore:
             keys = missing[start : start + batch]
             images = torch.from_numpy(pixels.read(keys))
             # The last batch is filled up, so that what a backbone gives for an image does not depend on
-            # which other images happened to be missing.
+            # which other images happened to be missing, nor on anything but a GPU's memory that does not do for it.
             padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
             values = in_parts(
                 lambda part: every_feature(stages, info, normalise(part, network.input), owner),

@@ -7,7 +7,7 @@ take twice as long in bfloat16 on a processor that has instructions for it. So i
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
-from autotl.engine.device import kind, release
+from autotl.engine.device import TOO_LITTLE, kind, release
 from autotl.errors import TrainingError
 from autotl.files import write
 from autotl.plan import Input, MemoryFormat, Precision, digest
@@ -52,32 +52,37 @@ def computing(dtype: Precision, device: str) -> Iterator[None]:
         yield
 
 
-def choose(catalogue: Catalogue, backbone: str, device: str, cache_dir: Path) -> Arithmetic:
-    """The fastest way to train a backbone here; measured once for a machine, then read from `cache_dir`."""
+def choose(
+    catalogue: Catalogue, backbone: str, device: str, cache_dir: Path, make_room: Callable[[], None] = release
+) -> Arithmetic:
+    """The fastest way to train a backbone here; measured once for a machine, then read from `cache_dir`.
+
+    Raises: TrainingError where the device has no memory for a step, not even after `make_room`.
+    """
     input = catalogue.card(backbone).input
     key = digest([backbone, input.model_dump(mode="json"), catalogue.requires(backbone), device, _name_of(device)])
     file = cache_dir / "arithmetic" / f"{key}.json"
     if file.exists():
         return Arithmetic(**json.loads(file.read_text()))
-    chosen = fastest(catalogue.structure(backbone, input), input, device)
+    chosen = fastest(catalogue.structure(backbone, input), input, device, make_room)
     write(file, json.dumps(asdict(chosen)) + "\n")
     return chosen
 
 
-def fastest(stages: Stages, input: Input, device: str) -> Arithmetic:
-    """With as many images at once as there is memory for.
+def fastest(stages: Stages, input: Input, device: str, make_room: Callable[[], None] = release) -> Arithmetic:
+    """With as many images at once as there is memory for; two at least, for batch-norm has nothing to norm in one.
 
-    Raises: TrainingError where there is none for a single one.
+    Raises: TrainingError where there is none for these.
     """
     stages = stages.train().to(device)
     batch = BATCH.get(kind(device), BATCH["cpu"])
-    while batch:
+    while batch > 1:
         try:
             return _fastest(stages, input, device, batch)
         except torch.OutOfMemoryError:
             batch //= 2
-        release()
-    raise TrainingError("One image alone does not fit into the device's memory.")
+        make_room()
+    raise TrainingError(TOO_LITTLE)
 
 
 def _fastest(stages: Stages, input: Input, device: str, batch: int) -> Arithmetic:

@@ -16,7 +16,7 @@ from autotl.contracts import BackboneInfo
 from autotl.data.split import Split
 from autotl.engine import metrics, precision
 from autotl.engine.activations import Source
-from autotl.engine.device import in_parts, kind
+from autotl.engine.device import TOO_LITTLE, in_parts, kind
 from autotl.engine.features import pool
 from autotl.engine.heads import LinearHead, Scaling
 from autotl.engine.model import Model
@@ -153,7 +153,7 @@ class _Training:
 
     def _halve(self) -> None:
         if self.micro_batch == 1:
-            raise TrainingError("One image alone does not fit into the device's memory.")
+            raise TrainingError(TOO_LITTLE)
         self.micro_batch = math.ceil(self.micro_batch / 2)
         self.facts["micro_batch"] = self.micro_batch
         self.model.observer.note(
@@ -210,7 +210,7 @@ class _Training:
         """
         seen = torch.linspace(0, len(self.source) - 1, min(SCALING_IMAGES, len(self.source))).round().long()
         batches = self.source.batches(seen, math.ceil(len(seen) / self.options.batch_size))
-        # Looking is not training: batch-norm keeps the statistics that it had.
+        # Looking is not training: batch-norm keeps the statistics that it had. In parts it sees those of each part.
         buffers = [(buffer, buffer.clone()) for buffer in self.stages.buffers()]
         scaling = Scaling.of(torch.cat([self._in_parts(self._pooled, value) for value, _ in batches]))
         for buffer, before in buffers:
@@ -368,9 +368,11 @@ def _seeded(seed: int, number: int, device: str) -> Iterator[None]:
     devices = [torch.device(device)] if kind(device) == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(_seed(seed, number))
-        if devices:
+        if kind(device) == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(_seed(seed, number))
+        elif kind(device) == "mps":
+            torch.mps.manual_seed(_seed(seed, number))
         yield
 
 

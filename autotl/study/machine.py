@@ -33,7 +33,7 @@ def one_line_each(study: str) -> Iterator[None]:
         raise StudyError("The memory did not do. What was done is kept; leave out the largest backbones.") from None
     except torch.AcceleratorError as error:
         raise StudyError(
-            f"The device fails: {one_line(error, 200)}. What was done is kept; say the same again."
+            f"The device fails: {one_line(error, 200)}. What was done is kept; say the same again in a new process."
         ) from error
     except STORAGE as error:
         raise StudyError(

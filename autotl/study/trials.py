@@ -204,7 +204,9 @@ class Trials:
         def choose() -> dict[str, Any]:
             bench = self.bench
             with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
-                chosen = precision.choose(bench.catalogue, backbone, bench.device, bench.features.cache_dir)
+                chosen = precision.choose(
+                    bench.catalogue, backbone, bench.device, bench.features.cache_dir, bench.make_room
+                )
             seconds = chosen.image_seconds * len(bench.shas("train"))
             self.watcher.note(
                 f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "

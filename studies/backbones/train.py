@@ -97,8 +97,8 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
             images = augment(train_x[rows], recipe["min_area"], draw)
             images, target = mix(images, F.one_hot(train_y[rows], CLASSES).float(), recipe["cutmix"], draw)
             target = torch.lerp(target, torch.full_like(target, 1 / CLASSES), recipe["label_smoothing"])
-            if teacher:
-                with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16):
+            if teacher is not None:
+                with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16):  # as it was trained
                     target = torch.lerp(target, teacher(images).float().softmax(1), 0.5)
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=recipe["bf16"]):
                 logits = forward(images)
@@ -242,6 +242,7 @@ def publish(model, work, name, recipe, best, seconds, n, device, threads) -> Non
         "input": {"size": SIZE, "resize": SIZE, "interpolation": "bicubic", "mean": MEAN, "std": STD},
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "source": "Tiny ImageNet (200 classes, 100,000 training images of 64 x 64 px)",
+        "teacher": recipe.get("teacher"),
         "top1": round(p, 4),
         "top1_interval": [round((middle - half) / (1 + z * z / n), 4), round((middle + half) / (1 + z * z / n), 4)],
         "top1_images": n,

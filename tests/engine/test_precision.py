@@ -104,7 +104,7 @@ def test_where_the_memory_does_not_do_fewer_images_are_timed(fastest, monkeypatc
     most = 2
     assert 0 < fastest().image_seconds < 1
     assert sorted(set(seen)) == [2, 4, 8]
-    most = 0
+    most = 1
     with pytest.raises(TrainingError, match="One image alone does not fit"):
         fastest()
 
@@ -126,7 +126,7 @@ def test_a_network_without_parameters_can_be_timed(catalogue):
 def test_a_machine_is_measured_once(host, tmp_path, monkeypatch):
     measured = []
 
-    def fastest(stages, input, device):
+    def fastest(stages, input, device, make_room):
         measured.append(device)
         return Arithmetic("bfloat16", "contiguous", 0.125 * len(measured))
 

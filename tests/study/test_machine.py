@@ -1,0 +1,36 @@
+import errno
+
+import optuna
+import pytest
+import torch
+
+from autotl.errors import PlanError, StudyError
+from autotl.study.machine import one_line_each
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), r"No space left on device \(/data/x\)\."),
+        (MemoryError(), "leave out the largest backbones"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "leave out the largest backbones"),
+        (
+            torch.AcceleratorError("CUDA error: device-side assert\nand more"),
+            "The device fails: CUDA error: device-side",
+        ),
+        (optuna.exceptions.StorageInternalError("away"), "Optuna's storage of study 'mine' fails: away"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_a_user_can_put_right_is_one_line_and_says_that_nothing_is_lost(error, says):
+    with pytest.raises(StudyError, match=says) as caught, one_line_each("mine"):
+        raise error
+    assert "What was done is kept" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [PlanError("a plan"), RuntimeError("a bug"), KeyboardInterrupt()])
+def test_all_else_comes_through(error):
+    with pytest.raises(type(error)) as caught, one_line_each("mine"):
+        raise error
+    assert caught.value is error
