@@ -27,7 +27,8 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
         depth = [(at + 1) / len(best) for at in range(len(best))]
         axes.plot(depth, best, marker="o", label=str(backbone))
         top = int(best.to_numpy().argmax())
-        axes.annotate(str(best.index[top]), (depth[top], best.iloc[top]), xytext=(0, 7), textcoords="offset points")
+        where, side = (depth[top], best.iloc[top]), "right" if depth[top] > 0.5 else "left"
+        axes.annotate(str(best.index[top]), where, xytext=(0, 7), textcoords="offset points", ha=side)
     axes.set_xlabel("cut, as a share of the backbone's stages")
     axes.set_ylabel("accuracy of a linear classifier on left-out train images")
     axes.set_title("What each cut is worth")

@@ -1,6 +1,7 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.bench import Bench
-from autotl.errors import PluginError, StudyError, masked
+from autotl.errors import PluginError, StudyError, TrainingError, masked
 from autotl.files import settle
 from autotl.host import Host
 from autotl.plan import Network
@@ -39,6 +40,10 @@ FIRST_GUESSES = 5
 """How many of the probe's best cuts, each of another backbone, are tried before the sampler chooses."""
 FIRST_PASSES = 0.35
 """The share of a budget that may go into the first pass of the images through the backbones."""
+FIRST_TRAININGS = 0.6
+"""The share of what is left after it that may go into the first guesses of all strategies together."""
+FIRST_EPOCHS = 20
+"""Epochs of the whole network that a first guess takes, about."""
 
 
 class Search:
@@ -106,7 +111,7 @@ class Search:
                     budget=self.budget,
                     keep=True,
                 )
-                self._try_out(bench, backbones, study, Crew(study, self.folder, trials))
+                self._try_out(bench, backbones, study, trials)
                 return finish(self.folder, self.settings, bench, self.watcher, self.budget)
         finally:
             if self._shipping:
@@ -260,11 +265,12 @@ class Search:
         study.agree(terms, split)
         return study
 
-    def _try_out(self, bench: Bench, backbones: Sequence[str], study: SharedStudy, crew: Crew) -> None:
+    def _try_out(self, bench: Bench, backbones: Sequence[str], study: SharedStudy, trials: Trials) -> None:
         """The probe and the trials, as far as the budget goes.
 
         The cheapest backbone comes first, and its best cut is the first trial: so a usable model is there early.
         """
+        crew = Crew(study, self.folder, trials)
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
@@ -284,7 +290,7 @@ class Search:
                     self._enqueue(study, f"{bench.dataset.fingerprint} first", first)
                     crew.run(min(len(first), self.settings.trials))
             self.watcher.probed(rows)
-            self._enqueue(study, bench.dataset.fingerprint, self._guesses(rows))
+            self._enqueue(study, bench.dataset.fingerprint, self._guesses(rows, self._first_trained(rows, trials)))
             study.open(self.settings.trials)
             crew.run(self.settings.trials)
         except OutOfTime:
@@ -320,9 +326,30 @@ class Search:
             return []
         return [{"strategy": "linear-probe", **self._place(row)} for row in select.best_cuts(rows)[:FIRST_GUESSES]]
 
-    def _guesses(self, rows: Sequence[ProbeRow]) -> list[dict[str, object]]:
-        """The first guess of each strategy on the backbone that looks best, and linear probes on the others."""
-        place = self._place(select.best_cuts(rows)[0])
+    def _first_trained(self, rows: Sequence[ProbeRow], trials: Trials) -> ProbeRow:
+        """Where the strategies begin: the backbone that looks best, of those that a budget has time to train."""
+        best = select.best_cuts(rows)
+        if not self.budget.limited or set(self.strategies) == {"linear-probe"}:
+            return best[0]
+        seconds = {}
+        for row in best:
+            try:
+                epoch = trials.arithmetic(row.backbone).image_seconds * len(trials.bench.shas("train"))
+            except (PluginError, TrainingError):  # a trial that needs it will say so
+                epoch = math.inf
+            seconds[row.backbone] = epoch * FIRST_EPOCHS * len(self.strategies)
+            if seconds[row.backbone] <= FIRST_TRAININGS * self.budget.left():
+                break
+        chosen = min(best[: len(seconds)], key=lambda row: seconds[row.backbone])
+        if chosen != best[0]:
+            self.watcher.note(
+                f"Trainings begin with {chosen.backbone}: --budget has little time for {best[0].backbone}."
+            )
+        return chosen
+
+    def _guesses(self, rows: Sequence[ProbeRow], trained: ProbeRow) -> list[dict[str, object]]:
+        """The first guess of each strategy where trainings begin, and linear probes on the other backbones."""
+        place = self._place(trained)
         probed = rows[0].backbone
         others = [guess for guess in self._linear_probes(rows) if guess["backbone"] != probed]
         guesses = [guess for entry in self.strategies.values() if (guess := self._first_guess(entry, place))]

@@ -176,7 +176,7 @@ class Trials:
             data=self._facts,
             data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=self.settings.seed),
             seed=self.settings.seed,
-            arithmetic=self._arithmetic,
+            arithmetic=self.arithmetic,
         )
         with entry.owner.answers_for(f"Strategy '{entry.name}'"):
             plan = entry.item.suggest(trial, context)
@@ -198,7 +198,7 @@ class Trials:
                 f"Strategy '{entry.name}' of {entry.owner} suggested a plan that cannot be carried out: {error}"
             ) from error
 
-    def _arithmetic(self, backbone: str) -> Arithmetic:
+    def arithmetic(self, backbone: str) -> Arithmetic:
         """How a backbone is trained in this study: as is fastest on the machine that trains it first."""
 
         def choose() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from autotl.engine.precision import Arithmetic
 from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.study import estimate, finish
@@ -11,7 +12,9 @@ from autotl.study import search as searching
 from autotl.study.budget import END_SHARE, MARGIN, Budget, OutOfTime
 from autotl.study.search import Search
 from autotl.study.settings import Settings
+from autotl.study.trials import Trials
 from autotl.study.watch import Silent
+from autotl.tracking.probe import ProbeRow
 
 
 class Notes(Silent):
@@ -35,6 +38,33 @@ def search(host, data, used=0.0, watcher=None, **settings):
         **settings,
     }
     return Search(Settings(**values), host, watcher or Silent(), began=time.monotonic() - used)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "first"),
+    [
+        ({"tiny:net": 1.0, "tiny:deep": 0.0001}, None, "tiny:net"),
+        ({"tiny:net": 1.0, "tiny:deep": 0.0001}, 60.0, "tiny:deep"),
+        ({"tiny:net": 0.0001, "tiny:deep": 0.0001}, 60.0, "tiny:net"),
+        ({"tiny:net": 2.0, "tiny:deep": 1.0}, 60.0, "tiny:deep"),
+    ],
+)
+def test_trainings_begin_with_the_best_backbone_that_the_budget_has_time_for(
+    host, stripes, monkeypatch, seconds, budget, first
+):
+    """Of two that are too dear, with the cheaper one."""
+    monkeypatch.setattr(Trials, "arithmetic", lambda self, name: Arithmetic(image_seconds=seconds[name]))
+    names = ("tiny:net", "tiny:deep")
+    watcher = Notes()
+    made = search(host, stripes, backbones=names, budget=budget, trials=3, watcher=watcher, reruns=0, compare=False)
+    looks_best = [ProbeRow("tiny:deep", "3.1", "avg", 0.5), ProbeRow("tiny:net", "2.1", "avg", 0.9)]
+    monkeypatch.setattr(made, "_probe", lambda name, bench: [row for row in looks_best if row.backbone == name])
+    made.run()
+    trained = [record for record in made.folder.log.records() if record.params["strategy"] == "fine-tune"]
+    assert trained[0].params["backbone"] == first
+    said = [note for note in watcher.notes if "Trainings begin with" in note]
+    assert said == ([] if first == "tiny:net" else [said[0]])
+    assert all("begin with tiny:deep: --budget has little time for tiny:net." in note for note in said)
 
 
 def test_a_search_ends_with_its_budget_and_leaves_a_tested_bundle(host, stripes):
