@@ -1,11 +1,8 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
-import json
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import zip_longest
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data.dataset import Dataset, read_split
@@ -14,12 +11,12 @@ from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.bench import Bench
-from autotl.errors import PluginError, StudyError, TrainingError, masked
+from autotl.errors import PluginError, StudyError, masked
 from autotl.files import settle
 from autotl.host import Host
 from autotl.plan import Network
 from autotl.registry import Entry, Registry
-from autotl.study import controls, estimate, select
+from autotl.study import controls, estimate, guesses, select
 from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
@@ -27,7 +24,6 @@ from autotl.study.finish import finish
 from autotl.study.machine import one_line_each
 from autotl.study.owners import owners_of, require_installed
 from autotl.study.settings import Settings
-from autotl.study.space import pooling_name, share_of
 from autotl.study.storage import SharedStudy, check_url
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
@@ -36,14 +32,10 @@ from autotl.tracking.probe import ProbeRow, read_probe, write_probe
 from autotl.tracking.result import Result
 from autotl.tracking.shipping import PATIENCE, Shipping, tracking_uri
 
-FIRST_GUESSES = 5
-"""How many of the probe's best cuts, each of another backbone, are tried before the sampler chooses."""
 FIRST_PASSES = 0.35
 """The share of a budget that may go into the first pass of the images through the backbones."""
 FIRST_TRAININGS = 0.6
 """The share of what is left after it that may go into the first guesses of all strategies together."""
-FIRST_EPOCHS = 20
-"""Epochs of the whole network that a first guess takes, about."""
 
 
 class Search:
@@ -271,6 +263,7 @@ class Search:
         The cheapest backbone comes first, and its best cut is the first trial: so a usable model is there early.
         """
         crew = Crew(study, self.folder, trials)
+        known = guesses.Guesses(self.catalogue, self.strategies, self.augmentations, self._leave_out)
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
@@ -286,11 +279,13 @@ class Search:
                     rows += self._probe(name, bench)
                     write_probe(self.folder, rows)
                 if name == backbones[0]:
-                    first = self._linear_probes(rows)[:1]
+                    first = known.linear_probes(rows)[:1]
                     self._enqueue(study, f"{bench.dataset.fingerprint} first", first)
                     crew.run(min(len(first), self.settings.trials))
             self.watcher.probed(rows)
-            self._enqueue(study, bench.dataset.fingerprint, self._guesses(rows, self._first_trained(rows, trials)))
+            self._enqueue(
+                study, bench.dataset.fingerprint, known.before_sampling(rows, self._first_trained(rows, trials))
+            )
             study.open(self.settings.trials)
             crew.run(self.settings.trials)
         except OutOfTime:
@@ -313,73 +308,24 @@ class Search:
             progress(done, len(cells))
         return rows
 
-    def _enqueue(self, study: SharedStudy, what: str, guesses: Sequence[Mapping[str, object]]) -> None:
+    def _enqueue(self, study: SharedStudy, what: str, trials: Sequence[Mapping[str, object]]) -> None:
         """Trials with parameters that are known beforehand; once in a study, however often it is interrupted."""
         waiting = {trial.user_attrs.get("guess") for trial in study.trials()}
-        for at, guess in enumerate(guesses):
+        for at, guess in enumerate(trials):
             if f"{what} {at}" not in waiting:
                 study.optuna.enqueue_trial(dict(guess), user_attrs={"guess": f"{what} {at}"})
-
-    def _linear_probes(self, rows: Sequence[ProbeRow]) -> list[dict[str, object]]:
-        """Linear probes at the best cut of each backbone, best first."""
-        if "linear-probe" not in self.strategies:
-            return []
-        return [{"strategy": "linear-probe", **self._place(row)} for row in select.best_cuts(rows)[:FIRST_GUESSES]]
 
     def _first_trained(self, rows: Sequence[ProbeRow], trials: Trials) -> ProbeRow:
         """Where the strategies begin: the backbone that looks best, of those that a budget has time to train."""
         best = select.best_cuts(rows)
         if not self.budget.limited or set(self.strategies) == {"linear-probe"}:
             return best[0]
-        seconds = {}
-        for row in best:
-            try:
-                epoch = trials.arithmetic(row.backbone).image_seconds * len(trials.bench.shas("train"))
-            except (PluginError, TrainingError):  # a trial that needs it will say so
-                epoch = math.inf
-            seconds[row.backbone] = epoch * FIRST_EPOCHS * len(self.strategies)
-            if seconds[row.backbone] <= FIRST_TRAININGS * self.budget.left():
-                break
-        chosen = min(best[: len(seconds)], key=lambda row: seconds[row.backbone])
+        for_each = FIRST_TRAININGS * self.budget.left() / len(self.strategies)
+        chosen = guesses.affordable(best, trials.epoch_seconds, for_each)
         if chosen != best[0]:
-            self.watcher.note(
-                f"Trainings begin with {chosen.backbone}: --budget has little time for {best[0].backbone}."
-            )
+            what = f"Trainings begin with {chosen.backbone}"
+            self.watcher.note(f"{what}: --budget has little time for {best[0].backbone}.")
         return chosen
-
-    def _guesses(self, rows: Sequence[ProbeRow], trained: ProbeRow) -> list[dict[str, object]]:
-        """The first guess of each strategy where trainings begin, and linear probes on the other backbones."""
-        place = self._place(trained)
-        probed = rows[0].backbone
-        others = [guess for guess in self._linear_probes(rows) if guess["backbone"] != probed]
-        guesses = [guess for entry in self.strategies.values() if (guess := self._first_guess(entry, place))]
-        return [guess for pair in zip_longest(guesses, others) for guess in pair if guess]
-
-    def _first_guess(self, entry: Entry, place: Mapping[str, object]) -> dict[str, object] | None:
-        """What a strategy wants to be tried first, at a place unless it names another."""
-        try:
-            with entry.owner.answers_for(f"Strategy '{entry.name}'", "has a first guess that cannot be tried"):
-                first = getattr(entry.item, "first_guess", None)
-                if first is None:
-                    return None
-                guess: dict[str, object] = {"strategy": entry.name, **place, **first}
-                json.dumps(guess)  # which the storage will do
-        except PluginError as error:
-            self._leave_out(error)
-            return None
-        if guess.get("augmentation") not in (None, *self.augmentations):
-            del guess["augmentation"]
-        return guess
-
-    def _place(self, row: ProbeRow) -> dict[str, object]:
-        """A backbone, a cut and a pooling as parameters of a trial."""
-        info = self.catalogue.info(row.backbone)
-        return {
-            "backbone": row.backbone,
-            "cut": share_of(info.names.index(row.cut), len(info.names)),
-            pooling_name(info.stage(row.cut).poolings): row.pooling,
-            "input_size": 0.0,
-        }
 
 
 def _require_same(what: str, named: Sequence[str], before: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """One trial after another: a strategy suggests, the engine trains, the log remembers, Optuna is told."""
 
+import math
 import time
 import traceback
 import warnings
@@ -18,7 +19,7 @@ from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError, reason
+from autotl.errors import PlanError, PluginError, TrainingError, reason
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
@@ -176,7 +177,7 @@ class Trials:
             data=self._facts,
             data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=self.settings.seed),
             seed=self.settings.seed,
-            arithmetic=self.arithmetic,
+            arithmetic=self._arithmetic,
         )
         with entry.owner.answers_for(f"Strategy '{entry.name}'"):
             plan = entry.item.suggest(trial, context)
@@ -198,7 +199,7 @@ class Trials:
                 f"Strategy '{entry.name}' of {entry.owner} suggested a plan that cannot be carried out: {error}"
             ) from error
 
-    def arithmetic(self, backbone: str) -> Arithmetic:
+    def _arithmetic(self, backbone: str) -> Arithmetic:
         """How a backbone is trained in this study: as is fastest on the machine that trains it first."""
 
         def choose() -> dict[str, Any]:
@@ -207,14 +208,23 @@ class Trials:
                 chosen = precision.choose(
                     bench.catalogue, backbone, bench.device, bench.features.cache_dir, bench.make_room
                 )
-            seconds = chosen.image_seconds * len(bench.shas("train"))
             self.watcher.note(
                 f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
-                f"{seconds:.1f} s for an epoch of the whole network."
+                f"{self._epoch_seconds(chosen):.1f} s for an epoch of the whole network."
             )
             return asdict(chosen)
 
         return Arithmetic(**self.study.settled(f"arithmetic of {backbone}", choose))
+
+    def epoch_seconds(self, backbone: str) -> float:
+        """What an epoch of the whole network takes; infinite where it cannot be trained, which a trial will tell."""
+        try:
+            return self._epoch_seconds(self._arithmetic(backbone))
+        except (PluginError, TrainingError):
+            return math.inf
+
+    def _epoch_seconds(self, arithmetic: Arithmetic) -> float:
+        return arithmetic.image_seconds * len(self.bench.shas("train"))
 
     @cached_property
     def _facts(self) -> DataFacts:

@@ -1,0 +1,87 @@
+"""What is tried before the sampler chooses: linear probes at the best cuts, and the first guess of each strategy."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.errors import PluginError
+from autotl.registry import Entry
+from autotl.study import select
+from autotl.study.space import pooling_name, share_of
+from autotl.tracking.probe import ProbeRow
+
+PROBES = 5
+"""How many of the probe's best cuts, each of another backbone, get a linear probe."""
+EPOCHS = 20
+"""Epochs of the whole network that a first guess takes, about."""
+
+Guess = dict[str, object]
+"""Parameters of a trial."""
+
+
+class Guesses:
+    """The trials of a study whose parameters are known from what the probe saw."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        strategies: Mapping[str, Entry],
+        augmentations: Mapping[str, Entry],
+        leave_out: Callable[[PluginError], None],
+    ) -> None:
+        """`leave_out` is told of a strategy whose first guess cannot be tried."""
+        self._catalogue, self._strategies, self._augmentations = catalogue, strategies, augmentations
+        self._leave_out = leave_out
+
+    def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
+        """Linear probes at the best cut of each backbone, best first."""
+        if "linear-probe" not in self._strategies:
+            return []
+        return [{"strategy": "linear-probe", **self._place(row)} for row in select.best_cuts(rows)[:PROBES]]
+
+    def before_sampling(self, rows: Sequence[ProbeRow], trained: ProbeRow) -> list[Guess]:
+        """The first guess of each strategy at the cut `trained`, and linear probes on all backbones but the first."""
+        place = self._place(trained)
+        others = [guess for guess in self.linear_probes(rows) if guess["backbone"] != rows[0].backbone]
+        firsts = [guess for entry in self._strategies.values() if (guess := self._first(entry, place))]
+        return [guess for pair in zip_longest(firsts, others) for guess in pair if guess]
+
+    def _first(self, entry: Entry, place: Guess) -> Guess | None:
+        """What a strategy wants to be tried first, at a place unless it names another."""
+        try:
+            with entry.owner.answers_for(f"Strategy '{entry.name}'", "has a first guess that cannot be tried"):
+                first = getattr(entry.item, "first_guess", None)
+                if first is None:
+                    return None
+                guess: Guess = {"strategy": entry.name, **place, **first}
+                json.dumps(guess)  # which the storage will do
+        except PluginError as error:
+            self._leave_out(error)
+            return None
+        if guess.get("augmentation") not in (None, *self._augmentations):
+            del guess["augmentation"]
+        return guess
+
+    def _place(self, row: ProbeRow) -> Guess:
+        """A backbone, a cut and a pooling as parameters of a trial."""
+        info = self._catalogue.info(row.backbone)
+        return {
+            "backbone": row.backbone,
+            "cut": share_of(info.names.index(row.cut), len(info.names)),
+            pooling_name(info.stage(row.cut).poolings): row.pooling,
+            "input_size": 0.0,
+        }
+
+
+def affordable(best: Sequence[ProbeRow], epoch_seconds: Callable[[str], float], seconds: float) -> ProbeRow:
+    """The first of these cuts on whose backbone a first guess takes no more than `seconds`; else the cheapest one.
+
+    `epoch_seconds(backbone)`: for an epoch of the whole network; asked for no more of them than needed.
+    """
+    needed: list[float] = []
+    for row in best:
+        needed.append(EPOCHS * epoch_seconds(row.backbone))
+        if needed[-1] <= seconds:
+            return row
+    return best[needed.index(min(needed))]
