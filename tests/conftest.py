@@ -8,8 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-from autotl.engine import device
+from autotl.engine import device, features
 from autotl.host import Host
+from autotl.study import estimate
 from autotl.study.search import Search
 from autotl.testing.lab import TinyPlugin, write_stripes
 
@@ -64,3 +65,20 @@ def host():
     made.add(TinyPlugin(), "tiny-plugin")
     assert not made.problems
     return made
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """`little_memory()`: from then on no more than five images at once fit when features are computed."""
+    really = features.every_feature
+
+    def limited(stages, info, images, owner):
+        if len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return really(stages, info, images, owner)
+
+    def limit():
+        for module in (features, estimate):
+            monkeypatch.setattr(module, "every_feature", limited)
+
+    return limit

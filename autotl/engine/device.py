@@ -8,6 +8,8 @@ from torch import Tensor
 
 from autotl.errors import StudyError, TrainingError
 
+TOO_LITTLE = "One image alone does not fit into the device's memory: leave out the largest backbones, or take another."
+
 
 def resolve(name: str) -> str:
     """`auto` → `cuda` where there is one, else `cpu`; any other name must be a device that works here.
@@ -29,15 +31,13 @@ def resolve(name: str) -> str:
         # The same plan gives the same numbers.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
+        # Nothing here reads what it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         # Of attention only the plain kind has a backward pass in a fixed order, unless warnings are errors.
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
     return name
-
-
-TOO_LITTLE = "One image alone does not fit into the device's memory: leave out the largest backbones, or take another."
 
 
 def kind(device: str) -> str:

@@ -7,7 +7,6 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import StageInfo
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
-from autotl.engine import features
 from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore, normalise, pool
 from autotl.engine.fit import fit, on_all_images
@@ -196,17 +195,10 @@ def test_a_plan_that_cannot_be_carried_out_says_why(bench, changes, says):
         fit(plan(bench, **changes), bench)
 
 
-def test_a_batch_that_does_not_fit_into_the_memory_goes_through_in_parts(bench, tmp_path, monkeypatch):
+def test_a_batch_that_does_not_fit_into_the_memory_goes_through_in_parts(bench, tmp_path, little_memory):
     shas = bench.shas("train")
     whole = bench.features.read(network(bench), "2.1", "avg", shas)
-    really = features.every_feature
-
-    def limited(stages, info, images, owner):
-        if len(images) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return really(stages, info, images, owner)
-
-    monkeypatch.setattr(features, "every_feature", limited)
+    little_memory()
     other = FeatureStore(tmp_path / "other", bench.catalogue, bench.features.pixels, "cpu")
     torch.testing.assert_close(other.read(network(bench), "2.1", "avg", shas), whole)
     assert other.computed == len(shas)

@@ -9,14 +9,11 @@ from pathlib import Path
 
 import optuna
 import pytest
-import torch
 from PIL import Image
 
 from autotl import hookimpl
-from autotl.engine import features
 from autotl.errors import PluginError, StudyError, WeightsError
 from autotl.report.terminal import show_study
-from autotl.study import estimate
 from autotl.study import search as searching
 from autotl.study.search import Search
 from autotl.study.select import leaderboard
@@ -369,16 +366,8 @@ def test_what_cannot_be_searched_is_said_before_anything_is_done(host, stripes, 
     assert not (tmp_path / "studies").exists()
 
 
-def test_where_the_device_has_memory_for_a_few_images_at_once_it_is_searched_all_the_same(host, stripes, monkeypatch):
-    really = features.every_feature
-
-    def limited(stages, info, images, owner):
-        if len(images) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return really(stages, info, images, owner)
-
-    monkeypatch.setattr(features, "every_feature", limited)
-    monkeypatch.setattr(estimate, "every_feature", limited)
+def test_where_the_device_has_memory_for_a_few_images_at_once_it_is_searched_all_the_same(host, stripes, little_memory):
+    little_memory()
     assert search(host, stripes, budget=600.0, trials=3).run().trials["complete"] == 3
 
 
