@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from autotl.backbones import weights as weights_files
 from autotl.backbones.weights import WeightsFile
-from autotl.contracts import BackboneInfo, Family, ModelCard, StageInfo, WeightsSource
+from autotl.contracts import BackboneInfo, Family, ModelCard, WeightsSource
 from autotl.errors import PlanError, PluginError, WeightsError, unknown
 from autotl.files import write
 from autotl.host import Host
@@ -189,7 +189,9 @@ class Catalogue:
         file = self.cache_dir / "info" / f"{key}.json"
         if file.exists():
             return BackboneInfo.from_json(file.read_text(), name=str(file))
-        info = _measure(name, input, self.structure(name, input))
+        from autotl.backbones.costs import measure
+
+        info = measure(name, input, self.structure(name, input))
         write(file, info.to_json())
         return info
 
@@ -231,22 +233,6 @@ class Catalogue:
             return split(model, input.size)
         except PluginError as error:
             raise PluginError(f"Backbone '{name}' of {entry.owner} cannot be used: {error}") from error
-
-
-def _measure(name: str, input: Input, stages: "Stages") -> BackboneInfo:
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    seen = 0
-    infos = []
-    image = torch.zeros(1, 3, input.size, input.size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for boundary, _ in stages.eval().walk(image):
-            total = counter.get_total_flops()
-            parameters = sum(parameter.numel() for parameter in stages.stage_parameters(boundary.name).values())
-            infos.append(StageInfo(**boundary.model_dump(), parameters=parameters, flops=total - seen))
-            seen = total
-    return BackboneInfo(name=name, input=input, stages=tuple(infos), fingerprint=stages.fingerprint)
 
 
 @cache
