@@ -1,7 +1,7 @@
 """The end of a search: the best plans run again, the winner and its controls, the sealed test, the bundle."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -51,11 +51,16 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     if ended < settings.trials:
         end.left_out.append(f"{settings.trials - ended} of {settings.trials} trials: no time")
     winner, final = end.train(end.contenders(board[:BEST]))
-    if known and known.final == final and not known.left_out and (known.comparisons or not settings.compare):
-        test, comparisons = known.test, known.comparisons
+    test, comparisons = (known.test, known.comparisons) if known and known.final == final else (None, {})
+    if settings.compare:
+        controls = list(end.controls(winner, board))
+        comparisons = {control.name: comparisons[control.name] for control in controls if control.name in comparisons}
+        missing = list(end.carried_out(control for control in controls if control.name not in comparisons))
     else:
-        controls = list(end.controls(winner, board)) if settings.compare else []
-        test, comparisons = end.judge(final, controls, len(records))
+        missing = []
+    if test is None or missing:
+        test, more = end.judge(final, missing, len(records))
+        comparisons |= more
     result = Result(
         study=folder.name,
         trials={state: sum(record.state == state for record in records) for state in STATES},
@@ -252,11 +257,15 @@ class _End:
                 return _Contender(record, (self._own_run(record),)), plan
         raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
 
-    def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[tuple[str, Fitted]]:
-        """What the winner is measured against, carried out."""
+    def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[Control]:
+        """What the winner is measured against."""
         catalogue, rows, note = self.bench.catalogue, read_probe(self.folder), self.watcher.note
         run = winner.median
-        for control in controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, note):
+        return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, note)
+
+    def carried_out(self, controls: Iterable[Control]) -> Iterator[tuple[str, Fitted]]:
+        """Controls by name, trained as the winner was."""
+        for control in controls:
             try:
                 yield control.name, self._carry_out(control)
             except OutOfTime:

@@ -14,7 +14,10 @@ from PIL import Image
 from autotl import hookimpl
 from autotl.errors import PluginError, StudyError, WeightsError
 from autotl.report.terminal import show_study
+from autotl.study import controls
+from autotl.study import finish as finishing
 from autotl.study import search as searching
+from autotl.study.budget import OutOfTime
 from autotl.study.search import Search
 from autotl.study.select import leaderboard
 from autotl.study.settings import Settings
@@ -102,6 +105,30 @@ def test_the_same_command_again_adds_nothing_and_a_larger_total_adds_the_rest(ho
     assert +Counter(more.trials) == {"complete": 7}
     # The test is opened again only for another winner, and the report says so.
     assert more.test_opened == (1 if more.final == first.final else 2)
+
+
+def test_what_had_no_time_is_made_up_for_without_opening_the_test_for_the_rest_again(host, stripes, monkeypatch):
+    def openings():
+        return len(made.folder.test_openings.read_text().splitlines())
+
+    def no_time(end, control):
+        if control.name == controls.PIXELS:
+            raise OutOfTime
+        return really(end, control)
+
+    really = finishing._End._carry_out
+    with monkeypatch.context() as patch:
+        patch.setattr(finishing._End, "_carry_out", no_time)
+        made = search(host, stripes, trials=4)
+        first = made.run()
+        again = search(host, stripes, trials=4).run()
+    assert first.left_out == again.left_out == (f"the comparison with {controls.PIXELS}: no time",)
+    assert (again.test, again.comparisons, openings()) == (first.test, first.comparisons, 1)
+    whole = search(host, stripes, trials=4).run()
+    assert not whole.left_out
+    assert whole.test == first.test
+    assert first.comparisons.items() < whole.comparisons.items()
+    assert (openings(), whole.test_opened) == (2, 1)
 
 
 def test_one_test_image_is_enough_for_an_interval(host, stripes):
