@@ -45,9 +45,10 @@ class Torchvision:
     def build(self, name, weights):
         self._weights(name)
         architecture = name.partition(".")[0]
-        # GoogLeNet and Inception v3 have side exits that serve their training alone.
-        side_exits = {"aux_logits": False, "init_weights": True}
-        options = side_exits if architecture in ("googlenet", "inception_v3") else {}
+        # GoogLeNet and Inception v3 have side exits that serve their training alone. As torchvision itself does where it
+        # loads weights, they scale images that are prepared as for all other networks to what theirs were trained on.
+        own = {"aux_logits": False, "init_weights": True, "transform_input": True}
+        options = own if architecture in ("googlenet", "inception_v3") else {}
         model = self.models.get_model(architecture, weights=None, **options)
         if weights is not None:
             load_weights(model, weights, ignore=("AuxLogits.", "aux1.", "aux2."))

@@ -17,7 +17,7 @@ from autotl.errors import PluginError
 from autotl.plan import Head, Input, Network, Pooling, digest
 from autotl.registry import Owner
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when what a row holds changes: stored rows of other formats are then not read."""
 
 BATCH_PIXELS = {"cpu": 2**20, "cuda": 2**24}
