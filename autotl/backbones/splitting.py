@@ -303,7 +303,8 @@ class _Trace:
 
         There is one between two layers with weights, as late as possible: norms, activations and local
         pooling belong to the stage before. Dropout and a classifier's pooling belong to what follows.
-        The network's own output ends a stage too if it can carry a head.
+        The network's own output ends a stage too if it can carry a head. So does what is pooled into it where the
+        network has no classifier, which timm's say by `num_classes = 0`.
         """
         cuts: dict[str, fx.Node] = {}
         possible = self._bottlenecks() & self.shapes.keys()
@@ -321,6 +322,8 @@ class _Trace:
                 closed = True
             else:
                 latest = node
+        if latest is not None and getattr(self.network, "num_classes", None) == 0:
+            cuts.setdefault(self.names[latest], latest)
         (output,) = self.graph.output_node().args
         if isinstance(output, fx.Node) and output in self.shapes:
             cuts.setdefault(self.names[output], output)

@@ -1,4 +1,4 @@
-"""The family `timm:`: every pretrained classifier of timm, `timm:resnet18.a1_in1k`."""
+"""The family `timm:`: every pretrained network of timm, classifier or not, `timm:resnet18.a1_in1k`."""
 
 import math
 
@@ -7,7 +7,7 @@ from autotl import Input, ModelCard, WeightsSource, hookimpl
 
 @hookimpl
 def register_backbones(register):
-    register("timm", Timm, summary="All pretrained classifiers of timm")
+    register("timm", Timm, summary="All pretrained networks of timm")
 
 
 class Timm:
@@ -17,8 +17,7 @@ class Timm:
         self.timm = timm
 
     def names(self):
-        listed = self.timm.list_models(pretrained=True)
-        return [name for name in listed if self.timm.get_pretrained_cfg(name).num_classes]
+        return self.timm.list_models(pretrained=True)
 
     def card(self, name):
         facts = self._facts(name)

@@ -524,6 +524,13 @@ def test_a_headless_network_keeps_its_last_stage():
 # What is refused, and in which words.
 
 
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
+def test_a_network_of_timm_without_classifier_has_the_stages_of_one_with(name):
+    """Such as DINOv2's, which ends in pooled features."""
+    whole, headless = (split(timm.create_model(name, num_classes=classes), 224) for classes in (1000, 0))
+    assert headless.boundaries == whole.boundaries
+
+
 def test_a_forward_that_cannot_be_traced_is_refused():
     with pytest.raises(PluginError, match=r"Cannot split Undecided .* control flow.* module of its own\.$"):
         split(Undecided(), 8)
