@@ -193,6 +193,11 @@ class TransferPlan(Record):
         return Network(self.backbone, self.weights, self.input)
 
     @property
+    def by_gradient(self) -> bool:
+        """Whether any phase trains by gradient descent; otherwise the network is left as it is."""
+        return any(phase.by_gradient for phase in self.phases)
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the canonical JSON."""
         return digest(self.model_dump(mode="json"))

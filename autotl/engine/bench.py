@@ -49,6 +49,11 @@ class Bench:
     def shas(self, *splits: Split) -> list[str]:
         return self.dataset.shas(*splits)
 
+    @property
+    def refit_factor(self) -> float:
+        """How many images there are but the sealed ones, for each of `train`: how much longer training on all takes."""
+        return len(self.shas("train", "stop", "rank")) / len(self.shas("train"))
+
     def labels(self, *splits: Split) -> Tensor:
         """[N] int64, on the device."""
         return torch.from_numpy(self.dataset.labels(*splits)).to(self.device)

@@ -60,11 +60,6 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
     return fitted
 
 
-def is_random(plan: TransferPlan) -> bool:
-    """Whether another seed would give another result."""
-    return any(phase.by_gradient for phase in plan.phases)
-
-
 def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Bench) -> TransferPlan:
     """The plan that trains the same setup on every image but the sealed ones.
 

@@ -1,10 +1,10 @@
-"""What a winner is measured against: a linear probe, raw pixels, the same network from random weights."""
+"""What a winner is measured against: a linear probe, raw pixels, a training from random weights."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.engine.fit import is_random, requires
+from autotl.engine.fit import requires
 from autotl.plan import Component, Head, Phase, Pooling, TransferPlan
 from autotl.study import select
 from autotl.tracking.log import TrialRecord
@@ -12,10 +12,8 @@ from autotl.tracking.probe import ProbeRow
 
 PIXELS = "reference:pixels"
 PENALTIES = [10.0**power for power in range(-4, 2)]
-ALL_IMAGES = 1.6
-"""What training on all images takes against training on the train split, which is 64 % of them."""
-PROBE_SECONDS = 8.0
-"""What a linear probe that is still to be made takes, about."""
+PROBE_SECONDS = 3.0
+"""What a linear probe takes, about."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,11 @@ class Control:
     plan: TransferPlan
     measured: dict[str, float] | None
     seconds: float
-    """What it will take, about."""
+    """What its plan takes to carry out, about."""
 
     @classmethod
     def known(cls, name: str, record: TrialRecord) -> "Control":
-        return cls(name, select.plan_of(record), record.metrics, ALL_IMAGES * record.metrics["seconds"])
+        return cls(name, select.plan_of(record), record.metrics, record.metrics["seconds"])
 
 
 def controls_of(
@@ -43,24 +41,24 @@ def controls_of(
 ) -> Iterator[Control]:
     """The controls of a plan that won and took so many seconds; `note` is told which one is missing, and why."""
     scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
-    probes = [record for record in board if not is_random(select.plan_of(record)) and record not in scratch]
-    if is_random(won) and probes:
+    probes = [record for record in board if select.is_linear_probe(select.plan_of(record))]
+    if won.by_gradient and probes:
         yield Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
-    elif is_random(won) and (rows := select.best_cuts(probe)):
+    elif won.by_gradient and (rows := select.best_cuts(probe)):
         plan = _linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue)
         yield Control(f"a linear probe of {rows[0].backbone} at {rows[0].cut}", plan, None, PROBE_SECONDS)
     pixels = _on_pixels(won, catalogue)
     if pixels and won.backbone != PIXELS:
         yield Control(PIXELS, pixels, None, PROBE_SECONDS)
-    if select.from_scratch(won):
+    if select.has_random_weights(won):
         return
     if scratch:
         yield Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
-    elif is_random(won):
+    elif won.by_gradient:
         # Rates that suit what is pretrained teach random weights nothing: it would be no fair match.
         note("Not compared with training from scratch: the study has no trial of that strategy.")
     elif at_random := _at_random(won, catalogue):
-        yield Control("the same frozen backbone at random", at_random, None, (1 + ALL_IMAGES) * seconds)
+        yield Control("the same frozen backbone at random", at_random, None, seconds)
 
 
 def _at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:

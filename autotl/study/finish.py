@@ -10,7 +10,7 @@ import torch
 from autotl.data.dataset import Dataset
 from autotl.engine import metrics
 from autotl.engine.bench import Bench
-from autotl.engine.fit import Fitted, fit, is_random, on_all_images
+from autotl.engine.fit import Fitted, fit, on_all_images
 from autotl.engine.observe import Nobody
 from autotl.errors import AutotlError, PluginError, StudyError, one_line
 from autotl.export import bundle
@@ -18,7 +18,7 @@ from autotl.files import append_line, read_lines, write
 from autotl.plan import TransferPlan, digest
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
-from autotl.study.controls import ALL_IMAGES, PROBE_SECONDS, Control, controls_of
+from autotl.study.controls import PROBE_SECONDS, Control, controls_of
 from autotl.study.machine import MACHINE
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
@@ -87,11 +87,12 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     return result
 
 
-def seconds_needed(board: Sequence[TrialRecord], settings: Settings) -> float:
+def seconds_needed(board: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
     """What will be done after the trials, as far as it is known by now."""
-    again = [_seconds(record) for record in board[:BEST] if is_random(select.plan_of(record))]
-    last = ALL_IMAGES * max(map(_seconds, board[:BEST]), default=0.0)
-    return settings.reruns * sum(again) + last + settings.compare * (last + PROBE_SECONDS)
+    again = [_seconds(record) for record in board[:BEST] if select.depends_on_seed(select.plan_of(record))]
+    last = bench.refit_factor * max(map(_seconds, board[:BEST]), default=0.0)
+    probe = (1 + bench.refit_factor) * PROBE_SECONDS
+    return settings.reruns * sum(again) + last + settings.compare * (last + probe)
 
 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:
@@ -163,21 +164,27 @@ class _End:
     def contenders(self, best: Sequence[TrialRecord]) -> list[_Contender]:
         """The best plans, by their means over seeds; without those that break down with another seed."""
         contenders = [_Contender(record, (self._own_run(record),)) for record in best]
-        again = [_seconds(record) for record in best if is_random(select.plan_of(record))]
+        again = [_seconds(record) for record in best if select.depends_on_seed(select.plan_of(record))]
         turns = self.settings.reruns if again and len(best) > 1 else 0
         self._keep_for_the_test(best)
         try:
             for turn in range(1, turns + 1):
-                if self.budget.left() < sum(again) + ALL_IMAGES * max(map(_seconds, best)):
+                if self.budget.left() < sum(again) + self.bench.refit_factor * max(map(_seconds, best)):
                     raise OutOfTime
-                contenders = [run for contender in contenders if (run := self._run_again(contender, turn))]
+                ran = []
+                for contender in tuple(contenders):
+                    if run := self._run_again(contender, turn):
+                        ran.append(run)
+                    else:
+                        contenders.remove(contender)
+                contenders = ran
         except OutOfTime:
             self.left_out.append(f"{turns - turn + 1} of {turns} runs of the best plans with fresh seeds: no time")
         return sorted(contenders, key=lambda contender: -contender.mean)
 
     def _keep_for_the_test(self, best: Sequence[TrialRecord]) -> None:
         """The bundle and its controls will each look at the test images, as a trial looks at `rank`."""
-        looks = 3 if self.settings.compare else 1
+        looks = 4 if self.settings.compare else 1
         share = len(self.bench.shas("test")) / len(self.bench.shas("rank"))
         self.budget.keep_at_last(looks * share * max(record.metrics.get("rank.seconds", 0.0) for record in best))
 
@@ -188,7 +195,7 @@ class _End:
     def _run_again(self, contender: _Contender, turn: int) -> _Contender | None:
         """One run more, where another seed can give another result; None where it breaks down."""
         plan = select.plan_of(contender.record)
-        if not is_random(plan):
+        if not select.depends_on_seed(plan):
             return contender
         plan = select.with_seed(plan, plan.seed + turn)
         if plan.hash not in self._known:
@@ -235,7 +242,7 @@ class _End:
         """
         self.watcher.progress(task, 0, 1)
         try:
-            return fit(plan, self.bench, _Deadline(self.budget))
+            fitted = fit(plan, self.bench, _Deadline(self.budget))
         except MACHINE:
             raise
         except (AutotlError, RuntimeError) as error:
@@ -244,6 +251,8 @@ class _End:
             raise _Failed(one_line(error, 200)) from error
         finally:
             self.watcher.progress(task, 1, 1)
+        fitted.model.observer = Nobody()  # its look at the test images is what time has been kept for
+        return fitted
 
     def _as_it_lies_there(
         self, plan: TransferPlan | None, contenders: Sequence[_Contender]
@@ -278,10 +287,12 @@ class _End:
 
         Raises: OutOfTime, at once where it is plain that the time will not do.
         """
-        plan, measured = control.plan, control.measured
-        if self.budget.left() < control.seconds:
+        plan, measured, refit = control.plan, control.measured, self.settings.refit
+        itself = 0.0 if refit and measured else control.seconds
+        on_all = self.bench.refit_factor * control.seconds if refit else 0.0
+        if self.budget.left() < itself + on_all:
             raise OutOfTime
-        if not self.settings.refit:
+        if not refit:
             return self._fit(plan, control.name)
         measured = measured or self._fit(plan, control.name).metrics
         return self._fit(on_all_images(plan, measured, self.bench), f"{control.name}, on all images")

@@ -33,13 +33,29 @@ def plan_of(record: TrialRecord) -> TransferPlan:
 
 def with_seed(plan: TransferPlan, seed: int) -> TransferPlan:
     """The plan with another seed, random weights included."""
-    weights = f"random:{seed}" if from_scratch(plan) else plan.weights
+    weights = f"random:{seed}" if has_random_weights(plan) else plan.weights
     return plan.model_copy(update={"seed": seed, "weights": weights})
 
 
-def from_scratch(plan: TransferPlan) -> bool:
-    """Whether the network began with random weights."""
+def depends_on_seed(plan: TransferPlan) -> bool:
+    """Whether another seed would give another result."""
+    return plan.by_gradient or has_random_weights(plan)
+
+
+def has_random_weights(plan: TransferPlan) -> bool:
+    """Whether the network begins with random weights."""
     return plan.weights.startswith("random:")
+
+
+def from_scratch(plan: TransferPlan) -> bool:
+    """Whether the network is trained from random weights."""
+    return plan.by_gradient and has_random_weights(plan)
+
+
+def is_linear_probe(plan: TransferPlan) -> bool:
+    """Whether a linear classifier sits on one cut of a pretrained network that is left as it is."""
+    methods = [phase.method for phase in plan.phases]
+    return methods == ["closed-form"] and not plan.head.taps and not has_random_weights(plan)
 
 
 def best_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:

@@ -161,7 +161,7 @@ class Trials:
             self._known[record.plan.hash] = record.metrics
         board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
-        self.budget.keep(seconds_needed(board, self.settings))
+        self.budget.keep(seconds_needed(board, self.settings, self.bench))
 
     def _is_best(self, value: float, measured: Mapping[str, float]) -> bool:
         best = self._best

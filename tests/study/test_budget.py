@@ -103,6 +103,31 @@ def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, str
     assert more.comparisons
 
 
+def test_the_time_that_was_kept_for_the_test_goes_into_it(host, stripes, monkeypatch):
+    really = finish._End.judge
+
+    def late(*args):
+        monkeypatch.setattr(Budget, "left", lambda budget: -1.0)  # all but what was kept is used up
+        return really(*args)
+
+    monkeypatch.setattr(finish._End, "judge", late)
+    assert "reference:pixels" in search(host, stripes, trials=2, reruns=0).run().comparisons
+
+
+def test_a_plan_that_breaks_down_with_another_seed_does_not_win_because_the_time_is_up(host, stripes, monkeypatch):
+    seen = []
+
+    def run_again(end, contender, turn):
+        seen.append(contender.record.number)
+        if len(seen) > 1:
+            raise OutOfTime
+
+    monkeypatch.setattr(finish._End, "_run_again", run_again)
+    result = search(host, stripes, trials=3, strategies=("fine-tune",)).run()
+    assert len(seen) == 2
+    assert result.best.trial == seen[1]
+
+
 def test_images_that_take_longer_than_the_budget_are_said(host, stripes):
     with pytest.raises(StudyError, match="longer to read than --budget"):
         search(host, stripes, used=59).run()
