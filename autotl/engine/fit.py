@@ -80,13 +80,14 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
     return plan.model_copy(update={"train_on": splits, "phases": phases})
 
 
-def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase]) -> dict[str, str]:
-    """What a plan's numbers depend on: versions of libraries and of the plugins that train, and the stage list.
+def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase], augmentation: str) -> dict[str, str]:
+    """What a plan's numbers depend on: versions of libraries and of plugins, and the stage list.
 
-    Of a method that nobody offers nothing can be said here; `check` refuses it.
+    Of a method or an augmentation that nobody offers nothing can be said here; `check` refuses it.
     """
-    methods = catalogue.host.methods
+    methods, augmentations = catalogue.host.methods, catalogue.host.augmentations
     owners = [methods[phase.method].owner for phase in phases if phase.method in methods]
+    owners += [augmentations[augmentation].owner] if augmentation in augmentations else []
     return {**{owner.distribution: owner.version for owner in owners}, **catalogue.requires(backbone)}
 
 
@@ -100,7 +101,7 @@ def check(plan: TransferPlan, bench: Bench) -> None:
         if not phase.by_gradient and phase.method not in catalogue.host.methods:
             methods = ["sgd", *(entry.name for entry in catalogue.host.methods)]
             raise PlanError(unknown("training method", phase.method, methods))
-    have = requires(catalogue, plan.backbone, plan.phases)
+    have = requires(catalogue, plan.backbone, plan.phases, plan.augmentation.name)
     for name, wanted in plan.requires.items():
         if have.get(name) != wanted:
             raise PlanError(

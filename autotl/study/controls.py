@@ -90,6 +90,6 @@ def _linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling,
         augmentation=Component(name="none", owner=none.owner.distribution, version=none.owner.version),
         data=plan.data,
         seed=plan.seed,
-        requires=requires(catalogue, backbone, (probe,)),
+        requires=requires(catalogue, backbone, (probe,), "none"),
         phases=(probe,),
     )

@@ -95,6 +95,7 @@ class SearchContext:
         network = self._catalogue.network(self._backbone.name, self.seed, input)
         if not pretrained:
             network = self._catalogue.at_random(network, self.seed)
+        augmentation = augmentation or _component(self._catalogue.host.augmentations["none"], {})
         # How it is trained matters only to what is trained.
         trained = any(phase.by_gradient for phase in phases)
         arithmetic = self._arithmetic(self._backbone.name) if trained else Arithmetic()
@@ -107,10 +108,10 @@ class SearchContext:
             memory_format=arithmetic.memory_format,
             cut=cut,
             head=head,
-            augmentation=augmentation or _component(self._catalogue.host.augmentations["none"], {}),
+            augmentation=augmentation,
             data=self._data_ref,
             seed=self.seed,
-            requires=requires(self._catalogue, network.backbone, phases),
+            requires=requires(self._catalogue, network.backbone, phases, augmentation.name),
             phases=tuple(phases),
         )
 

@@ -1,10 +1,12 @@
 import optuna
 import pytest
 
+from autotl import hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
 from autotl.engine.precision import Arithmetic
 from autotl.plan import DataRef, Head, Phase
+from autotl.registry import Owner
 from autotl.study.sampler import NumberedSampler
 from autotl.study.space import SearchContext, at, share_of
 
@@ -70,6 +72,24 @@ def test_the_host_fills_in_what_the_strategy_need_not_know(context_of):
     assert (plan.seed, plan.data.split_seed) == (7, 7)
     assert plan.requires["stages"] == context.backbone().fingerprint
     assert "torch" in plan.requires
+
+
+def test_a_plan_names_the_version_of_the_plugin_whose_augmentation_it_uses(host, context_of):
+    class Same:
+        def suggest(self, trial, context):
+            return {}
+
+    class Plugin:
+        @hookimpl
+        def register_augmentations(self, register):
+            register("same", Same, summary="For a test")
+
+    host._add(Plugin(), Owner("same", "autotl-same", "1.2", "autotl_same"))
+    context = context_of(optuna.trial.FixedTrial({"backbone": "tiny:net", "augmentation": "same"}))
+    phases = [Phase(method="closed-form", frozen="1.2")]
+    plan = context.plan(cut="1.2", head=Head(pooling="avg"), phases=phases, augmentation=context.augmentation())
+    assert plan.requires["autotl-same"] == "1.2"
+    assert "autotl-same" not in context.plan(cut="1.2", head=Head(pooling="avg"), phases=phases).requires
 
 
 def test_how_a_network_is_trained_is_said_of_what_is_trained_alone(context_of):
