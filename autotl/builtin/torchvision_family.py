@@ -45,8 +45,8 @@ class Torchvision:
     def build(self, name, weights):
         self._weights(name)
         architecture = name.partition(".")[0]
-        # GoogLeNet and Inception v3 have side exits that serve their training alone. Prepared as for all other networks,
-        # images are scaled by these two to what their weights were trained on, as where torchvision itself loads them.
+        # GoogLeNet and Inception v3 have side exits that serve their training alone. Of images that are prepared as for
+        # all others they make what their weights were trained on, as they do where torchvision itself loads them.
         own = {"aux_logits": False, "init_weights": True, "transform_input": True}
         options = own if architecture in ("googlenet", "inception_v3") else {}
         model = self.models.get_model(architecture, weights=None, **options)

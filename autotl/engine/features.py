@@ -72,6 +72,18 @@ class FeatureStore:
             if progress:
                 progress(start + len(keys), len(missing))
 
+    def try_out(self, network: Network, shas: Sequence[str]) -> None:
+        """Put the first of the images `shas` that has no features yet through a backbone, and keep nothing.
+
+        Raises: WeightsError, PluginError or TrainingError where it cannot be used.
+        """
+        first = self._rows(network).missing(dict.fromkeys(shas))[:1]
+        if first:
+            info, owner = self.catalogue.info(network.backbone, network.input), self.catalogue.owner(network.backbone)
+            stages = on_device(self.catalogue.build(network), self.device)
+            image = torch.from_numpy(self.pixels.rows(network.input).read(first)).to(self.device)
+            in_parts(lambda part: every_feature(stages, info, normalise(part, network.input), owner), image)
+
     def missing(self, network: Network, shas: Sequence[str]) -> int:
         """How many of the images `shas` have no features yet."""
         return len(self._rows(network).missing(dict.fromkeys(shas)))

@@ -1,7 +1,7 @@
 """The default pool: which backbones a search considers when the user names none."""
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.device import kind
@@ -37,14 +37,14 @@ class Pool:
 def choose(
     catalogue: Catalogue,
     named: Sequence[str],
-    asked: Container[str],
+    required: Container[str],
     pool: str,
     device: str,
     leave_out: Callable[[PluginError], None],
 ) -> Pool:
     """The backbones of these names, or else those of `pool`.
 
-    `asked`: those names that were written out in full. What only a glob or the pool names and its plugin cannot
+    `required`: those names that were written out in full. What only a glob or the pool names and its plugin cannot
     build is left to `leave_out`.
 
     `pool` is `shipped` (what comes with autotl), `small` or `large` (two small or three larger
@@ -60,7 +60,7 @@ def choose(
             if not named and not catalogue.reachable(name):
                 left_out.append(name)
                 continue
-            if name not in asked:
+            if name not in required:
                 catalogue.info(name)
         except PluginError as error:
             leave_out(error)
@@ -108,10 +108,20 @@ def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
         watcher.confirm(f"{pool.download_bytes / 1e6:.0f} MB will be downloaded. Go on?")
 
 
-def download(catalogue: Catalogue, pool: Pool) -> None:
-    """Raises: WeightsError for the first backbone whose weights cannot be downloaded."""
+def download(
+    catalogue: Catalogue, pool: Pool, required: Container[str], leave_out: Callable[[WeightsError], None]
+) -> Pool:
+    """The pool with its weights on this machine; without those that could not be downloaded and are not `required`.
+
+    Raises: WeightsError for one that is.
+    """
+    failed = []
     for name in pool.downloads:
         try:
             catalogue.obtain(name)
         except WeightsError as error:
-            raise WeightsError(f"{error} Or search without it: --backbones.") from error
+            if name in required:
+                raise WeightsError(f"{error} Or search without it: --backbones.") from error
+            leave_out(error)
+            failed.append(name)
+    return replace(pool, backbones=tuple(name for name in pool.backbones if name not in failed))

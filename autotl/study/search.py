@@ -1,7 +1,7 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 
 from autotl.backbones.catalogue import Catalogue
@@ -11,7 +11,7 @@ from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.bench import Bench
-from autotl.errors import PluginError, StudyError, masked
+from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
 from autotl.files import settle
 from autotl.host import Host
 from autotl.plan import Network
@@ -65,12 +65,15 @@ class Search:
         self.augmentations = self._chosen(
             host.augmentations, settings.augmentations, before.augmentations if before else None
         )
-        named = self.catalogue.expand(settings.backbones)
+        self._named = self.catalogue.expand(settings.backbones)
         if before:
-            _require_same("backbones", named, (*before.backbones, *before.left_out))
-            named = list(before.backbones)
-        asked = named if before else settings.backbones
-        self.pool = pools.choose(self.catalogue, named, asked, settings.pool, self.device, self._leave_out)
+            if self._named:
+                _require_same("backbones", set(self._named) - set(before.left_out), before.backbones)
+            self._named = list(before.backbones)
+        self._required = self._named if before else settings.backbones
+        self.pool = pools.choose(
+            self.catalogue, self._named, self._required, settings.pool, self.device, self._leave_out
+        )
         for name in settings.weights:
             if name not in self.pool.backbones:
                 raise StudyError(
@@ -86,9 +89,9 @@ class Search:
         try:
             with one_line_each(self.folder.name), self.folder.lock():
                 settle(self.folder.bundle)
-                pools.download(self.catalogue, self.pool)
+                self.pool = pools.download(self.catalogue, self.pool, self._required, self._leave_out)
                 bench = self._open()
-                backbones = self._affordable(bench)
+                backbones = self._usable(bench)
                 study = self._define(bench.dataset, backbones)
                 self._begin_logging()
                 trials = Trials(
@@ -139,19 +142,20 @@ class Search:
 
         One that cannot be loaded is left out, unless its name was written out in full.
         """
-        named = [entry.name for pattern in patterns for entry in registry.match(pattern)]
-        if before is not None:
-            _require_same(registry.kind, named, before)
+        named = {entry.name: entry for pattern in patterns for entry in registry.match(pattern)}
+        entries = list(named.values()) or ([registry[name] for name in before] if before else list(registry))
         chosen = {}
-        for entry in [registry[name] for name in before or named] or registry:
+        for entry in entries:
             try:
                 _ = entry.item
             except PluginError as error:
-                if entry.name in (before or patterns):
+                if entry.name in (*patterns, *(before or ())):
                     raise
                 self._leave_out(error)
             else:
                 chosen[entry.name] = entry
+        if before is not None:
+            _require_same(registry.kind, chosen, before)
         if not chosen:
             raise StudyError(f"No {registry.kind} is left to search. {registry.hint}")
         return chosen
@@ -186,23 +190,30 @@ class Search:
     def _network(self, name: str) -> Network:
         return self.catalogue.network(name, self.settings.seed)
 
-    def _affordable(self, bench: Bench) -> tuple[str, ...]:
-        """The backbones of the study, the cheapest first; without those that a budget has no time for."""
+    def _usable(self, bench: Bench) -> tuple[str, ...]:
+        """The backbones of the study, the cheapest first; without those that fail, or that a budget has no time for."""
         if self.before:
             return tuple(self.before.backbones)
         infos = map(self.catalogue.info, self.pool.backbones)
-        names = [info.name for info in sorted(infos, key=lambda info: info.flops(info.names[-1]))]
-        if not self.budget.limited:
-            return tuple(names)
         allowed = FIRST_PASSES * self.budget.seconds
         kept: list[str] = []
-        for name in names:
-            seconds = estimate.pass_seconds(self._network(name), bench)
+        for info in sorted(infos, key=lambda info: info.flops(info.names[-1])):
+            try:
+                network = self._network(info.name)
+                bench.features.try_out(network, bench.shas(*SPLITS))
+                seconds = estimate.pass_seconds(network, bench) if self.budget.limited else 0.0
+            except (PluginError, WeightsError, TrainingError) as error:
+                if info.name in self._required:
+                    raise
+                self._leave_out(error)
+                continue
             if seconds > allowed and kept:
-                self.watcher.note(f"Left out, for there is no time in --budget for its first pass: {name}")
+                self.watcher.note(f"Left out, for there is no time in --budget for its first pass: {info.name}")
             else:
-                kept.append(name)
+                kept.append(info.name)
                 allowed -= seconds
+        if not kept:
+            raise StudyError("No backbone is left to search. Name some: --backbones")
         return tuple(kept)
 
     def _define(self, dataset: Dataset, backbones: Sequence[str]) -> SharedStudy:
@@ -221,7 +232,9 @@ class Search:
             fingerprint=dataset.fingerprint,
             classes=dataset.classes,
             backbones={name: self._network(name).weights for name in backbones},
-            left_out=before.left_out if before else tuple(set(self.pool.backbones) - set(backbones)),
+            left_out=before.left_out
+            if before
+            else tuple(sorted({*self._named, *self.pool.backbones} - set(backbones))),
             strategies=tuple(self.strategies),
             augmentations=tuple(self.augmentations),
             owners=owners_of(self.catalogue, backbones, self.strategies, self.augmentations),
@@ -243,8 +256,8 @@ class Search:
         study = SharedStudy.create(storage or self.folder.storage, definition.optuna, self.settings.seed)
         if differences:
             self.watcher.note("The images have changed since the study was begun: only new trials count for them.")
-            self.folder.probe.unlink(missing_ok=True)
         if differences or not before:
+            self.folder.probe.unlink(missing_ok=True)
             dataset.write(self.folder.path)
         self.folder.define(definition)
         split = {image.sha: image.split for image in dataset.images} if differences else None
@@ -328,8 +341,8 @@ class Search:
         return chosen
 
 
-def _require_same(what: str, named: Sequence[str], before: Sequence[str]) -> None:
-    if named and set(named) != set(before):
+def _require_same(what: str, named: Collection[str], before: Collection[str]) -> None:
+    if set(named) != set(before):
         raise StudyError(
             f"The study was begun with {what} {', '.join(before)}, not {', '.join(named)}. "
             "Go on without naming them, or start another study: --study NAME"

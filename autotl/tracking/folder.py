@@ -31,7 +31,7 @@ class Definition(Record):
     backbones: dict[str, str]
     """Every backbone that may be chosen, with its weights as a plan records them."""
     left_out: tuple[str, ...] = ()
-    """Backbones that were asked for, and that the budget had no time for."""
+    """Backbones that were asked for, and that failed or that the budget had no time for."""
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]
     owners: dict[str, dict[str, str]] = Field(default={})

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import shutil
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from PIL import Image
 
 from autotl import hookimpl
@@ -22,7 +24,9 @@ from autotl.study.search import Search
 from autotl.study.select import leaderboard
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
+from autotl.testing.lab import TinyFamily
 from autotl.tracking import result as results
+from autotl.tracking.probe import read_probe
 
 
 class Recorder(Silent):
@@ -396,6 +400,77 @@ def test_what_cannot_be_searched_is_said_before_anything_is_done(host, stripes, 
 def test_where_the_device_has_memory_for_a_few_images_at_once_it_is_searched_all_the_same(host, stripes, little_memory):
     little_memory()
     assert search(host, stripes, budget=600.0, trials=3).run().trials["complete"] == 3
+
+
+class Odd(TinyFamily):
+    """Networks of which one works, one cannot be split, and one fails on images."""
+
+    more = {"net": 0, "decides": 0, "fails": 0}
+
+    def build(self, name, weights):
+        network = super().build(name, weights)
+        if name == "fails":
+            torch.nn.init.constant_(network[2][0].weight, math.nan)
+        return network if name != "decides" else Decides()
+
+
+class Decides(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+
+    def forward(self, images):
+        return images if images.sum() > 0 else -images
+
+
+class OddPlugin:
+    @hookimpl
+    def register_backbones(self, register):
+        register("odd", Odd, summary="For a test")
+
+    @hookimpl
+    def register_strategies(self, register):
+        register("linear-guess", lambda: 1 / 0, summary="For a test")
+
+
+def test_what_a_glob_names_and_does_not_work_is_left_out_and_the_same_command_goes_on(host, stripes):
+    host.add(OddPlugin(), "odd-plugin")
+    watcher = Recorder()
+    chosen = {"backbones": ("odd:*",), "strategies": ("linear-*",)}
+    made = search(host, stripes, watcher, trials=2, **chosen)
+    made.run()
+    for why in (
+        "'odd:decides' of plugin 'odd-plugin'",
+        "'odd:fails' of plugin 'odd-plugin'",
+        "'linear-guess' of plugin",
+    ):
+        assert any("Warning: " in note and why in note for note in watcher.notes)
+    assert set(made.folder.definition.backbones) == {"odd:net"}
+    assert made.folder.definition.left_out == ("odd:decides", "odd:fails")
+    assert search(host, stripes, trials=3, **chosen).run().trials["complete"] == 3
+    with pytest.raises(StudyError, match=r"begun with backbones odd:net, not reference:edges\."):
+        search(host, stripes, trials=3, backbones=("reference:edges",))
+
+
+@pytest.mark.parametrize("name", ["decides", "fails"])
+def test_what_is_named_in_full_and_does_not_work_ends_the_search_before_its_first_trial(host, stripes, name):
+    host.add(OddPlugin(), "odd-plugin")
+    named = ("odd:net", f"odd:{name}")
+    with pytest.raises(PluginError, match=f"'odd:{name}' of plugin 'odd-plugin'"):
+        search(host, stripes, backbones=named).run()
+    assert search(host, stripes, trials=2, backbones=("odd:net",)).run().trials["complete"] == 2
+
+
+def test_a_study_that_is_begun_anew_forgets_what_the_probe_saw(host, stripes, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_first_trained", interrupted)  # after the probe, before any trial
+        with pytest.raises(KeyboardInterrupt):
+            search(host, stripes, strategies=("fine-tune",)).run()
+    made = search(host, stripes, trials=1, backbones=("tiny:deep",))
+    made.run()
+    assert {row.backbone for row in read_probe(made.folder)} == {"tiny:deep"}
 
 
 def test_a_study_goes_on_with_another_device_of_its_kind(host, stripes):
