@@ -17,11 +17,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autotl.errors import StudyError, masked, one_line, unknown
+from autotl.study.pruner import SameImagesPruner
 from autotl.study.sampler import NumberedSampler
 
-RUNG, HALVING = 25, 2
-"""After 25 and 50 % of its epochs a trial goes on while it is among the better half of those that came so far
-(Li et al. 2020, arXiv 1810.05934). Percent, for trials differ in their epochs and each has a schedule of its own."""
 BEAT = 5
 """Seconds between two signs of life of a worker."""
 GRACE = 30
@@ -280,10 +278,7 @@ def _taken_away() -> Iterator[None]:
 
 def _how(seed: int) -> dict[str, Any]:
     """How trials are drawn and when they are stopped early."""
-    return {
-        "sampler": NumberedSampler(seed),
-        "pruner": optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNG, reduction_factor=HALVING),
-    }
+    return {"sampler": NumberedSampler(seed), "pruner": SameImagesPruner()}
 
 
 def _open(url: str) -> RDBStorage:

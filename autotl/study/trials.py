@@ -27,6 +27,7 @@ from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.finish import seconds_needed
 from autotl.study.machine import MACHINE, STORAGE
+from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
 from autotl.study.space import SearchContext
 from autotl.study.storage import Hold, SharedStudy, TakenAway
@@ -94,6 +95,7 @@ class Trials:
         observer = _TrialObserver(trial, self, hold)
         value: float | None = None
         try:
+            trial.set_user_attr(IMAGES, self.bench.dataset.fingerprint)
             plan = observer.plan = self._suggest(trial)
             log.planned(number, trial.params, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
