@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 demo: install
 	test -d data/digits || $(BIN)/autotl sample digits data/digits
-	$(BIN)/autotl search data/digits --trials 20 --budget 5m
+	$(BIN)/autotl search data/digits --trials 20 --budget 5m --pool shipped
 
 install: .venv/installed
 

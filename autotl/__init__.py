@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from autotl.engine.heads import standardised as standardised
     from autotl.errors import PlanError as PlanError
     from autotl.hookspecs import hookimpl as hookimpl
+    from autotl.host import Host as Host
     from autotl.plan import Component as Component
     from autotl.plan import Head as Head
     from autotl.plan import Input as Input
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from autotl.plan import TransferPlan as TransferPlan
 
 _HOME = {
+    "Host": "autotl.host",
     "PlanError": "autotl.errors",
     "hookimpl": "autotl.hookspecs",
     "load_weights": "autotl.backbones.weights",

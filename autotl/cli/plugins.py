@@ -16,6 +16,9 @@ from autotl.registry import Registry
 
 TEMPLATE = Path(__file__).parent / "template"
 """The distribution autotl-late-probe, which is where a new one begins."""
+HELP = {
+    "backbones": "List families of backbones, or the backbones that GLOB fits; of a full name its stages and costs."
+}
 FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late_probe.py")
 
 
@@ -35,7 +38,7 @@ def command(ctx: click.Context) -> None:
 
 
 def _listing(kind: str) -> click.Command:
-    @click.command(kind, help=f"List {kind}: those that GLOB fits, or all.")
+    @click.command(kind, help=HELP.get(kind, f"List {kind}: those that GLOB fits, or all."))
     @click.argument("pattern", metavar="[GLOB]", required=False, shell_complete=completion.registered(kind))
     def listing(pattern: str | None) -> None:
         if kind == "backbones" and pattern:
@@ -80,7 +83,11 @@ def new(name: str, folder: Path | None) -> None:
         click.echo(f"Written: {folder / file}")
     click.echo("\nNext:")
     here = os.path.join(".", folder)  # without the dot pip would look for a distribution of that name
-    for line in (f"pip install -e '{here}[dev]'", f"pytest {folder}", f"autotl search DATA --strategies {name}"):
+    for line in (
+        f"pip install -e '{here}[dev]'",
+        f"pytest {folder}",
+        f"autotl search DATA --strategies {name} --study {name}",
+    ):
         click.echo(f"  {line}")
 
 

@@ -33,12 +33,12 @@ def command(
 ) -> None:
     """Carry out trials of STUDY beside the search that began it, in this process.
 
-    As many workers may join as there are cores or GPUs, also on other machines that see the images; for those
-    the search must have a database that they reach. A worker that dies loses nothing: the search runs its trial
-    again. It ends when no trial is left to begin.
+    As many workers may join as there are cores (OMP_NUM_THREADS=1 for each) or GPUs (--device cuda:1; auto is the
+    first one), also on other machines that see the images; for those the search must have a database that they
+    reach. A worker that dies loses nothing: the search runs its trial again. It ends when no trial is left to begin.
 
     \b
-    autotl worker digits
+    OMP_NUM_THREADS=1 autotl worker digits
     autotl worker flowers --storage postgresql+psycopg://user:password@host/optuna --data /mnt/flowers
     """
     from autotl.host import Host

@@ -24,7 +24,7 @@ def summary(result: Result) -> Iterator[str]:
         f"({test.images:,} sealed images)."
     )
     for name, comparison in result.comparisons.items():
-        yield f"Against {name} ({comparison.value:.1%}): {_gain(comparison)}"
+        yield f"Against {name} ({test.metric} {comparison.value:.1%}): {_gain(comparison)}"
     runs = [f"{run.value:.1%}" for run in result.best.runs]
     seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
     yield f"On the rank split its {test.metric} was {seen}; that chose it, so it flatters."
