@@ -42,15 +42,20 @@ class Shipped:
         )
 
     def build(self, name, weights):
-        arguments = dict(_facts(name)["model"])
-        module, _, cls = arguments.pop("class").rpartition(".")
-        module = import_module(module)
-        if "block" in arguments:
-            arguments["block"] = getattr(module, arguments["block"])
-        model = getattr(module, cls)(num_classes=_facts(name)["classes"], **arguments)
+        model = network(_facts(name)["model"], _facts(name)["classes"])
         if weights is not None:
             load_weights(model, weights)
         return model
+
+
+def network(arguments, classes):
+    """One of timm's networks from its `class` by dotted name and the arguments of that."""
+    arguments = dict(arguments)
+    module, _, cls = arguments.pop("class").rpartition(".")
+    module = import_module(module)
+    if "block" in arguments:
+        arguments["block"] = getattr(module, arguments["block"])
+    return getattr(module, cls)(num_classes=classes, **arguments)
 
 
 @cache

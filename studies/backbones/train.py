@@ -34,13 +34,15 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autotl.builtin.shipped import WEIGHTS, Shipped, network
+from autotl.engine.metrics import wilson
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-SHIPPED = Path(__file__).parents[2] / "autotl" / "builtin" / "weights"
 SIZE = 64
 CLASSES = 200
 
@@ -65,11 +67,14 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
     val_x, val_y = val_x.to(device), val_y.to(device)
     choose, measure = slice(0, None, 2), slice(1, None, 2)  # halves of the shuffled validation images
 
-    model = build(recipe["model"]).to(device, memory_format=torch.channels_last)
-    average = build(recipe["model"]).to(device, memory_format=torch.channels_last)
+    model = network(recipe["model"], CLASSES).to(device, memory_format=torch.channels_last)
+    average = network(recipe["model"], CLASSES).to(device, memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
     forward = torch.compile(model) if compiled else model
-    teacher = load(recipe["teacher"]).to(device, memory_format=torch.channels_last) if "teacher" in recipe else None
+    teacher = None
+    if "teacher" in recipe:
+        teacher = Shipped().build(recipe["teacher"], WEIGHTS / f"{recipe['teacher']}.safetensors").eval()
+        teacher = teacher.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, recipe)
     batch, epochs = recipe["batch_size"], recipe["epochs"]
     steps = epochs * (len(train_x) // batch)
@@ -129,23 +134,6 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
             f"epoch {epoch + 1}/{epochs}  loss {loss_sum / (len(order) // batch):.3f}  "
             f"choose {scores['choose']:.4f}  measure {scores['measure']:.4f}  {seconds:.0f} s"
         )
-
-
-def build(spec: dict) -> nn.Module:
-    """A timm network from `spec`: its `class` by dotted name, everything else its arguments."""
-    arguments = dict(spec)
-    module, _, cls = arguments.pop("class").rpartition(".")
-    module = __import__(module, fromlist=[cls])
-    if "block" in arguments:
-        arguments["block"] = getattr(module, arguments["block"])
-    return getattr(module, cls)(num_classes=CLASSES, **arguments)
-
-
-def load(name: str) -> nn.Module:
-    """A backbone that ships, to teach."""
-    model = build(json.loads((SHIPPED / f"{name}.json").read_text())["model"])
-    model.load_state_dict(load_file(SHIPPED / f"{name}.safetensors"))
-    return model.eval()
 
 
 def make_optimizer(model: nn.Module, recipe: dict) -> torch.optim.Optimizer:
@@ -234,8 +222,6 @@ def publish(model, work, name, recipe, best, seconds, n, device, threads) -> Non
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     file = work / f"{name}.safetensors"
     save_file({k: v.contiguous().cpu() for k, v in weights.items()}, file)
-    p, z = best["measure"], 1.96  # Wilson's interval
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     card = {
         "model": recipe["model"],
         "classes": CLASSES,
@@ -243,8 +229,8 @@ def publish(model, work, name, recipe, best, seconds, n, device, threads) -> Non
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "source": "Tiny ImageNet (200 classes, 100,000 training images of 64 x 64 px)",
         "teacher": recipe.get("teacher"),
-        "top1": round(p, 4),
-        "top1_interval": [round((middle - half) / (1 + z * z / n), 4), round((middle + half) / (1 + z * z / n), 4)],
+        "top1": round(best["measure"], 4),
+        "top1_interval": [round(end, 4) for end in wilson(best["measure"], n)],
         "top1_images": n,
         "epoch": best["epoch"],
         "epochs": recipe["epochs"],
@@ -275,7 +261,8 @@ def decoded(data: Path, store: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for i, (file, _) in enumerate(files):
                 pixels[i] = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
             parts += [torch.from_numpy(pixels), torch.tensor([label for _, label in files])]
-        torch.save(parts, store)
+        torch.save(parts, store.with_suffix(".new"))
+        store.with_suffix(".new").replace(store)
     return tuple(torch.load(store, weights_only=True))
 
 

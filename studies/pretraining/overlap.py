@@ -67,13 +67,13 @@ def hashes(paths: list[Path]) -> np.ndarray:
 
 
 def correlation(one: Path, two: Path) -> float:
-    """Of the pixels of two images at 32 px, all channels together."""
+    """Of the pixels of two images at 32 px, all channels together; 0 where one of them is of one colour."""
     values = []
     for path in (one, two):
         with Image.open(path) as image:
             small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         values.append(np.asarray(small, np.float64).ravel())
-    return float(np.corrcoef(*values)[0, 1])
+    return 0.0 if min(map(np.ptp, values)) == 0 else float(np.corrcoef(*values)[0, 1])
 
 
 def closest(asked: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

