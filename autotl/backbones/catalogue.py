@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from autotl.backbones.stages import Stages
 
 RANDOM = "@random"
+FORMAT = 2
+"""Raised where a network comes to be split or measured otherwise by the same versions of all."""
 _AFTER = {"none": "", "random": ":<seed>", "sha256": ":<hex>"}
 
 
@@ -185,7 +187,7 @@ class Catalogue:
         return self._infos[name, input]
 
     def _stored_info(self, name: str, input: Input) -> BackboneInfo:
-        key = digest({"name": name, "input": input.model_dump(), "versions": self._versions(name)})
+        key = digest({"name": name, "input": input.model_dump(), "versions": self._versions(name), "format": FORMAT})
         file = self.cache_dir / "info" / f"{key}.json"
         if file.exists():
             return BackboneInfo.from_json(file.read_text(), name=str(file))
