@@ -49,10 +49,16 @@ METRICS: dict[str, Predictor] = {
 
 
 def score(metric: str, labels: np.ndarray, predicted: np.ndarray) -> Score:
-    """labels, predicted: [N] class indices. Wilson's interval for accuracy, bootstrap for the others."""
-    value = METRICS[metric](labels, predicted)
-    n = len(labels)
-    low, high = wilson(value, n) if metric == "accuracy" else _bootstrap(METRICS[metric], labels, predicted)
+    """labels, predicted: [N] class indices. Wilson's interval for accuracy; bootstrap for the others.
+
+    Where few images are wrong, a bootstrap sees too little of what might be: no end of its interval is nearer than
+    that of Wilson's, for a mean over classes knows no more than all images together.
+    """
+    value, share, n = METRICS[metric](labels, predicted), accuracy(labels, predicted), len(labels)
+    low, high = wilson(share, n)
+    if metric != "accuracy":
+        lowest, highest = _bootstrap(METRICS[metric], labels, predicted)
+        low, high = max(0.0, min(lowest, value + low - share)), min(1.0, max(highest, value + high - share))
     return Score(metric, value, low, high, n)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotl.plan import TransferPlan
-from autotl.study.select import plan_of
+from autotl.study.select import LOSS_DIGITS, plan_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WIDE = 116
 """Columns from which the leaderboard shows everything."""
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 160
 """Columns where the output goes to a file or a pipe."""
 
 
@@ -44,8 +44,11 @@ def dataset(data: "Dataset") -> Table:
     }
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("images", f"{len(data.images):,} in {len(data.classes)} classes")
-    table.add_row("smallest class", f"{smallest} ({totals[smallest]:,})")
-    table.add_row("largest class", f"{largest} ({totals[largest]:,})")
+    if totals[smallest] == totals[largest]:
+        table.add_row("each class", f"{totals[largest]:,} images")
+    else:
+        table.add_row("smallest class", f"{smallest} ({totals[smallest]:,})")
+        table.add_row("largest class", f"{largest} ({totals[largest]:,})")
     table.add_row("sizes", _sizes([(image.width, image.height) for image in data.images]))
     table.add_row("splits", ", ".join(f"{name} {count:,}" for name, count in splits.items() if count))
     for note in data.notes:
@@ -91,7 +94,7 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: i
         "frozen": lambda record, plan: frozen(plan),
         "pooling": lambda record, plan: plan.head.pooling,
         metric: lambda record, plan: f"{record.value:.1%}",
-        "log-loss": lambda record, plan: f"{record.metrics['rank.loss']:.3f}",
+        "log-loss": lambda record, plan: f"{record.metrics['rank.loss']:.{LOSS_DIGITS}f}",
         "parameters": lambda record, plan: count(record.metrics["parameters"]),
         "FLOPs": lambda record, plan: count(record.metrics["flops"]),
         "": lambda record, plan: "*" if record.number in cheapest else "",

@@ -6,11 +6,14 @@ from autotl.plan import TransferPlan
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
+LOSS_DIGITS = 3
+"""Decimals of a log-loss that are shown, and that count."""
+
 
 def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) -> list[TrialRecord]:
     """Completed trials, best first, each plan once; of trials on several versions of the data those on one.
 
-    Equal values are ordered by the log-loss on `rank`, then by the cost of the network.
+    Equal values are ordered by the log-loss on `rank`, as far as it is shown, then by the cost of the network.
     """
     best: dict[str, TrialRecord] = {}
     for record in records:
@@ -22,7 +25,7 @@ def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) 
 def order(value: float | None, metrics: Mapping[str, float]) -> tuple[float, float, float]:
     """The best trial has the least of these."""
     assert value is not None
-    return -value, metrics["rank.loss"], metrics["flops"]
+    return -value, round(metrics["rank.loss"], LOSS_DIGITS), metrics["flops"]
 
 
 def plan_of(record: TrialRecord) -> TransferPlan:

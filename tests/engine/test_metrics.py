@@ -41,6 +41,14 @@ def test_intervals_hold_the_value_and_narrow_with_more_images(name, guesses):
     assert many.high - many.low < few.high - few.low
 
 
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_a_few_images_without_an_error_prove_little(name):
+    labels = np.arange(12) % 2
+    score = metrics.score(name, labels, labels)
+    assert (score.value, score.high) == (1.0, pytest.approx(1.0))
+    assert score.low == pytest.approx(metrics.wilson(1.0, 12)[0])
+
+
 def test_a_paired_difference_is_narrower_than_two_intervals():
     draw = np.random.default_rng(3)
     ours = draw.random(1000) < 0.8
