@@ -28,7 +28,7 @@ def command(study: str, as_json: bool, plan: int | None, picture: Path | None, h
     autotl show digits --picture trade-offs.png
     """
     from autotl.errors import StudyError
-    from autotl.report import terminal
+    from autotl.report import terminal, words
     from autotl.tracking import folder
     from autotl.tracking import result as results
 
@@ -50,5 +50,6 @@ def command(study: str, as_json: bool, plan: int | None, picture: Path | None, h
         return
     result = results.load(found)
     if result is None:
-        raise StudyError(f"Study '{study}' has no result yet; go on with it: autotl search DATA --study {study}")
+        assert found.definition is not None
+        raise StudyError(f"Study '{study}' has no result yet; go on with it: {words.go_on(found.definition)}")
     click.echo(result.to_json())

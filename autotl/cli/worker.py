@@ -63,4 +63,4 @@ def command(
             weights=weights,
         )
         done = worker.run()
-    click.echo(f"{done} trials carried out; none is left to begin.")
+    click.echo(f"{done} trials carried out; there is none to begin now.")

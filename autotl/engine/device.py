@@ -23,8 +23,8 @@ def resolve(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise StudyError(f"Device '{name}' cannot be used here: {reason} Use --device auto or cpu.") from None
+        why = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise StudyError(f"Device '{name}' cannot be used here: {why}. Use --device auto or cpu.") from None
     if kind(name) != "cpu":
         # What a plan calls float32 is float32: TF32 keeps ten bits of the fraction.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

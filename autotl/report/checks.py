@@ -47,20 +47,22 @@ def checks(host: Host, home: Path, cache_dir: Path) -> Iterator[Check]:
 
 def _libraries() -> Iterator[Check]:
     yield Check("autotl", metadata.version("autotl"))
-    extras: dict[str, list[str]] = {}
+    extras: dict[str, list[tuple[str, str]]] = {}
     for requirement in map(Requirement, metadata.requires("autotl") or ()):
         named = re.search(r"extra == ['\"](\w+)", str(requirement.marker))
         problem = _unmet(requirement)
         if named:
-            extras.setdefault(named[1], []).extend([problem] if problem else [])
+            requirement.marker = None  # which the advice need not repeat
+            extras.setdefault(named[1], []).extend([(problem, f"'{requirement}'")] if problem else [])
         elif problem:
             yield Check(requirement.name, problem, f"pip install '{requirement}'", wrong=True)
         else:
             yield Check(requirement.name, metadata.version(requirement.name))
     for extra, problems in extras.items():
         if extra != "dev":
-            advice = f"pip install 'autotl[{extra}]'" if problems else ""
-            yield Check(f"extra {extra}", f"without {', '.join(problems)}" if problems else "installed", advice)
+            without = ", ".join(problem for problem, _ in problems)
+            advice = " ".join(["pip install", *(requirement for _, requirement in problems)]) if problems else ""
+            yield Check(f"extra {extra}", f"without {without}" if problems else "installed", advice)
 
 
 def _unmet(requirement: Requirement) -> str:

@@ -9,6 +9,9 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from autotl.report.frames import leaderboard, probe
 from autotl.tracking.folder import StudyFolder
 
+FEW = 15
+"""So many plans are all numbered; of more only those that nothing cheaper matches."""
+
 
 def trade_offs(folder: StudyFolder) -> bytes:
     """A PNG file: on the left what the probe saw of every cut, on the right the plans by accuracy and cost."""
@@ -25,10 +28,11 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
     for backbone, rows in probe(folder).groupby("backbone", sort=False):
         best = rows.groupby("cut", sort=False)["accuracy"].max()
         depth = [(at + 1) / len(best) for at in range(len(best))]
-        axes.plot(depth, best, marker="o", label=str(backbone))
+        (line,) = axes.plot(depth, best, marker="o", label=str(backbone))
         top = int(best.to_numpy().argmax())
         where, side = (depth[top], best.iloc[top]), "right" if depth[top] > 0.5 else "left"
-        axes.annotate(str(best.index[top]), where, xytext=(0, 7), textcoords="offset points", ha=side)
+        name, colour = str(best.index[top]), line.get_color()
+        axes.annotate(name, where, xytext=(0, 7), textcoords="offset points", ha=side, color=colour, weight="bold")
     axes.set_xlabel("cut, as a share of the backbone's stages")
     axes.set_ylabel("accuracy of a linear classifier on left-out train images")
     axes.set_title("What each cut is worth")
@@ -52,7 +56,7 @@ def _costs(axes: Axes, folder: StudyFolder) -> None:
     front = by_cost[by_cost[metric] > by_cost[metric].cummax().shift(fill_value=-1.0)]
     front = front[front.index.isin(shown.index)]
     axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="nothing cheaper is as good")
-    for number, row in front.iterrows():
+    for number, row in (shown if len(shown) <= FEW else front).iterrows():
         axes.annotate(f"{number}", (row["flops"], row[metric]), xytext=(4, 4), textcoords="offset points")
     if len(shown) < len(board):
         axes.text(0.02, 0.02, f"{len(board) - len(shown)} further below", transform=axes.transAxes, color="grey")
@@ -63,5 +67,5 @@ def _costs(axes: Axes, folder: StudyFolder) -> None:
     axes.set_xlabel("FLOPs for an image")
     axes.set_ylabel(f"{metric} on the rank split")
     axes.set_title("What accuracy costs, by trial")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

@@ -74,10 +74,8 @@ class Terminal:
 
     def estimate(self, estimate: Estimate) -> None:
         if not self.brief:
-            self.note(
-                f"Features will take about {_duration(estimate.features)}, a linear probe "
-                f"{_duration(estimate.linear_probe)}."
-            )
+            features = f"will take about {_duration(estimate.features)}" if estimate.features else "are stored already"
+            self.note(f"Features {features}, a linear probe takes about {_duration(estimate.linear_probe)}.")
 
     def progress(self, task: str, done: int, total: int) -> None:
         self._update(task, done, total)
@@ -165,7 +163,7 @@ def show_result(folder: StudyFolder) -> None:
     console.print()
     if result is None:
         console.print(
-            f"No winner yet. While it is searched, wait; else go on: autotl search DATA --study {folder.name}"
+            f"No winner yet. While it is searched, wait; else go on: {words.go_on(definition)}", soft_wrap=True
         )
         return
     for line in words.summary(result):
@@ -184,14 +182,12 @@ def show_study(folder: StudyFolder) -> None:
 
 
 def _line(record: TrialRecord, done: int, total: int, best: TrialRecord | None) -> str:
-    head = f"[{done}/{total}] trial {record.number}"
-    if record.plan is None or record.value is None:
-        return f"{head}  {record.state}: {record.reason}"
+    head, plan = f"[{done}/{total}] trial {record.number}", record.plan
+    what = f"  {record.params['strategy']} {plan.backbone} → {plan.cut} ({plan.head.pooling})" if plan else ""
+    if record.value is None:
+        return f"{head}  {record.state}{what}: {record.reason}"
     best_value = f"{best.value:.1%}" if best and best.value is not None else ""
-    return (
-        f"{head}  {record.value:.1%}  best {best_value}  {record.params['strategy']} "
-        f"{record.plan.backbone} → {record.plan.cut} ({record.plan.head.pooling})  {_duration(record.seconds)}"
-    )
+    return f"{head}  {record.value:.1%}  best {best_value}{what}  {_duration(record.seconds)}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,12 @@
 """The result of a study in words."""
 
+import shlex
 from collections.abc import Iterator
 
 from autotl.export.export import Exported
 from autotl.plan import TransferPlan
 from autotl.report.tables import count
+from autotl.tracking.folder import Definition
 from autotl.tracking.result import Comparison, Result
 
 POOLING = {"avg": "averaged", "max": "max-pooled", "token": "read off the class token"}
@@ -33,8 +35,8 @@ def summary(result: Result) -> Iterator[str]:
         yield f"Left out: {what}."
     if result.test_opened > 1:
         yield (
-            f"The test split was opened for {result.test_opened} plans in this study: "
-            "what was decided in between makes this figure optimistic."
+            f"The test split was opened for {result.test_opened} models in this study: "
+            "what was decided after the first makes this figure optimistic."
         )
 
 
@@ -82,6 +84,11 @@ def exported(found: Exported) -> Iterator[str]:
             f"Compared with the model on {found.images} image files: "
             f"no probability differs by more than {found.difference:.1g}."
         )
+
+
+def go_on(definition: Definition) -> str:
+    """The command that goes on with a study."""
+    return f"autotl search {shlex.quote(definition.data)} --study {definition.name}"
 
 
 def next_steps(result: Result) -> Iterator[str]:

@@ -281,7 +281,8 @@ class Search:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
             self.watcher.note(
-                f"Study '{self.folder.name}' has its {self.settings.trials} trials; a larger --trials adds some."
+                f"Study '{self.folder.name}' has {study.done} trials, and {self.settings.trials} are asked for: a "
+                "larger --trials adds some. What an earlier run had no time for after them is made up for."
             )
         try:
             rows = read_probe(self.folder)

@@ -103,7 +103,9 @@ class Worker:
                 while trials.carry_out_one(self._total()):
                     done += 1
             except OutOfTime:
-                self.watcher.note("The search wants no more trials, or has other images by now.")
+                self.watcher.note(
+                    "The search wants no trials now, or has other images: what was begun here waits for its next run."
+                )
             return done
 
     def _open(self) -> Bench:

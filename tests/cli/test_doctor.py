@@ -44,7 +44,7 @@ def test_a_library_that_is_missing_or_too_old(monkeypatch):
     told = doctor(code=1)
     assert "✗ timm" in told and "not installed" in told and "pip install 'timm>=" in told
     assert "✗ optuna" in told and "optuna 3.1, which is not >=" in told
-    assert "without onnxscript 0.1" in told and "pip install 'autotl[onnx]'" in told
+    assert "without onnxscript 0.1" in told and "pip install 'onnxscript>=0.3'" in told
     assert told.endswith("2 to put right.\n")  # what is only missed by an extra is not wrong
 
 

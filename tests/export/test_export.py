@@ -189,12 +189,14 @@ def test_an_export_predicts_without_autotl(model, stripes, tmp_path, kind, runti
     code += "import importlib.util as u\n"
     code += "for name in ('autotl', 'timm', 'torchvision', 'optuna', 'mlflow', 'safetensors'):\n"
     code += "    assert u.find_spec(name) is None, name\n"
-    code += f"sys.argv = ['predict.py', *{files!r}]\n"
+    (stripes / "broken.png").write_bytes(b"no image")
+    code += f"sys.argv = ['predict.py', *{[*files[:2], str(stripes / 'broken.png'), *files[2:]]!r}]\n"
     code += "import runpy; runpy.run_path(sys.path[1] + '/predict.py', run_name='__main__')"
     # -S: without site-packages, -I: without the current folder and the user's own environment
     words = [sys.executable, "-I", "-S", "-c", code]
     done = subprocess.run(words, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(stripes / "broken.png")]
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == files
     assert [row[1] for row in rows] == model.predict(files)

@@ -12,13 +12,21 @@ HERE = Path(__file__).parent
 CLASSES = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
 
 
-def main(files: list[str]) -> None:
+def main(files: list[str]) -> int:
+    failed = 0
     model = torch.export.load(HERE / "model.pt2").module()
     for file in files:
+        try:
+            image = prepare(file)
+        except (OSError, ValueError) as error:
+            print(f"{file}: {error}", file=sys.stderr)
+            failed = 1
+            continue
         with torch.no_grad():
-            (row,) = model(torch.from_numpy(np.stack([prepare(file)])))
+            (row,) = model(torch.from_numpy(np.stack([image])))
         print(file, CLASSES[int(row.argmax())], f"{float(row.max()):.6f}", sep="\t")
+    return failed
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]) if sys.argv[1:] else __doc__)
