@@ -229,7 +229,7 @@ def compared(runs: Runs, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
         if len(seeds) < 2:
             continue
         values = {arm: np.array([tests[arm][seed] for seed in seeds]) for arm in arms}
-        means = {arm: round(float(each.mean()), 4) for arm, each in values.items()}
+        means = {arm: round(float(each.mean()), 6) for arm, each in values.items()}
         gains = {f"{one} - {other}": paired(values[one] - values[other]) for one, other in combinations(arms, 2)}
         yield dict(zip(("target", "images", "backbone"), cell, strict=True)) | {"n": len(seeds), **means, **gains}
 
@@ -237,7 +237,7 @@ def compared(runs: Runs, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
 def paired(gain: np.ndarray) -> list[float]:
     """The mean of differences over seeds, and the ends of its 95 % interval."""
     mean, half = gain.mean(), stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-    return [round(float(value), 4) for value in (mean, mean - half, mean + half)]
+    return [round(float(value), 6) for value in (mean, mean - half, mean + half)]
 
 
 def cuts(runs: Runs) -> Iterator[dict[str, Any]]:

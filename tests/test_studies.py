@@ -111,3 +111,15 @@ def test_arms_are_compared_over_seeds(stripes, tmp_path, monkeypatch):
     assert [sum(cell["won"].values()) for cell in told["cuts"]] == [4]
     assert len(told["runs"]) == 4
     assert picture.stat().st_size > 0
+
+
+@pytest.mark.parametrize("study", ["pretraining", "freeze-cut-rates"])
+def test_the_tables_say_what_was_measured(study):
+    told = (STUDIES / "README.md").read_text()
+    for row in json.loads((STUDIES / study / "results.json").read_text())["summary"]:
+        for name, value in row.items():
+            if isinstance(value, float):
+                assert f"| {100 * value:.1f} |" in told, (name, row)
+            elif isinstance(value, list):
+                mean, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in value)
+                assert f"{mean} ({low} to {high})" in told, (name, row)
