@@ -239,7 +239,7 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     assert [state for state, _ in ends[1:]] == ["failed"] * len(broken)
     for (_, why), (owner, reason) in zip(ends[1:], broken.items(), strict=True):
         assert why.startswith(f"{owner} {reason}")
-        assert f"failed: {why}" in told
+        assert re.search(rf"trial \d+  failed.*: {re.escape(why)}\n", told)
     assert ends[1][1].endswith("fails: ZeroDivisionError: no plan today (autotl_raises.py:8)")
     last = (machine.folder / "studies/stripes/trials/00001.jsonl").read_text().splitlines()[-1]
     assert "in suggest" in json.loads(last)["traceback"]
@@ -274,7 +274,7 @@ def test_a_family_that_fails_does_not_stop_a_search_that_did_not_ask_for_it(mach
     told = machine.search("--pool", "small", "--trials", 1, "--strategies", "linear-probe", **without)
     assert f"Warning: {card}\n" in told
     assert f"Warning: {build}" in told
-    assert "Winner: autotl:resnet10" in told
+    assert "Winner: autotl:" in told
     doctor = machine.autotl("doctor", code=1, **without)
     assert card in doctor and names in doctor
     assert f"'absent' of {owner} cannot be loaded: ZeroDivisionError: division by zero" in doctor

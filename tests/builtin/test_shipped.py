@@ -26,7 +26,8 @@ def catalogue(host, tmp_path):
 
 
 def test_there_are_several_kinds():
-    assert len({facts(name)["model"]["class"] for name in NAMES}) >= 2
+    assert len({facts(name)["model"]["class"] for name in NAMES}) >= 3
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 8e6
 
 
 @pytest.mark.parametrize("name", NAMES)

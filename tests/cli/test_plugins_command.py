@@ -41,7 +41,7 @@ def test_late_probe_begun_anew_is_the_distribution_of_the_tutorial(new, tmp_path
     for line in (
         "pip install -e './autotl-late-probe[dev]'",
         "pytest autotl-late-probe",
-        "autotl search DATA --strategies late-probe",
+        "autotl search DATA --strategies late-probe --study late-probe",
     ):
         assert f"\n  {line}\n" in told
 

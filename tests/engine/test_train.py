@@ -518,7 +518,7 @@ def test_bfloat16_trains_as_well_and_what_is_measured_is_float32(bench, host, tm
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backbone", ["tiny:net", "autotl:resnet10", "autotl:pvt_v2"])
+@pytest.mark.parametrize("backbone", ["tiny:net", "autotl:resnet10", "autotl:convnext", "autotl:pvt_v2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, cuda, backbone, dtype):
     catalogue = Catalogue(host, tmp_path / "cache")
