@@ -28,15 +28,12 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
     for backbone, rows in probe(folder).groupby("backbone", sort=False):
         best = rows.groupby("cut", sort=False)["accuracy"].max()
         depth = [(at + 1) / len(best) for at in range(len(best))]
-        (line,) = axes.plot(depth, best, marker="o", label=str(backbone))
         top = int(best.to_numpy().argmax())
-        where, side = (depth[top], best.iloc[top]), "right" if depth[top] > 0.5 else "left"
-        name, colour = str(best.index[top]), line.get_color()
-        axes.annotate(name, where, xytext=(0, 7), textcoords="offset points", ha=side, color=colour, weight="bold")
+        (line,) = axes.plot(depth, best, marker=".", label=f"{backbone}, best at {best.index[top]}")
+        axes.plot(depth[top], best.iloc[top], marker="o", markersize=9, color=line.get_color())
     axes.set_xlabel("cut, as a share of the backbone's stages")
     axes.set_ylabel("accuracy of a linear classifier on left-out train images")
     axes.set_title("What each cut is worth")
-    axes.margins(y=0.1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend()
     axes.grid(alpha=0.3)
