@@ -10,7 +10,6 @@ import torch
 
 from autotl.engine import device, features
 from autotl.host import Host
-from autotl.study import estimate
 from autotl.study.search import Search
 from autotl.testing.lab import TinyPlugin, write_stripes
 
@@ -78,7 +77,6 @@ def little_memory(monkeypatch):
         return really(stages, info, images, owner)
 
     def limit():
-        for module in (features, estimate):
-            monkeypatch.setattr(module, "every_feature", limited)
+        monkeypatch.setattr(features, "every_feature", limited)
 
     return limit

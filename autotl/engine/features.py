@@ -53,8 +53,7 @@ class FeatureStore:
         missing = rows.missing(dict.fromkeys(shas))
         if not missing:
             return
-        info, owner = self.catalogue.info(network.backbone, network.input), self.catalogue.owner(network.backbone)
-        stages = on_device(self.catalogue.build(network), self.device)
+        extract = extractor(self.catalogue.build(network), network, self.catalogue, self.device)
         pixels = self.pixels.rows(network.input)
         batch = batch_size(network.input, self.device)
         for start in range(0, len(missing), batch):
@@ -63,11 +62,7 @@ class FeatureStore:
             # The last batch is filled up, so that what a backbone gives for an image does not depend on
             # which other images happened to be missing, nor on anything but a GPU's memory that does not do for it.
             padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
-            values = in_parts(
-                lambda part: every_feature(stages, info, normalise(part, network.input), owner),
-                padded.to(self.device),
-            )
-            rows.append(keys, values[: len(keys)].cpu().numpy())
+            rows.append(keys, extract(padded)[: len(keys)].numpy())
             self.computed += len(keys)
             if progress:
                 progress(start + len(keys), len(missing))
@@ -79,10 +74,8 @@ class FeatureStore:
         """
         first = self._rows(network).missing(dict.fromkeys(shas))[:1]
         if first:
-            info, owner = self.catalogue.info(network.backbone, network.input), self.catalogue.owner(network.backbone)
-            stages = on_device(self.catalogue.build(network), self.device)
-            image = torch.from_numpy(self.pixels.rows(network.input).read(first)).to(self.device)
-            in_parts(lambda part: every_feature(stages, info, normalise(part, network.input), owner), image)
+            extract = extractor(self.catalogue.build(network), network, self.catalogue, self.device)
+            extract(torch.from_numpy(self.pixels.rows(network.input).read(first)))
 
     def missing(self, network: Network, shas: Sequence[str]) -> int:
         """How many of the images `shas` have no features yet."""
@@ -113,6 +106,22 @@ class FeatureStore:
         if key not in self._stores:
             self._stores[key] = RowStore(self.cache_dir / "features" / key, (width,), np.float32)
         return self._stores[key]
+
+
+def extractor(stages: Stages, network: Network, catalogue: Catalogue, device: str) -> Callable[[Tensor], Tensor]:
+    """What makes rows of images: [N, 3, S, S] uint8 → [N, sum of D] float32 on the CPU.
+
+    A batch that a GPU has no memory for goes through in parts.
+    """
+    info, owner = catalogue.info(network.backbone, network.input), catalogue.owner(network.backbone)
+    ready = on_device(stages, device)
+
+    def extract(images: Tensor) -> Tensor:
+        return in_parts(
+            lambda part: every_feature(ready, info, normalise(part, network.input), owner), images.to(device)
+        ).cpu()
+
+    return extract
 
 
 @torch.inference_mode()

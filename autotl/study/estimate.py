@@ -8,8 +8,8 @@ import torch
 
 from autotl.data.split import SPLITS
 from autotl.engine.bench import Bench
-from autotl.engine.device import in_parts, kind
-from autotl.engine.features import batch_size, every_feature, normalise, on_device
+from autotl.engine.device import kind
+from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
 from autotl.plan import Network
 from autotl.study.controls import PENALTIES
@@ -30,15 +30,14 @@ def pass_seconds(network: Network, bench: Bench) -> float:
     missing = bench.features.missing(network, bench.shas(*SPLITS))
     if not missing:
         return 0.0
-    catalogue, input, device = bench.catalogue, network.input, bench.device
-    info, owner = catalogue.info(network.backbone, input), catalogue.owner(network.backbone)
-    stages = on_device(catalogue.structure(network.backbone, input), device)
-    batch = batch_size(input, device)
-    images = torch.zeros(batch, 3, input.size, input.size, dtype=torch.uint8, device=device)
+    catalogue, input = bench.catalogue, network.input
+    extract = extractor(catalogue.structure(network.backbone, input), network, catalogue, bench.device)
+    batch = batch_size(input, bench.device)
+    images = torch.zeros(batch, 3, input.size, input.size, dtype=torch.uint8)
     seconds = []
     for _ in range(2):  # the first pays for what is loaded and allocated once
         began = time.perf_counter()
-        in_parts(lambda part: every_feature(stages, info, normalise(part, input), owner), images).cpu()
+        extract(images)
         seconds.append(time.perf_counter() - began)
     return math.ceil(missing / batch) * seconds[-1]
 
