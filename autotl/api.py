@@ -183,6 +183,7 @@ def load(
     from autotl.engine import device as devices
     from autotl.export import bundle
     from autotl.host import Host
+    from autotl.report import words
     from autotl.tracking import folder, result
 
     def read(place: Path) -> "Bundle":
@@ -197,9 +198,8 @@ def load(
     else:
         study = folder.find_study(folder.home(Path(home) if home else None), str(path))
     if not study.bundle.exists():
-        raise StudyError(
-            f"Study '{study.name}' has no model yet; go on with it: autotl search DATA --study {study.name}"
-        )
+        assert study.definition is not None
+        raise StudyError(f"Study '{study.name}' has no model yet; go on with it: {words.go_on(study.definition)}")
     found = result.load(study)
     return Study(study, read(study.bundle), found) if found else Model(study.bundle, read(study.bundle))
 

@@ -6,26 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from preprocess import prepare
+from preprocess import readable
 
 HERE = Path(__file__).parent
 CLASSES = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
 
 
 def main(files: list[str]) -> int:
-    failed = 0
+    done = 0
     model = torch.export.load(HERE / "model.pt2").module()
-    for file in files:
-        try:
-            image = prepare(file)
-        except (OSError, ValueError) as error:
-            print(f"{file}: {error}", file=sys.stderr)
-            failed = 1
-            continue
+    for file, image in readable(files):
         with torch.no_grad():
             (row,) = model(torch.from_numpy(np.stack([image])))
         print(file, CLASSES[int(row.argmax())], f"{float(row.max()):.6f}", sep="\t")
-    return failed
+        done += 1
+    return 0 if done == len(files) else 1
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ normalising happen within the model.
 """
 
 import json
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,15 @@ def prepare(file: str | Path) -> np.ndarray:
     width, height = (SPEC["resize"] * side // short for side in pixels.size)
     pixels = pixels.resize((width, height), Image.Resampling[SPEC["interpolation"].upper()])
     return np.ascontiguousarray(np.asarray(_middle(pixels, SPEC["size"], SPEC["size"])).transpose(2, 0, 1))
+
+
+def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Image files with what the model takes; those that cannot be read are named on stderr, and left out."""
+    for file in files:
+        try:
+            yield file, prepare(file)
+        except (OSError, ValueError) as error:
+            print(f"{file}: {error}", file=sys.stderr)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
