@@ -54,6 +54,15 @@ Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 File = click.Path(dir_okay=False, path_type=Path)
 
 
+class Cell(NamedTuple):
+    """Which comparison."""
+
+    target: str
+    images: int
+    backbone: str
+    trials: int
+
+
 class Key(NamedTuple):
     """Which search: what makes a line of the log the only one of its kind."""
 
@@ -65,9 +74,9 @@ class Key(NamedTuple):
     trials: int
 
     @property
-    def cell(self) -> tuple[str, int, str]:
+    def cell(self) -> Cell:
         """What the arms and seeds of one comparison share."""
-        return self.target, self.images, self.backbone
+        return Cell(self.target, self.images, self.backbone, self.trials)
 
 
 Runs = Mapping[Key, Mapping[str, Any]]
@@ -129,7 +138,7 @@ def main(
                         click.echo(json.dumps(found))
             except Timeout:
                 pass  # another process is at it
-    runs = {key: run for key, run in read(log).items() if key.arm in strategies and key.trials == trials}
+    runs = {key: run for key, run in read(log).items() if key.arm in strategies}
     summary, depths = list(compared(runs, list(strategies))), list(cuts(runs))
     for row in (*summary, *depths):
         click.echo(json.dumps(row))
@@ -214,7 +223,7 @@ def read(log: Path) -> Runs:
     return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log)}
 
 
-def cells(keys: Iterable[Key]) -> list[tuple[str, int, str]]:
+def cells(keys: Iterable[Key]) -> list[Cell]:
     return list(dict.fromkeys(key.cell for key in keys))
 
 
@@ -231,7 +240,7 @@ def compared(runs: Runs, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
         values = {arm: np.array([tests[arm][seed] for seed in seeds]) for arm in arms}
         means = {arm: round(float(each.mean()), 6) for arm, each in values.items()}
         gains = {f"{one} - {other}": paired(values[one] - values[other]) for one, other in combinations(arms, 2)}
-        yield dict(zip(("target", "images", "backbone"), cell, strict=True)) | {"n": len(seeds), **means, **gains}
+        yield cell._asdict() | {"n": len(seeds), **means, **gains}
 
 
 def paired(gain: np.ndarray) -> list[float]:
@@ -247,7 +256,7 @@ def cuts(runs: Runs) -> Iterator[dict[str, Any]]:
         mine = [run for key, run in probes.items() if key.cell == cell]
         seen = {cut: round(float(np.mean([run["probe"][cut] for run in mine])), 4) for cut in mine[0]["probe"]}
         won = Counter(run["cut"] for run in mine)
-        yield dict(zip(("target", "images", "backbone"), cell, strict=True)) | {"probe": seen, "won": dict(won)}
+        yield cell._asdict() | {"probe": seen, "won": dict(won)}
 
 
 def drawn(depths: Sequence[Mapping[str, Any]]) -> Figure:
