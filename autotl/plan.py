@@ -19,6 +19,9 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 
+PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 2))
+"""L2 penalties on standardised features, against the mean log-loss: from hardly any to very strong."""
+
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     json.dumps(value, allow_nan=False)
@@ -147,6 +150,11 @@ class Phase(Record):
     """Whether batch-norm in trained stages keeps its statistics or goes by each batch; frozen stages keep theirs."""
     options: Params = {}
     """What the method needs to know besides, by its own names."""
+
+    @classmethod
+    def linear_probe(cls, cut: str) -> Self:
+        """The usual classifier on frozen features: one fit goes through `PENALTIES`, so that they cost no trial."""
+        return cls(method="closed-form", frozen=cut, options={"penalty": list(PENALTIES)})
 
     @property
     def by_gradient(self) -> bool:

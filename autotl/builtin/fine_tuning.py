@@ -7,7 +7,6 @@ so that rates fall with depth.
 
 from autotl import Head, Phase, hookimpl
 from autotl.builtin import recipe
-from autotl.builtin.linear_probe import PENALTIES
 
 DEPTH_RATIO = (1e-2, 1.0)
 """The rate of a backbone's first stage against its last. The layer-wise decay of 0.7 to 1 a block that timm's
@@ -54,7 +53,7 @@ class LinearProbeThenFineTune:
     def suggest(self, trial, context):
         setup = _Setup(trial, context)
         rates = setup.falling(trial.suggest_float("lp-ft.depth_ratio", *DEPTH_RATIO, log=True))
-        return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, rates)])
+        return setup.plan([Phase.linear_probe(setup.cut), setup.phase(setup.frozen, rates)])
 
 
 class GradualUnfreeze:
@@ -74,14 +73,14 @@ class GradualUnfreeze:
         wanted = trial.suggest_int("gradual-unfreeze.steps", 2, 6)
         trained = setup.trained
         if not trained:
-            return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, {})])
+            return setup.plan([Phase.linear_probe(setup.cut), setup.phase(setup.frozen, {})])
         # In each step more of the top is trained, in the last one all that is not frozen for good.
         steps = min(wanted, len(trained))
         tops = [trained[len(trained) * (steps - step) // steps :] for step in range(1, steps + 1)]
         phases = [
             setup.phase(setup.before(top[0]), {name: rates[name] for name in top}, share=1 / steps) for top in tops
         ]
-        return setup.plan([setup.linear_probe(), *phases])
+        return setup.plan([Phase.linear_probe(setup.cut), *phases])
 
 
 class Full:
@@ -137,9 +136,6 @@ class _Setup:
         """A rate for each trained stage by the third of the backbone's depth that it lies in."""
         third = {name: len(GROUPS) * at // len(self.names) for at, name in enumerate(self.names)}
         return {name: self.recipe.rate * factors[third[name]] for name in self.trained}
-
-    def linear_probe(self):
-        return Phase(method="closed-form", frozen=self.cut, options={"penalty": PENALTIES})
 
     def phase(self, frozen, rates, share=1.0):
         """A phase of this share of the recipe's epochs."""

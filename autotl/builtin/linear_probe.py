@@ -6,10 +6,6 @@ on earlier ones where they do not (Yosinski et al. 2014, arXiv 1411.1792). So th
 
 from autotl import Head, Phase, hookimpl
 
-PENALTIES = [float(f"1e{power}") for power in range(-4, 2)]
-"""L2 penalties on standardised features, against the mean log-loss: from hardly any to very strong.
-One fit goes through them all, so that the penalty costs no trial."""
-
 
 @hookimpl
 def register_strategies(register):
@@ -22,6 +18,6 @@ class LinearProbe:
         return context.plan(
             cut=cut,
             head=Head(pooling=context.pooling(cut)),
-            phases=[Phase(method="closed-form", frozen=cut, options={"penalty": PENALTIES})],
+            phases=[Phase.linear_probe(cut)],
             input=context.input(),
         )

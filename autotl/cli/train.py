@@ -71,6 +71,6 @@ def command(
         return
     width = max(map(len, fitted.metrics)) + 2
     for name, value in fitted.metrics.items():
-        click.echo(f"{name:<{width}}{value:.6g}")
+        click.echo(f"{name:<{width}}{value:{',.0f' if value % 1 == 0 else '.6g'}}")
     if out:
         click.echo(f"Bundle: {out}")

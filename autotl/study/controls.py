@@ -11,7 +11,6 @@ from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
 PIXELS = "reference:pixels"
-PENALTIES = [10.0**power for power in range(-4, 2)]
 PROBE_SECONDS = 3.0
 """What a linear probe takes, about."""
 
@@ -80,7 +79,7 @@ def _linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling,
     """A linear classifier on a frozen backbone, for the data of `plan`."""
     network = catalogue.network(backbone, plan.seed)
     none = catalogue.host.augmentations["none"]
-    probe = Phase(method="closed-form", frozen=cut, options={"penalty": PENALTIES})
+    probe = Phase.linear_probe(cut)
     return TransferPlan(
         backbone=backbone,
         weights=network.weights,

@@ -11,8 +11,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.device import kind
 from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
-from autotl.plan import Network
-from autotl.study.controls import PENALTIES
+from autotl.plan import PENALTIES, Network
 from autotl.study.watch import Estimate
 
 HEAD_IMAGES = {"cpu": 128, "cuda": 8192}
