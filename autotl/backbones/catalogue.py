@@ -204,7 +204,8 @@ class Catalogue:
     def _versions(self, name: str) -> dict[str, str]:
         owner = self.owner(name)
         libraries = ("autotl", "torch", "pillow", "scipy", *self.card(name).libraries)
-        return {owner.distribution: owner.version, **{library: _version(library) for library in libraries}}
+        with owner.answers_for(f"Backbone '{name}'", "names a library that is not installed"):
+            return {owner.distribution: owner.version, **{library: _version(library) for library in libraries}}
 
     def _kind(self, name: str) -> Literal["none", "random", "sha256"]:
         """How a plan records the backbone's weights."""

@@ -45,7 +45,10 @@ class Timm:
         return self.timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)})
 
     def _facts(self, name):
-        facts = self.timm.get_pretrained_cfg(name, allow_unregistered=True)
+        try:
+            facts = self.timm.get_pretrained_cfg(name, allow_unregistered=True)
+        except RuntimeError:  # a tag that the architecture does not have
+            facts = None
         if facts is None or not self.timm.is_model(name):
             raise KeyError(name)
         return facts

@@ -6,6 +6,7 @@ from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 FIXED = ("vit_", "maxvit")
 """Networks that take one input size alone: their positions are learned."""
+SWAG = "photos of Instagram by their hashtags (Singh et al. 2022, arXiv 2201.08371), then "
 
 
 @hookimpl
@@ -35,8 +36,8 @@ class Torchvision:
         return ModelCard(
             input=own,
             weights=WeightsSource(url=weights.url, sha256=_hash_in(weights.url)),
-            source="ImageNet-1k",
-            licence="BSD-3-Clause code; ImageNet's terms for the weights",
+            source=f"{SWAG}ImageNet-1k" if "SWAG" in weights.name else "ImageNet-1k",
+            licence=weights.meta.get("license", "BSD-3-Clause code; ImageNet's terms for the weights"),
             sizes=() if name.startswith(FIXED) else own.larger(),
             libraries=("torchvision",),
             note=f"{weights.meta['num_params'] / 1e6:.1f} M parameters, {weights.meta['_file_size']:.0f} MB",
@@ -49,6 +50,8 @@ class Torchvision:
         # all others they make what their weights were trained on, as they do where torchvision itself loads them.
         own = {"aux_logits": False, "init_weights": True, "transform_input": True}
         options = own if architecture in ("googlenet", "inception_v3") else {}
+        if architecture.startswith("vit_"):
+            options = {"image_size": self.card(name).input.size}
         model = self.models.get_model(architecture, weights=None, **options)
         if weights is not None:
             load_weights(model, weights, ignore=("AuxLogits.", "aux1.", "aux2."))

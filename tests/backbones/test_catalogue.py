@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -26,6 +28,7 @@ def test_names_and_globs_become_full_names_each_once(catalogue):
         ("timm:resnet5", "Did you mean 'timm:resnet50"),
         ("tim:resnet50", "Unknown backbone family 'tim'. Did you mean 'timm'"),
         ("resnet50", "family:architecture"),
+        ("timm:resnet18.a1_in1kk", "Did you mean 'timm:resnet18.a1_in1k'"),
         ("torchvision:resnet18.NO_SUCH_TAG", "Unknown backbone 'torchvision:resnet18.NO_SUCH_TAG'"),
         ("torchvision:", "family:architecture"),
     ],
@@ -112,6 +115,13 @@ def test_facts_are_traced_once_and_then_read_from_disk(host, tmp_path, monkeypat
     assert info.parameters("2.1") == sum(stage.parameters for stage in info.stages)
     assert info.stages[0].parameters == 8 * 3 * 9 + 8 + 16
     assert info.stages[0].flops == 2 * 8 * 3 * 9 * 32 * 32
+
+
+def test_a_backbone_whose_libraries_are_not_installed_names_its_plugin(host, tmp_path):
+    card = host.backbones["reference"].item.card("edges")
+    host.backbones["reference"].item.card = lambda name: replace(card, libraries=("no-such-library",))
+    with pytest.raises(PluginError, match="'reference:edges' of .* names a library that is not installed"):
+        Catalogue(host, tmp_path / "cache").info("reference:edges")
 
 
 def test_reference_backbones_are_what_they_say(catalogue):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torchvision import models
 
 from autotl.builtin.torchvision_family import Torchvision
@@ -17,3 +18,20 @@ def test_a_network_with_weights_sees_images_as_torchvisions_own_does(name, tmp_p
     images = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("vit_b_16", 224), ("vit_b_16.IMAGENET1K_SWAG_E2E_V1", 384), ("vit_h_14", 518)]
+)
+def test_a_vision_transformer_is_built_for_the_size_of_its_weights(name, size, monkeypatch):
+    built = {}
+    monkeypatch.setattr(models, "get_model", lambda name, **options: built.update(options) or nn.Identity())
+    family = Torchvision()
+    family.build(name, None)
+    assert built["image_size"] == family.card(name).input.size == size
+
+
+def test_weights_that_saw_more_than_imagenet_say_so():
+    plain, swag = map(Torchvision().card, ("regnet_y_16gf", "regnet_y_16gf.IMAGENET1K_SWAG_E2E_V1"))
+    assert plain.source == "ImageNet-1k" and "ImageNet's terms" in plain.licence
+    assert "Instagram" in swag.source and swag.source.endswith("ImageNet-1k") and "SWAG" in swag.licence
