@@ -24,6 +24,7 @@ import os
 import platform
 import time
 import tomllib
+from copy import deepcopy
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -117,13 +118,14 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
             loss_sum += loss.item()
         seconds += time.perf_counter() - began
 
+        rounded = deepcopy(average).half().float()  # what is measured is what is published
         scores = {
-            "choose": accuracy(average, val_x[choose], val_y[choose]),
-            "measure": accuracy(average, val_x[measure], val_y[measure]),
+            "choose": accuracy(rounded, val_x[choose], val_y[choose]),
+            "measure": accuracy(rounded, val_x[measure], val_y[measure]),
         }
         if scores["choose"] > best["choose"]:
             best = {"epoch": epoch + 1, **scores}
-            publish(average, work, name, recipe, best, seconds, len(val_y[measure]), device, threads)
+            publish(rounded, work, name, recipe, best, seconds, len(val_y[measure]), device, threads)
         state = {
             "model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
             "epoch": epoch + 1, "step": step, "seconds": seconds, "best": best,
