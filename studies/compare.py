@@ -71,6 +71,8 @@ class Key(NamedTuple):
     backbone: str
     seed: int
     arm: str
+    strategies: str
+    """Those of the arm, as they were given."""
     trials: int
 
     @property
@@ -123,22 +125,22 @@ def main(
         "expressions": expressions and by_legend(expressions),
     }
     given = {name: classes for name, classes in targets.items() if classes}
-    strategies = {name: tuple(named.split(",")) for name, _, named in (arm.partition("=") for arm in arms)}
+    strategies = {name: named for name, _, named in (arm.partition("=") for arm in arms)}
     log = work / "runs.jsonl"
     for seed, target, count in product(range(seeds), given, images):
         table = draw(given[target], work / f"{target}-{count}-{seed}.csv", count, seed)
         for backbone, arm in product(backbones, strategies):
-            key = Key(target, count, backbone, seed, arm, trials)
-            name = f"{table.stem}-{backbone.replace(':', '-')}-{arm}"
+            key = Key(target, count, backbone, seed, arm, strategies[arm], trials)
+            name = f"{table.stem}-{backbone.replace(':', '-')}-{arm}-{trials}"
             try:
                 with FileLock(work / f"{name}.lock", timeout=0):
                     if key not in read(log):
-                        found = {**key._asdict(), **search(table, key, strategies[arm], name, work)}
+                        found = {**key._asdict(), **search(table, key, name, work)}
                         append_line(log, json.dumps(found))
                         click.echo(json.dumps(found))
             except Timeout:
                 pass  # another process is at it
-    runs = {key: run for key, run in read(log).items() if key.arm in strategies}
+    runs = {key: run for key, run in read(log).items() if strategies.get(key.arm) == key.strategies}
     summary, depths = list(compared(runs, list(strategies))), list(cuts(runs))
     for row in (*summary, *depths):
         click.echo(json.dumps(row))
@@ -183,12 +185,12 @@ def draw(classes: Classes, table: Path, count: int, seed: int) -> Path:
     return table
 
 
-def search(table: Path, key: Key, strategies: tuple[str, ...], name: str, work: Path) -> dict[str, Any]:
+def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
     """Search, and say what won and what it was worth."""
     settings = Settings(
         data=table,
         trials=key.trials,
-        strategies=strategies,
+        strategies=tuple(key.strategies.split(",")),
         backbones=(key.backbone,),
         seed=key.seed,
         device="cpu",
@@ -251,11 +253,11 @@ def paired(gain: np.ndarray) -> list[float]:
 
 def cuts(runs: Runs) -> Iterator[dict[str, Any]]:
     """For each cell what the probe saw at each cut, as a mean over seeds, and which cuts linear probes won with."""
-    probes = {key: run for key, run in runs.items() if run["strategy"] == "linear-probe"}
-    for cell in cells(probes):
-        mine = [run for key, run in probes.items() if key.cell == cell]
-        seen = {cut: round(float(np.mean([run["probe"][cut] for run in mine])), 4) for cut in mine[0]["probe"]}
-        won = Counter(run["cut"] for run in mine)
+    for cell in cells(runs):
+        mine = {key: run for key, run in runs.items() if key.cell == cell}
+        probes = [*{key.seed: run["probe"] for key, run in mine.items()}.values()]  # which no arm has a part in
+        seen = {cut: round(float(np.mean([probe[cut] for probe in probes])), 4) for cut in probes[0]}
+        won = Counter(run["cut"] for run in mine.values() if run["strategy"] == "linear-probe")
         yield cell._asdict() | {"probe": seen, "won": dict(won)}
 
 
