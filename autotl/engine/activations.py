@@ -6,7 +6,6 @@ for these.
 """
 
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import Tensor
 from autotl.contracts import BatchTransform
 from autotl.data.split import Split
 from autotl.engine import precision
-from autotl.engine.device import in_parts, kind, release
+from autotl.engine.device import free_memory, in_parts, kind, release
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
 from autotl.errors import PluginError
@@ -28,14 +27,16 @@ if TYPE_CHECKING:
     from autotl.engine.model import Model
 
 MOST = 4_000_000_000
-"""Bytes of activations kept in a computer's memory at most, and never more than a quarter of it."""
+"""Bytes of activations kept in a computer's memory at most."""
 
 
 class Activations:
-    """Tensors by key; those used longest ago are forgotten when all together exceed `budget` bytes."""
+    """Tensors by key; those used longest ago are forgotten when all together exceed their `room`."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, free: Callable[[], int] | None = None) -> None:
+        """`budget`: bytes at most; `free`: how many more bytes there are, where others take of them, too."""
         self.budget = budget
+        self._free = free
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     @classmethod
@@ -44,12 +45,22 @@ class Activations:
         if kind(device) == "cuda":
             release()  # what torch only keeps for later is free, too
             return cls(torch.cuda.mem_get_info(device)[0] // 2)
-        return cls(min(MOST, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4))
+        return cls(MOST, free_memory)
+
+    @property
+    def room(self) -> int:
+        """Bytes for all of them: the budget, and no more than a quarter of what would be free without them."""
+        return min(self.budget, (self._free() + self._used) // 4) if self._free else self.budget
+
+    @property
+    def _used(self) -> int:
+        return sum(map(_bytes, self._kept.values()))
 
     def get(self, key: str, size: int, make: Callable[[], Tensor]) -> Tensor:
         """The tensor by this key; where there is none, what `make` makes, of `size` bytes."""
         if key not in self._kept:
-            while self._kept and sum(map(_bytes, self._kept.values())) + size > self.budget:
+            room = self.room
+            while self._kept and self._used + size > room:
                 self._kept.popitem(last=False)
             self._kept[key] = make()
         self._kept.move_to_end(key)
@@ -172,7 +183,7 @@ class Source:
         if self._frozen is None or (self._transform is not None and not self._views):
             return False
         # Room is left for the split that judges, which is read in turn with this one.
-        return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.activations.budget
+        return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.activations.room
 
     @cached_property
     def _bytes(self) -> int:

@@ -25,6 +25,7 @@ class Bench:
         self.catalogue = features.catalogue
         self.device = features.device
         self.activations = Activations.on(features.device)
+        features.make_room = self.make_room
 
     @classmethod
     def open(
@@ -58,12 +59,12 @@ class Bench:
         """[N] int64, on the device."""
         return torch.from_numpy(self.dataset.labels(*splits)).to(self.device)
 
-    def decode(self, input: Input) -> None:
+    def decode(self, input: Input, progress: Progress | None = None) -> None:
         """Make sure that every image is in the pixel store as `input` wants it.
 
         Raises: DataError for a file that has changed since the data was opened.
         """
-        self.features.pixels.add(self.dataset.files(*SPLITS), [input])
+        self.features.pixels.add(self.dataset.files(*SPLITS), [input], progress)
 
     def make_room(self) -> None:
         """Give back all of a GPU's memory that can be filled again."""

@@ -1,13 +1,19 @@
 """Which device the numbers are made on, and what is done when its memory does not do."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 
 from autotl.errors import StudyError, TrainingError
 
+T = TypeVar("T")
+CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may have, by the newer and by the older of two ways."""
 TOO_LITTLE = "One image alone does not fit into the device's memory: leave out the largest backbones, or take another."
 
 
@@ -48,6 +54,17 @@ def kind(device: str) -> str:
 def release() -> None:
     """Give back what torch keeps of a GPU's memory for later."""
     torch.cuda.empty_cache()
+
+
+def of_kind(values: Mapping[str, T], device: str) -> T:
+    """The value for this kind of device, that for a CPU where it has none of its own."""
+    return values.get(kind(device), values["cpu"])
+
+
+def free_memory() -> int:
+    """Bytes of the computer's memory that are free for new things, and no more than a container may have."""
+    told = [file.read_text().strip() for file in CONTAINER if file.exists()]
+    return min(psutil.virtual_memory().available, *(int(limit) for limit in told if limit.isdecimal()))
 
 
 def in_parts(run: Callable[[Tensor], Tensor], values: Tensor, make_room: Callable[[], None] = release) -> Tensor:

@@ -12,7 +12,7 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
-from autotl.engine.device import in_parts, kind
+from autotl.engine.device import in_parts, kind, of_kind, release
 from autotl.errors import PluginError
 from autotl.plan import Head, Input, Network, Pooling, digest
 from autotl.registry import Owner
@@ -37,6 +37,8 @@ class FeatureStore:
         self.pixels = pixels
         self.device = device
         self.computed = 0
+        self.make_room: Callable[[], None] = release
+        """What is done where not even one image fits into a GPU's memory."""
         self._stores: dict[str, RowStore] = {}
 
     def fill(
@@ -53,7 +55,7 @@ class FeatureStore:
         missing = rows.missing(dict.fromkeys(shas))
         if not missing:
             return
-        extract = extractor(self.catalogue.build(network), network, self.catalogue, self.device)
+        extract = self._extractor(network)
         pixels = self.pixels.rows(network.input)
         batch = batch_size(network.input, self.device)
         for start in range(0, len(missing), batch):
@@ -74,8 +76,12 @@ class FeatureStore:
         """
         first = self._rows(network).missing(dict.fromkeys(shas))[:1]
         if first:
-            extract = extractor(self.catalogue.build(network), network, self.catalogue, self.device)
+            extract = self._extractor(network)
             extract(torch.from_numpy(self.pixels.rows(network.input).read(first)))
+
+    def open(self, network: Network) -> None:
+        """Have the store of a backbone's features at hand, so that it counts as one in use."""
+        self._rows(network)
 
     def missing(self, network: Network, shas: Sequence[str]) -> int:
         """How many of the images `shas` have no features yet."""
@@ -86,6 +92,9 @@ class FeatureStore:
         self.fill(network, shas)
         columns = _columns(self.catalogue.info(network.backbone, network.input))[stage, pooling]
         return torch.from_numpy(self._rows(network).read(shas, columns)).to(self.device)
+
+    def _extractor(self, network: Network) -> Callable[[Tensor], Tensor]:
+        return extractor(self.catalogue.build(network), network, self.catalogue, self.device, self.make_room)
 
     def _rows(self, network: Network) -> RowStore:
         info = self.catalogue.info(network.backbone, network.input)
@@ -108,20 +117,20 @@ class FeatureStore:
         return self._stores[key]
 
 
-def extractor(stages: Stages, network: Network, catalogue: Catalogue, device: str) -> Callable[[Tensor], Tensor]:
+def extractor(
+    stages: Stages, network: Network, catalogue: Catalogue, device: str, make_room: Callable[[], None]
+) -> Callable[[Tensor], Tensor]:
     """What makes rows of images: [N, 3, S, S] uint8 → [N, sum of D] float32 on the CPU.
 
-    A batch that a GPU has no memory for goes through in parts.
+    A batch that a GPU has no memory for goes through in parts; `make_room` is called when not even one image fits.
     """
     info, owner = catalogue.info(network.backbone, network.input), catalogue.owner(network.backbone)
     ready = on_device(stages, device)
 
-    def extract(images: Tensor) -> Tensor:
-        return in_parts(
-            lambda part: every_feature(ready, info, normalise(part, network.input), owner), images.to(device)
-        ).cpu()
+    def features(images: Tensor) -> Tensor:
+        return every_feature(ready, info, normalise(images, network.input), owner)
 
-    return extract
+    return lambda images: in_parts(features, images.to(device), make_room).cpu()
 
 
 @torch.inference_mode()
@@ -146,7 +155,7 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Own
 
 def batch_size(preparation: Input, device: str) -> int:
     """How many images go through a backbone together: a power of two from 8 to 64, on a GPU to 1,024."""
-    pixels = BATCH_PIXELS.get(kind(device), BATCH_PIXELS["cpu"])
+    pixels = of_kind(BATCH_PIXELS, device)
     fitting = max(8, min(pixels // preparation.size**2, pixels // 2**14))
     return 1 << (fitting.bit_length() - 1)
 

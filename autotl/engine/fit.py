@@ -38,8 +38,9 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
     """
     check(plan, bench)
     began = time.perf_counter()
-    bench.decode(plan.input)
-    model = Model(plan, bench, observer or Nobody())
+    observer = observer or Nobody()
+    bench.decode(plan.input, lambda done, total: observer.step())
+    model = Model(plan, bench, observer)
     measured: dict[str, float] = {}
     for number, phase in enumerate(plan.phases, 1):
         facts = train.sgd(model, number) if phase.by_gradient else solve.solve(model, number)

@@ -63,7 +63,7 @@ class Model:
             return seen_by(plan.head, stages, normalise(images, plan.input))
 
         values = []
-        with torch.inference_mode():
+        with torch.no_grad():  # a method may go on from them by gradient, which tensors of inference mode do not allow
             for start in range(0, len(shas), size):
                 images = torch.from_numpy(pixels.read(shas[start : start + size])).to(self.bench.device)
                 values.append(in_parts(see, images, self.bench.make_room))

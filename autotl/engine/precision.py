@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
-from autotl.engine.device import TOO_LITTLE, kind, release
+from autotl.engine.device import TOO_LITTLE, kind, of_kind, release
 from autotl.errors import TrainingError
 from autotl.files import write
 from autotl.plan import Input, MemoryFormat, Precision, digest
@@ -75,7 +75,7 @@ def fastest(stages: Stages, input: Input, device: str, make_room: Callable[[], N
     Raises: TrainingError where there is none for these.
     """
     stages = stages.train().to(device)
-    batch = BATCH.get(kind(device), BATCH["cpu"])
+    batch = of_kind(BATCH, device)
     while batch > 1:
         try:
             return _fastest(stages, input, device, batch)

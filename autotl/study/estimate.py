@@ -8,7 +8,7 @@ import torch
 
 from autotl.data.split import SPLITS
 from autotl.engine.bench import Bench
-from autotl.engine.device import kind
+from autotl.engine.device import of_kind
 from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
 from autotl.plan import PENALTIES, Network
@@ -30,7 +30,7 @@ def pass_seconds(network: Network, bench: Bench) -> float:
     if not missing:
         return 0.0
     catalogue, input = bench.catalogue, network.input
-    extract = extractor(catalogue.structure(network.backbone, input), network, catalogue, bench.device)
+    extract = extractor(catalogue.structure(network.backbone, input), network, catalogue, bench.device, bench.make_room)
     batch = batch_size(input, bench.device)
     images = torch.zeros(batch, 3, input.size, input.size, dtype=torch.uint8)
     seconds = []
@@ -46,7 +46,7 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
     infos = [bench.catalogue.info(network.backbone) for network in networks]
     widths = sorted(stage.channels for info in infos for stage in info.stages)
     device, everything = bench.device, len(bench.shas("train"))
-    images = min(HEAD_IMAGES.get(kind(device), HEAD_IMAGES["cpu"]), everything)
+    images = min(of_kind(HEAD_IMAGES, device), everything)
     draw = torch.Generator().manual_seed(0)
     classes, width = len(bench.dataset.classes), widths[len(widths) // 2]
     labels = torch.arange(images) % classes

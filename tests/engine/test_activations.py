@@ -230,6 +230,21 @@ def test_what_was_used_longest_ago_is_forgotten():
     assert store.get("large", 4000, lambda: torch.zeros(1000)).shape == (1000,)
 
 
+def test_no_more_is_kept_than_a_quarter_of_what_is_free():
+    free = 400
+    store = Activations(budget=1000, free=lambda: free)
+    assert store.room == 100
+    for key in "ab":
+        store.get(key, 40, lambda: torch.zeros(10))
+        free -= 40
+    assert store.room == 100  # what it keeps itself counts as free
+    free = 80  # others have taken the rest
+    made = []
+    for key in "bca":
+        store.get(key, 40, lambda key=key: made.append(key) or torch.zeros(10))
+    assert made == ["c", "a"]
+
+
 # Augmentation
 
 

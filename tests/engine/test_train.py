@@ -495,6 +495,29 @@ def test_the_observer_sees_every_batch_and_may_end_it(bench):
     assert len(impatient.epochs) == 1
 
 
+def test_decoding_for_another_size_may_be_ended_too(bench, monkeypatch):
+    class Impatient(Recorder):
+        def step(self):
+            super().step()
+            if self.steps == 5:
+                raise TimeoutError
+
+    made = plan(bench, PROBE)
+    larger = made.model_copy(update={"input": made.input.at(64)})
+    monkeypatch.setattr(bench.catalogue, "inputs", lambda name: [larger.input])
+    with pytest.raises(TimeoutError):
+        fit(larger, bench, Impatient())
+    assert bench.features.pixels.rows(larger.input).missing(bench.shas("train"))
+
+
+def test_features_of_a_network_that_was_trained_can_be_gone_on_from_by_gradient(bench):
+    model = fit(plan(bench, PROBE, phase(epochs=1)), bench).model
+    assert model.trained
+    weight = torch.zeros(model.features("train").shape[1], requires_grad=True)
+    (model.features("train") @ weight).sum().backward()
+    assert weight.grad is not None
+
+
 # In what is multiplied
 
 
