@@ -15,7 +15,10 @@ def write(file: Path, content: str | bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        with partial.open("wb") as out:
+            out.write(content.encode() if isinstance(content, str) else content)
+            out.flush()
+            os.fsync(out.fileno())  # a new name for what a power cut may still empty would spoil the file
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ Only this module knows the labels of the test split, and only `Dataset.open_test
 """
 
 import csv
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from autotl.data.index import Found, Listing
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign
 from autotl.errors import DataError
-from autotl.files import append_line
+from autotl.files import append_line, write
 from autotl.plan import Input, digest
 
 _SPLIT_TABLE = Path("data/split.csv")
@@ -311,9 +312,6 @@ def _gaps(files: Iterable[_File], splits: Sequence[Split]) -> list[str]:
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    # File names need not be text.
-    with open(draft, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    draft.replace(path)
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([header, *rows])
+    write(path, table.getvalue().encode(errors="surrogateescape"))  # file names need not be text
