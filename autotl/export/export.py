@@ -32,7 +32,8 @@ CHECKED = 32
 """So many images at most are compared."""
 TOLERANCE = 1e-4
 """The largest difference between two probabilities that the order of summation explains."""
-RUNS = 20
+RUNS, ENOUGH = 20, 3.0
+"""So many runs are timed for each size of batch, and none begins after so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,11 @@ def export(bundle: Bundle, source: Path, kind: str, folder: Path, files: Sequenc
                 shutil.copyfile(source / name, made / name)
             file = made / "weights.safetensors"
             difference = 0.0
-            latency = _latency(lambda batch: bundle.probabilities(torch.from_numpy(batch)).numpy(), bundle)
+            model = _in_memory(bundle)
         else:
             file = _write(bundle, source, FORMATS[kind], made)
             model = FORMATS[kind].load(file)
             difference = _compare(model, made, answers)
-            latency = _latency(model, bundle)
         size = file.stat().st_size
     return Exported(
         folder=folder,
@@ -89,7 +89,7 @@ def export(bundle: Bundle, source: Path, kind: str, folder: Path, files: Sequenc
         bytes=size,
         parameters=sum(parameter.numel() for parameter in bundle.graph.parameters()),
         flops=int(bundle.metrics["validation"]["flops"]),
-        latency=latency,
+        latency=_latency(model, bundle),
         images=len(answers),
         difference=difference,
     )
@@ -143,19 +143,25 @@ def _reference(file: Path) -> Callable[[Path], np.ndarray]:
     return prepare
 
 
+def _in_memory(bundle: Bundle) -> Model:
+    return lambda images: bundle.probabilities(torch.from_numpy(images)).numpy()
+
+
 def _latency(model: Model, bundle: Bundle) -> dict[int, float]:
     size = bundle.plan.input.size
     latency = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for batch in (1, 32):
-        images = np.zeros((batch, 3, size, size), np.uint8)
-        model(images)  # the first run allocates
-        seconds = []
-        for _ in range(RUNS):
-            began = time.perf_counter()
-            model(images)
-            seconds.append(time.perf_counter() - began)
-        latency[batch] = median(seconds)
-    torch.set_num_threads(threads)
+    try:
+        for batch in (1, 32):
+            images = np.zeros((batch, 3, size, size), np.uint8)
+            model(images)  # the first run allocates
+            seconds: list[float] = []
+            while len(seconds) < RUNS and sum(seconds) < ENOUGH:
+                began = time.perf_counter()
+                model(images)
+                seconds.append(time.perf_counter() - began)
+            latency[batch] = median(seconds)
+    finally:
+        torch.set_num_threads(threads)
     return latency

@@ -47,7 +47,7 @@ def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
     for file in files:
         try:
             yield file, prepare(file)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow's readers raise almost anything for a damaged file
             print(f"{file}: {error}", file=sys.stderr)
 
 
