@@ -15,7 +15,7 @@ from autotl.errors import PlanError, unknown
 from autotl.plan import Phase, TransferPlan
 from autotl.registry import Entry
 
-Options = Mapping[str, list[Any]]
+Alternatives = Mapping[str, list[Any]]
 """Every option of a method as a list of alternatives."""
 
 
@@ -48,7 +48,7 @@ def narrowed(options: Mapping[str, Any], chosen: Mapping[str, float]) -> dict[st
     return {name: [chosen[name]] if name in chosen else value for name, value in options.items()}
 
 
-def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split]) -> Options:
+def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split]) -> Alternatives:
     """The options of a phase by a registered method, when it is judged on these splits.
 
     Raises: PlanError for a phase that says too little, or what cannot be heeded.
@@ -74,7 +74,7 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
     return options
 
 
-def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Options) -> list[FittedHead]:
+def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Alternatives) -> list[FittedHead]:
     """The heads that a method gives: one for each combination of the options' alternatives.
 
     Raises: PluginError when it fails, or gives what are no heads for these features.
@@ -90,7 +90,7 @@ def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Options) 
         return [_sound(head, features, classes, several) for head in heads]
 
 
-def _sound(head: FittedHead, features: Tensor, classes: int, several: Options) -> FittedHead:
+def _sound(head: FittedHead, features: Tensor, classes: int, several: Alternatives) -> FittedHead:
     """The head, free of gradients. Raises: TypeError or ValueError for what is none for these features."""
     if not isinstance(head, FittedHead):
         raise TypeError(f"it gave {type(head).__name__}, not FittedHead")

@@ -13,7 +13,7 @@ END_SHARE = 0.3
 
 
 class OutOfTime(Exception):
-    """The budget is used up: whatever is under way is left, and what is done counts."""
+    """The budget is used up, or the search is over: whatever is under way is left, and what is done counts."""
 
 
 class Budget:
@@ -36,10 +36,6 @@ class Budget:
     def left(self) -> float:
         """Seconds until nothing may be begun or go on."""
         return self.seconds - self.used - self._margin
-
-    def end(self) -> None:
-        """Nothing may be begun or go on from now on."""
-        self.seconds = 0.0
 
     def keep(self, seconds: float) -> None:
         """Keep so many seconds for what comes after the trials, within reason."""

@@ -26,7 +26,7 @@ GRACE = 30
 """Seconds without a sign of life after which a worker is taken for dead."""
 BUSY = 60
 """Seconds that SQLite waits for another process that is writing."""
-STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+OPTUNA_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 """How Optuna calls the states in which a log says that a trial has ended."""
 SEARCH = "search"
 """Who carries out a trial: this, or a worker's name."""
@@ -155,7 +155,7 @@ class SharedStudy:
     @property
     def done(self) -> int:
         """How many trials have ended."""
-        return len(self.trials(*STATES.values()))
+        return len(self.trials(*OPTUNA_STATES.values()))
 
     def claim(self, total: int) -> optuna.Trial | None:
         """A trial to carry out, None when each below the total is taken."""
@@ -255,11 +255,11 @@ class SharedStudy:
         Raises: TakenAway when it has ended otherwise, or waits to be claimed again.
         """
         with _taken_away():
-            self.optuna.tell(number, value if state == "complete" else None, state=STATES[state])
+            self.optuna.tell(number, value if state == "complete" else None, state=OPTUNA_STATES[state])
 
     def collected(self, known: Callable[[int], bool]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """The trials that workers have ended and that are not `known` yet, with what happened in them."""
-        for trial in self.trials(*STATES.values()):
+        for trial in self.trials(*OPTUNA_STATES.values()):
             if _EVENTS in trial.user_attrs and not known(trial.number):
                 yield trial.number, trial.user_attrs[_EVENTS]
 

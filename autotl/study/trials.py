@@ -65,8 +65,7 @@ class Trials:
         # The same plan gives the same numbers, so it is not trained twice.
         self._known: dict[str, dict[str, float]] = {}
         self._best: TrialRecord | None = None
-        for record in self._records.values():
-            self._remember(record)
+        self._remember(*self._records.values())
 
     @property
     def done(self) -> int:
@@ -156,11 +155,12 @@ class Trials:
             if self.study.is_mine(trial):
                 self.study.give_back(trial.number)
 
-    def _remember(self, record: TrialRecord) -> None:
+    def _remember(self, *records: TrialRecord) -> None:
         """See which trial is the best by now, and what there will be to do after the trials."""
-        self._records[record.number] = record
-        if record.plan and record.metrics:
-            self._known[record.plan.hash] = record.metrics
+        for record in records:
+            self._records[record.number] = record
+            if record.plan and record.metrics:
+                self._known[record.plan.hash] = record.metrics
         board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
         self.budget.keep(seconds_needed(board, self.settings, self.bench))
@@ -248,7 +248,7 @@ class _TrialObserver:
         if self._hold.taken:
             raise TakenAway
         if self._hold.closed:
-            self._trials.budget.end()
+            raise OutOfTime
         self._trials.budget.check_search()
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
