@@ -45,17 +45,18 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     if known and known.made_from == made_from and not known.left_out and folder.bundle.exists():
         return known
     board = _board(records, folder.name, bench.dataset)
-    end = _End(folder, settings, bench, watcher, budget)
+    end = _End(folder, settings, bench, watcher, budget, known)
     end.left_out += [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
     ended = sum(record.state in ENDED for record in records)
     if ended < settings.trials:
         end.left_out.append(f"{settings.trials - ended} of {settings.trials} trials: no time")
-    winner, final = end.train(end.contenders(board[:BEST]))
+    winner, final = end.train(end.contenders(board[:BEST]), board)
     test, comparisons = (known.test, known.comparisons) if known and known.final == final else (None, {})
     if settings.compare:
         controls = list(end.controls(winner, board))
         comparisons = {control.name: comparisons[control.name] for control in controls if control.name in comparisons}
-        missing = list(end.carried_out(control for control in controls if control.name not in comparisons))
+        lacking = [control for control in controls if control.name not in comparisons]
+        missing = list(end.carried_out(lacking, on_all="rank" in final.train_on))
     else:
         missing = []
     if test is None or missing:
@@ -155,10 +156,20 @@ class _Deadline(Nobody):
 class _End:
     """What is done after the trials. What there is no time for is left out, and said."""
 
-    def __init__(self, folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watcher, budget: Budget) -> None:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        settings: Settings,
+        bench: Bench,
+        watcher: Watcher,
+        budget: Budget,
+        before: Result | None,
+    ) -> None:
+        """`before`: the result that an earlier run of the study left."""
         self.folder, self.settings, self.bench = folder, settings, bench
         self.watcher, self.budget = watcher, budget
         self.left_out: list[str] = []
+        self._before = before
         self._known = _reruns(folder)
 
     def contenders(self, best: Sequence[TrialRecord]) -> list[_Contender]:
@@ -211,15 +222,15 @@ class _End:
         run = _Run(plan, measured[f"rank.{self.settings.metric}"], measured)
         return _Contender(contender.record, (*contender.runs, run))
 
-    def train(self, contenders: Sequence[_Contender]) -> tuple[_Contender, TransferPlan]:
+    def train(self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]) -> tuple[_Contender, TransferPlan]:
         """Leave the winner as the bundle, trained on all images but the sealed ones if so wished.
 
-        Without the time for it, the best trial's bundle, which lies there since that trial, is what remains.
+        Without the time for it, the bundle that lies there remains: the best trial's, or that of an earlier run.
         """
         there = bundle.plan_of(self.folder.bundle)
+        in_time = True
         for winner in contenders:
-            run = winner.median
-            final = on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
+            run, final = winner.median, self._final(winner)
             if there == final:
                 return winner, final
             try:
@@ -228,12 +239,40 @@ class _End:
                 fitted = self._fit(final, f"the winner, trial {winner.record.number}, on all images")
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
             except OutOfTime:
+                in_time = False
                 break
             except _Failed as failed:
                 self.left_out.append(f"trial {winner.record.number}, which fails on all images: {failed}")
             else:
                 return winner, final
-        return self._as_it_lies_there(there, contenders)
+        best = contenders[0].record.number if contenders else board[0].number
+        for winner, final in self._all_that_may_lie_there(contenders, board):
+            if there == final:
+                self.left_out.append(
+                    f"training the winner, trial {best}, on all images: the bundle is that of trial "
+                    f"{winner.record.number}"
+                )
+                return winner, final
+        if in_time:
+            raise StudyError(f"None of the best plans can be carried out again: {'; '.join(self.left_out)}.")
+        raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
+
+    def _final(self, winner: _Contender) -> TransferPlan:
+        """The plan that a winner is trained by at last."""
+        run = winner.median
+        return on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
+
+    def _all_that_may_lie_there(
+        self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]
+    ) -> Iterator[tuple[_Contender, TransferPlan]]:
+        """Whose bundle may lie there, with the plan that it was then made by."""
+        for contender in contenders:
+            yield contender, self._final(contender)
+        for record in board:
+            contender = _Contender(record, (self._own_run(record),))
+            yield contender, select.plan_of(record)
+            if self._before and self._before.best.trial == record.number:
+                yield contender, self._before.final
 
     def _fit(self, plan: TransferPlan, task: str) -> Fitted:
         """Carry out a plan after the trials.
@@ -249,22 +288,9 @@ class _End:
             if isinstance(error, PluginError):
                 self.settings.tolerate(f"{task}: {error}")
             raise _Failed(one_line(error, 200)) from error
-        finally:
-            self.watcher.progress(task, 1, 1)
+        self.watcher.progress(task, 1, 1)
         fitted.model.observer = Nobody()  # its look at the test images is what time has been kept for
         return fitted
-
-    def _as_it_lies_there(
-        self, plan: TransferPlan | None, contenders: Sequence[_Contender]
-    ) -> tuple[_Contender, TransferPlan]:
-        for record in self.folder.log.records():
-            if plan and record.state == "complete" and record.plan == plan:
-                best = contenders[0].record.number if contenders else record.number
-                self.left_out.append(
-                    f"training the winner, trial {best}, on all images: the bundle is that of trial {record.number}"
-                )
-                return _Contender(record, (self._own_run(record),)), plan
-        raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
 
     def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[Control]:
         """What the winner is measured against."""
@@ -272,27 +298,24 @@ class _End:
         run = winner.median
         return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, note)
 
-    def carried_out(self, controls: Iterable[Control]) -> Iterator[tuple[str, Fitted]]:
-        """Controls by name, trained as the winner was."""
+    def carried_out(self, controls: Iterable[Control], *, on_all: bool) -> Iterator[tuple[str, Fitted]]:
+        """Controls by name, trained as the winner was: on all images but the sealed ones, or not."""
         for control in controls:
             try:
-                yield control.name, self._carry_out(control)
+                yield control.name, self._carry_out(control, on_all)
             except OutOfTime:
                 self.left_out.append(f"the comparison with {control.name}: no time")
             except _Failed as failed:
                 self.left_out.append(f"the comparison with {control.name}, which fails: {failed}")
 
-    def _carry_out(self, control: Control) -> Fitted:
-        """A control, trained as the winner was.
-
-        Raises: OutOfTime, at once where it is plain that the time will not do.
-        """
-        plan, measured, refit = control.plan, control.measured, self.settings.refit
-        itself = 0.0 if refit and measured else control.seconds
-        on_all = self.bench.refit_factor * control.seconds if refit else 0.0
-        if self.budget.left() < itself + on_all:
+    def _carry_out(self, control: Control, on_all: bool) -> Fitted:
+        """Raises: OutOfTime, at once where it is plain that the time will not do."""
+        plan, measured = control.plan, control.measured
+        itself = 0.0 if on_all and measured else control.seconds
+        again = self.bench.refit_factor * control.seconds if on_all else 0.0
+        if self.budget.left() < itself + again:
             raise OutOfTime
-        if not refit:
+        if not on_all:
             return self._fit(plan, control.name)
         measured = measured or self._fit(plan, control.name).metrics
         return self._fit(on_all_images(plan, measured, self.bench), f"{control.name}, on all images")

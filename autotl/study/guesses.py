@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import PluginError
@@ -41,11 +40,11 @@ class Guesses:
         return [{"strategy": "linear-probe", **self._place(row)} for row in select.best_cuts(rows)[:PROBES]]
 
     def before_sampling(self, rows: Sequence[ProbeRow], trained: ProbeRow) -> list[Guess]:
-        """The first guess of each strategy at the cut `trained`, and linear probes on all backbones but the first."""
+        """Linear probes on all backbones but the first, and then the first guess of each strategy at `trained`."""
         place = self._place(trained)
         others = [guess for guess in self.linear_probes(rows) if guess["backbone"] != rows[0].backbone]
         firsts = [guess for entry in self._strategies.values() if (guess := self._first(entry, place))]
-        return [guess for pair in zip_longest(firsts, others) for guess in pair if guess]
+        return others + firsts
 
     def _first(self, entry: Entry, place: Guess) -> Guess | None:
         """What a strategy wants to be tried first, at a place unless it names another."""

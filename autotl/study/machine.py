@@ -1,4 +1,4 @@
-"""What is wrong with the machine and not with a trial: a disk, a database, the memory, the user's Ctrl-C."""
+"""What is wrong with the machine and not with a trial: disk, images, database, memory, the user's Ctrl-C."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ import sqlalchemy
 import torch
 
 from autotl.data.rows import StoreError
-from autotl.errors import StudyError, one_line
+from autotl.errors import DataError, StudyError, one_line
 from autotl.study.budget import OutOfTime
 
 STORAGE = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-MACHINE = (KeyboardInterrupt, OutOfTime, OSError, StoreError, MemoryError, torch.AcceleratorError, *STORAGE)
+MACHINE = (KeyboardInterrupt, OutOfTime, OSError, DataError, StoreError, MemoryError, torch.AcceleratorError, *STORAGE)
 """What ends the search and not the trial alone: it would end every other trial, too."""
 
 

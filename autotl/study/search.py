@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.data import index
 from autotl.data.dataset import Dataset, read_split
 from autotl.data.rows import trim
 from autotl.data.split import SPLITS
@@ -56,6 +57,7 @@ class Search:
         self.cache_dir = cache_dir(settings.cache_dir)
         self.catalogue = Catalogue(host, self.cache_dir, settings.weights)
         self.folder = StudyFolder(home(settings.home) / settings.study_name)
+        index.find(settings.data)  # what is wrong there is said before anybody asks a hub, or writes anything
         self._shipping: Shipping | None = None
         # A study without a single trial has decided nothing yet: it is begun anew.
         before = self.before = self.folder.definition if any(self.folder.log.records()) else None
@@ -183,7 +185,7 @@ class Search:
             raise StudyError("The images alone take longer to read than --budget. What was read is kept.") from None
         self.watcher.dataset(bench.dataset)
         for name in self.pool.backbones:
-            bench.features.missing(self._network(name), [])
+            bench.features.open(self._network(name))
         trim(self.cache_dir)  # not before the stores of this search are open, for those are kept
         return bench
 

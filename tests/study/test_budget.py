@@ -128,6 +128,39 @@ def test_a_plan_that_breaks_down_with_another_seed_does_not_win_because_the_time
     assert result.best.trial == seen[1]
 
 
+def test_without_time_for_a_new_winner_the_bundle_of_an_earlier_one_remains(host, stripes, monkeypatch):
+    first = search(host, stripes, trials=3, budget=None, reruns=0).run()
+
+    def others(end, best):
+        """As though fresh seeds had put other trials in front, and used up the time."""
+        monkeypatch.setattr(Budget, "left", lambda budget: -1.0)
+        records = [record for record in best if record.number != first.best.trial]
+        return [finish._Contender(record, (end._own_run(record),)) for record in records]
+
+    monkeypatch.setattr(finish._End, "contenders", others)
+    later = search(host, stripes, trials=4, budget=None, reruns=0).run()
+    assert later.final == first.final
+    assert later.best.trial == first.best.trial
+    assert f"the bundle is that of trial {first.best.trial}" in " ".join(later.left_out)
+
+
+def test_a_winner_that_was_not_trained_on_all_images_is_compared_with_controls_that_were_not(
+    host, stripes, monkeypatch
+):
+    def fit(end, plan, task):
+        if task.startswith("the winner"):
+            raise OutOfTime
+        seen.append(plan.train_on)
+        return really(end, plan, task)
+
+    really, seen = finish._End._fit, []
+    monkeypatch.setattr(finish._End, "_fit", fit)
+    result = search(host, stripes, trials=2, budget=None, reruns=0).run()
+    assert result.final.train_on == ("train",)
+    assert len(seen) == len(result.comparisons) > 0
+    assert set(seen) == {("train",)}
+
+
 def test_images_that_take_longer_than_the_budget_are_said(host, stripes):
     with pytest.raises(StudyError, match="longer to read than --budget"):
         search(host, stripes, used=59).run()

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from autotl import hookimpl
-from autotl.errors import PluginError, StudyError, WeightsError
+from autotl.engine.bench import Bench
+from autotl.errors import DataError, PluginError, StudyError, WeightsError
 from autotl.report.terminal import show_study
 from autotl.study import controls
 from autotl.study import finish as finishing
@@ -115,10 +116,10 @@ def test_what_had_no_time_is_made_up_for_without_opening_the_test_for_the_rest_a
     def openings():
         return len(made.folder.test_openings.read_text().splitlines())
 
-    def no_time(end, control):
+    def no_time(end, control, on_all):
         if control.name == controls.PIXELS:
             raise OutOfTime
-        return really(end, control)
+        return really(end, control, on_all)
 
     really = finishing._End._carry_out
     with monkeypatch.context() as patch:
@@ -229,6 +230,35 @@ def test_a_study_without_trials_is_begun_anew(host, stripes, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             search(host, stripes, metric="macro-f1").run()
     assert search(host, stripes, trials=1).run().test.metric == "accuracy"
+
+
+def test_images_that_cannot_be_used_are_said_before_anything_is_asked_for_or_written(host, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(searching.pools, "choose", lambda *_: 1 / 0)
+    with pytest.raises(DataError, match="holds no images"):
+        search(host, tmp_path / "empty")
+    assert not (tmp_path / "studies").exists()
+
+
+def test_linear_probes_come_before_trainings(host, stripes):
+    made = search(host, stripes, strategies=("fine-tune", "linear-probe"), trials=3, reruns=0, compare=False)
+    made.run()
+    drawn = [record.params for record in made.folder.log.records()]
+    assert [params["strategy"] for params in drawn] == ["linear-probe", "linear-probe", "fine-tune"]
+    assert {params["backbone"] for params in drawn[:2]} == {"tiny:net", "reference:edges"}
+
+
+def test_images_that_go_away_end_the_search_and_not_its_trial(host, stripes, monkeypatch):
+    def gone(*_):
+        raise DataError("it has changed since the data was opened")
+
+    made = search(host, stripes, trials=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "decode", gone)
+        with pytest.raises(DataError, match="has changed"):
+            made.run()
+    assert [record.state for record in made.folder.log.records()] == ["interrupted"]
+    assert +Counter(search(host, stripes, trials=2).run().trials) == {"complete": 2}
 
 
 def test_a_study_that_is_being_searched_is_left_alone(host, stripes):
