@@ -1,5 +1,6 @@
 """The command `autotl`. Each sub-command is a module of this package, imported when it is called."""
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import click
 
-from autotl.errors import AutotlError
+from autotl.errors import AutotlError, unknown
 
 COMMANDS = {
     "search": "Find the best transfer setup for a folder of images.",
@@ -40,6 +41,13 @@ class Commands(click.Group):
         command: click.Command = import_module(f"autotl.cli.{name}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(unknown("command", args[0], COMMANDS))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -51,6 +59,11 @@ class Commands(click.Group):
         except AutotlError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # whoever read the output has gone, which click knows how to end
+                raise
+            click.echo(f"Error: {error.strerror}: {error.filename or 'no file is named'}", err=True)
+            sys.exit(AutotlError.exit_code)
         except KeyboardInterrupt:
             click.echo("Stopped. What was done is kept; the same command goes on.", err=True)
             sys.exit(130)

@@ -144,8 +144,8 @@ def _values(records: Iterable[TrialRecord]) -> list[float]:
 
 def count(number: float) -> str:
     """1234567 → `1.23 M`."""
-    power = min(3, max(0, int(math.log10(max(1.0, number))) // 3))
-    return f"{number / 1000**power:.3g}{('', ' k', ' M', ' G')[power]}"
+    power = min(4, max(0, int(math.log10(max(1.0, number))) // 3))
+    return f"{number / 1000**power:.3g}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
 def studies(folders: Iterable[StudyFolder]) -> Table:

@@ -83,7 +83,7 @@ class Terminal:
             seconds = time.perf_counter() - self._began.pop(task)
             self._live.remove_task(self._tasks.pop(task))
             if not self.brief:
-                self.note(f"{task}: {total:,} in {_duration(seconds)}")
+                self.note(f"{task}: {f'{total:,} in ' if total > 1 else ''}{_duration(seconds)}")
 
     def probed(self, rows: Sequence[ProbeRow]) -> None:
         if not self.brief:
