@@ -53,8 +53,9 @@ def _costs(axes: Axes, folder: StudyFolder) -> None:
     front = by_cost[by_cost[metric] > by_cost[metric].cummax().shift(fill_value=-1.0)]
     front = front[front.index.isin(shown.index)]
     axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="nothing cheaper is as good")
-    for number, row in (shown if len(shown) <= FEW else front).iterrows():
-        axes.annotate(f"{number}", (row["flops"], row[metric]), xytext=(4, 4), textcoords="offset points")
+    for _, rows in (shown if len(shown) <= FEW else front).groupby(["flops", metric]):
+        place = (rows["flops"].iloc[0], rows[metric].iloc[0])
+        axes.annotate(", ".join(map(str, sorted(rows.index))), place, xytext=(4, 4), textcoords="offset points")
     if len(shown) < len(board):
         axes.text(0.02, 0.02, f"{len(board) - len(shown)} further below", transform=axes.transAxes, color="grey")
     axes.set_xscale("log", subs=(2, 3, 5))

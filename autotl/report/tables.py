@@ -173,7 +173,7 @@ def _pareto(records: Sequence[TrialRecord]) -> set[int]:
     """Trials for which no other is at least as good and cheaper."""
     front = set()
     cheapest = float("inf")
-    for record in records:  # best first
+    for record in sorted(records, key=lambda record: (-(record.value or 0.0), record.metrics["flops"])):
         if record.metrics["flops"] < cheapest:
             cheapest = record.metrics["flops"]
             front.add(record.number)
