@@ -186,8 +186,8 @@ class Context(Protocol):
 class Strategy(Protocol):
     """Suggests a plan.
 
-    It may have an attribute `first_guess`, parameters by name: they are tried once, on the backbone and
-    cut that look best unless they name others, before the sampler draws.
+    It may have an attribute `first_guess`, parameters by name: they are tried once, before the sampler draws, on the
+    backbone and cut that look best unless they name others; a backbone that the study does not have gives way to it.
     """
 
     def suggest(self, trial: "optuna.Trial", context: Context) -> TransferPlan:

@@ -38,6 +38,7 @@ PLAN = """from autotl import Head, Phase
         phase = Phase(method="{method}", frozen=cut, options={{"penalty": 1.0}})
         return context.plan(cut=cut, head=Head(pooling="avg", taps={taps}), phases=[phase])"""
 TAPS = PLAN.format(method="closed-form", taps=("nowhere",))
+REFUSAL = "from autotl import PlanError; raise PlanError('not today')"
 METHOD = PLAN.format(method="closd-form", taps=())
 HOOK = "from autotl import hookimpl\n@hookimpl\ndef {}: {}\n"
 AUGMENTATIONS = {
@@ -209,6 +210,7 @@ def broken_in_trials(machine):
     for name, first_guess, body, reason in (
         ("raises", {}, "raise ZeroDivisionError('no plan\\n today')", "fails: ZeroDivisionError: no plan today"),
         ("looks", {}, "open('/nowhere/at/all')", "fails: FileNotFoundError: [Errno 2]"),
+        ("refuses", {}, REFUSAL, "suggested a plan that cannot be carried out: not today"),
         ("leaves", {}, "raise SystemExit(3)", "fails: SystemExit: 3"),
         ("forgets", {}, "return None", "suggested NoneType, not a plan."),
         ("solves", {}, "import torch; torch.linalg.cholesky(-torch.eye(2))", "fails: _LinAlgError: linalg.cholesky"),
@@ -231,7 +233,7 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     machine.install(
         "heavy", HOOK.format("register_strategies(register)", "register('heavy', lambda: 1 / 0, summary='')")
     )
-    strategies = "linear-probe,raises,looks,leaves,forgets,solves,taps,methods,train-*,unsure,h*"
+    strategies = "linear-probe,raises,looks,refuses,leaves,forgets,solves,taps,methods,train-*,unsure,h*"
     options = ("--backbones", "reference:pixels", "--strategies", strategies, "--trials", 1 + len(broken))
     told = machine.search(*options)
     ends = machine.ends("stripes")

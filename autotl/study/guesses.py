@@ -1,7 +1,7 @@
 """What is tried before the sampler chooses: linear probes at the best cuts, and the first guess of each strategy."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import PluginError
@@ -43,11 +43,12 @@ class Guesses:
         """Linear probes on all backbones but the first, and then the first guess of each strategy at `trained`."""
         place = self._place(trained)
         others = [guess for guess in self.linear_probes(rows) if guess["backbone"] != rows[0].backbone]
-        firsts = [guess for entry in self._strategies.values() if (guess := self._first(entry, place))]
+        backbones = {row.backbone for row in rows}
+        firsts = [guess for entry in self._strategies.values() if (guess := self._first(entry, place, backbones))]
         return others + firsts
 
-    def _first(self, entry: Entry, place: Guess) -> Guess | None:
-        """What a strategy wants to be tried first, at a place unless it names another."""
+    def _first(self, entry: Entry, place: Guess, backbones: Container[object]) -> Guess | None:
+        """What a strategy wants to be tried first, at a place unless it names another on one of these backbones."""
         try:
             with entry.owner.answers_for(f"Strategy '{entry.name}'", "has a first guess that cannot be tried"):
                 first = getattr(entry.item, "first_guess", None)
@@ -58,6 +59,8 @@ class Guesses:
         except PluginError as error:
             self._leave_out(error)
             return None
+        if guess["backbone"] not in backbones:
+            guess |= place
         if guess.get("augmentation") not in (None, *self._augmentations):
             del guess["augmentation"]
         return guess

@@ -95,7 +95,8 @@ class Trials:
         value: float | None = None
         try:
             trial.set_user_attr(IMAGES, self.bench.dataset.fingerprint)
-            plan = observer.plan = self._suggest(trial)
+            with self._answerable(trial):
+                plan = observer.plan = self._suggest(trial)
             log.planned(number, trial.params, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
@@ -189,7 +190,7 @@ class Trials:
 
     @contextmanager
     def _answerable(self, trial: optuna.Trial) -> Iterator[None]:
-        """Within, a plan is carried out that was only just suggested: where it cannot be, that is its strategy's fault.
+        """Within, a plan is suggested, or one that was is carried out: what is wrong with it is its strategy's fault.
 
         Raises: PluginError instead of PlanError.
         """

@@ -47,7 +47,7 @@ class StrategyTests(PluginTests):
             )
 
     def test_its_first_guess_is_one_that_it_could_draw(self, lab: Lab, name: str) -> None:
-        guess: Mapping[str, Any] = getattr(lab.host.strategies[name].item, "first_guess", {})
+        guess = first_guess(lab, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna warns of what is checked below
             _, trial = suggested(lab, name, guess, 0)
@@ -97,8 +97,8 @@ def suggested(
 
 
 def first_guess(lab: Lab, name: str) -> dict[str, Any]:
-    """Where the checks that train begin: with the smaller network."""
-    return {"backbone": "tiny:net", **getattr(lab.host.strategies[name].item, "first_guess", {})}
+    """The first guess, on the smaller of the networks here, whichever backbone it names."""
+    return {**getattr(lab.host.strategies[name].item, "first_guess", {}), "backbone": "tiny:net"}
 
 
 def _difference(one: TransferPlan, two: TransferPlan) -> str:

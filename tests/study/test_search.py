@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import optuna
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from autotl import hookimpl
+from autotl.builtin.linear_probe import LinearProbe
 from autotl.engine.bench import Bench
 from autotl.errors import DataError, PluginError, StudyError, WeightsError
 from autotl.report.terminal import show_study
@@ -246,6 +248,23 @@ def test_linear_probes_come_before_trainings(host, stripes):
     drawn = [record.params for record in made.folder.log.records()]
     assert [params["strategy"] for params in drawn] == ["linear-probe", "linear-probe", "fine-tune"]
     assert {params["backbone"] for params in drawn[:2]} == {"tiny:net", "reference:edges"}
+
+
+def test_a_first_guess_on_a_backbone_that_the_study_does_not_have_is_tried_on_one_that_it_has(host, stripes):
+    class Picky(LinearProbe):
+        first_guess: ClassVar = {"backbone": "timm:resnet18", "cut": 0.0}
+
+    class Plugin:
+        @hookimpl
+        def register_strategies(self, register):
+            register("picky", Picky, summary="wants what is not there")
+
+    host.add(Plugin(), "picky-plugin")
+    made = search(host, stripes, backbones=("tiny:net",), strategies=("picky",), trials=1, reruns=0, compare=False)
+    made.run()
+    (record,) = made.folder.log.records()
+    best = max(read_probe(made.folder), key=lambda row: row.accuracy)
+    assert (record.state, record.plan.backbone, record.plan.cut) == ("complete", "tiny:net", best.cut)
 
 
 def test_images_that_go_away_end_the_search_and_not_its_trial(host, stripes, monkeypatch):
