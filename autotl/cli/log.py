@@ -3,6 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -45,4 +46,4 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
         raise StudyError(f"A search is logging study '{study}' to {masked(uri)} just now.") from None
     except Exception as error:
         raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {one_line(error, 300)}") from error
-    click.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {study}")
+    click.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {quote(study)}")

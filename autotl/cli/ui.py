@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -92,7 +93,9 @@ def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
     except Exception as error:  # a server, a network and a database fail in many ways
         raise StudyError(f"MLflow at {masked(uri)} does not answer: {one_line(error, 200)}") from error
     if place is None:
-        raise StudyError(f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {study}")
+        raise StudyError(
+            f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {quote(study)}"
+        )
     experiment, run = place
     best_first = "orderByKey=metrics.%60objective%60&orderByAsc=false"
     return [f"/#/experiments/{experiment}/runs{rest}{TRAINING}" for rest in (f"/{run}?", f"?{best_first}&")]
@@ -111,12 +114,13 @@ def _free(port: int) -> bool:
 def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
     """Until the server answers."""
     click.echo("MLflow starts …")
+    straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     began = time.monotonic()
     while time.monotonic() - began < STARTS_WITHIN:
         if server.poll() is not None:
             raise StudyError(f"MLflow's server ended at once. See why: mlflow server --port {port}")
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+            straight.open(f"http://127.0.0.1:{port}/health", timeout=2).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

@@ -36,7 +36,8 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
                 "seconds": record.seconds,
             }
         )
-    return pd.DataFrame(rows, columns=None if rows else ["trial", definition.metric, "flops"]).set_index("trial")
+    columns = None if rows else ["trial", "strategy", definition.metric, "flops"]
+    return pd.DataFrame(rows, columns=columns).set_index("trial")
 
 
 def probe(folder: StudyFolder) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from autotl.errors import StudyError
 from autotl.report.frames import leaderboard, probe
 from autotl.tracking.folder import StudyFolder
 
@@ -14,7 +15,14 @@ FEW = 15
 
 
 def trade_offs(folder: StudyFolder) -> bytes:
-    """A PNG file: on the left what the probe saw of every cut, on the right the plans by accuracy and cost."""
+    """A PNG file: on the left what the probe saw of every cut, on the right the plans by accuracy and cost.
+
+    Raises: StudyError while no trial on the images as they are now has succeeded.
+    """
+    if leaderboard(folder).empty:
+        raise StudyError(
+            f"No trial of study '{folder.name}' has succeeded on its images yet: there is nothing to draw."
+        )
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _cuts(left, folder)

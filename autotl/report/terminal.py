@@ -156,7 +156,8 @@ def show_result(folder: StudyFolder) -> None:
     plans = "plan" if len(board) == 1 else "different plans"
     console.print(f"{len(board)} {plans} carried out in {len(records)} trials; * where nothing cheaper is as good")
     console.print()
-    console.print(tables.strategies(records, definition.metric))
+    now = [record for record in records if not record.plan or record.plan.data.fingerprint == definition.fingerprint]
+    console.print(tables.strategies(now, definition.metric))
     failed = [record for record in records if record.state == "failed"]
     for record in failed[:3]:
         console.print(f"Trial {record.number} failed: {record.reason}", soft_wrap=True)

@@ -88,12 +88,13 @@ def exported(found: Exported) -> Iterator[str]:
 
 def go_on(definition: Definition) -> str:
     """The command that goes on with a study."""
-    return f"autotl search {shlex.quote(definition.data)} --study {definition.name}"
+    return f"autotl search {shlex.quote(definition.data)} --study {shlex.quote(definition.name)}"
 
 
 def next_steps(result: Result) -> Iterator[str]:
     """What to type next."""
-    yield f"autotl predict {result.study} IMAGE_OR_FOLDER"
-    yield f"autotl ui {result.study}   # every trial, epoch by epoch, in MLflow"
-    yield f"autotl export {result.study} --format onnx"
-    yield f"autotl show {result.study} --plan {result.best.trial} > plan.json   # then: autotl train plan.json DATA"
+    study = shlex.quote(result.study)
+    yield f"autotl predict {study} IMAGE_OR_FOLDER"
+    yield f"autotl ui {study}   # every trial, epoch by epoch, in MLflow"
+    yield f"autotl export {study} --format onnx"
+    yield f"autotl show {study} --plan {result.best.trial} > plan.json   # then: autotl train plan.json DATA"

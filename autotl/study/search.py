@@ -1,5 +1,6 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
+import shlex
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
@@ -120,7 +121,8 @@ class Search:
             return
         uri = self.settings.tracking_uri
         options = {"--home": self.settings.home, "--tracking-uri": masked(uri) if uri else None}
-        again = " ".join([self.folder.name, *(f"{flag} {value}" for flag, value in options.items() if value)])
+        given = [word for flag, value in options.items() if value for word in (flag, str(value))]
+        again = shlex.join([self.folder.name, *given])
         at_once = self._shipping.wait(1)
         if not at_once:
             self.watcher.note("Telling MLflow the rest …")

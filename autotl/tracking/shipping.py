@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autotl.tracking.mlflow import Outcome, Projection
 
 URI = "MLFLOW_TRACKING_URI"
+SQLITE = "sqlite:///"
 EVERY = 2.0
 """Seconds between two looks at the study folder."""
 LONGEST_PAUSE = 30.0
@@ -32,7 +33,9 @@ PATIENCE = 120.0
 
 def tracking_uri(named: str | None, home: Path) -> str:
     """MLflow's server or store: what the user named, `MLFLOW_TRACKING_URI`, or SQLite in the workspace."""
-    return named or os.environ.get(URI) or f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    uri = named or os.environ.get(URI) or f"{SQLITE}{home / 'mlflow.db'}"
+    # Wherever the process runs that opens it: a relative path is meant from here.
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
 
 
 def only_writer(folder: StudyFolder, uri: str) -> FileLock:

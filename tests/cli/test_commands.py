@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,25 @@ def test_class_names_are_shown_as_they_are(autotl, stripes):
     (stripes / "checks" / "0.png").unlink()
     out = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE)
     assert "[b]ünlikely [red] name (30)" in out
+
+
+def test_what_to_type_next_can_be_typed_whatever_the_name_of_the_folder(autotl, stripes):
+    stripes.rename(stripes.with_name("my stripes"))
+    told = autotl("search", "my stripes", "--trials", 1, "--backbones", "reference:edges", *PROBE)
+    assert "autotl predict 'my stripes' IMAGE" in told
+    word = shlex.split(next(line for line in told.splitlines() if "autotl export" in line))[2]
+    assert "Winner" in autotl("show", word)
+
+
+def test_of_a_study_whose_images_have_all_changed_there_is_nothing_to_draw(autotl, stripes):
+    words = ("search", stripes, "--backbones", "reference:edges", *PROBE)
+    autotl(*words, "--trials", 1)
+    (stripes / "across" / "0.png").unlink()
+    autotl(*words, "--trials", 1, code=2)
+    assert "No trial of study 'stripes' has succeeded" in autotl("show", "stripes", "--picture", "here.png", code=2)
+    told = " ".join(autotl("show", "stripes").split())
+    assert "0 different plans carried out in 1 trials" in told
+    assert told.partition("seconds a trial ")[2].startswith("Winner: ")  # of the images as they were
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_classified(autotl, stripes, tmp_path):

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from autotl.cli.main import main
+from autotl.tracking.shipping import tracking_uri
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -87,6 +89,16 @@ def test_what_is_not_there_is_said_in_one_line(words, says):
     assert error.startswith("Error: ") and says in error and error.count("\n") == 1
 
 
+def test_a_relative_database_is_the_same_one_wherever_it_is_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///here.db")
+    assert tracking_uri(None, tmp_path / "studies") == f"sqlite:///{tmp_path}/here.db"
+    assert tracking_uri("sqlite:////there/it.db", tmp_path) == "sqlite:////there/it.db"
+    assert tracking_uri("http://somewhere:5000", tmp_path) == "http://somewhere:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(None, Path("studies")) == f"sqlite:///{tmp_path}/studies/mlflow.db"
+
+
 def test_a_study_that_mlflow_has_not_heard_of(stripes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", "--strategies", "linear-probe")
@@ -103,5 +115,5 @@ def test_a_server_out_of_reach_costs_a_few_lines_and_never_the_search(stripes, t
     assert done.returncode == 0, done.stderr
     assert "Winner: reference:edges" in done.stdout
     told = [line for line in done.stdout.splitlines() if "MLflow" in line]
-    assert told[-1].startswith("MLflow does not have all of it. Tell it later: autotl log stripes --tracking-uri http")
+    assert told[-1].startswith("MLflow does not have all of it. Tell it later: autotl log stripes --tracking-uri 'http")
     assert all("secret" not in line for line in told)
