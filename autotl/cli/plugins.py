@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from packaging.utils import InvalidName, canonicalize_name
 
+import autotl
 from autotl.cli import completion
 from autotl.errors import PluginError
 from autotl.files import write
@@ -72,6 +73,8 @@ def new(name: str, folder: Path | None) -> None:
     if name in host.strategies:
         raise PluginError(f"There is a strategy '{name}' already, of {host.strategies[name].owner}: take another name.")
     forms = {"late-probe": name, "late_probe": name.replace("-", "_"), "LateProbe": _class(name)}
+    if taken := next((owner for owner in host.owners if owner.plugin == name), None):
+        raise PluginError(f"There is a {taken} already: take another name.")
     for file in FILES:
         text = (TEMPLATE / file).read_text()
         for old, form in forms.items():
@@ -102,6 +105,8 @@ def _plain(name: str) -> str:
         plain = ""
     if not _class(plain).isidentifier() or keyword.iskeyword(_class(plain)):
         raise PluginError(f"'{name}' cannot name a plugin: letters, digits and '-', a letter first, such as my-idea.")
+    if _class(plain) in autotl.__all__:
+        raise PluginError(f"'{name}' cannot name a plugin: its class would hide autotl's {_class(plain)}.")
     return plain
 
 
@@ -127,8 +132,8 @@ def _list(kinds: Sequence[str], pattern: str) -> None:
 
 
 def _entries(registry: Registry, pattern: str, colon: str) -> None:
-    entries = registry.match(pattern)
-    width = max(len(entry.name) for entry in entries) + 2
+    entries = registry.match(pattern) if list(registry) else []
+    width = max((len(entry.name) for entry in entries), default=0) + 2
     for entry in entries:
         source = f"{entry.owner.distribution} {entry.owner.version}"
         click.echo(f"  {entry.name + colon:<{width}}{entry.summary}  ({source})")

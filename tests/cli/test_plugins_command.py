@@ -74,7 +74,7 @@ def test_a_new_plugin_registers_its_name(new, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["my idea", "", "-x", "3d", "none", "ünlikely", "autotl-", "a/b"])
+@pytest.mark.parametrize("name", ["my idea", "", "-x", "3d", "none", "ünlikely", "autotl-", "a/b", "head"])
 def test_a_name_that_names_no_distribution_is_refused(new, tmp_path, name):
     told = new("--", name, code=2)
     assert told.startswith(f"Error: '{name}' cannot name a plugin: ") and told.count("\n") == 1
@@ -92,7 +92,13 @@ def test_what_lies_there_is_not_overwritten(new, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_the_listings():
+def test_a_name_that_a_plugin_has_is_refused(new, tmp_path):
+    for name in ("reference", "full"):
+        assert "(autotl 0." in new(name, code=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_listings(monkeypatch):
     run = lambda *words: CliRunner().invoke(main, ["plugins", *words])  # noqa: E731
     everything = run().output
     for kind in plugins.KINDS:
@@ -100,6 +106,8 @@ def test_the_listings():
         assert run(kind).stdout.startswith(f"{kind}:\n")
     assert "randaugment" in run("augmentations", "rand*").stdout and "flip" not in run("augmentations", "rand*").stdout
     assert "Unknown strategy 'zzz'" in run("strategies", "zzz").output
+    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "closed_form")
+    assert run().output.count("methods:\n\n") == 1
     assert run("pets").exit_code == 2
 
 
