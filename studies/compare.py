@@ -131,7 +131,7 @@ def main(
         table = draw(given[target], work / f"{target}-{count}-{seed}.csv", count, seed)
         for backbone, arm in product(backbones, strategies):
             key = Key(target, count, backbone, seed, arm, strategies[arm], trials)
-            name = f"{table.stem}-{backbone.replace(':', '-')}-{arm}-{trials}"
+            name = f"{table.stem}-{backbone.replace(':', '-')}-{arm}-{strategies[arm]}-{trials}"
             try:
                 with FileLock(work / f"{name}.lock", timeout=0):
                     if key not in read(log):

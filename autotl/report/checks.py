@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -107,7 +108,11 @@ def _folder(what: str, folder: Path, holds: str) -> Check:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a search may be at work there
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _weights(catalogue: Catalogue) -> Iterator[Check]:

@@ -144,8 +144,9 @@ def _values(records: Iterable[TrialRecord]) -> list[float]:
 
 def count(number: float) -> str:
     """1234567 → `1.23 M`."""
-    power = min(4, max(0, int(math.log10(max(1.0, number))) // 3))
-    return f"{number / 1000**power:.3g}{('', ' k', ' M', ' G', ' T')[power]}"
+    rounded = float(f"{number:.3g}")
+    power = min(4, max(0, int(math.log10(max(1.0, rounded))) // 3))
+    return f"{rounded / 1000**power:.3g}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
 def studies(folders: Iterable[StudyFolder]) -> Table:

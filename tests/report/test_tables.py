@@ -37,7 +37,8 @@ def test_a_star_marks_what_nothing_cheaper_matches():
 
 
 @pytest.mark.parametrize(
-    ("number", "says"), [(0, "0"), (999, "999"), (1234567, "1.23 M"), (2.03e12, "2.03 T"), (5e15, "5e+03 T")]
+    ("number", "says"),
+    [(0, "0"), (999, "999"), (999_700, "1 M"), (1234567, "1.23 M"), (2.03e12, "2.03 T"), (5e15, "5e+03 T")],
 )
 def test_large_numbers_are_counted_in_thousands(number, says):
     assert tables.count(number) == says
