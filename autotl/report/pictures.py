@@ -2,12 +2,14 @@
 
 import io
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from autotl.errors import StudyError
 from autotl.report.frames import leaderboard, probe
+from autotl.study import select
 from autotl.tracking.folder import StudyFolder
 
 FEW = 15
@@ -19,14 +21,15 @@ def trade_offs(folder: StudyFolder) -> bytes:
 
     Raises: StudyError while no trial on the images as they are now has succeeded.
     """
-    if leaderboard(folder).empty:
+    board = leaderboard(folder)
+    if board.empty:
         raise StudyError(
             f"No trial of study '{folder.name}' has succeeded on its images yet: there is nothing to draw."
         )
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _cuts(left, folder)
-    _costs(right, folder)
+    _costs(right, board, folder)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return data.getvalue()
@@ -47,8 +50,7 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
     axes.grid(alpha=0.3)
 
 
-def _costs(axes: Axes, folder: StudyFolder) -> None:
-    board = leaderboard(folder)
+def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     definition = folder.definition
     assert definition is not None
     metric = definition.metric
@@ -57,9 +59,8 @@ def _costs(axes: Axes, folder: StudyFolder) -> None:
     shown = board[board[metric] >= least - max(0.02, 0.3 * (board[metric].max() - least))]
     for strategy, rows in shown.groupby("strategy", sort=False):
         axes.scatter(rows["flops"], rows[metric], label=str(strategy), alpha=0.8)
-    by_cost = board.sort_values(["flops", metric], ascending=[True, False])
-    front = by_cost[by_cost[metric] > by_cost[metric].cummax().shift(fill_value=-1.0)]
-    front = front[front.index.isin(shown.index)]
+    points = zip(board.index, board[[metric, "flops"]].itertuples(index=False, name=None), strict=True)
+    front = shown[shown.index.isin(select.front(dict(points)))].sort_values("flops")
     axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="nothing cheaper is as good")
     for _, rows in (shown if len(shown) <= FEW else front).groupby(["flops", metric]):
         place = (rows["flops"].iloc[0], rows[metric].iloc[0])

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotl.plan import TransferPlan
-from autotl.study.select import LOSS_DIGITS, plan_of
+from autotl.study.select import LOSS_DIGITS, front, plan_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
@@ -85,7 +85,7 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: i
 
     Where `width`, in characters, is little, only the columns that matter most are shown.
     """
-    cheapest = _pareto(records)
+    cheapest = front({record.number: (record.value or 0.0, record.metrics["flops"]) for record in records})
     columns: dict[str, Callable[[TrialRecord, TransferPlan], str]] = {
         "trial": lambda record, plan: str(record.number),
         "strategy": lambda record, plan: str(record.params["strategy"]),
@@ -168,17 +168,6 @@ def studies(folders: Iterable[StudyFolder]) -> Table:
             f"{result.test.value:.1%}" if result else "",
         )
     return table
-
-
-def _pareto(records: Sequence[TrialRecord]) -> set[int]:
-    """Trials for which no other is at least as good and cheaper."""
-    front = set()
-    cheapest = float("inf")
-    for record in sorted(records, key=lambda record: (-(record.value or 0.0), record.metrics["flops"])):
-        if record.metrics["flops"] < cheapest:
-            cheapest = record.metrics["flops"]
-            front.add(record.number)
-    return front
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:

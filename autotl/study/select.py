@@ -28,6 +28,17 @@ def order(value: float | None, metrics: Mapping[str, float]) -> tuple[float, flo
     return -value, round(metrics["rank.loss"], LOSS_DIGITS), metrics["flops"]
 
 
+def front(points: Mapping[int, tuple[float, float]]) -> set[int]:
+    """Of trials by number, each with its value and its cost: those that no other with as good a value undercuts."""
+    found = set()
+    cheapest = float("inf")
+    for number, (_, cost) in sorted(points.items(), key=lambda item: (-item[1][0], item[1][1])):
+        if cost < cheapest:
+            cheapest = cost
+            found.add(number)
+    return found
+
+
 def plan_of(record: TrialRecord) -> TransferPlan:
     """The plan of a trial that was carried out."""
     assert record.plan is not None
