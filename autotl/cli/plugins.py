@@ -35,7 +35,7 @@ def command(ctx: click.Context) -> None:
     autotl plugins new my-idea
     """
     if ctx.invoked_subcommand is None:
-        _list(KINDS, "*")
+        _list(KINDS)
 
 
 def _listing(kind: str) -> click.Command:
@@ -45,7 +45,7 @@ def _listing(kind: str) -> click.Command:
         if kind == "backbones" and pattern:
             _backbones(_host(), pattern)
         else:
-            _list([kind], pattern or "*")
+            _list([kind], pattern)
 
     return listing
 
@@ -72,9 +72,9 @@ def new(name: str, folder: Path | None) -> None:
     host = Host.from_environment()
     if name in host.strategies:
         raise PluginError(f"There is a strategy '{name}' already, of {host.strategies[name].owner}: take another name.")
-    forms = {"late-probe": name, "late_probe": name.replace("-", "_"), "LateProbe": _class(name)}
     if taken := next((owner for owner in host.owners if owner.plugin == name), None):
         raise PluginError(f"There is a {taken} already: take another name.")
+    forms = {"late-probe": name, "late_probe": name.replace("-", "_"), "LateProbe": _class(name)}
     for file in FILES:
         text = (TEMPLATE / file).read_text()
         for old, form in forms.items():
@@ -121,7 +121,7 @@ def _host() -> Host:
     return host
 
 
-def _list(kinds: Sequence[str], pattern: str) -> None:
+def _list(kinds: Sequence[str], pattern: str | None = None) -> None:
     host = _host()
     for kind in kinds:
         click.echo(f"{kind}:")
@@ -131,8 +131,8 @@ def _list(kinds: Sequence[str], pattern: str) -> None:
         click.echo("A backbone, its stages and what they cost: autotl plugins backbones autotl:resnet10")
 
 
-def _entries(registry: Registry, pattern: str, colon: str) -> None:
-    entries = registry.match(pattern) if list(registry) else []
+def _entries(registry: Registry, pattern: str | None, colon: str) -> None:
+    entries = registry.match(pattern) if pattern else list(registry)
     width = max((len(entry.name) for entry in entries), default=0) + 2
     for entry in entries:
         source = f"{entry.owner.distribution} {entry.owner.version}"
