@@ -16,10 +16,11 @@ from torch import Tensor
 
 from autotl.contracts import BatchTransform
 from autotl.data.split import Split
-from autotl.engine import precision
+from autotl.engine import feed, precision
 from autotl.engine.device import free_memory, in_parts, kind, release
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
+from autotl.engine.feed import to_device
 from autotl.errors import PluginError
 from autotl.plan import digest
 
@@ -91,7 +92,7 @@ class Source:
         self._transform = transform
         self._views = views
         self._shas = bench.shas(*splits)
-        self._keys = keys(self._shas)
+        self._keys = keys(self._shas).to(bench.device)
         self._pixels = bench.features.pixels.rows(model.plan.input)
         self._chunk = batch_size(model.plan.input, bench.device)
         self.labels = bench.labels(*splits)
@@ -107,43 +108,52 @@ class Source:
         The values are float32; with nothing frozen they are the normalised images themselves.
         """
         view = 0 if self._transform is None else (epoch - 1) % self._views if self._views else epoch - 1
+        order = to_device(rows, self.labels.device)
+        values = self._stored(order, steps, view) if self.kept else self._computed_batches(rows, steps, view)
+        for value, labels in zip(values, self.labels[order].tensor_split(steps), strict=True):
+            yield value.float(), labels
+
+    def _stored(self, order: Tensor, steps: int, view: int) -> Iterator[Tensor]:
+        everything = torch.arange(len(self))
+        for batch in order.tensor_split(steps):
+            kept = self._bench.activations.get(
+                f"{self._key}/{view}", self._bytes, lambda: next(self._computed([everything], view))
+            )
+            yield self._laid_out(kept[batch])
+
+    def _computed_batches(self, rows: Tensor, steps: int, view: int) -> Iterator[Tensor]:
         # Frozen stages take full batches, whatever the size of those that are trained on.
         batches = rows.tensor_split(steps)
-        together = 1 if self.kept or self._frozen is None else max(1, self._chunk // len(batches[0]))
-        for first in range(0, steps, together):
-            group = batches[first : first + together]
-            values = self._values(torch.cat(group), view).split([len(batch) for batch in group])
-            for batch, value in zip(group, values, strict=True):
-                yield value.float(), self.labels[batch.to(self.labels.device)]
+        together = 1 if self._frozen is None else max(1, self._chunk // len(batches[0]))
+        groups = [batches[first : first + together] for first in range(0, steps, together)]
+        for group, values in zip(groups, self._computed(list(map(torch.cat, groups)), view), strict=True):
+            yield from values.split(list(map(len, group)))
 
-    def _values(self, rows: Tensor, view: int) -> Tensor:
-        if not self.kept:
-            return self._compute(rows, view)
-        everything = torch.arange(len(self))
-        kept = self._bench.activations.get(f"{self._key}/{view}", self._bytes, lambda: self._compute(everything, view))
-        return self._laid_out(kept[rows.to(kept.device)])
+    def _computed(self, parts: Sequence[Tensor], view: int) -> Iterator[Tensor]:
+        """The values of each part of the images in turn."""
+        chunks = [rows.split(self._chunk) for rows in parts]
+        shas = ([self._shas[row] for row in chunk.tolist()] for part in chunks for chunk in part)
+        images = feed.images(self._pixels, shas, self._bench.device)
+        for rows, part in zip(parts, chunks, strict=True):
+            values: Tensor | None = None
+            done = 0
+            for chunk in part:
+                value = self._laid_out(self._forward(self._transformed(next(images), chunk, view)))
+                if values is None:
+                    shape, form = (len(rows), *value.shape[1:]), self._memory_format(value)
+                    values = torch.empty(shape, dtype=value.dtype, device=value.device, memory_format=form)
+                values[done : done + len(chunk)] = value
+                done += len(chunk)
+                if len(part) > 1:
+                    self._model.observer.step()
+            assert values is not None, "a split without images"
+            yield values
 
-    def _compute(self, rows: Tensor, view: int) -> Tensor:
-        values: Tensor | None = None
-        done = 0
-        for chunk in rows.split(self._chunk):
-            value = self._laid_out(self._forward(self._images(chunk, view)))
-            if values is None:
-                shape, form = (len(rows), *value.shape[1:]), self._memory_format(value)
-                values = torch.empty(shape, dtype=value.dtype, device=value.device, memory_format=form)
-            values[done : done + len(chunk)] = value
-            done += len(chunk)
-            if len(rows) > self._chunk:
-                self._model.observer.step()
-        assert values is not None, "a split without images"
-        return values
-
-    def _images(self, rows: Tensor, view: int) -> Tensor:
-        """[N, 3, S, S] uint8, on the device."""
-        images = torch.from_numpy(self._pixels.read([self._shas[row] for row in rows])).to(self._bench.device)
+    def _transformed(self, images: Tensor, rows: Tensor, view: int) -> Tensor:
+        """[N, 3, S, S] uint8, on the device, as the augmentation leaves them."""
         if self._transform is None:
             return images
-        draw = Draws(self._model.plan.seed, view, self._keys[rows].to(images.device))
+        draw = Draws(self._model.plan.seed, view, self._keys[to_device(rows, images.device)])
         entry = self._bench.catalogue.host.augmentations[self._model.plan.augmentation.name]
         with entry.owner.answers_for(f"Augmentation '{entry.name}'"):
             changed = self._transform(images, draw)

@@ -23,8 +23,8 @@ class Draws:
 
     def __init__(self, seed: int, view: int, keys: Tensor) -> None:
         """keys: [N] int64, on the device where the numbers are wanted."""
-        start = torch.tensor([seed, view], dtype=torch.int64, device=keys.device) * _GOLDEN
-        self._state = _mix(keys + _mix(_mix(start[0]) + start[1]))
+        start = torch.tensor([seed, view], dtype=torch.int64) * _GOLDEN  # on the CPU: a GPU would be waited for
+        self._state = _mix(keys + int(_mix(_mix(start[0]) + start[1])))
         self._drawn = 0
 
     def __call__(self, count: int) -> Tensor:

@@ -1,6 +1,8 @@
 """The feature store: pooled features at every boundary of a backbone, computed once, shared by all trials."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
 from autotl.data.rows import RowStore
+from autotl.engine import feed
 from autotl.engine.device import in_parts, kind, of_kind, release
 from autotl.errors import PluginError
 from autotl.plan import Head, Input, Network, Pooling, digest
@@ -58,16 +61,24 @@ class FeatureStore:
         extract = self._extractor(network)
         pixels = self.pixels.rows(network.input)
         batch = batch_size(network.input, self.device)
-        for start in range(0, len(missing), batch):
-            keys = missing[start : start + batch]
-            images = torch.from_numpy(pixels.read(keys))
-            # The last batch is filled up, so that what a backbone gives for an image does not depend on
-            # which other images happened to be missing, nor on anything but a GPU's memory that does not do for it.
-            padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
-            rows.append(keys, extract(padded)[: len(keys)].numpy())
-            self.computed += len(keys)
-            if progress:
-                progress(start + len(keys), len(missing))
+        batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+        done = 0
+        with ThreadPoolExecutor(1) as writer:  # writes one batch while the next is computed
+            written: Future[None] | None = None
+            for keys, images in zip(batches, feed.images(pixels, batches, self.device), strict=True):
+                # The last batch is filled up, so that what a backbone gives for an image does not depend on
+                # which other images happened to be missing, nor on anything but a GPU's memory that does not do for it.
+                padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
+                features = extract(padded)[: len(keys)].numpy()
+                if written:
+                    written.result()
+                written = writer.submit(rows.append, keys, features)
+                self.computed += len(keys)
+                done += len(keys)
+                if progress:
+                    progress(done, len(missing))
+            if written:
+                written.result()
 
     def try_out(self, network: Network, shas: Sequence[str]) -> None:
         """Put the first of the images `shas` that has no features yet through a backbone, and keep nothing.
@@ -167,9 +178,15 @@ def on_device(stages: Stages, device: str) -> Stages:
 
 def normalise(images: Tensor, preparation: Input, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
     """[N, 3, S, S] uint8 → float32 in this memory format, as the backbone's training data was prepared."""
-    mean = torch.tensor(preparation.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(preparation.std, device=images.device).view(1, 3, 1, 1)
+    mean, std = _by_channel(preparation.mean, images.device), _by_channel(preparation.std, images.device)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=memory_format)
+
+
+@cache
+def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """[1, 3, 1, 1] on the device, copied once: a copy for each batch would wait for what the device computes."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def seen_by(head: Head, stages: Stages, images: Tensor) -> Tensor:

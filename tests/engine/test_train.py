@@ -581,3 +581,26 @@ def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_pa
     # A GPU adds up gradients in no fixed order.
     assert computed_fit.metrics["rank.loss"] == pytest.approx(stored_fit.metrics["rank.loss"], rel=0.05)
     assert math.isfinite(stored_fit.metrics["rank.loss"])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_batch_that_does_not_fit_goes_through_in_parts(host, stripes, tmp_path, cuda):
+    catalogue = Catalogue(host, tmp_path / "cache")
+    network = catalogue.network("autotl:resnet10", seed=0)
+    large = network.input.at(128)
+    bench = Bench.open(stripes, [large], catalogue, cuda, seed=0)
+    names = catalogue.info("autotl:resnet10").names
+    tuned = phase(stage_rates=dict.fromkeys(names, 0.001), options=ONE_STEP)
+    made = plan(bench, tuned, backbone="autotl:resnet10", cut=names[-1], input=large)
+    whole = fit(made, bench)
+    bench.make_room()
+    allowed = torch.cuda.memory_reserved() + 96 * 2**20
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
+    try:
+        parted = fit(made, bench)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "phase1.micro_batch" not in whole.metrics
+    assert 1 <= parted.metrics["phase1.micro_batch"] < ONE_STEP["batch_size"] / 4
+    # Gradients that are added up in parts differ in their last digits.
+    assert parted.metrics["rank.loss"] == pytest.approx(whole.metrics["rank.loss"], rel=0.05)

@@ -1,0 +1,72 @@
+"""The feed: brings stored pixels to the device, ahead of a GPU that computes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from autotl.data.rows import RowStore
+from autotl.engine.device import kind
+
+READERS = 4
+"""Threads that read for a GPU."""
+AHEAD = 6
+"""So many batches are read before the GPU asks for them."""
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+def images(pixels: RowStore, batches: Iterable[Sequence[str]], device: str) -> Iterator[Tensor]:
+    """The pixels of each batch of image hashes in turn, [N, 3, S, S] uint8 on the device.
+
+    For a GPU, threads read the next batches into pinned memory and copy them on a stream of their own. A CPU reads
+    each batch when it is its turn: it has no core to spare.
+    """
+    if kind(device) != "cuda":
+        for keys in batches:
+            yield torch.from_numpy(pixels.read(keys)).to(device)
+        return
+
+    stream = _copying(device)
+
+    def read(keys: Sequence[str]) -> tuple[Tensor, torch.cuda.Event]:
+        pinned = torch.from_numpy(pixels.read(keys)).pin_memory()
+        with torch.cuda.stream(stream):
+            return pinned.to(device, non_blocking=True), stream.record_event()
+
+    for copied, done in _read_ahead(read, batches):
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(done)
+        copied.record_stream(computing)
+        yield copied
+
+
+def to_device(value: Tensor, device: str | torch.device) -> Tensor:
+    """A small tensor on the device, without waiting for what the device still computes."""
+    return value.to(device, non_blocking=True)
+
+
+def _read_ahead(read: Callable[[K], T], keys: Iterable[K]) -> Iterator[T]:
+    """`read(key)` for each key in order, by threads that begin before it is asked for."""
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(READERS)
+    try:
+        for key in keys:
+            waiting.append(pool.submit(read, key))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@cache
+def _copying(device: str) -> torch.cuda.Stream:
+    """The stream of a GPU on which copies run beside its computing: one, as each has memory of its own."""
+    return torch.cuda.Stream(device)

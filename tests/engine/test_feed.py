@@ -1,0 +1,59 @@
+import time
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+
+from autotl.data.rows import RowStore, StoreError
+from autotl.engine import feed
+
+
+@pytest.fixture
+def pixels(tmp_path):
+    """Ten rows; the row of key `n` is filled with n."""
+    store = RowStore(tmp_path / "rows", (3, 2, 2), np.uint8)
+    store.append([f"{n:064x}" for n in range(10)], np.full((10, 3, 2, 2), np.arange(10)[:, None, None, None], np.uint8))
+    return store
+
+
+def test_batches_come_in_the_order_asked_for(pixels):
+    batches = [[f"{n:064x}" for n in group] for group in ([3, 1], [9], [0, 0, 2])]
+    found = [batch[:, 0, 0, 0].tolist() for batch in feed.images(pixels, batches, "cpu")]
+    assert found == [[3, 1], [9], [0, 0, 2]]
+
+
+def test_threads_that_read_ahead_keep_the_order():
+    def read(key):
+        time.sleep(0.002 * (key % 3))
+        return -key
+
+    assert list(feed._read_ahead(read, range(30))) == [-key for key in range(30)]
+
+
+def test_nothing_is_read_far_ahead_nor_after_the_end(pixels):
+    begun = []
+    ahead = feed._read_ahead(begun.append, count())
+    next(ahead)
+    ahead.close()
+    assert len(begun) <= feed.AHEAD + 1
+
+
+def test_an_error_of_a_reader_reaches_who_asks():
+    def read(key):
+        if key == 2:
+            raise StoreError("gone")
+        return key
+
+    ahead = feed._read_ahead(read, range(5))
+    assert [next(ahead), next(ahead)] == [0, 1]
+    with pytest.raises(StoreError, match="gone"):
+        next(ahead)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same_pixels(pixels, cuda):
+    batches = [[f"{n % 10:064x}" for n in range(start, start + 4)] for start in range(40)]
+    for there, here in zip(feed.images(pixels, batches, cuda), feed.images(pixels, batches, "cpu"), strict=True):
+        assert there.device.type == "cuda"
+        assert torch.equal(there.cpu(), here)
