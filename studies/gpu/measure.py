@@ -1,0 +1,311 @@
+"""What does autotl make of a GPU? Its tests there, its speed against bare loops, and whole searches.
+
+`run.sh` calls this. Every measurement is written down as soon as it is there, one that fails with its error.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.nn import functional as F
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.engine import device as devices
+from autotl.engine.bench import Bench
+from autotl.engine.features import extractor
+from autotl.engine.fit import fit
+from autotl.engine.observe import Nobody
+from autotl.host import Host
+from autotl.plan import Component, DataRef, Head, Phase, TransferPlan
+
+TESTS = Path(__file__).parents[2] / "tests"
+NETWORKS = ("resnet50.a1_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k")
+BATCH, FEATURE_BATCH = 128, 256
+IMAGES = 3_000
+"""Crops of two photos; four fifths of them are trained on."""
+EPOCHS = 4
+STEPS, WARM_UP = 20, 10
+SIZE = 224
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("photos", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.option("--only", multiple=True, help="One of: tests, speed, search.")
+def main(out: Path, photos: Path, options: tuple[str, ...], only: tuple[str, ...]) -> None:
+    report = Report(out)
+    with tempfile.TemporaryDirectory() as work:
+        if not only or "tests" in only:
+            report.measure("tests", run_tests)
+        if not only or "speed" in only:
+            measure_speed(report, Path(work))
+        if not only or "search" in only:
+            words = [str(photos), "--trials", "10", "--device", "cuda", "--no-mlflow", *options]
+            report.measure("a search of 10 trials", lambda: search(words, Path(work) / "alone", workers=0))
+            report.measure("the same beside a worker", lambda: search(words, Path(work) / "two", workers=1))
+
+
+class Report:
+    """What was measured so far, by name, in `gpu.json` and as a table in `gpu.md`."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._out = out
+        self.rows: dict[str, dict[str, Any]] = {
+            "machine": {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "timm": timm.__version__}
+        }
+
+    def measure(self, name: str, run: Callable[[], Mapping[str, Any]]) -> None:
+        began = time.perf_counter()
+        try:
+            found = dict(run())
+        except Exception as error:  # the other measurements are still wanted
+            found = {"error": "".join(traceback.format_exception(error))[-2000:]}
+        self.rows[name] = {**found, "took": round(time.perf_counter() - began, 1)}
+        click.echo(f"{name}: {json.dumps(self.rows[name])}")
+        (self._out / "gpu.json").write_text(json.dumps(self.rows, indent=2) + "\n")
+        lines = [f"| {row} | {'; '.join(f'{k} {v}' for k, v in found.items())} |" for row, found in self.rows.items()]
+        (self._out / "gpu.md").write_text("\n".join(["| what | measured |", "|---|---|", *lines]) + "\n")
+
+
+def run_tests() -> dict[str, Any]:
+    """Those marked `gpu`; the files of the others need not be importable here."""
+    files = [str(file) for file in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in file.read_text()]
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=200, cwd=TESTS.parent)
+    click.echo(done.stdout[-6000:])
+    last = done.stdout.strip().splitlines()[-1]
+    return {"summary": last}
+
+
+# Speed, in images a second
+
+
+def measure_speed(report: Report, work: Path) -> None:
+    """Bare loops by torch's defaults come first: what a search sets for its process would slow them."""
+    for name in NETWORKS:
+        report.measure(f"{name}: bare training step", lambda name=name: bare_training(name))
+        report.measure(f"{name}: bare forward, TF32", lambda name=name: bare_forward(name))
+    devices.resolve("cuda")
+    for name in NETWORKS:
+        report.measure(f"{name}: bare training step, deterministic", lambda name=name: bare_training(name))
+        report.measure(f"{name}: bare forward, float32", lambda name=name: bare_forward(name))
+    report.measure("fused attention in a fixed order", lambda: fused_attention(NETWORKS[-1]))
+    write_crops(work / "crops")
+    autotls = {"training": training, "features, not stored": features, "feature pass": feature_pass}
+    for name in NETWORKS:
+        with measured_bench(name, work) as bench:
+            for what, run in autotls.items():
+                report.measure(f"{name}: autotl's {what}", lambda run=run, name=name, bench=bench: run(name, bench))
+
+
+def bare_training(name: str) -> dict[str, Any]:
+    """A loop that does nothing but train, on images that lie on the device."""
+    torch.backends.cudnn.benchmark = True
+    model = timm.create_model(name, num_classes=2).cuda().train().to(memory_format=torch.channels_last)
+    images, labels = on_the_device(BATCH), torch.randint(2, (BATCH,), device="cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return rate(step, BATCH)
+
+
+def fused_attention(name: str) -> dict[str, Any]:
+    """Whether torch's fused attention keeps a fixed order where it must, and what a training step gains by it."""
+    attention = (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp)
+    torch.use_deterministic_algorithms(True)
+    for enable in attention:
+        enable(True)
+    try:
+        model = timm.create_model(name, num_classes=2).cuda().train()
+        images = torch.rand(BATCH, 3, SIZE, SIZE, device="cuda")
+        gradients = []
+        for _ in range(2):
+            model.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = model(images).float().square().mean()
+            loss.backward()
+            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        same = all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+        return {"same gradients twice": same, **bare_training(name)}
+    finally:
+        for enable in attention:
+            enable(False)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@torch.inference_mode()
+def bare_forward(name: str) -> dict[str, Any]:
+    model = timm.create_model(name, num_classes=0).cuda().eval().to(memory_format=torch.channels_last)
+    images = on_the_device(FEATURE_BATCH)
+    return rate(lambda: model(images), FEATURE_BATCH)
+
+
+def on_the_device(count: int) -> torch.Tensor:
+    images = torch.rand(count, 3, SIZE, SIZE, device="cuda")
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def rate(step: Callable[[], object], images: int) -> dict[str, Any]:
+    for _ in range(WARM_UP):
+        step()
+    rates = []
+    for _ in range(3):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+        rates.append(STEPS * images / (time.perf_counter() - began))
+    return spread(rates)
+
+
+def spread(rates: list[float]) -> dict[str, Any]:
+    return {"images/s": round(statistics.median(rates)), "from": round(min(rates)), "to": round(max(rates))}
+
+
+def write_crops(folder: Path) -> None:
+    """An image folder of crops from scikit-learn's two photos."""
+    draw = np.random.default_rng(0)
+    for photo, label in zip(load_sample_images().images, ("temple", "flower"), strict=True):
+        (folder / label).mkdir(parents=True)
+        for number in range(IMAGES // 2):
+            top, left = draw.integers(photo.shape[0] - 256), draw.integers(photo.shape[1] - 256)
+            Image.fromarray(photo[top : top + 256, left : left + 256]).save(folder / label / f"{number}.jpg")
+
+
+@contextmanager
+def measured_bench(name: str, work: Path) -> Iterator[Bench]:
+    catalogue = Catalogue(Host(), work / "cache")
+    bench = Bench.open(work / "crops", [catalogue.card(f"timm:{name}").input], catalogue, "cuda", seed=0)
+    yield bench
+    bench.make_room()
+
+
+def training(name: str, bench: Bench) -> dict[str, Any]:
+    """The whole network, from images in the pixel store; the first epoch does not count."""
+    backbone = f"timm:{name}@random"
+    network = bench.catalogue.network(backbone, 0)
+    info = bench.catalogue.info(backbone, network.input)
+    phase = Phase(
+        method="sgd",
+        frozen=None,
+        stage_rates={stage.name: 1e-4 for stage in info.stages if stage.parameters},
+        head_rate=1e-3,
+        epochs=EPOCHS,
+        options={"optimizer": "adamw", "batch_size": BATCH},
+    )
+    plan = TransferPlan(
+        backbone=backbone,
+        weights=network.weights,
+        input=network.input,
+        compute_dtype="bfloat16",
+        cut=info.names[-1],
+        head=Head(pooling="avg"),
+        augmentation=Component(name="none", owner="autotl", version=bench.catalogue.requires(backbone)["autotl"]),
+        data=DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
+        train_on=("train", "stop", "rank"),  # no split is left to judge an epoch on: it is training alone
+        seed=0,
+        requires={},
+        phases=(phase,),
+    )
+    seconds: list[float] = []
+
+    class Epochs(Nobody):
+        def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
+            seconds.append(facts["seconds"])
+
+    fit(plan, bench, Epochs())
+    images = len(bench.shas(*plan.train_on))
+    return spread([images / each for each in seconds[1:]])
+
+
+def features(name: str, bench: Bench) -> dict[str, Any]:
+    """Features of every cut, of the same images again and again: what a feature pass takes without its store."""
+    catalogue = bench.catalogue
+    network = catalogue.network(f"timm:{name}@random", 0)
+    extract = extractor(catalogue.build(network), network, catalogue, bench.device, bench.make_room)
+    images = torch.randint(256, (FEATURE_BATCH, 3, SIZE, SIZE), dtype=torch.uint8, device="cuda")
+    return rate(lambda: extract(images), FEATURE_BATCH)
+
+
+def feature_pass(name: str, bench: Bench) -> dict[str, Any]:
+    """Every image through the network, features of every cut stored; of the passes the first does not count."""
+    backbone = f"timm:{name}@random"
+    rates = []
+    for seed in range(4):
+        network = bench.catalogue.network(backbone, seed)
+        shas = bench.shas("train", "stop", "rank")
+        bench.catalogue.info(backbone, network.input)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        bench.features.fill(network, shas)
+        rates.append(len(shas) / (time.perf_counter() - began))
+    return spread(rates[1:])
+
+
+# Searches
+
+
+def search(words: list[str], home: Path, workers: int) -> dict[str, Any]:
+    """A whole search as a command: its wall time, and where it went."""
+    folders = ["--home", str(home), "--cache-dir", str(home / "cache")]
+    given = [word for at, flag in enumerate(words) if flag == "--weights" for word in words[at : at + 2]]
+    began = time.time()
+    command = [sys.executable, "-m", "autotl", "search", *words, "--study", "gpu", "--json", *folders]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        hands: list[subprocess.Popen[bytes]] = []
+        while process.poll() is None and len(hands) < workers:
+            time.sleep(0.5)
+            if any((home / "gpu" / "trials").glob("*.jsonl")):
+                join = [sys.executable, "-m", "autotl", "worker", "gpu", "--device", "cuda", *given, *folders]
+                hands.append(subprocess.Popen(join))
+        said, _ = process.communicate(timeout=250)
+        wall = time.time() - began
+        for hand in hands:
+            hand.wait(60)
+    if process.returncode:
+        raise RuntimeError(f"the search ended with {process.returncode}")
+    result = json.loads(said)
+    events = [json.loads(line) for file in (home / "gpu" / "trials").glob("*.jsonl") for line in file.open()]
+    first, last = min(event["time"] for event in events), max(event["time"] for event in events)
+    epochs = [event["facts"]["seconds"] for event in events if "seconds" in event.get("facts", {})]
+    return {
+        "wall s": round(wall, 1),
+        "before the first trial s": round(first - began, 1),
+        "from first to last trial s": round(last - first, 1),
+        "trials s": round(sum(event.get("seconds", 0) for event in events), 1),
+        "epochs": len(epochs),
+        "epochs s": round(sum(epochs), 1),
+        "states": result["trials"],
+        "winner": f"{result['best']['strategy']} {result['best']['plan']['backbone']}",
+        "test": result["test"]["value"],
+        "left out": result["left_out"],
+    }
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()
