@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,21 +27,57 @@ def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
     return float((labels == predicted).mean())
 
 
-def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """The mean over classes of the share of their images that were recognised."""
-    right = np.bincount(labels, weights=labels == predicted)
-    count = np.bincount(labels)
-    return float((right[count > 0] / count[count > 0]).mean())
+class Counts(NamedTuple):
+    """How many images of each class there are, each [..., C]: that have its label, that are given it, that are both."""
+
+    labelled: np.ndarray
+    given: np.ndarray
+    both: np.ndarray
 
 
-def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """The mean over classes of the harmonic mean of precision and recall."""
-    classes = max(labels.max(), predicted.max()) + 1
-    both = np.bincount(labels[labels == predicted], minlength=classes)
-    either = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
-    return float((2 * both[either > 0] / either[either > 0]).mean())
+@dataclass(frozen=True)
+class ClassMean:
+    """A metric that is a mean over classes of what follows from one share of a class's images."""
+
+    whole: Callable[[Counts], np.ndarray]
+    """The images that the share is of; it counts those of them that are `both`."""
+    of_share: Callable[[Any], Any]
+
+    def __call__(self, labels: np.ndarray, predicted: np.ndarray) -> float:
+        return float(self.mean(_counts(labels, predicted)))
+
+    def mean(self, counts: Counts) -> np.ndarray:
+        """Over the classes that any image has or is given."""
+        whole = self.whole(counts)
+        return self.of_share(counts.both / np.maximum(whole, 1)).sum(-1) / (whole > 0).sum(-1)
+
+    def interval(self, labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+        """The middle 95 % over images drawn with replacement within each class (Efron 1979), or wider.
+
+        Where few images of a class are wrong, such draws see too little of what might be. So no end is nearer to the
+        value than the ends of Wilson's intervals of all classes together, their distances added in squares (Zou and
+        Donner 2008), nor than that of the accuracy: a mean over classes knows no more than all images together.
+        """
+        counts, share = _counts(labels, predicted), accuracy(labels, predicted)
+        value, drawn = float(self.mean(counts)), np.quantile(self.mean(_redrawn(labels, predicted)), [0.025, 0.975])
+        low, high = (
+            max(sign * (float(drawn[end]) - value), self._together(counts, end), sign * (all_images - share))
+            for end, (sign, all_images) in enumerate(zip((-1, 1), wilson(share, len(labels)), strict=True))
+        )
+        return max(0.0, value - low), min(1.0, value + high)
+
+    def _together(self, counts: Counts, end: int) -> float:
+        """How far the end of the interval is from the mean, by Wilson's interval of each class."""
+        whole = self.whole(counts)
+        shares = [(both / of, wilson(both / of, of)[end]) for both, of in zip(counts.both, whole, strict=True) if of]
+        distances = [self.of_share(bound) - self.of_share(share) for share, bound in shares]
+        return math.sqrt(sum(distance**2 for distance in distances)) / len(distances)
 
 
+balanced_accuracy = ClassMean(lambda counts: counts.labelled, lambda share: share)
+"""The mean over classes of the share of their images that were recognised."""
+macro_f1 = ClassMean(lambda counts: counts.labelled + counts.given - counts.both, lambda share: 2 * share / (1 + share))
+"""The mean over classes of the harmonic mean of precision and recall."""
 METRICS: dict[str, Predictor] = {
     "accuracy": accuracy,
     "balanced-accuracy": balanced_accuracy,
@@ -48,18 +85,12 @@ METRICS: dict[str, Predictor] = {
 }
 
 
-def score(metric: str, labels: np.ndarray, predicted: np.ndarray) -> Score:
-    """labels, predicted: [N] class indices. Wilson's interval for accuracy; bootstrap for the others.
-
-    Where few images are wrong, a bootstrap sees too little of what might be: no end of its interval is nearer than
-    that of Wilson's, for a mean over classes knows no more than all images together.
-    """
-    value, share, n = METRICS[metric](labels, predicted), accuracy(labels, predicted), len(labels)
-    low, high = wilson(share, n)
-    if metric != "accuracy":
-        lowest, highest = _bootstrap(METRICS[metric], labels, predicted)
-        low, high = max(0.0, min(lowest, value + low - share)), min(1.0, max(highest, value + high - share))
-    return Score(metric, value, low, high, n)
+def score(name: str, labels: np.ndarray, predicted: np.ndarray) -> Score:
+    """labels, predicted: [N] class indices. Wilson's interval for accuracy; `ClassMean.interval` for the others."""
+    metric, n = METRICS[name], len(labels)
+    value = metric(labels, predicted)
+    low, high = metric.interval(labels, predicted) if isinstance(metric, ClassMean) else wilson(value, n)
+    return Score(name, value, low, high, n)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -90,12 +121,19 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((normaliser - shifted[np.arange(len(labels)), labels]).mean())
 
 
-def _bootstrap(metric: Predictor, labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the metric over images drawn with replacement (Efron 1979)."""
+def _counts(labels: np.ndarray, predicted: np.ndarray) -> Counts:
+    classes = max(labels.max(), predicted.max()) + 1
+    return Counts(*(np.bincount(of, minlength=classes) for of in (labels, predicted, labels[labels == predicted])))
+
+
+def _redrawn(labels: np.ndarray, predicted: np.ndarray) -> Counts:
+    """What there is of each class when its images are drawn with replacement from its own, [RESAMPLES, C]."""
     draw = np.random.default_rng(0)
-    values = []
-    for _ in range(RESAMPLES):
-        row = draw.integers(len(labels), size=len(labels))
-        values.append(metric(labels[row], predicted[row]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    labelled = _counts(labels, predicted).labelled
+    given, both = (np.zeros((RESAMPLES, len(labelled)), int) for _ in range(2))
+    for label in np.flatnonzero(labelled):
+        guesses, images = np.unique(predicted[labels == label], return_counts=True)
+        drawn = draw.multinomial(labelled[label], images / labelled[label], RESAMPLES)
+        given[:, guesses] += drawn
+        both[:, label] = drawn[:, guesses == label].sum(1)
+    return Counts(np.broadcast_to(labelled, given.shape), given, both)
