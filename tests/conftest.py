@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from autotl.engine import device, features
+from autotl.engine.exact import exact
 from autotl.host import Host
 from autotl.study.search import Search
 from autotl.testing.lab import TinyPlugin, write_stripes
@@ -30,7 +31,9 @@ def pytest_runtest_setup(item):
 @pytest.fixture
 def cuda():
     """The GPU, set up as a search does it."""
-    return device.resolve("cuda")
+    name = device.resolve("cuda")
+    with exact(name):
+        yield name
 
 
 @pytest.fixture(autouse=True)

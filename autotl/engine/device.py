@@ -1,6 +1,5 @@
 """Which device the numbers are made on, and what is done when its memory does not do."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -31,18 +30,6 @@ def resolve(name: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
         raise StudyError(f"Device '{name}' cannot be used here: {why}. Use --device auto or cpu.") from None
-    if kind(name) != "cpu":
-        # What a plan calls float32 is float32: TF32 keeps ten bits of the fraction.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        # The same plan gives the same numbers.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Nothing here reads what it has not written.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        # Of attention only the plain kind has a backward pass in a fixed order, unless warnings are errors.
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.backends.cuda.enable_cudnn_sdp(False)
     return name
 
 

@@ -10,6 +10,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.data.split import Split
 from autotl.engine import metrics, solve, train
 from autotl.engine.bench import Bench
+from autotl.engine.exact import exact
 from autotl.engine.model import Model
 from autotl.engine.observe import Nobody, Observer
 from autotl.engine.solve import narrowed
@@ -27,7 +28,8 @@ class Fitted:
 
     def logits(self, split: Split) -> np.ndarray:
         """[N, C] for the images of a split, in the data set's order."""
-        return self.model.logits(split).cpu().numpy()
+        with exact(self.model.bench.device):
+            return self.model.logits(split).cpu().numpy()
 
 
 def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> Fitted:
@@ -37,8 +39,12 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
     training breaks down.
     """
     check(plan, bench)
+    with exact(bench.device):
+        return _fit(plan, bench, observer or Nobody())
+
+
+def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
     began = time.perf_counter()
-    observer = observer or Nobody()
     bench.decode(plan.input, lambda done, total: observer.step())
     model = Model(plan, bench, observer)
     measured: dict[str, float] = {}

@@ -16,6 +16,7 @@ from torch import Tensor
 from autotl.backbones.catalogue import Catalogue
 from autotl.data.images import UnreadableImage, decode, prepare
 from autotl.engine.device import in_parts
+from autotl.engine.exact import exact
 from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
 from autotl.errors import DataError, PluginError, StudyError
@@ -52,7 +53,7 @@ class Bundle:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """[N, 3, S, S] uint8, prepared as `plan.input` says → [N, classes], each row adding up to 1."""
-        with torch.inference_mode():
+        with exact(str(self.graph.device)), torch.inference_mode():
             return in_parts(self.graph, images.to(self.graph.device))
 
     def predict(self, files: Sequence[Path]) -> Iterator[tuple[Path, "np.ndarray | str"]]:

@@ -13,6 +13,7 @@ from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
 from autotl.engine.bench import Bench
+from autotl.engine.exact import exact
 from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
 from autotl.files import settle
 from autotl.host import Host
@@ -90,7 +91,7 @@ class Search:
         """
         pools.announce(self.pool, self.watcher, self.settings.yes)
         try:
-            with one_line_each(self.folder.name), self.folder.lock():
+            with one_line_each(self.folder.name), self.folder.lock(), exact(self.device):
                 settle(self.folder.bundle)
                 self.pool = pools.download(self.catalogue, self.pool, self._required, self._leave_out)
                 bench = self._open()

@@ -9,6 +9,7 @@ from pathlib import Path
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine import device as devices
 from autotl.engine.bench import Bench
+from autotl.engine.exact import exact
 from autotl.errors import StudyError, unknown
 from autotl.host import Host
 from autotl.registry import Entry, Registry
@@ -72,7 +73,7 @@ class Worker:
 
         Raises: AutotlError.
         """
-        with one_line_each(self.definition.name):
+        with one_line_each(self.definition.name), exact(self.device):
             return self._carry_out_all(self._open())
 
     def _carry_out_all(self, bench: Bench) -> int:
