@@ -9,7 +9,9 @@ What has no split is in train, and missing splits are carved from train.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +93,7 @@ def _check(files: Sequence[Found], path: Path) -> None:
 
 
 def _read_folder(root: Path) -> Listing:
-    files = _walk(str(root), frozenset(map(str, root.parents)))
+    files = _files(str(root), _above(root), splits=True)
     paths = sorted(os.path.relpath(file, root).replace(os.sep, "/") for file in files)
     tops = {path.split("/")[0] for path in paths if "/" in path}
     splits = {top for top in tops if top.casefold() in SPLIT_NAMES}
@@ -151,25 +153,84 @@ def _beside(paths: Sequence[str], inside: Sequence[str]) -> tuple[str, ...]:
     return (f"passed over beside the class folders: {_some(outside)}",) if outside else ()
 
 
-def _walk(folder: str, above: frozenset[str]) -> Iterator[str]:
-    """Every file at any depth that is not hidden; links are followed, but not back to a folder `above`."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
+_Identity = tuple[int, int]
+"""Of a folder, by whatever path or link it was come by: its device, and its number there."""
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Every file at any depth that is not hidden. Links are followed, but to each folder once.
+
+    Raises: DataError for a folder that cannot be listed.
+    """
+    return _walk(str(folder), _above(folder))
+
+
+def _files(folder: str, above: Set[_Identity], *, splits: bool) -> Iterator[str]:
+    """Every file of each class. A folder that links of several classes lead to belongs to each of them.
+
+    With `splits`, folders of such names hold classes.
+    """
+    above = above | {_identity(folder)}
+    for entry in _entries(folder):
+        if not _is_folder(entry):
+            yield entry.path
+        elif not splits or entry.name.casefold() not in SPLIT_NAMES:
+            yield from _walk(entry.path, above)
+        elif _identity(entry.path) not in above:
+            yield from _files(entry.path, above, splits=False)
+
+
+def _walk(folder: str, above: Set[_Identity]) -> Iterator[str]:
+    """Every file below a folder, but for what only links back to folders `above` lead to.
+
+    A folder that several paths lead to is listed once: by its own path rather than by one with a link in it.
+    """
+    seen = set(above)
+    folders, links = [folder], deque[str]()  # no recursion, for folders may be nested deeper than Python's calls
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        identity = _identity(folder)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        for entry in _entries(folder):
+            if not _is_folder(entry):
+                yield entry.path
+            elif entry.is_symlink():
+                links.append(entry.path)
+            else:
+                folders.append(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Or a link to one. What is neither folder nor file, such as a broken link, is found out when it is read."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden, in order of name."""
+    with _listing(folder), os.scandir(folder) as found:
+        return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _above(folder: Path) -> Set[_Identity]:
+    return {_identity(str(parent)) for parent in folder.resolve().parents}
+
+
+def _identity(folder: str) -> _Identity:
+    with _listing(folder):
+        status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _listing(folder: str) -> Iterator[None]:
     try:
-        entries = list(os.scandir(folder))
+        yield
     except OSError as error:
         raise DataError(
-            f"The folder {folder!r} cannot be listed: {error.strerror}. Make it readable, or leave it out."
+            f"The folder {folder[:200]!r} cannot be listed: {error.strerror}. Make it readable, or leave it out."
         ) from None
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        # What is neither, such as a broken link, is found out when it is read.
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-            yield from _walk(entry.path, above | {real})
-        else:
-            yield entry.path
 
 
 # Manifests

@@ -1,6 +1,7 @@
 """What a user may point at, and the one line that says what is wrong with it."""
 
 import os
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet
@@ -120,6 +121,60 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert {"a/1", "b/2", "b/more/3", "b/mutual/4", "b/broken", "a/self"} <= paths
     assert not any(path.startswith("a/all/") for path in paths)
     assert not any("back/" in path for path in paths)
+
+
+def test_folders_that_link_to_one_another_are_listed_once_in_each_class(tmp_path):
+    tree(tmp_path, *(f"a/f{n}/{n}.png" for n in range(9)), "b/1")
+    for one in range(9):
+        for other in range(9):
+            (tmp_path / f"a/f{one}/l{other}").symlink_to(f"../f{other}")
+    (tmp_path / "b/twice").symlink_to(tmp_path / "a/f3")
+    found = [file.path for file in find(tmp_path).files]
+    assert [path for path in found if path.startswith("a/")] == [f"a/f{n}/{n}.png" for n in range(9)]
+    assert len([path for path in found if path.startswith("b/")]) == 1 + 9
+
+
+def test_links_within_splits(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/2", "test/a/3", "test/b/4", ".more/5")
+    (tmp_path / "train/a/all").symlink_to(tmp_path / "train")
+    (tmp_path / "val").symlink_to(tmp_path)
+    for folder in ("train/a", "train/b", "test/a"):
+        (tmp_path / folder / "more").symlink_to(tmp_path / ".more")
+    assert [file.path for file in find(tmp_path).files] == [
+        "test/a/3", "test/a/more/5", "test/b/4", "train/a/1", "train/a/more/5", "train/b/2", "train/b/more/5",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def nest(monkeypatch):
+    """`nest(folder, name, depth)` makes folders in folders, with a file in the last; pytest could not remove them."""
+    made = []
+
+    def nest(folder, name, depth):
+        monkeypatch.chdir(folder)
+        for _ in range(depth):
+            os.mkdir(name)
+            os.chdir(name)
+            made.append(name)
+        Path("file").touch()
+
+    yield nest
+    Path("file").unlink()
+    for name in made:
+        os.chdir("..")
+        os.rmdir(name)
+
+
+def test_folders_may_be_nested_deeper_than_calls(tmp_path, nest):
+    tree(tmp_path, "a/1", "b/2")
+    nest(tmp_path / "b", "d", 1200)
+    assert [file.path for file in find(tmp_path).files] == ["a/1", "b/2", f"b/{'d/' * 1200}file"]
+
+
+def test_folders_nested_deeper_than_a_path_are_an_error_in_one_line(tmp_path, nest):
+    tree(tmp_path, "a/1", "b/2")
+    nest(tmp_path / "b", "d" * 250, 20)
+    assert len(refused(tmp_path, "cannot be listed: File name too long")) < 400
 
 
 def test_the_root_may_be_a_link(tmp_path):
