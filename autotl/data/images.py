@@ -11,15 +11,19 @@ but its pixels depend on the size asked for, and whoever uses an exported model 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from autotl.errors import DataError, one_line
+from autotl.errors import one_line
 from autotl.plan import Input, Interpolation
 
 DECODER = 1
 """Counted up when the same bytes give other pixels than before."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+"""What is read, under whatever file name: of the formats that Pillow knows, EPS would start Ghostscript."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -45,12 +49,12 @@ class UnreadableImage(Exception):
     """A file that gives no pixels; the message is the reason."""
 
 
-def decode(data: bytes, name: str = "the image") -> np.ndarray:
+def decode(data: bytes) -> np.ndarray:
     """The pixels of an image file, [H, W, 3] uint8, upright.
 
-    Raises: UnreadableImage; DataError, which calls the image `name`, for one of too many pixels.
+    Raises: UnreadableImage.
     """
-    return np.asarray(upright(open_image(data, name)))
+    return np.asarray(upright(open_image(data)))
 
 
 def prepare(rgb: np.ndarray, input: Input) -> np.ndarray:
@@ -58,21 +62,19 @@ def prepare(rgb: np.ndarray, input: Input) -> np.ndarray:
     return fit(Image.fromarray(rgb), input)
 
 
-def open_image(data: bytes, name: str = "the image") -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """The image with its header read and no pixel decoded yet.
 
-    Raises: as `decode`.
+    Raises: UnreadableImage.
     """
     if not data:
         raise UnreadableImage("the file is empty")
     with _one_kind_of_error():
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_readable())
             _check_size(image)
         except Image.DecompressionBombError as error:
-            raise DataError(
-                f"{name!r} has too many pixels to be safe: {error} Make it smaller, or leave it out."
-            ) from None
+            raise UnreadableImage(f"it has too many pixels to be safe: {error} Make it smaller.") from None
     return image
 
 
@@ -96,6 +98,13 @@ def fit(image: Image.Image, input: Input) -> np.ndarray:
     image = image.resize((width, height), _RESAMPLING[input.interpolation])
     middle = _middle(image, input.size, input.size)
     return np.ascontiguousarray(np.asarray(middle).transpose(2, 0, 1))
+
+
+@cache
+def _readable() -> list[str]:
+    """Those of `FORMATS` that the installed Pillow knows."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -148,9 +157,9 @@ def _one_kind_of_error() -> Iterator[None]:
     """Pillow's readers raise almost anything for a damaged file; here it becomes UnreadableImage."""
     try:
         yield
-    except (UnreadableImage, DataError, MemoryError):
+    except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage("not an image that Pillow can read") from None
+        raise UnreadableImage(f"not an image in a format that is read: {', '.join(FORMATS)}") from None
     except Exception as error:
         raise UnreadableImage(one_line(f"{type(error).__name__}: {error}")) from error

@@ -85,8 +85,6 @@ class PixelStore:
         """Read each file once: hash it, and decode it where some input lacks its pixels.
 
         A file that gives no pixels gives the reason instead.
-
-        Raises: DataError for an image of too many pixels.
         """
         stores = {self.rows(input): input for input in inputs}
         run = _Pass(stores)
@@ -122,7 +120,7 @@ class _Pass:
     def look(self, path: Path) -> Seen | str:
         try:
             data = _read(path)
-            image = images.open_image(data, str(path))
+            image = images.open_image(data)
         except UnreadableImage as error:
             return str(error)
         seen = Seen(hashlib.sha256(data).hexdigest(), *image.size)

@@ -19,7 +19,7 @@ from autotl.engine.device import in_parts
 from autotl.engine.exact import exact
 from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
-from autotl.errors import DataError, PluginError, StudyError
+from autotl.errors import PluginError, StudyError
 from autotl.export.graph import Graph
 from autotl.files import as_json, holds_only, replacing, settle, where_it_is, write
 from autotl.plan import TransferPlan
@@ -156,6 +156,6 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def _read(file: Path, plan: TransferPlan) -> "np.ndarray | str":
     try:
-        return prepare(decode(file.read_bytes(), str(file)), plan.input)
-    except (UnreadableImage, DataError, OSError) as error:
+        return prepare(decode(file.read_bytes()), plan.input)
+    except (UnreadableImage, OSError) as error:
         return str(error)

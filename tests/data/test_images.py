@@ -7,10 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from autotl.data.images import UnreadableImage, decode, prepare
-from autotl.errors import DataError
+from autotl.data.images import FORMATS, UnreadableImage, decode, prepare
 from autotl.plan import Input
 
 
@@ -217,10 +216,25 @@ def test_too_many_pixels(monkeypatch, width):
     data = encoded(Image.new("RGB", (width, 10)))
     decode(data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=rf"'cat/big\.png'.*{width * 10} pixels.*smaller"):
-        decode(data, "cat/big.png")
+    with pytest.raises(UnreadableImage, match=rf"too many pixels.*{width * 10} pixels.*smaller"):
+        decode(data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert decode(data).shape == (10, width, 3)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_that_are_read(format):
+    pixels = noise(16, 16)
+    options = {"lossless": True} if format == "WEBP" else {}
+    found = decode(encoded(Image.fromarray(pixels), format, **options))
+    assert found.shape == (16, 16, 3)
+
+
+def test_what_would_start_another_program_is_not_read(monkeypatch):
+    data = encoded(Image.new("RGB", (4, 4)), "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    with pytest.raises(UnreadableImage, match="not an image in a format that is read: JPEG, PNG"):
+        decode(data)
 
 
 # Preparation

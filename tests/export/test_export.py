@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from autotl.api import Model, Study
 from autotl.backbones.catalogue import Catalogue
@@ -240,7 +240,9 @@ def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size
     (tmp_path / "preprocessing.json").write_text(json.dumps(wanted.model_dump(mode="json")))
     script = tmp_path / "preprocess.py"
     script.write_text((export.STANDALONE / "preprocess.py").read_text())
-    prepare = runpy.run_path(str(script))["prepare"]
+    reference = runpy.run_path(str(script))
+    assert reference["FORMATS"] == images.FORMATS
+    prepare = reference["prepare"]
     for name, image, options in _photos():
         image.save(tmp_path / name, **options)
         data = (tmp_path / name).read_bytes()
@@ -248,6 +250,9 @@ def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size
     Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match="no defined range"):
         prepare(tmp_path / "float.tiff")
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg", "EPS")
+    with pytest.raises(UnidentifiedImageError):
+        prepare(tmp_path / "photo.jpg")
 
 
 @pytest.mark.gpu

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 SPEC = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")  # EPS starts programs
 LONGEST = 4
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +30,8 @@ TURNS = {
 
 def prepare(file: str | Path) -> np.ndarray:
     """An image file → [3, size, size] uint8."""
-    with Image.open(file) as image:
+    Image.init()
+    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         image.load()
         turn = TURNS.get(_orientation(image))
         pixels = _rgb(image)
