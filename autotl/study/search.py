@@ -172,7 +172,8 @@ class Search:
 
     def _open(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
-        names = [*self.pool.backbones, *([controls.PIXELS] if "reference" in self.host.backbones else [])]
+        compared = self.settings.compare and "reference" in self.host.backbones
+        names = [*self.pool.backbones, *([controls.PIXELS] if compared else [])]
         inputs = list(dict.fromkeys(self.catalogue.card(name).input for name in names))
         try:
             bench = Bench.open(

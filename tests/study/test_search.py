@@ -29,6 +29,7 @@ from autotl.study.settings import Settings
 from autotl.study.watch import Silent
 from autotl.testing.lab import TinyFamily
 from autotl.tracking import result as results
+from autotl.tracking.folder import cache_dir
 from autotl.tracking.probe import read_probe
 
 
@@ -96,6 +97,15 @@ def test_features_are_computed_once_for_all_trials(host, stripes, monkeypatch):
     assert counts == [2 * 90]  # two backbones, ninety images, six trials
     search(host, stripes, trials=8, study="another").run()
     assert counts == [2 * 90, 0]
+
+
+def test_pixels_for_a_comparison_that_is_not_made_are_not_decoded(host, stripes):
+    def stores():
+        return len(list((cache_dir(None) / "pixels").glob("*/rows.bin")))
+
+    for compare, expected in ((False, 1), (True, 2)):
+        search(host, stripes, backbones=("tiny:net",), compare=compare)._open()
+        assert stores() == expected
 
 
 def test_the_same_command_again_adds_nothing_and_a_larger_total_adds_the_rest(host, stripes):
