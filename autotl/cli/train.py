@@ -58,6 +58,7 @@ def command(
             devices.resolve(device),
             seed=setup.data.split_seed,
             progress=partial(watcher.progress, "reading images"),
+            note=watcher.note,
         )
         dataset = bench.dataset
         watcher.dataset(dataset)

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +82,11 @@ class Dataset:
     def files(self, *splits: Split) -> list[tuple[str, Path]]:
         """Hashes and where their files lie, as `PixelStore.add` wants them."""
         return [(image.sha, self.root / image.path) for image in self.of(*splits)]
+
+    def locate(self, shas: Collection[str]) -> dict[str, Path]:
+        """Where images lie, by their hashes."""
+        wanted = set(shas)
+        return {image.sha: self.root / image.path for image in self.images if image.sha in wanted}
 
     def labels(self, *splits: Split) -> np.ndarray:
         """The class numbers of these splits, [N] int64.

@@ -4,11 +4,12 @@ import hashlib
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 
 import numpy as np
 import PIL
@@ -16,7 +17,7 @@ from PIL.Image import Image
 
 from autotl.data import images
 from autotl.data.images import UnreadableImage
-from autotl.data.rows import RowStore
+from autotl.data.rows import FORMAT, DamagedRows, RowStore
 from autotl.errors import DataError
 from autotl.plan import Input, digest
 
@@ -41,13 +42,18 @@ class Seen:
 class PixelStore:
     """Prepared pixels, [3, S, S] uint8 by image hash, one store for each way to prepare them.
 
-    `decoded` counts the images that were decoded by this object.
+    `decoded` counts the images that were decoded by this object. `note` is told, once each, what a user should know.
     """
 
-    def __init__(self, cache_dir: Path) -> None:
+    def __init__(self, cache_dir: Path, note: Callable[[str], None] = lambda text: None) -> None:
         self.folder = Path(cache_dir) / "pixels"
+        self.note = cache(note)
         self.decoded = 0
+        self.locate: Callable[[Collection[str]], Mapping[str, Path]] = lambda shas: {}
+        """Where images lie, by their hashes, of which pixels must be made again."""
         self._stores: dict[str, RowStore] = {}
+        self._compared: set[RowStore] = set()
+        self._mending = RLock()
 
     def rows(self, input: Input) -> RowStore:
         """The store for `input`; its `mean` and `std` do not matter to pixels."""
@@ -56,11 +62,58 @@ class PixelStore:
                 **input.model_dump(include={"size", "resize", "interpolation"}),
                 "decoder": images.DECODER,
                 "pillow": PIL.__version__,
+                "rows": FORMAT,
             }
         )
         if key not in self._stores:
             self._stores[key] = RowStore(self.folder / key, (3, input.size, input.size), np.uint8)
         return self._stores[key]
+
+    def read(self, input: Input, shas: Sequence[str]) -> np.ndarray:
+        """The pixels of images, [N, 3, S, S] uint8. What is damaged is made again.
+
+        Raises: DataError for an image that should be decoded again, and is no longer what its hash says.
+        """
+        store = self.rows(input)
+        found = self._read(store, input, shas)
+        if store not in self._compared and shas:
+            with self._mending:
+                self._compared.add(store)
+                again = self._decoded_again(shas[0], input)
+                if again is not None and not np.array_equal(again, found[0]):
+                    self._make_anew(store, input)
+                    found = store.read(shas)
+        return found
+
+    def _read(self, store: RowStore, input: Input, shas: Sequence[str]) -> np.ndarray:
+        try:
+            return store.read(shas)
+        except (DamagedRows, KeyError) as error:  # there may be none where another thread has just found it damaged
+            with self._mending:
+                if isinstance(error, DamagedRows):
+                    self.note(error.note)
+                self.add(self.locate(store.missing(shas)).items(), [input])
+                if store.missing(shas):
+                    raise
+            return store.read(shas)
+
+    def _decoded_again(self, sha: str, input: Input) -> np.ndarray | None:
+        """An image's pixels as they are decoded now; None where it is not there any more."""
+        path = self.locate([sha]).get(sha)
+        try:
+            data = _read(path) if path else b""
+            if hashlib.sha256(data).hexdigest() == sha:
+                return images.fit(images.upright(images.open_image(data)), input)
+        except UnreadableImage:
+            pass
+        return None
+
+    def _make_anew(self, store: RowStore, input: Input) -> None:
+        """What decodes images has changed and does not say so by its version."""
+        self.note(f"Warning: images give other pixels than in the cache {str(store.folder)!r}. It is made again.")
+        files = self.locate(store.keys())
+        store.clear()
+        self.add(files.items(), [input])
 
     def add(self, files: Iterable[tuple[str, Path]], inputs: Sequence[Input], progress: Progress | None = None) -> None:
         """Decode those of `files`, hashes with paths, whose pixels some input lacks.

@@ -1,16 +1,20 @@
 """A store of equally shaped rows by key, shared by processes and safe against being killed.
 
-A store is a folder: `rows.bin` holds the rows one after another, `keys.bin` their keys in the same order,
-`store.json` the shape and type of a row. A row is written before its key, so what a killed process leaves
-is a tail without keys: it is not seen, and the next append overwrites it.
+A store is a folder: `rows.bin` holds the rows one after another, `keys.bin` their keys with their checksums in
+the same order, `store.json` the shape and type of a row. A row is written before its key, so what a killed process
+leaves is a tail without keys: it is not seen, and the next append overwrites it. A row whose checksum fails counts
+as missing, and the next append of its key writes it again in its place.
 """
 
 import json
 import os
 import shutil
+import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import RLock
 from typing import BinaryIO
 from weakref import WeakSet
 
@@ -19,8 +23,13 @@ from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike
 
 from autotl.errors import AutotlError
+from autotl.files import write
 
+FORMAT = 2
+"""Counted up when the files of a store change: whoever names a store's folder makes it part of the name."""
 KEY_BYTES = 32
+SUM_BYTES = 4
+ENTRY_BYTES = KEY_BYTES + SUM_BYTES
 DEFAULT_BUDGET = 10_000_000_000
 _META = "store.json"
 
@@ -31,8 +40,26 @@ class StoreError(AutotlError):
     """A store in the cache folder cannot be used or written."""
 
 
+class DamagedRows(StoreError):
+    """Rows are not what was written; from now on they count as missing."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        super().__init__(f"The cache {str(folder)!r} is damaged in {count} places. Delete this folder.")
+        self.note = f"Warning: the cache {str(folder)!r} is damaged. What is damaged is made again."
+
+
 class RowStore:
     """Rows of one `shape` and `dtype` by key: the hex SHA-256 of what a row was made from."""
+
+    _inode: int | None
+    _positions: dict[str, int]
+    """Of the rows that count, by their keys."""
+    _damaged: dict[str, int]
+    """Of the rows that do not, because their checksums failed."""
+    _sums: "array[int]"
+    """The checksum of each row, by its position."""
+    _sound: bytearray
+    """Whether each row was found to have its checksum, by its position."""
 
     def __init__(self, folder: Path, shape: Sequence[int], dtype: DTypeLike) -> None:
         """Raises: StoreError when the folder holds something else."""
@@ -42,9 +69,10 @@ class RowStore:
         self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape))
         # Beside the folder: whoever waits for it must not find it deleted together with the store.
         self._lock = FileLock(f"{self.folder}.lock")
-        self._positions: dict[str, int] = {}
+        self._seeing = RLock()
         self._rows = np.empty((0, *self.shape), self.dtype)
-        self._inode: int | None = None
+        self._modified = 0
+        self._forget()
         _in_use.add(self)
         with self._writing():
             self._create()
@@ -59,12 +87,16 @@ class RowStore:
         return key in self._positions
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys that have no row yet, each once, in the order given."""
+        """The keys that have no row yet, or a damaged one, each once, in the order given."""
         self.refresh()
         return [key for key in dict.fromkeys(keys) if key not in self._positions]
 
+    def keys(self) -> list[str]:
+        """The keys that have a row."""
+        return list(self._positions)
+
     def append(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Add rows, [N, *shape] of the store's type; a key that is there keeps its row.
+        """Add rows, [N, *shape] of the store's type; a key that is there keeps its row, unless it is damaged.
 
         Raises: StoreError when they cannot be written.
         """
@@ -73,23 +105,65 @@ class RowStore:
         with self._writing():
             self._create()
             self.refresh()
-            self._write(keys, rows)
+            self._write(keys, np.ascontiguousarray(rows))
+            self._modified = self._last_written()
+        self.refresh()
+
+    def clear(self) -> None:
+        """Remove all rows.
+
+        Raises: StoreError when they cannot be removed.
+        """
+        with self._writing():
+            shutil.rmtree(self.folder)
+            self._create()
         self.refresh()
 
     def read(self, keys: Sequence[str], columns: slice | None = None) -> np.ndarray:
         """The rows of `keys`, [N, *shape], as a copy; of flat rows only `columns`, if given.
 
-        Raises: KeyError for a key that has no row.
+        Raises: KeyError for a key that has no row; DamagedRows when a checksum fails.
         """
         if not all(key in self._positions for key in keys):
             self.refresh()
         self._touch()
         at = np.fromiter((self._positions[key] for key in keys), np.intp, len(keys))
+        self._check(keys, at)
         if columns is None:
             return self._rows[at]
         if len(self.shape) != 1:
             raise ValueError(f"only flat rows have columns; the store: {self}")
         return self._rows[at, columns]
+
+    def _check(self, keys: Sequence[str], positions: np.ndarray) -> None:
+        """Compare the rows with their checksums: each once, and again after somebody has written to the file.
+
+        A checksum costs as much as reading the row, and of wide rows only a few columns may be read.
+
+        Raises: DamagedRows.
+        """
+        modified = self._last_written()
+        if modified != self._modified:
+            self._sound = bytearray(len(self._sums))
+            self._modified = modified
+        damaged = 0
+        for key, at in zip(keys, positions.tolist(), strict=True):
+            if self._sound[at]:
+                continue
+            if _sum(key, self._rows[at]) == self._sums[at]:
+                self._sound[at] = True
+            else:
+                self._damaged[key] = at
+                self._positions.pop(key, None)
+                damaged += 1
+        if damaged:
+            raise DamagedRows(self.folder, damaged)
+
+    def _last_written(self) -> int:
+        """When, in nanoseconds; a store that was removed can still be read."""
+        with suppress(FileNotFoundError):
+            return os.stat(self.folder / "rows.bin").st_mtime_ns
+        return self._modified
 
     def __repr__(self) -> str:
         return f"RowStore({str(self.folder)!r}, {self.shape}, {self.dtype})"
@@ -109,17 +183,14 @@ class RowStore:
 
     def _create(self) -> None:
         """Make the folder, or see that it is this store's."""
-        expected = {"schema": 1, "shape": list(self.shape), "dtype": self.dtype.str}
+        expected = {"schema": FORMAT, "shape": list(self.shape), "dtype": self.dtype.str}
         meta = self.folder / _META
-        if not meta.exists():
-            self.folder.mkdir(exist_ok=True)
-            draft = meta.with_suffix(".new")
-            draft.write_text(json.dumps(expected))
-            draft.replace(meta)
         try:
             found = json.loads(meta.read_text())
-        except ValueError:
-            found = "something unreadable"
+        except (FileNotFoundError, ValueError):  # there is none, or it is damaged: the rows have checksums of their own
+            self.folder.mkdir(exist_ok=True)
+            write(meta, json.dumps(expected))
+            found = expected
         if found != expected:
             raise StoreError(
                 f"The cache {str(self.folder)!r} cannot be used: it holds {found} instead of {expected}. "
@@ -132,44 +203,85 @@ class RowStore:
         for at, key in enumerate(keys):
             if key not in self._positions:
                 new.setdefault(key, at)
-        count = len(self._positions)
-        with open(self.folder / "rows.bin", "ab") as file:
+        again = [key for key in new if key in self._damaged]
+        added = [key for key in new if key not in self._damaged]
+        sums = {key: _sum(key, rows[at]) for key, at in new.items()}
+        count = len(self._sums)
+        with _opened(self.folder / "rows.bin") as file:
             file.truncate(count * self._row_bytes)
-            file.write(rows[list(new.values())].tobytes())
+            for key in again:
+                file.seek(self._damaged[key] * self._row_bytes)
+                file.write(rows[new[key]].data)
+            file.seek(0, os.SEEK_END)
+            file.write(rows[[new[key] for key in added]].data)
             file.flush()
             # Were a power cut to keep a key and lose its row, the row would read as zeros.
             os.fsync(file.fileno())
-        with open(self.folder / "keys.bin", "ab") as file:
-            file.truncate(count * KEY_BYTES)
-            file.write(b"".join(map(bytes.fromhex, new)))
+        with _opened(self.folder / "keys.bin") as file:
+            file.truncate(count * ENTRY_BYTES)
+            for key in again:
+                file.seek(self._damaged[key] * ENTRY_BYTES)
+                file.write(_entry(key, sums[key]))
+            file.seek(0, os.SEEK_END)
+            file.write(b"".join(_entry(key, sums[key]) for key in added))
+        for key in again:
+            at = self._damaged.pop(key)
+            self._sums[at] = sums[key]
+            self._positions[key] = at
 
     def refresh(self) -> None:
         """See what is on disk now: this or another process may have added rows, or removed the store."""
-        try:
-            with open(self.folder / "rows.bin", "rb") as rows, open(self.folder / "keys.bin", "rb") as keys:
-                self._see(rows, keys)
-        except FileNotFoundError:
-            self._positions = {}
+        with self._seeing:
+            try:
+                with open(self.folder / "rows.bin", "rb") as rows, open(self.folder / "keys.bin", "rb") as keys:
+                    self._see(rows, keys)
+            except FileNotFoundError:
+                self._forget()
 
     def _see(self, rows: BinaryIO, keys: BinaryIO) -> None:
         status = os.fstat(rows.fileno())
-        count = min(status.st_size // self._row_bytes, os.fstat(keys.fileno()).st_size // KEY_BYTES)
+        count = min(status.st_size // self._row_bytes, os.fstat(keys.fileno()).st_size // ENTRY_BYTES)
         # A mapped file keeps its inode number: under another one lies a store that was made anew.
-        grown = status.st_ino == self._inode and count >= len(self._positions)
-        known = self._positions if grown else {}
-        fresh = b""
-        if count > len(known):
-            keys.seek(len(known) * KEY_BYTES)
-            fresh = keys.read((count - len(known)) * KEY_BYTES)
-            # The rows first: another thread may look up a new position at once.
-            self._rows = np.asarray(np.memmap(rows, self.dtype, mode="r", shape=(count, *self.shape)))
-            self._inode = status.st_ino
-        new = (fresh[at : at + KEY_BYTES].hex() for at in range(0, len(fresh), KEY_BYTES))
-        self._positions = known | {key: at for at, key in enumerate(new, len(known))}
+        if status.st_ino != self._inode or count < len(self._sums):
+            self._forget()
+        seen = len(self._sums)
+        if count == seen:
+            return
+        keys.seek(seen * ENTRY_BYTES)
+        fresh = keys.read((count - seen) * ENTRY_BYTES)
+        # The keys last: another thread may look up a new position at once.
+        self._rows = np.asarray(np.memmap(rows, self.dtype, mode="r", shape=(count, *self.shape)))
+        self._inode = status.st_ino
+        entries = [fresh[at : at + ENTRY_BYTES] for at in range(0, len(fresh), ENTRY_BYTES)]
+        self._sound.extend(bytes(len(entries)))
+        self._sums.extend(int.from_bytes(entry[KEY_BYTES:], "little") for entry in entries)
+        self._positions.update((entry[:KEY_BYTES].hex(), at) for at, entry in enumerate(entries, seen))
+
+    def _forget(self) -> None:
+        """Nothing is known of what is on disk. What is mapped stays so, for a thread that is reading it."""
+        self._inode = None
+        self._positions, self._damaged = {}, {}
+        self._sums, self._sound = array("I"), bytearray()
 
     def _touch(self) -> None:
         with suppress(OSError):
             os.utime(self.folder / _META)
+
+
+def _entry(key: str, checksum: int) -> bytes:
+    return bytes.fromhex(key) + checksum.to_bytes(SUM_BYTES, "little")
+
+
+def _sum(key: str, row: np.ndarray) -> int:
+    """A checksum of a row under its key, so that a row in another's place is found out, too."""
+    return zlib.crc32(row.data, zlib.crc32(bytes.fromhex(key)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written to in any place, made where it is missing."""
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        yield file
 
 
 def trim(cache_dir: Path, budget_bytes: int = DEFAULT_BUDGET) -> list[Path]:

@@ -8,7 +8,7 @@ for these.
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,7 +93,7 @@ class Source:
         self._views = views
         self._shas = bench.shas(*splits)
         self._keys = keys(self._shas).to(bench.device)
-        self._pixels = bench.features.pixels.rows(model.plan.input)
+        self._pixels = partial(bench.features.pixels.read, model.plan.input)
         self._chunk = batch_size(model.plan.input, bench.device)
         self.labels = bench.labels(*splits)
         self.kept = self._can_be_kept()

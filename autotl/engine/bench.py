@@ -1,6 +1,6 @@
 """The bench: the data and the stores that all plans are carried out with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class Bench:
         self.device = features.device
         self.activations = Activations.on(features.device)
         features.make_room = self.make_room
+        features.pixels.locate = dataset.locate
 
     @classmethod
     def open(
@@ -38,12 +39,15 @@ class Bench:
         seed: int,
         previous: Mapping[str, Split] | None = None,
         progress: Progress | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> "Bench":
         """The images of `data` with their pixels for `inputs`, as `open_dataset` reads them.
 
+        `note` is told what a user should know of the stores, such as that one is damaged.
+
         Raises: DataError.
         """
-        pixels = PixelStore(catalogue.cache_dir)
+        pixels = PixelStore(catalogue.cache_dir, note)
         dataset = open_dataset(data, seed=seed, inputs=inputs, pixels=pixels, previous=previous, progress=progress)
         return cls(dataset, FeatureStore(catalogue.cache_dir, catalogue, pixels, device))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo, Boundary
 from autotl.data.pixels import PixelStore
-from autotl.data.rows import RowStore
+from autotl.data.rows import FORMAT as ROWS
+from autotl.data.rows import DamagedRows, RowStore
 from autotl.engine import feed
 from autotl.engine.device import in_parts, kind, of_kind, release
 from autotl.errors import PluginError
@@ -55,12 +56,12 @@ class FeatureStore:
         `progress(done, total)` is called after every batch.
         """
         rows = self._rows(network)
-        missing = rows.missing(dict.fromkeys(shas))
+        missing = rows.missing(shas)
         if not missing:
             return
         extract = self._extractor(network)
-        pixels = self.pixels.rows(network.input)
         batch = batch_size(network.input, self.device)
+        pixels = partial(self.pixels.read, network.input)
         batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
         done = 0
         with ThreadPoolExecutor(1) as writer:  # writes one batch while the next is computed
@@ -85,10 +86,10 @@ class FeatureStore:
 
         Raises: WeightsError, PluginError or TrainingError where it cannot be used.
         """
-        first = self._rows(network).missing(dict.fromkeys(shas))[:1]
+        first = self._rows(network).missing(shas)[:1]
         if first:
             extract = self._extractor(network)
-            extract(torch.from_numpy(self.pixels.rows(network.input).read(first)))
+            extract(torch.from_numpy(self.pixels.read(network.input, first)))
 
     def open(self, network: Network) -> None:
         """Have the store of a backbone's features at hand, so that it counts as one in use."""
@@ -96,13 +97,23 @@ class FeatureStore:
 
     def missing(self, network: Network, shas: Sequence[str]) -> int:
         """How many of the images `shas` have no features yet."""
-        return len(self._rows(network).missing(dict.fromkeys(shas)))
+        return len(self._rows(network).missing(shas))
 
     def read(self, network: Network, stage: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
         """Pooled features at the end of a stage, [N, D] float32 on the store's device; filled first where missing."""
         self.fill(network, shas)
         columns = _columns(self.catalogue.info(network.backbone, network.input))[stage, pooling]
-        return torch.from_numpy(self._rows(network).read(shas, columns)).to(self.device)
+        return torch.from_numpy(self._read(network, shas, columns)).to(self.device)
+
+    def _read(self, network: Network, shas: Sequence[str], columns: slice | None = None) -> np.ndarray:
+        """Stored rows, [N, D]; those that are damaged are computed again."""
+        rows = self._rows(network)
+        try:
+            return rows.read(shas, columns)
+        except DamagedRows as damaged:
+            self.pixels.note(damaged.note)
+            self.fill(network, shas)
+            return rows.read(shas, columns)
 
     def _extractor(self, network: Network) -> Callable[[Tensor], Tensor]:
         return extractor(self.catalogue.build(network), network, self.catalogue, self.device, self.make_room)
@@ -117,7 +128,7 @@ class FeatureStore:
                 "requires": self.catalogue.requires(network.backbone),
                 "input": network.input.model_dump(),
                 "pixels": self.pixels.rows(network.input).folder.name,
-                "format": FORMAT,
+                "format": [FORMAT, ROWS],
                 "dtype": "float32",
                 "device": kind(self.device),
                 "batch": batch_size(network.input, self.device),

@@ -6,10 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from autotl.data.rows import RowStore
 from autotl.engine.device import kind
 
 READERS = 4
@@ -17,11 +17,14 @@ READERS = 4
 AHEAD = 6
 """So many batches are read before the GPU asks for them."""
 
+Reader = Callable[[Sequence[str]], np.ndarray]
+"""Gives the pixels of images by their hashes, [N, 3, S, S] uint8; called from several threads."""
+
 K = TypeVar("K")
 T = TypeVar("T")
 
 
-def images(pixels: RowStore, batches: Iterable[Sequence[str]], device: str) -> Iterator[Tensor]:
+def images(pixels: Reader, batches: Iterable[Sequence[str]], device: str) -> Iterator[Tensor]:
     """The pixels of each batch of image hashes in turn, [N, 3, S, S] uint8 on the device.
 
     For a GPU, threads read the next batches into pinned memory and copy them on a stream of their own. A CPU reads
@@ -29,13 +32,13 @@ def images(pixels: RowStore, batches: Iterable[Sequence[str]], device: str) -> I
     """
     if kind(device) != "cuda":
         for keys in batches:
-            yield torch.from_numpy(pixels.read(keys)).to(device)
+            yield torch.from_numpy(pixels(keys)).to(device)
         return
 
     stream = _copying(device)
 
     def read(keys: Sequence[str]) -> tuple[Tensor, torch.cuda.Event]:
-        pinned = torch.from_numpy(pixels.read(keys)).pin_memory()
+        pinned = torch.from_numpy(pixels(keys)).pin_memory()
         with torch.cuda.stream(stream):
             return pinned.to(device, non_blocking=True), stream.record_event()
 

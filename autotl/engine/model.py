@@ -55,7 +55,7 @@ class Model:
             read = self.bench.features.read
             seen = (*plan.head.taps, plan.cut)
             return torch.cat([read(plan.network, stage, plan.head.pooling, shas) for stage in seen], 1)
-        pixels = self.bench.features.pixels.rows(plan.input)
+        pixels = self.bench.features.pixels
         stages = on_device(self.stages, self.bench.device)
         size = batch_size(plan.input, self.bench.device)
 
@@ -65,7 +65,7 @@ class Model:
         values = []
         with torch.no_grad():  # a method may go on from them by gradient, which tensors of inference mode do not allow
             for start in range(0, len(shas), size):
-                images = torch.from_numpy(pixels.read(shas[start : start + size])).to(self.bench.device)
+                images = torch.from_numpy(pixels.read(plan.input, shas[start : start + size])).to(self.bench.device)
                 values.append(in_parts(see, images, self.bench.make_room))
         return torch.cat(values)
 

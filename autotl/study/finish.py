@@ -339,10 +339,11 @@ class _End:
         """What the bundle, as it lies on disk, says of the test images: [N] class numbers."""
         loaded = bundle.load(self.folder.bundle, self.bench.catalogue).to(self.bench.device)
         self.bench.decode(loaded.plan.input)
-        pixels = self.bench.features.pixels.rows(loaded.plan.input)
-        shas = self.bench.shas("test")
-        rows = [pixels.read(shas[start : start + bundle.BATCH]) for start in range(0, len(shas), bundle.BATCH)]
-        found = [loaded.probabilities(torch.from_numpy(row)).argmax(1) for row in rows]
+        pixels, shas = self.bench.features.pixels, self.bench.shas("test")
+        found = []
+        for start in range(0, len(shas), bundle.BATCH):
+            images = pixels.read(loaded.plan.input, shas[start : start + bundle.BATCH])
+            found.append(loaded.probabilities(torch.from_numpy(images)).argmax(1))
         return torch.cat(found).cpu().numpy()
 
 

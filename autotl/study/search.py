@@ -184,6 +184,7 @@ class Search:
                 seed=self.settings.seed,
                 previous=read_split(self.folder.path) if self.before else None,
                 progress=self.budget.watched(self.watcher, "reading images"),
+                note=self.watcher.note,
             )
         except OutOfTime:
             raise StudyError("The images alone take longer to read than --budget. What was read is kept.") from None

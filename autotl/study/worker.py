@@ -120,6 +120,7 @@ class Worker:
             seed=definition.seed,
             previous=self.study.split,
             progress=self.budget.watched(self.watcher, "reading images"),
+            note=self.watcher.note,
         )
         self.watcher.dataset(bench.dataset)
         if bench.dataset.fingerprint != definition.fingerprint:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from autotl.data import images
 from autotl.data.images import decode, prepare
 from autotl.data.pixels import PixelStore, Seen
+from autotl.data.rows import StoreError
 from autotl.errors import DataError
 from autotl.plan import Input
 
@@ -202,3 +204,88 @@ def test_add_notices_a_file_that_changed(store, photos):
     photos[5].unlink()
     with pytest.raises(DataError, match=r"5\.png' has changed.*No such file"):
         store.add(files, [SMALL])
+
+
+# Reading
+
+
+@pytest.fixture
+def noted(tmp_path, photos):
+    """A store whose images are looked at, what it says, and its file of rows."""
+    notes = []
+    store = PixelStore(tmp_path / "cache", notes.append)
+    store.locate = lambda shas: {sha(path): path for path in photos if sha(path) in shas}
+    store.look(photos, [SMALL])
+    return store, notes, store.rows(SMALL).folder / "rows.bin"
+
+
+def test_damaged_pixels_are_made_again_with_one_line(noted, photos):
+    store, notes, file = noted
+    file.write_bytes(bytes(file.stat().st_size))
+    for start in range(0, 12, 4):
+        shas = [sha(path) for path in photos[start : start + 4]]
+        expected = np.stack([prepare(decode(path.read_bytes()), SMALL) for path in photos[start : start + 4]])
+        np.testing.assert_array_equal(store.read(SMALL, shas), expected)
+    assert len(notes) == 1 and str(file.parent) in notes[0] and "damaged" in notes[0]
+    assert store.decoded == 24
+    assert_holds(store, photos, SMALL)  # also on the disk
+
+
+def test_threads_that_read_the_same_damaged_pixels_all_get_whole_ones(noted, photos):
+    store, notes, file = noted
+    file.write_bytes(bytes(file.stat().st_size))
+    shas = [sha(path) for path in photos]
+    expected = np.stack([prepare(decode(path.read_bytes()), SMALL) for path in photos])
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: store.read(SMALL, shas), range(8)):
+            np.testing.assert_array_equal(found, expected)
+    assert len(notes) == 1
+
+
+def test_damaged_pixels_of_nobody_knows_what_are_an_error(noted, photos):
+    store, _, file = noted
+    file.write_bytes(bytes(file.stat().st_size))
+    store.locate = lambda shas: {}
+    with pytest.raises(StoreError, match="Delete this folder"):
+        store.read(SMALL, [sha(photos[0])])
+
+
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_damaged_pixels_of_an_image_that_is_not_what_it_was_are_an_error(noted, photos, how):
+    store, _, file = noted
+    file.write_bytes(bytes(file.stat().st_size))
+    lost = sha(photos[5])
+    store.locate = lambda shas: {lost: photos[5]}
+    photos[5].unlink() if how == "gone" else Image.new("RGB", (40, 30)).save(photos[5])
+    with pytest.raises(DataError, match=r"5\.png' has changed"):
+        store.read(SMALL, [lost])
+
+
+def test_pixels_that_come_out_otherwise_now_are_all_made_again(noted, photos, monkeypatch):
+    store, notes, _ = noted
+    fit = images.fit
+    monkeypatch.setattr(images, "fit", lambda image, input: 255 - fit(image, input))
+    found = store.read(SMALL, [sha(photos[2])])[0]
+    np.testing.assert_array_equal(found, 255 - prepare_unpatched(photos[2], fit))
+    assert len(notes) == 1 and "other pixels" in notes[0]
+    assert store.rows(SMALL).missing(map(sha, photos)) == []
+
+
+def test_pixels_are_compared_once(noted, photos, monkeypatch):
+    store, notes, _ = noted
+    store.read(SMALL, [sha(photos[2])])
+    monkeypatch.setattr(images, "fit", lambda *_: pytest.fail("decoded again"))
+    store.read(SMALL, [sha(photos[3])])
+    assert notes == []
+
+
+def prepare_unpatched(path, fit):
+    return fit(images.upright(images.open_image(path.read_bytes())), SMALL)
+
+
+def test_rows_of_another_format_are_another_store(tmp_path, photos, monkeypatch):
+    PixelStore(tmp_path).look(photos, [SMALL])
+    monkeypatch.setattr("autotl.data.pixels.FORMAT", -1)
+    newer = PixelStore(tmp_path)
+    newer.look(photos, [SMALL])
+    assert newer.decoded == 12

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from autotl.data.rows import KEY_BYTES, RowStore, StoreError, trim
+from autotl.data.rows import ENTRY_BYTES, FORMAT, DamagedRows, RowStore, StoreError, trim
 
 
 def key(number):
@@ -96,12 +96,12 @@ def test_rows_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("row_bytes", [0, 1, 11, 12, 13, 23, 24, 35, 36])
-@pytest.mark.parametrize("key_bytes", [0, 1, 31, 32, 33, 63, 64, 95, 96])
+@pytest.mark.parametrize("key_bytes", [0, 1, 35, 36, 37, 71, 72, 107, 108])
 def test_a_torn_tail_is_dropped(tmp_path, row_bytes, key_bytes):
     filled(tmp_path / "s", 1, 2, 3)
     os.truncate(tmp_path / "s/rows.bin", row_bytes)
     os.truncate(tmp_path / "s/keys.bin", key_bytes)
-    whole = min(row_bytes // 12, key_bytes // KEY_BYTES)
+    whole = min(row_bytes // 12, key_bytes // ENTRY_BYTES)
     store = RowStore(tmp_path / "s", (3,), "float32")
     assert store.missing(keys(1, 2, 3)) == keys(1, 2, 3)[whole:]
     store.append(keys(4, 3, 2, 1), rows(4, 3, 2, 1))
@@ -113,6 +113,83 @@ def test_a_tail_that_is_lost_under_an_open_store(tmp_path):
     store = filled(tmp_path / "s", 1, 2, 3)
     os.truncate(tmp_path / "s/keys.bin", 40)
     assert store.missing(keys(1, 2, 3)) == keys(2, 3)
+
+
+def damage(file, at, bits=0x40):
+    """Change one byte of a file, later than whatever was done to it before."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= bits
+    file.write_bytes(data)
+    os.utime(file, ns=(0, 2 * file.stat().st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("file", "at"), [("rows.bin", 13), ("keys.bin", ENTRY_BYTES + 33)], ids=["a row", "its checksum"]
+)
+@pytest.mark.parametrize("known", [False, True], ids=["when it is opened", "while it is open"])
+def test_a_damaged_row_is_found_out_and_written_again_in_its_place(tmp_path, file, at, known):
+    store = filled(tmp_path / "s", 1, 2, 3)
+    if known:
+        store.read(keys(1, 2, 3))
+    damage(tmp_path / "s" / file, at)
+    if not known or file == "keys.bin":  # whose checksums are read when it is opened
+        store = RowStore(tmp_path / "s", (3,), "float32")
+    np.testing.assert_array_equal(store.read(keys(1, 3)), rows(1, 3))
+    with pytest.raises(DamagedRows, match="in 1 place"):
+        store.read(keys(1, 2, 3), slice(2, 3))  # though the damage may be in another column
+    assert store.missing(keys(1, 2, 3)) == keys(2)
+    store.append(keys(4, 2), rows(4, 2))
+    for reopened in (store, RowStore(tmp_path / "s", (3,), "float32")):
+        np.testing.assert_array_equal(reopened.read(keys(4, 3, 2, 1)), rows(4, 3, 2, 1))
+    assert (tmp_path / "s/rows.bin").stat().st_size == 4 * 12
+
+
+def test_a_row_in_another_s_place_is_damaged(tmp_path):
+    filled(tmp_path / "s", 1, 2)
+    data = (tmp_path / "s/rows.bin").read_bytes()
+    (tmp_path / "s/rows.bin").write_bytes(data[12:] + data[:12])
+    with pytest.raises(DamagedRows, match="in 2 places"):
+        RowStore(tmp_path / "s", (3,), "float32").read(keys(1, 2))
+
+
+def test_a_damaged_key_is_a_row_that_nobody_asks_for(tmp_path):
+    filled(tmp_path / "s", 1, 2)
+    damage(tmp_path / "s/keys.bin", 5)
+    store = RowStore(tmp_path / "s", (3,), "float32")
+    assert store.missing(keys(1, 2)) == keys(1)
+    store.append(keys(1), rows(1))
+    np.testing.assert_array_equal(store.read(keys(1, 2)), rows(1, 2))
+
+
+def test_keys_that_are_all_zeros_cost_no_row_of_another_process(tmp_path):
+    store = filled(tmp_path / "s", 1, 2, 3)
+    (tmp_path / "s/keys.bin").write_bytes(bytes(3 * ENTRY_BYTES))
+    reopened = RowStore(tmp_path / "s", (3,), "float32")
+    reopened.append(keys(4), rows(4))
+    np.testing.assert_array_equal(reopened.read(keys(4)), rows(4))
+    np.testing.assert_array_equal(store.read(keys(1, 2, 3)), rows(1, 2, 3))
+
+
+def test_a_damaged_description_is_written_again(tmp_path):
+    filled(tmp_path / "s", 1)
+    for text in ("", "{", "\udcff"):
+        (tmp_path / "s/store.json").write_bytes(text.encode(errors="surrogateescape"))
+        np.testing.assert_array_equal(RowStore(tmp_path / "s", (3,), "float32").read(keys(1)), rows(1))
+
+
+def test_a_cleared_store_is_an_empty_one(tmp_path):
+    store, other = filled(tmp_path / "s", 1, 2), filled(tmp_path / "s", 1, 2)
+    store.clear()
+    assert store.missing(keys(1, 2)) == other.missing(keys(1, 2)) == keys(1, 2)
+    store.append(keys(2), rows(5))
+    np.testing.assert_array_equal(other.read(keys(2)), rows(5))
+
+
+def test_appends_copy_nothing_that_is_there(tmp_path):
+    store = filled(tmp_path / "s", 1)
+    positions, sums = store._positions, store._sums
+    store.append(keys(2), rows(2))
+    assert store._positions is positions and store._sums is sums and len(positions) == len(sums) == 2
 
 
 WRITER = """
@@ -153,7 +230,7 @@ def test_two_processes_append_at_the_same_time(tmp_path):
     store = RowStore(tmp_path / "s", (1000,), "float32")
     assert len(store) == len(numbers)
     np.testing.assert_array_equal(store.read(keys(*numbers)), rows(*numbers, width=1000))
-    assert (tmp_path / "s/keys.bin").stat().st_size == len(numbers) * KEY_BYTES
+    assert (tmp_path / "s/keys.bin").stat().st_size == len(numbers) * ENTRY_BYTES
 
 
 def test_a_killed_process_leaves_whole_rows(tmp_path):
@@ -203,12 +280,10 @@ def test_appending_to_a_store_that_was_removed(tmp_path):
 @pytest.mark.parametrize(
     "meta",
     [
-        "",
-        "{",
         "[]",
-        json.dumps({"schema": 2, "shape": [3], "dtype": "<f4"}),
-        json.dumps({"schema": 1, "shape": [4], "dtype": "<f4"}),
-        json.dumps({"schema": 1, "shape": [3], "dtype": "<f8"}),
+        json.dumps({"schema": FORMAT - 1, "shape": [3], "dtype": "<f4"}),
+        json.dumps({"schema": FORMAT, "shape": [4], "dtype": "<f4"}),
+        json.dumps({"schema": FORMAT, "shape": [3], "dtype": "<f8"}),
     ],
 )
 def test_a_folder_that_holds_something_else(tmp_path, meta):

@@ -98,6 +98,24 @@ def test_an_image_has_the_same_features_in_any_company(bench, host, tmp_path):
     assert torch.equal(other.read(network(bench), "2.1", "avg", shas[:7]), whole[:7])
 
 
+def test_damaged_features_are_computed_again_with_one_line(bench):
+    store, shas = bench.features, bench.shas("train")
+    notes = []
+    store.pixels.note = notes.append
+    whole = store.read(network(bench), "1.2", "avg", shas)
+    file = store._rows(network(bench)).folder / "rows.bin"
+    data = np.fromfile(file, np.uint8)
+    data[[3, len(data) // 2, -1]] ^= 0x40
+    data.tofile(file)
+    later = FeatureStore(store.cache_dir, store.catalogue, store.pixels, "cpu")
+    assert torch.equal(later.read(network(bench), "1.2", "avg", shas), whole)
+    assert later.computed == 3
+    assert len(set(notes)) == 1 and str(file.parent) in notes[0]
+    again = FeatureStore(store.cache_dir, store.catalogue, store.pixels, "cpu")
+    assert torch.equal(again.read(network(bench), "2.1", "max", shas), store.read(network(bench), "2.1", "max", shas))
+    assert again.computed == 0
+
+
 @pytest.mark.parametrize("fault", ["fails on images", "not finite"])
 def test_a_backbone_that_fails_is_named(bench, monkeypatch, fault):
     def broken(stages, images):

@@ -19,7 +19,7 @@ def pixels(tmp_path):
 
 def test_batches_come_in_the_order_asked_for(pixels):
     batches = [[f"{n:064x}" for n in group] for group in ([3, 1], [9], [0, 0, 2])]
-    found = [batch[:, 0, 0, 0].tolist() for batch in feed.images(pixels, batches, "cpu")]
+    found = [batch[:, 0, 0, 0].tolist() for batch in feed.images(pixels.read, batches, "cpu")]
     assert found == [[3, 1], [9], [0, 0, 2]]
 
 
@@ -54,6 +54,8 @@ def test_an_error_of_a_reader_reaches_who_asks():
 @pytest.mark.gpu
 def test_a_gpu_gets_the_same_pixels(pixels, cuda):
     batches = [[f"{n % 10:064x}" for n in range(start, start + 4)] for start in range(40)]
-    for there, here in zip(feed.images(pixels, batches, cuda), feed.images(pixels, batches, "cpu"), strict=True):
+    for there, here in zip(
+        feed.images(pixels.read, batches, cuda), feed.images(pixels.read, batches, "cpu"), strict=True
+    ):
         assert there.device.type == "cuda"
         assert torch.equal(there.cpu(), here)

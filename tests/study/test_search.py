@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import time
+import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ from PIL import Image
 
 from autotl import hookimpl
 from autotl.builtin.linear_probe import LinearProbe
+from autotl.data.pixels import PixelStore
 from autotl.engine.bench import Bench
 from autotl.errors import DataError, PluginError, StudyError, WeightsError
+from autotl.export import bundle
 from autotl.report.terminal import show_study
 from autotl.study import controls
 from autotl.study import finish as finishing
@@ -99,6 +102,19 @@ def test_features_are_computed_once_for_all_trials(host, stripes, monkeypatch):
     assert counts == [2 * 90, 0]
 
 
+def test_a_damaged_cache_changes_no_number_and_is_said_in_one_line_each(host, stripes):
+    first = search(host, stripes, trials=1, backbones=("tiny:net",), compare=False).run()
+    caches = list((cache_dir(None)).glob("*/*/rows.bin"))
+    assert {file.parent.parent.name for file in caches} == {"pixels", "features"}
+    for file in caches:
+        file.write_bytes(bytes(file.stat().st_size))
+    watcher = Recorder()
+    again = search(host, stripes, watcher, trials=1, backbones=("tiny:net",), compare=False, study="another").run()
+    assert (again.test, again.best.validation) == (first.test, first.best.validation)
+    said = [note for note in watcher.notes if "damaged" in note]
+    assert sorted(said) == sorted(set(said)) and len(said) == len(caches)
+
+
 def test_pixels_for_a_comparison_that_is_not_made_are_not_decoded(host, stripes):
     def stores():
         return len(list((cache_dir(None) / "pixels").glob("*/rows.bin")))
@@ -106,6 +122,28 @@ def test_pixels_for_a_comparison_that_is_not_made_are_not_decoded(host, stripes)
     for compare, expected in ((False, 1), (True, 2)):
         search(host, stripes, backbones=("tiny:net",), compare=compare)._open()
         assert stores() == expected
+
+
+def test_the_test_images_are_not_all_in_memory_at_once(host, stripes, monkeypatch):
+    read, batches, most = PixelStore.read, [], 0
+
+    def watched(*args):
+        nonlocal most
+        most = max(most, sum(batch() is not None for batch in batches))
+        images = read(*args)
+        batches.append(weakref.ref(images))
+        return images
+
+    def guesses(end):
+        with monkeypatch.context() as patch:
+            patch.setattr(PixelStore, "read", watched)
+            return really(end)
+
+    really = finishing._End._guesses
+    monkeypatch.setattr(finishing._End, "_guesses", guesses)
+    monkeypatch.setattr(bundle, "BATCH", 2)
+    search(host, stripes, trials=1, backbones=("tiny:net",), compare=False).run()
+    assert (len(batches), most) == (9, 1)
 
 
 def test_the_same_command_again_adds_nothing_and_a_larger_total_adds_the_rest(host, stripes):
