@@ -1,5 +1,6 @@
 """Writing files so that a process that dies in the middle spoils nothing."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,20 @@ def write(file: Path, content: str | bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def seal(file: Path, text: str) -> None:
+    """Write a file of the cache with its hash in front, so that damage is found out."""
+    write(file, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def unseal(file: Path) -> str | None:
+    """The text of a file that `seal` wrote; None where there is none, or it is damaged."""
+    try:
+        found, _, text = file.read_text(encoding="utf-8").partition("\n")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return text if found == hashlib.sha256(text.encode()).hexdigest() else None
 
 
 def as_json(value: Any) -> str:

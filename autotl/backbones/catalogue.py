@@ -11,22 +11,35 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from autotl.backbones import sources
 from autotl.backbones import weights as weights_files
 from autotl.backbones.weights import WeightsFile
 from autotl.contracts import BackboneInfo, Family, ModelCard, WeightsSource
 from autotl.errors import PlanError, PluginError, WeightsError, unknown
-from autotl.files import write
+from autotl.files import seal, unseal
 from autotl.host import Host
-from autotl.plan import Input, Network, digest
+from autotl.plan import Input, Network, Record, digest
 from autotl.registry import Entry, Owner
 
 if TYPE_CHECKING:
     from autotl.backbones.stages import Stages
 
 RANDOM = "@random"
-FORMAT = 2
+FORMAT = 3
 """Raised where a network comes to be split or measured otherwise by the same versions of all."""
 _AFTER = {"none": "", "random": ":<seed>", "sha256": ":<hex>"}
+
+
+class Facts(Record):
+    """What is known of a network since it was traced, and by what it is recognised."""
+
+    info: BackboneInfo
+    graph: str
+    """The hash of what was traced."""
+    packages: tuple[str, ...]
+    """Which ones its code lies in, but for those that a version tells apart."""
+    source: str
+    """The hash of their source."""
 
 
 class Catalogue:
@@ -41,7 +54,7 @@ class Catalogue:
         self.cache_dir = cache_dir
         self.named = dict(named or {})
         self._files: dict[str, WeightsFile] = {}
-        self._infos: dict[tuple[str, Input], BackboneInfo] = {}
+        self._facts: dict[tuple[str, Input], Facts] = {}
         for name in self.named:
             if self.card(name).weights is None or name.endswith(RANDOM):
                 raise WeightsError(f"--weights {name}=…: '{name}' takes no weights file.")
@@ -172,30 +185,54 @@ class Catalogue:
                     f"The plan wants '{name}' with weights {network.weights[:19]}…, this machine has {have[:19]}…. "
                     f"Say --weights {name}=FILE with the file it was made with."
                 )
-            return self._split(name, network.input, self._files[name].path, seed=0)
-        return self._split(name, network.input, None, seed=int(value or 0))
+            stages = self._split(name, network.input, self._files[name].path, seed=0)
+        else:
+            stages = self._split(name, network.input, None, seed=int(value or 0))
+        if stages.graph != self.facts(name, network.input).graph:
+            # What it is made by has changed where neither versions nor the source tell.
+            self._facts[name, network.input] = self._measured(name, network.input, stages)
+        return stages
 
     def structure(self, name: str, input: Input) -> "Stages":
         """The backbone's stages on the CPU with weights of no meaning, to be filled from a bundle."""
         return self._split(name, input, None, seed=0)
 
     def info(self, name: str, input: Input | None = None) -> BackboneInfo:
-        """The backbone's stages with their costs and shapes; traced once for each input, then read from disk."""
-        input = input or self.card(name).input
-        if (name, input) not in self._infos:
-            self._infos[name, input] = self._stored_info(name, input)
-        return self._infos[name, input]
+        """The backbone's stages with their costs and shapes."""
+        return self.facts(name, input or self.card(name).input).info
 
-    def _stored_info(self, name: str, input: Input) -> BackboneInfo:
-        key = digest({"name": name, "input": input.model_dump(), "versions": self._versions(name), "format": FORMAT})
-        file = self.cache_dir / "info" / f"{key}.json"
-        if file.exists():
-            return BackboneInfo.from_json(file.read_text(), name=str(file))
+    def facts(self, name: str, input: Input) -> Facts:
+        """Traced once for each input, then read from disk."""
+        if (name, input) not in self._facts:
+            self._facts[name, input] = self._stored_facts(name, input) or self._measured(
+                name, input, self.structure(name, input)
+            )
+        return self._facts[name, input]
+
+    def _stored_facts(self, name: str, input: Input) -> Facts | None:
+        """None where there are none, they are damaged, or the source has been edited since."""
+        text = unseal(self._facts_file(name, input))
+        facts = Facts.from_json(text) if text else None
+        return facts if facts and facts.source == sources.hash_of(facts.packages) else None
+
+    def _measured(self, name: str, input: Input, stages: "Stages") -> Facts:
         from autotl.backbones.costs import measure
 
-        info = measure(name, input, self.structure(name, input))
-        write(file, info.to_json())
-        return info
+        family = _family(self.host.backbones[_parse(name)[0]])
+        classes = [type(family), *map(type, stages.modules())]
+        packages = sources.packages_of(classes, ["autotl", "torch", *self.card(name).libraries])
+        facts = Facts(
+            info=measure(name, input, stages),
+            graph=stages.graph,
+            packages=packages,
+            source=sources.hash_of(packages),
+        )
+        seal(self._facts_file(name, input), facts.to_json())
+        return facts
+
+    def _facts_file(self, name: str, input: Input) -> Path:
+        key = digest({"name": name, "input": input.model_dump(), "versions": self._versions(name), "format": FORMAT})
+        return self.cache_dir / "info" / key
 
     def requires(self, name: str) -> dict[str, str]:
         """Versions of what the backbone's numbers depend on, and `stages`: the hash of its stage list."""

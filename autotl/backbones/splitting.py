@@ -88,15 +88,16 @@ def _shadow(model: nn.Module, size: int) -> tuple[nn.Module, FakeTensor]:
 def _piece(evaluation: fx.Graph, training: fx.Graph) -> Piece:
     nodes = [*evaluation.nodes, *training.nodes]
     uses = dict.fromkeys(str(node.target) for node in nodes if node.op in ("call_module", "get_attr"))
-    return Piece(_function(evaluation), _function(training), tuple(uses))
+    (evaluate, code), (train, training_code) = map(_function, (evaluation, training))
+    return Piece(evaluate, train, tuple(uses), code + training_code)
 
 
-def _function(graph: fx.Graph) -> Callable[[nn.Module, Tensor], Any]:
-    """The graph as a function. A GraphModule would hold every module a second time."""
+def _function(graph: fx.Graph) -> tuple[Callable[[nn.Module, Tensor], Any], str]:
+    """The graph as a function, with its source. A GraphModule would hold every module a second time."""
     code = graph.python_code("self")
     scope = dict(code.globals)
     exec(code.src, scope)
-    return scope["forward"]
+    return scope["forward"], code.src
 
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -22,6 +22,8 @@ class Piece:
     train: Callable[[nn.Module, Tensor], Any]
     uses: tuple[str, ...]
     """Modules, parameters and buffers, by their names in the original network."""
+    code: str
+    """Its graphs as Python."""
 
     def has(self, tensor: str) -> bool:
         """Whether it uses a parameter or buffer, alone or as part of a module."""
@@ -58,6 +60,11 @@ class Stages(nn.Module):
             for name, owned in zip(self.names, self._owned, strict=True)
         ]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+    @property
+    def graph(self) -> str:
+        """SHA-256, in hex, of what was traced: which modules and functions are called, on what, and in which order."""
+        return hashlib.sha256(json.dumps([piece.code for piece in self._pieces]).encode()).hexdigest()
 
     def forward(self, images: Tensor, to: str | None = None, *, start: str | None = None) -> Tensor:
         """images: [N, 3, S, S] float → the value at the boundary `to`, by default the last.

@@ -24,6 +24,10 @@ from autotl.registry import Owner
 FORMAT = 2
 """Counted up when what a row holds changes: stored rows of other formats are then not read."""
 
+SAME = 1e-3
+"""Up to which share of their norm features that are computed again may differ: alone in its batch, or by another
+processor, an image's come out otherwise in the last digits."""
+
 BATCH_PIXELS = {"cpu": 2**20, "cuda": 2**24}
 """Pixels that go through a backbone together: small enough for a CPU's caches, large enough for a GPU."""
 
@@ -44,6 +48,7 @@ class FeatureStore:
         self.make_room: Callable[[], None] = release
         """What is done where not even one image fits into a GPU's memory."""
         self._stores: dict[str, RowStore] = {}
+        self._tried_out: set[Network] = set()
 
     def fill(
         self,
@@ -55,6 +60,8 @@ class FeatureStore:
 
         `progress(done, total)` is called after every batch.
         """
+        if network not in self._tried_out and shas:
+            self.try_out(network, shas)
         rows = self._rows(network)
         missing = rows.missing(shas)
         if not missing:
@@ -82,14 +89,30 @@ class FeatureStore:
                 written.result()
 
     def try_out(self, network: Network, shas: Sequence[str]) -> None:
-        """Put the first of the images `shas` that has no features yet through a backbone, and keep nothing.
+        """Put one of the images `shas` through a backbone and keep nothing: one that has features, if there is any.
+
+        Where those are others than what comes out now, all that are stored are forgotten.
 
         Raises: WeightsError, PluginError or TrainingError where it cannot be used.
         """
-        first = self._rows(network).missing(shas)[:1]
-        if first:
-            extract = self._extractor(network)
-            extract(torch.from_numpy(self.pixels.read(network.input, first)))
+        rows = self._rows(network)
+        rows.refresh()
+        sha = next((sha for sha in shas if sha in rows), shas[0])
+        found = self._extractor(network)(torch.from_numpy(self.pixels.read(network.input, [sha]))).numpy()[0]
+        rows = self._rows(network)  # another one, where what is known of the network has turned out to be outdated
+        if sha in rows and not self._alike(network, found, self._read(network, [sha])[0]):
+            self.pixels.note(
+                f"Warning: {network.backbone} gives other features than are stored. They are computed again."
+            )
+            rows.clear()
+        self._tried_out.add(network)
+
+    def _alike(self, network: Network, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two rows are the same but for rounding, at each boundary."""
+        stages = self.catalogue.info(network.backbone, network.input).stages
+        ends = np.cumsum([stage.channels * len(stage.poolings) for stage in stages])[:-1]
+        parts = zip(np.split(one, ends), np.split(other, ends), strict=True)
+        return all(np.linalg.norm(a - b) <= SAME * np.linalg.norm(a) for a, b in parts)
 
     def open(self, network: Network) -> None:
         """Have the store of a backbone's features at hand, so that it counts as one in use."""
@@ -119,13 +142,14 @@ class FeatureStore:
         return extractor(self.catalogue.build(network), network, self.catalogue, self.device, self.make_room)
 
     def _rows(self, network: Network) -> RowStore:
-        info = self.catalogue.info(network.backbone, network.input)
-        width = max(columns.stop for columns in _columns(info).values())
+        facts = self.catalogue.facts(network.backbone, network.input)
+        width = max(columns.stop for columns in _columns(facts.info).values())
         key = digest(
             {
                 "backbone": network.backbone,
                 "weights": network.weights,
                 "requires": self.catalogue.requires(network.backbone),
+                "code": [facts.graph, facts.source],
                 "input": network.input.model_dump(),
                 "pixels": self.pixels.rows(network.input).folder.name,
                 "format": [FORMAT, ROWS],

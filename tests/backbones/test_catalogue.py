@@ -117,6 +117,17 @@ def test_facts_are_traced_once_and_then_read_from_disk(host, tmp_path, monkeypat
     assert info.stages[0].flops == 2 * 8 * 3 * 9 * 32 * 32
 
 
+def test_damaged_facts_are_traced_again(host, tmp_path):
+    info = Catalogue(host, tmp_path / "cache").info("tiny:net")
+    (file,) = (tmp_path / "cache/info").iterdir()
+    whole = file.read_bytes()
+    for damaged in (whole.replace(b"12", b"13"), b"", b"\xff"):
+        assert damaged != whole
+        file.write_bytes(damaged)
+        assert Catalogue(host, tmp_path / "cache").info("tiny:net") == info
+        assert file.read_bytes() == whole
+
+
 def test_a_backbone_whose_libraries_are_not_installed_names_its_plugin(host, tmp_path):
     card = host.backbones["reference"].item.card("edges")
     host.backbones["reference"].item.card = lambda name: replace(card, libraries=("no-such-library",))

@@ -1,7 +1,12 @@
+import importlib
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from autotl.backbones import sources
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.contracts import StageInfo
@@ -12,6 +17,7 @@ from autotl.engine.features import FeatureStore, normalise, pool
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.heads import logistic_path
 from autotl.errors import AutotlError, PluginError
+from autotl.host import Host
 from autotl.plan import Component, DataRef, Head, Input, Network, Phase, TransferPlan
 
 TIMES = {"seconds": 0, "rank.seconds": 0}
@@ -114,6 +120,74 @@ def test_damaged_features_are_computed_again_with_one_line(bench):
     again = FeatureStore(store.cache_dir, store.catalogue, store.pixels, "cpu")
     assert torch.equal(again.read(network(bench), "2.1", "max", shas), store.read(network(bench), "2.1", "max", shas))
     assert again.computed == 0
+
+
+PLUGIN = """
+from torch import nn
+
+from autotl import hookimpl
+from autotl.testing.lab import TinyFamily, TinyNetwork
+
+
+class Block(nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, value):
+        return self.inside(value)
+
+
+class Network(TinyNetwork):
+    def forward(self, images):
+        return super().forward(1 * images)
+
+
+class Edited(TinyFamily):
+    def build(self, name, weights):
+        network = Network()
+        network[1] = Block(network[1])
+        return network
+
+
+@hookimpl
+def register_backbones(register):
+    register("edited", Edited, summary="A plugin that is being worked on")
+"""
+EDITS = {
+    "a leaf module's forward": ("self.inside(value)", "-self.inside(value)"),
+    "what is traced": ("1 * images", "2 * images"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("hidden", [False, True], ids=["seen in the source", "not seen in the source"])
+def test_an_edited_plugin_gives_new_features(bench, tmp_path, monkeypatch, edit, hidden):
+    monkeypatch.syspath_prepend(tmp_path)
+    if hidden:  # as where what changed lies in a library that the card does not name
+        monkeypatch.setattr(sources, "hash_of", lambda packages: "")
+
+    def features():
+        monkeypatch.delitem(sys.modules, "edited_plugin", raising=False)
+        importlib.invalidate_caches()
+        host = Host()
+        host.add(importlib.import_module("edited_plugin"), "edited")
+        made = FeatureStore(tmp_path / "cache", Catalogue(host, tmp_path / "cache"), bench.features.pixels, "cpu")
+        return made.read(made.catalogue.network("edited:net", 0), "2.1", "avg", shas), made
+
+    notes, shas = [], bench.shas("train")
+    bench.features.pixels.note = notes.append
+    file = tmp_path / "edited_plugin.py"
+    file.write_text(PLUGIN)
+    before, _ = features()
+    same, store = features()
+    assert torch.equal(same, before) and store.computed == 0
+    file.write_text(PLUGIN.replace(*EDITS[edit]))
+    os.utime(file, (1, 1))  # so that no compiled file is taken for that of the same second
+    after, store = features()
+    assert store.computed == len(shas)
+    assert not torch.allclose(after, before)
+    assert bool(notes) == (hidden and edit == "a leaf module's forward")  # found out by comparing alone
 
 
 @pytest.mark.parametrize("fault", ["fails on images", "not finite"])
