@@ -20,7 +20,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.engine.device import TOO_LITTLE, kind, of_kind, release
 from autotl.errors import TrainingError
-from autotl.files import write
+from autotl.files import seal, unseal
 from autotl.plan import Input, MemoryFormat, Precision, digest
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -60,12 +60,14 @@ def choose(
     Raises: TrainingError where the device has no memory for a step, not even after `make_room`.
     """
     input = catalogue.card(backbone).input
-    key = digest([backbone, input.model_dump(mode="json"), catalogue.requires(backbone), device, _name_of(device)])
-    file = cache_dir / "arithmetic" / f"{key}.json"
-    if file.exists():
-        return Arithmetic(**json.loads(file.read_text()))
+    facts, versions = catalogue.facts(backbone, input), catalogue.requires(backbone)
+    code = [versions, facts.graph, facts.source]
+    key = digest([backbone, input.model_dump(mode="json"), code, device, _name_of(device)])
+    file = cache_dir / "arithmetic" / key
+    if stored := unseal(file):
+        return Arithmetic(**json.loads(stored))
     chosen = fastest(catalogue.structure(backbone, input), input, device, make_room)
-    write(file, json.dumps(asdict(chosen)) + "\n")
+    seal(file, json.dumps(asdict(chosen)))
     return chosen
 
 
