@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
+from autotl.report import output
 
 
 @click.command()
@@ -27,10 +28,10 @@ def command(home: Path | None, cache_dir: Path | None) -> None:
     width = max(len(check.what) for check in found) + 2
     for check in found:
         mark = "✗ " if check.wrong else "  "
-        click.echo(f"{mark}{check.what:<{width}}{check.found}")
+        output.echo(f"{mark}{check.what:<{width}}{check.found}")
         if check.advice:
-            click.echo(f"  {'':<{width}}→ {check.advice}")
+            output.echo(f"  {'':<{width}}→ {check.advice}")
     wrong = sum(check.wrong for check in found)
-    click.echo()
-    click.echo(f"{wrong} to put right." if wrong else "Nothing is wrong.")
+    output.echo()
+    output.echo(f"{wrong} to put right." if wrong else "Nothing is wrong.")
     sys.exit(1 if wrong else 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import completion, options
+from autotl.report import output
 
 
 @click.command()
@@ -45,4 +46,4 @@ def command(
     loaded = api.load(model, device="cpu", home=home, cache_dir=cache_dir)
     folder = out or Path(f"{Path(model).resolve().name}-{form}")
     for line in words.exported(loaded.export(form, folder, images or ())):
-        click.echo(line)
+        output.echo(line)

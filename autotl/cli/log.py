@@ -8,6 +8,7 @@ from shlex import quote
 import click
 
 from autotl.cli import completion, options
+from autotl.report import output
 
 
 @click.command()
@@ -46,4 +47,4 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
         raise StudyError(f"A search is logging study '{study}' to {masked(uri)} just now.") from None
     except Exception as error:
         raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {one_line(error, 300)}") from error
-    click.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {quote(study)}")
+    output.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {quote(study)}")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from autotl.errors import AutotlError, unknown
+from autotl.report import output
 
 COMMANDS = {
     "search": "Find the best transfer setup for a folder of images.",
@@ -53,19 +54,22 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        output.escape_what_cannot_be_encoded()
         try:
             with _polite_kill_as_ctrl_c():
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            raise click.UsageError(output.printable(error.format_message()), error.ctx) from None
         except AutotlError as error:
-            click.echo(f"Error: {error}", err=True)
+            output.echo(f"Error: {error}", err=True)
             sys.exit(error.exit_code)
         except OSError as error:
             if error.errno in (None, errno.EPIPE):  # whoever read the output has gone, which click knows how to end
                 raise
-            click.echo(f"Error: {error.strerror}: {error.filename or 'no file is named'}", err=True)
+            output.echo(f"Error: {error.strerror}: {error.filename or 'no file is named'}", err=True)
             sys.exit(AutotlError.exit_code)
         except KeyboardInterrupt:
-            click.echo("Stopped. What was done is kept; the same command goes on.", err=True)
+            output.echo("Stopped. What was done is kept; the same command goes on.", err=True)
             sys.exit(130)
 
 

@@ -14,6 +14,7 @@ from autotl.errors import PluginError
 from autotl.files import write
 from autotl.host import KINDS, Host
 from autotl.registry import Registry
+from autotl.report import output
 
 TEMPLATE = Path(__file__).parent / "template"
 """The distribution autotl-late-probe, which is where a new one begins."""
@@ -83,15 +84,15 @@ def new(name: str, folder: Path | None) -> None:
             write(folder / file, text)
         except OSError as error:
             raise PluginError(f"{folder} cannot be written: {error.strerror}. Name another one: --folder DIR") from None
-        click.echo(f"Written: {folder / file}")
-    click.echo("\nNext:")
+        output.echo(f"Written: {folder / file}")
+    output.echo("\nNext:")
     here = os.path.join(".", folder)  # without the dot pip would look for a distribution of that name
     for line in (
         f"pip install -e '{here}[dev]'",
         f"pytest {folder}",
         f"autotl search DATA --strategies {name} --study {name}",
     ):
-        click.echo(f"  {line}")
+        output.echo(f"  {line}")
 
 
 def _plain(name: str) -> str:
@@ -117,18 +118,18 @@ def _class(name: str) -> str:
 def _host() -> Host:
     host = Host.from_environment()
     for problem in host.problems:
-        click.echo(f"Warning: {problem}", err=True)
+        output.echo(f"Warning: {problem}", err=True)
     return host
 
 
 def _list(kinds: Sequence[str], pattern: str | None = None) -> None:
     host = _host()
     for kind in kinds:
-        click.echo(f"{kind}:")
+        output.echo(f"{kind}:")
         _entries(host.registries[kind], pattern, colon=":" if kind == "backbones" else "")
     if "backbones" in kinds:
-        click.echo("\nThe backbones of a family: autotl plugins backbones 'timm:resnet*'")
-        click.echo("A backbone, its stages and what they cost: autotl plugins backbones autotl:resnet10")
+        output.echo("\nThe backbones of a family: autotl plugins backbones 'timm:resnet*'")
+        output.echo("A backbone, its stages and what they cost: autotl plugins backbones autotl:resnet10")
 
 
 def _entries(registry: Registry, pattern: str | None, colon: str) -> None:
@@ -136,7 +137,7 @@ def _entries(registry: Registry, pattern: str | None, colon: str) -> None:
     width = max((len(entry.name) for entry in entries), default=0) + 2
     for entry in entries:
         source = f"{entry.owner.distribution} {entry.owner.version}"
-        click.echo(f"  {entry.name + colon:<{width}}{entry.summary}  ({source})")
+        output.echo(f"  {entry.name + colon:<{width}}{entry.summary}  ({source})")
 
 
 def _backbones(host: Host, pattern: str) -> None:
@@ -155,7 +156,7 @@ def _backbones(host: Host, pattern: str) -> None:
         try:
             card = catalogue.card(name)
         except PluginError as error:
-            click.echo(f"Warning: {error}", err=True)
+            output.echo(f"Warning: {error}", err=True)
             continue
         size = f"{card.input.size} px"
-        click.echo(f"{name:<{width}}{size:<8}{'; '.join(part for part in (card.source, card.note) if part)}")
+        output.echo(f"{name:<{width}}{size:<8}{'; '.join(part for part in (card.source, card.note) if part)}")

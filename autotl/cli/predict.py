@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import completion, options
+from autotl.report import output
 
 
 @click.command()
@@ -45,7 +46,7 @@ def command(
                 }
         rows.append(row)
     if form == "json":
-        click.echo(json.dumps(rows, indent=1))
+        output.echo(json.dumps(rows, indent=1))
     else:
         writer = csv.DictWriter(sys.stdout, ["path", "class", "probability", "problem"])
         writer.writeheader()

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autotl.errors import DataError
+from autotl.report import output
 
 
 @click.command()
@@ -29,5 +30,5 @@ def command(name: str, folder: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         grey = (image * (255 / 16)).round().astype("uint8")
         Image.fromarray(grey).save(file)
-    click.echo(f"{len(digits.images)} images in {len(digits.target_names)} classes: {folder}")
-    click.echo(f"Next: autotl search {folder} --trials 20")
+    output.echo(f"{len(digits.images)} images in {len(digits.target_names)} classes: {folder}")
+    output.echo(f"Next: autotl search {folder} --trials 20")

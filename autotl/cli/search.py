@@ -9,6 +9,7 @@ import click
 
 from autotl.cli import completion, options
 from autotl.errors import StudyError, unknown
+from autotl.report import output
 
 
 def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
@@ -158,7 +159,7 @@ def command(as_json: bool, **values: Any) -> None:
         search = Search(Settings.of(values), Host.from_environment(), watcher, began)
         result = search.run()
     if as_json:
-        click.echo(result.to_json())
+        output.write(result.to_json())
     else:
         terminal.show_result(search.folder)
     search.end_logging()

@@ -6,6 +6,7 @@ import click
 
 from autotl.cli import completion, options
 from autotl.files import write
+from autotl.report import output
 
 
 @click.command()
@@ -37,13 +38,13 @@ def command(study: str, as_json: bool, plan: int | None, picture: Path | None, h
         trial = next((record.plan for record in found.log.records() if record.number == plan), None)
         if trial is None:
             raise StudyError(f"Study '{study}' has no trial {plan} with a plan. List them: autotl show {study}")
-        click.echo(trial.to_json(), nl=False)
+        output.write(trial.to_json())
         return
     if picture:
         from autotl.report import pictures
 
         write(picture, pictures.trade_offs(found))
-        click.echo(f"Written: {picture}")
+        output.echo(f"Written: {picture}")
         return
     if not as_json:
         terminal.show_study(found)
@@ -52,4 +53,4 @@ def command(study: str, as_json: bool, plan: int | None, picture: Path | None, h
     if result is None:
         assert found.definition is not None
         raise StudyError(f"Study '{study}' has no result yet; go on with it: {words.go_on(found.definition)}")
-    click.echo(result.to_json())
+    output.write(result.to_json())

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
+from autotl.report import output
 
 
 @click.command()
@@ -21,6 +22,6 @@ def command(home: Path | None) -> None:
     workspace = folder.home(home)
     found = list(folder.studies(workspace))
     if not found:
-        click.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA")
+        output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA")
         return
     tables.console().print(tables.studies(found))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
+from autotl.report import output
 
 
 @click.command()
@@ -68,10 +69,10 @@ def command(
     if out:
         bundle.save(out, fitted, dataset.classes, {"validation": fitted.metrics})
     if as_json:
-        click.echo(json.dumps({"metrics": fitted.metrics, "bundle": str(out) if out else None}))
+        output.write(json.dumps({"metrics": fitted.metrics, "bundle": str(out) if out else None}) + "\n")
         return
     width = max(map(len, fitted.metrics)) + 2
     for name, value in fitted.metrics.items():
-        click.echo(f"{name:<{width}}{value:{',.0f' if value % 1 == 0 else '.6g'}}")
+        output.echo(f"{name:<{width}}{value:{',.0f' if value % 1 == 0 else '.6g'}}")
     if out:
-        click.echo(f"Bundle: {out}")
+        output.echo(f"Bundle: {out}")

@@ -15,6 +15,7 @@ import click
 
 from autotl.cli import completion, options
 from autotl.errors import StudyError, masked, one_line
+from autotl.report import output
 
 TRAINING = "workflowType=machine_learning"
 """MLflow's pages on training, not those on language models."""
@@ -64,7 +65,7 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
     try:
         _wait(server, port)
         _show(f"http://127.0.0.1:{port}", pages, browser)
-        click.echo("Ctrl-C ends it.")
+        output.echo("Ctrl-C ends it.")
         server.wait()
     except KeyboardInterrupt:
         pass
@@ -113,7 +114,7 @@ def _free(port: int) -> bool:
 
 def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
     """Until the server answers."""
-    click.echo("MLflow starts …")
+    output.echo("MLflow starts …")
     straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     began = time.monotonic()
     while time.monotonic() - began < STARTS_WITHIN:
@@ -129,6 +130,6 @@ def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
 
 def _show(server: str, pages: list[str], browser: bool) -> None:
     for page, what in zip(pages, ("", "   # the trials, best first"), strict=False):
-        click.echo(f"{server}{page}{what}")
+        output.echo(f"{server}{page}{what}")
     if browser:
         webbrowser.open(server + pages[0])

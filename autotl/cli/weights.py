@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotl.report import output
+
 if TYPE_CHECKING:
     from autotl.backbones.catalogue import Catalogue
 
@@ -29,7 +31,7 @@ def list_(patterns: tuple[str, ...]) -> None:
     names = catalogue.expand(patterns or (*SHIPPED, *SMALL, *LARGE))
     width = max(map(len, names)) + 2
     for name in names:
-        click.echo(f"{name:<{width}}{backbones.where(catalogue, name)}")
+        output.echo(f"{name:<{width}}{backbones.where(catalogue, name)}")
 
 
 @command.command()
@@ -47,7 +49,7 @@ def fetch(patterns: tuple[str, ...]) -> None:
     for name in catalogue.expand(patterns):
         catalogue.obtain(name)
         file = catalogue.file(name)
-        click.echo(f"{name}  {file.path if file else 'needs none'}")
+        output.echo(f"{name}  {file.path if file else 'needs none'}")
 
 
 def _catalogue() -> "Catalogue":

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import completion, options
+from autotl.report import output
 
 
 @click.command()
@@ -63,4 +64,4 @@ def command(
             weights=weights,
         )
         done = worker.run()
-    click.echo(f"{done} trials carried out; there is none to begin now.")
+    output.echo(f"{done} trials carried out; there is none to begin now.")

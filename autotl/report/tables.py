@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from autotl.plan import TransferPlan
+from autotl.report.output import Console
 from autotl.study.select import LOSS_DIGITS, front, plan_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from autotl.errors import StudyError
 from autotl.report import notebook, tables, words
+from autotl.report.output import Console, printable
 from autotl.study.select import leaderboard
 from autotl.study.watch import Estimate
 from autotl.tracking import result as results
@@ -64,7 +64,7 @@ class Terminal:
         self._live.stop()
         if not sys.stdin.isatty():
             raise StudyError(f"{question} Say --yes (from Python: yes=True) to go on without being asked.")
-        if not click.confirm(question, err=True):
+        if not click.confirm(printable(question), err=True):
             raise StudyError("Nothing was downloaded, and nothing begun. Choose other weights: --backbones, --pool.")
         self._live.start()
 

@@ -1,0 +1,59 @@
+"""Text on its way out: whatever a terminal is to show passes here, and can neither steer it nor fail to be encoded."""
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters but the line break
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # what breaks lines, and what changes the direction of reading
+    "\ud800-\udfff]"  # bytes of a file name that is no UTF-8, as Python keeps them
+)
+
+
+def printable(text: str) -> str:
+    """The text with an escape such as `\\x1b` for each character that would steer a terminal or is no text."""
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print a line for people, on standard error if `err`."""
+    click.echo(printable(text), err=err)
+
+
+def write(text: str) -> None:
+    """Print text for programs: in UTF-8, file names with their own bytes; on a terminal with escapes, as `echo`."""
+    if sys.stdout.isatty():
+        click.echo(printable(text), nl=False)
+    else:
+        click.echo(text.encode("utf-8", "surrogateescape"), nl=False)
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Let standard output print escapes, as standard error does, where its encoding lacks a character."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+class Console(RichConsole):
+    """A console of rich that shows texts as `printable` gives them, and of control codes none but its own."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)  # before it is measured
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else printable(text), style, control)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00  # the byte itself
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
