@@ -2,7 +2,8 @@
 
 import inspect
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,16 @@ from autotl.study.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from PIL import Image
 
-    from autotl.export.bundle import Bundle
+    from autotl.export.bundle import Bundle, Source
     from autotl.export.export import Exported
     from autotl.plan import TransferPlan
     from autotl.tracking.folder import StudyFolder
     from autotl.tracking.result import Result, Test
+
+    One = str | Path | Image.Image | np.ndarray
+    Images = One | Iterable[One]
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -45,25 +50,34 @@ class Model:
         """What was measured of it, by where: `validation`, `test`, `comparisons`."""
         return self.bundle.metrics
 
-    def predict(self, images: Paths) -> list[str]:
-        """The likeliest class of each image file; folders stand for the files below them.
+    def predict(self, images: "Images") -> list[str]:
+        """The likeliest class of each image, of those that `predict_proba` takes."""
+        return [self.classes[at] for at in self._rows(images).argmax(1)]
 
-        Raises: DataError for a file that is no image.
+    def predict_proba(self, images: "Images") -> "np.ndarray":
+        """The probability of each class for each image, [N, classes].
+
+        An image is the path of a file, an image of Pillow, or an array, uint8 [H, W, 3] in RGB; an array [N, H, W, 3]
+        is N images. A folder stands for all files below it that are not hidden, in order of name; those that cannot be
+        read are left out, with a warning.
+
+        Raises: DataError for what is no image.
         """
-        return [self.classes[at] for at in self.predict_proba(images).argmax(1)]
+        return self._rows(images)
 
-    def predict_proba(self, images: Paths) -> "np.ndarray":
-        """The probability of each class for each image file, [N, classes].
-
-        Raises: DataError for a file that is no image.
-        """
+    def _rows(self, images: "Images") -> "np.ndarray":
         import numpy as np
 
+        sources = list(_sources(images))
         rows = []
-        for file, answer in self.bundle.predict(files_in(images)):
-            if isinstance(answer, str):
-                raise DataError(f"{file} cannot be read: {answer}")
-            rows.append(answer)
+        answers = self.bundle.predict([source for source, _, _ in sources])
+        for (_, name, found), answer in zip(sources, answers, strict=True):
+            if not isinstance(answer, str):
+                rows.append(answer)
+            elif found:
+                warnings.warn(f"{name} is left out: {answer}", stacklevel=3)
+            else:
+                raise DataError(f"{name} cannot be read: {answer}")
         return np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
 
     def export(self, format: str, path: str | Path, images: Paths = ()) -> "Exported":
@@ -162,14 +176,26 @@ def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
     return Study(found.folder, bundle.load(found.folder.bundle, found.catalogue).to(found.device), result)
 
 
-search.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # so that notebooks and `help` name the options
-    [
-        next(iter(inspect.signature(search).parameters.values())),
-        *(inspect.signature(Settings).parameters[name] for name in list(Settings.model_fields)[1:]),
-        inspect.signature(search).parameters["verbose"],
-    ],
-    return_annotation=Study,
-)
+def _tell_options() -> None:
+    """Let notebooks and `help` show each option of `search`, with its default and what it means."""
+    options = list(Settings.model_fields.items())[1:]
+    given = inspect.signature(search).parameters
+    search.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            given["data"],
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default())
+                for name, field in options
+            ),
+            given["verbose"],
+        ],
+        return_annotation=Study,
+    )
+    lines = [f"    {name}: {' '.join((field.description or '').split())}" for name, field in options]
+    search.__doc__ = "\n".join([inspect.getdoc(search) or "", "", "Options:", *lines])
+
+
+_tell_options()
 
 
 def load(
@@ -191,10 +217,10 @@ def load(
         return bundle.load(place, catalogue).to(devices.resolve(device))
 
     place = Path(path)
-    if (place / "plan.json").is_file():
-        return Model(place, read(place))
     if (place / "study.json").is_file():
         study = folder.StudyFolder(place)
+    elif any((place / name).exists() for name in bundle.CARRIED):
+        return Model(place, read(place))
     else:
         study = folder.find_study(folder.home(Path(home) if home else None), str(path))
     if not study.bundle.exists():
@@ -205,20 +231,49 @@ def load(
 
 
 def files_in(paths: Paths) -> list[Path]:
-    """Files as named; of folders, every file below that is not hidden, in order of name.
+    """Files as named; of folders every file below that is not hidden, in order of name.
 
-    Raises: DataError for what is not there, and for a folder without files.
+    What is named and not there is a file that cannot be read.
+
+    Raises: DataError for a folder without files.
     """
-    files: list[Path] = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        path = Path(path)
-        if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-            if not below:
-                raise DataError(f"No files in {path}.")
-            files += below
-        elif path.exists():
-            files.append(path)
+    return [file for path in ([paths] if isinstance(paths, str | Path) else paths) for file in _files(Path(path))]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    from autotl.data.index import files_below
+
+    found = sorted(map(Path, files_below(path)))
+    if not found:
+        raise DataError(f"No files in {path}.")
+    return found
+
+
+def _sources(images: "Images") -> Iterator[tuple["Source", str, bool]]:
+    """Each image, what an error calls it, and whether it was found in a folder rather than given."""
+    import numpy as np
+    from PIL import Image
+
+    one = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    several: Any = [images] if one else images
+    for number, image in enumerate(several):
+        if isinstance(image, Image.Image):
+            yield image, f"Image {number}", False
+        elif isinstance(image, np.ndarray):
+            yield _as_image(image, f"Image {number}"), f"Image {number}", False
+        elif isinstance(image, str | Path):
+            for file in _files(Path(image)):
+                yield file, str(file), Path(image).is_dir()
         else:
-            raise DataError(f"There is no image or folder {path}.")
-    return files
+            raise DataError(f"Image {number} is {type(image).__name__}: give a path, an image of Pillow or an array.")
+
+
+def _as_image(pixels: "np.ndarray", name: str) -> "Image.Image":
+    from PIL import Image
+
+    if pixels.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        shape = ", ".join(map(str, pixels.shape))
+        raise DataError(f"{name} is an array of {pixels.dtype} [{shape}]; give uint8 [H, W, 3], RGB.")
+    return Image.fromarray(pixels)

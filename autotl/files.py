@@ -1,9 +1,11 @@
 """Writing files so that a process that dies in the middle spoils nothing."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +40,19 @@ def unseal(file: Path) -> str | None:
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     return text if found == hashlib.sha256(text.encode()).hexdigest() else None
+
+
+def read_regular(file: Path, most: int) -> bytes:
+    """The content of a regular file of so many bytes at most: nothing that never ends, nothing that waits for a writer.
+
+    Raises: OSError, whose `strerror` is the reason.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"too large: {status.st_size:,} bytes, at most {most:,} are read", str(file))
+    return file.read_bytes()
 
 
 def as_json(value: Any) -> str:
@@ -79,12 +94,17 @@ def where_it_is(folder: Path) -> Path:
     return old if old.exists() and not folder.exists() else folder
 
 
-def holds_only(folder: Path, names: tuple[str, ...]) -> bool:
-    """Whether the folder is absent, or holds no visible file but those of these names: it may be replaced."""
+def holds_only(folder: Path, names: tuple[str, ...], mark: str) -> bool:
+    """Whether the folder may be replaced: it is absent or empty, or holds `mark` and no others than these names.
+
+    Hidden files do not count, hidden folders do: one may be a repository.
+    """
     if not folder.exists():
         return True
-    allowed = {*names, "__pycache__"}
-    return folder.is_dir() and {file.name for file in folder.iterdir() if not file.name.startswith(".")} <= allowed
+    if not folder.is_dir():
+        return False
+    there = {file.name for file in folder.iterdir() if not file.name.startswith(".") or file.is_dir()}
+    return not there or (mark in there and there <= {*names, "__pycache__"})
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

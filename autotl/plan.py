@@ -6,7 +6,7 @@ about tensors and nothing about search.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +18,8 @@ Pooling = Literal["avg", "max", "token"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
+Deviation = Annotated[float, Field(gt=0)]
+"""A standard deviation, to divide by."""
 
 PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 2))
 """L2 penalties on standardised features, against the mean log-loss: from hardly any to very strong."""
@@ -74,7 +76,7 @@ class Input(Record):
     resize: int = Field(ge=8, le=4096)
     interpolation: Interpolation
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Deviation, Deviation, Deviation]
 
     @model_validator(mode="after")
     def _holds_the_crop(self) -> Self:
@@ -195,6 +197,13 @@ class TransferPlan(Record):
     requires: dict[str, str]
     """Versions of the libraries that the numbers depend on, and `stages`: a hash of the stage list."""
     phases: tuple[Phase, ...] = Field(min_length=1)
+
+    def __repr_args__(self) -> Iterator[tuple[str, str]]:
+        """What tells plans apart at a glance; all of it is `to_json()`."""
+        yield "backbone", self.backbone
+        yield "cut", self.cut
+        yield "methods", ", ".join(phase.method for phase in self.phases)
+        yield "hash", self.hash[:12]
 
     @property
     def network(self) -> Network:

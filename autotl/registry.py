@@ -3,11 +3,12 @@
 import errno
 import fnmatch
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from autotl.errors import PluginError, reason, unknown
@@ -22,6 +23,21 @@ NOT_A_PLUGINS = {
 Those of autotl itself, a pruned trial, a database that fails, a device that fails or has too little memory."""
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What is wrong with a disk or with the system, and not with a file that a plugin looks for."""
+
+
+def to_install(versions: Mapping[str, str]) -> str:
+    """` (pip install NAME==VERSION …)`, of distributions that a file names: it may be a stranger's.
+
+    What has not the form of a name and a version is left out, all of it where nothing has: the user is to paste it.
+    """
+    from packaging.utils import InvalidName, canonicalize_name
+    from packaging.version import InvalidVersion, Version
+
+    words = []
+    for name, version in versions.items():
+        with suppress(InvalidName, InvalidVersion):
+            words.append(quote(f"{canonicalize_name(name, validate=True)}=={Version(version)}"))
+    return f" (pip install {' '.join(words)})" if words else ""
 
 
 @dataclass(frozen=True)

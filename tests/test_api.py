@@ -1,26 +1,46 @@
 """autotl from Python."""
 
 import json
+import pydoc
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import autotl
 from autotl.errors import AutotlError
+from autotl.testing.lab import write_stripes
 
 PROBE = {"backbones": "reference:edges,reference:pixels", "strategies": ["linear-probe"], "mlflow": False}
 
 
-@pytest.fixture
-def found(stripes):
-    return autotl.search(stripes, trials=4, verbose=False, **PROBE)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("api")
 
 
-def test_a_search_gives_what_the_command_gives(found, stripes, tmp_path):
-    words = ["search", stripes, "--trials", "4", "--backbones", PROBE["backbones"], "--strategies", "linear-probe"]
+@pytest.fixture(scope="module")
+def found(place):
+    """A search that all tests look at: none may change its study."""
+    data = write_stripes(place / "stripes")
+    return autotl.search(data, trials=4, verbose=False, home=place / "studies", cache_dir=place / "cache", **PROBE)
+
+
+def test_a_search_gives_what_the_command_gives(found, place, tmp_path):
+    words = [
+        "search",
+        place / "stripes",
+        "--trials",
+        "4",
+        "--backbones",
+        PROBE["backbones"],
+        "--strategies",
+        "linear-probe",
+    ]
     words += ["--no-mlflow", "--study", "other", "--json"]
     told = json.loads(subprocess.check_output([sys.executable, "-m", "autotl", *map(str, words)], cwd=tmp_path))
     assert found.best.model_dump(mode="json") == told["best"]["plan"]
@@ -47,18 +67,42 @@ def test_predictions_are_the_likeliest_classes(found, stripes):
     assert found.predict(str(files[0])) == found.predict(files)[:1]
     assert len(found.predict(stripes / "down")) == 30
     assert found.predict([]) == []
-    (stripes / "down" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(AutotlError, match=r"broken\.png cannot be read: not an image"):
-        found.predict(stripes / "down")
-    with pytest.raises(AutotlError, match="There is no image or folder"):
-        found.predict(stripes / "nothing.png")
+    broken = stripes / "down" / "broken.png"
+    broken.write_bytes(b"no image")
+    (stripes / "down" / "gone.png").symlink_to("nowhere.png")
+    with pytest.warns(UserWarning, match=r"(broken|gone)\.png is left out: ") as told:
+        assert len(found.predict(stripes / "down")) == 30
+    assert len(told) == 2
+    for file in (broken, stripes / "nothing.png"):
+        with pytest.raises(AutotlError, match=rf"{file.name} cannot be read: "):
+            found.predict([*files, file])
 
 
-def test_what_lies_on_disk_is_loaded_again(found, stripes, tmp_path):
+def test_images_in_memory_are_classified_as_their_files_are(found, stripes):
+    files = [stripes / "down" / f"{number}.png" for number in range(3)]
+    wanted = found.predict_proba(files)
+    opened = [Image.open(file) for file in files]
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in opened])
+    for images in (opened, pixels, list(pixels), iter(opened), [files[0], opened[1], pixels[2]]):
+        np.testing.assert_array_equal(found.predict_proba(images), wanted)
+    np.testing.assert_allclose(found.predict_proba(pixels[1]), wanted[1:2], rtol=1e-5)
+    np.testing.assert_allclose(found.predict_proba(opened[2]), wanted[2:], rtol=1e-5)
+    for image, says in (
+        (pixels / 255, r"Image 0 is an array of float64 \[32, 32, 3\]; give uint8"),
+        (pixels[0, :, :, 0], r"Image 0 is an array of uint8 \[32, 32\]; give uint8 \[H, W, 3\]"),
+        ([opened[0], 5], "Image 1 is int: give a path"),
+        (Image.new("F", (9, 9)), "Image 0 cannot be read: its pixels are floating-point"),
+    ):
+        with pytest.raises(AutotlError, match=says):
+            found.predict(image)
+
+
+def test_what_lies_on_disk_is_loaded_again(found, place, stripes, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOTL_HOME", str(place / "studies"))
     files = [stripes / "down" / f"{number}.png" for number in range(5)]
     wanted = found.predict_proba(files)
     by_name, by_folder, bundle = (
-        autotl.load(place) for place in ("stripes", tmp_path / "studies" / "stripes", found.folder)
+        autotl.load(path) for path in ("stripes", place / "studies" / "stripes", found.folder)
     )
     for model in (by_name, by_folder, bundle):
         np.testing.assert_array_equal(model.predict_proba(files), wanted)
@@ -75,7 +119,8 @@ def test_an_export_from_python(found, tmp_path):
     assert made.file.exists() and made.images == 32
 
 
-def test_the_same_study_goes_on(found, stripes):
+def test_the_same_study_goes_on(stripes):
+    found = autotl.search(str(stripes), trials=4, verbose=False, **PROBE)
     more = autotl.search(str(stripes), trials=6, verbose=False, **PROBE)
     assert sum(more.result.trials.values()) == 6
     assert list(more.result.trials) == list(found.result.trials)
@@ -108,6 +153,15 @@ def test_the_signature_names_every_option():
     assert next(iter(parameters)) == "data"
     assert set(parameters) == {*Settings.model_fields, "verbose"}
     assert parameters["trials"].default == 50
+    told = pydoc.plain(pydoc.render_doc(autotl.search))
+    assert "Annotated" not in told and "pydantic" not in told.lower()
+    for name in list(Settings.model_fields)[1:]:
+        assert re.search(rf"^ +{name}: [A-Z`].*\.$", told, re.MULTILINE), f"help does not explain {name}"
+
+
+def test_tab_shows_what_users_and_authors_need_and_nothing_else():
+    assert {*dir(autotl)} == {*autotl.__all__, "__version__"}
+    assert {"search", "load", "Model", "hookimpl"} <= {*dir(autotl)}
 
 
 def test_a_notebook_shows_words_and_table(found):

@@ -31,9 +31,10 @@ def test_a_reader_finds_a_folder_that_is_being_replaced_and_moves_nothing(tmp_pa
 def test_what_a_script_leaves_beside_itself_may_be_replaced(tmp_path):
     write(tmp_path / "predict.py", "")
     write(tmp_path / "__pycache__" / "preprocess.pyc", "")
-    assert holds_only(tmp_path, ("predict.py",))
+    assert holds_only(tmp_path, ("predict.py",), mark="predict.py")
+    assert not holds_only(tmp_path, ("predict.py", "plan.json"), mark="plan.json")
     write(tmp_path / "thesis.tex", "")
-    assert not holds_only(tmp_path, ("predict.py",))
+    assert not holds_only(tmp_path, ("predict.py",), mark="predict.py")
 
 
 def test_passwords_are_not_shown():

@@ -1,14 +1,20 @@
 """`autotl predict`: the model at work."""
 
 import csv
+import io
 import json
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from autotl.cli import completion, options
 from autotl.report import output
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a spreadsheet takes for the beginning of a formula."""
 
 
 @click.command()
@@ -26,6 +32,10 @@ def command(
     Prints path, class and probability of each image. One that cannot be read has an empty class and the
     reason in the column `problem`; the exit code is then 1.
 
+    Programs can read the CSV without loss: it is UTF-8, and a file name that is not keeps its bytes (in JSON:
+    \\udc80 to \\udcff). A path that begins with =, +, - or @ would be a formula in a spreadsheet: ./ is put before
+    it, which names the same file. Class names are never changed: import them as text.
+
     \b
     autotl predict digits photo.jpg more-photos/
     autotl predict autotl-studies/digits/bundle photos/ --format json
@@ -33,8 +43,9 @@ def command(
     from autotl import api
 
     loaded = api.load(model, device=device, home=home, cache_dir=cache_dir).bundle
+    files = api.files_in(images)
     rows = []
-    for file, answer in loaded.predict(api.files_in(images)):
+    for file, answer in zip(files, loaded.predict(files), strict=True):
         row: dict[str, object] = {"path": str(file), "class": "", "probability": "", "problem": ""}
         if isinstance(answer, str):
             row["problem"] = answer
@@ -45,11 +56,19 @@ def command(
                     name: round(float(value), 6) for name, value in zip(loaded.classes, answer, strict=True)
                 }
         rows.append(row)
-    if form == "json":
-        output.echo(json.dumps(rows, indent=1))
-    else:
-        writer = csv.DictWriter(sys.stdout, ["path", "class", "probability", "problem"])
-        writer.writeheader()
-        writer.writerows(rows)
+    output.write(json.dumps(rows, indent=1) + "\n" if form == "json" else _csv(rows))
     if any(row["problem"] for row in rows):
         sys.exit(1)
+
+
+def _csv(rows: Iterable[dict[str, object]]) -> str:
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ["path", "class", "probability", "problem"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "path": _no_formula(str(row["path"]))} for row in rows)
+    return table.getvalue()
+
+
+def _no_formula(path: str) -> str:
+    """The same file by a path that no spreadsheet takes for a formula: a stranger may have named it."""
+    return os.path.join(".", path) if path.startswith(FORMULA) else path

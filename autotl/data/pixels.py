@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import stat
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from autotl.data import images
 from autotl.data.images import UnreadableImage
 from autotl.data.rows import FORMAT, DamagedRows, RowStore
 from autotl.errors import DataError
+from autotl.files import read_regular
 from autotl.plan import Input, digest
 
 LARGEST_FILE = 1 << 30
@@ -101,7 +101,7 @@ class PixelStore:
         """An image's pixels as they are decoded now; None where it is not there any more."""
         path = self.locate([sha]).get(sha)
         try:
-            data = _read(path) if path else b""
+            data = read_file(path) if path else b""
             if hashlib.sha256(data).hexdigest() == sha:
                 return images.fit(images.upright(images.open_image(data)), input)
         except UnreadableImage:
@@ -172,7 +172,7 @@ class _Pass:
 
     def look(self, path: Path) -> Seen | str:
         try:
-            data = _read(path)
+            data = read_file(path)
             image = images.open_image(data)
         except UnreadableImage as error:
             return str(error)
@@ -209,14 +209,10 @@ class _Pass:
             self.decoded += 1
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Raises: UnreadableImage for a file that no image can be, or that cannot be read."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage("not a regular file")
-        if status.st_size > LARGEST_FILE:
-            raise UnreadableImage(f"too large for an image: {status.st_size} bytes")
-        return Path(path).read_bytes()
+        return read_regular(path, LARGEST_FILE)
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from None
 

@@ -1,40 +1,81 @@
-"""The bundle: what a search leaves. Weights, plan, preprocessing, classes, metrics and versions; no pickle."""
+"""The bundle: what a search leaves. Weights, plan, preprocessing, classes, metrics and versions; no pickle.
 
+It carries the SHA-256 of its files, and whatever it claims is looked at when it is loaded: it may be damaged, and it
+may be a stranger's.
+"""
+
+import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.data.images import UnreadableImage, decode, prepare
+from autotl.data import images
+from autotl.data.images import UnreadableImage
+from autotl.data.pixels import read_file
 from autotl.engine.device import in_parts
 from autotl.engine.exact import exact
 from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
-from autotl.errors import PluginError, StudyError
+from autotl.errors import PlanError, PluginError, StudyError, one_line
+from autotl.export import card
 from autotl.export.graph import Graph
-from autotl.files import as_json, holds_only, replacing, settle, where_it_is, write
-from autotl.plan import TransferPlan
+from autotl.files import as_json, holds_only, read_regular, replacing, settle, where_it_is, write
+from autotl.plan import Input, TransferPlan
+from autotl.registry import to_install
 
 BATCH = 32
 READS = 4
 """How often a bundle is read that changes meanwhile."""
-FILES = (
-    "weights.safetensors",
+WEIGHTS = "weights.safetensors"
+CARRIED = (
+    WEIGHTS,
     "plan.json",
     "preprocessing.json",
     "classes.json",
     "metrics.json",
     "versions.json",
+    "LICENSE",
 )
+HASHES = "hashes.json"
+"""The SHA-256 of each of them."""
+README = "README.md"
+"""For people, who may change it: it is not read."""
+FILES = (*CARRIED, HASHES, README)
+USE = "    autotl predict . photo.jpg"
+"""In a model card."""
+LARGEST = {WEIGHTS: 1 << 36}
+"""Bytes; other files are JSON or text of `LARGEST_TEXT` at most."""
+LARGEST_TEXT = 1 << 24
+
+Source = Path | Image.Image
+"""An image file, or an image in memory."""
+T = TypeVar("T")
+
+
+def _usable(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("two classes have one name")
+    if not all(name.isprintable() for name in names):
+        raise ValueError("a class name cannot be printed")
+    return names
+
+
+_CLASSES = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_usable)])
+_METRICS = TypeAdapter(card.Metrics)
+_SHA256 = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -44,6 +85,8 @@ class Bundle:
     plan: TransferPlan
     classes: tuple[str, ...]
     metrics: dict[str, Any]
+    licence: str
+    """The terms of its weights."""
     graph: Graph
 
     def to(self, device: str) -> Self:
@@ -56,21 +99,21 @@ class Bundle:
         with exact(str(self.graph.device)), torch.inference_mode():
             return in_parts(self.graph, images.to(self.graph.device))
 
-    def predict(self, files: Sequence[Path]) -> Iterator[tuple[Path, "np.ndarray | str"]]:
-        """Each file with its probabilities [classes], or with the reason why it cannot be read."""
-        for start in range(0, len(files), BATCH):
-            pixels = [(file, _read(file, self.plan)) for file in files[start : start + BATCH]]
-            images = [value for _, value in pixels if not isinstance(value, str)]
-            if images:
-                rows = iter(self.probabilities(torch.from_numpy(np.stack(images))).cpu().numpy())
-            for file, value in pixels:
-                yield file, value if isinstance(value, str) else next(rows)
+    def predict(self, sources: Sequence[Source]) -> Iterator["np.ndarray | str"]:
+        """For each image its probabilities [classes], or the reason why there are none."""
+        for start in range(0, len(sources), BATCH):
+            pixels = [_pixels(source, self.plan.input) for source in sources[start : start + BATCH]]
+            readable = [value for value in pixels if not isinstance(value, str)]
+            if readable:
+                rows = iter(self.probabilities(torch.from_numpy(np.stack(readable))).cpu().numpy())
+            for value in pixels:
+                yield value if isinstance(value, str) else _finite(next(rows))
 
 
 def check_target(folder: Path) -> None:
     """Raises: StudyError unless the folder is absent, empty or a bundle: nothing else is ever replaced."""
     settle(folder)
-    if not holds_only(folder, FILES):
+    if not holds_only(folder, FILES, mark="plan.json"):
         raise StudyError(f"{folder} holds something that is no bundle; name a new or an empty folder.")
 
 
@@ -85,35 +128,68 @@ def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str
     # Copies, as safetensors refuses what two names share.
     weights = {f"backbone.{name}": value.cpu().clone() for name, value in model.stages.state_dict().items()}
     weights |= {"head.weight": model.head.weight.cpu(), "head.bias": model.head.bias.cpu()}
-    weights = {name: value.contiguous() for name, value in weights.items()}
+    contents: dict[str, str | bytes] = {
+        WEIGHTS: serialize({name: value.contiguous() for name, value in weights.items()}),
+        "plan.json": plan.to_json(),
+        "preprocessing.json": as_json(plan.input.model_dump(mode="json")),
+        "classes.json": as_json(list(classes)),
+        "metrics.json": as_json(metrics),
+        "versions.json": as_json(plan.requires),
+        "LICENSE": card.licence(plan, model.bench.catalogue),
+    }
     with replacing(folder) as made:
-        write(made / "weights.safetensors", serialize(weights))
-        write(made / "plan.json", plan.to_json())
-        write(made / "preprocessing.json", as_json(plan.input.model_dump(mode="json")))
-        write(made / "classes.json", as_json(list(classes)))
-        write(made / "versions.json", as_json(plan.requires))
-        describe(made, metrics)
+        _write(made, {name: text.encode() if isinstance(text, str) else text for name, text in contents.items()})
 
 
 def describe(folder: Path, metrics: dict[str, Any]) -> None:
     """Write what was measured into a bundle."""
-    write(folder / "metrics.json", as_json(metrics))
+    settle(folder)
+    contents = {**_files(folder), "metrics.json": as_json(metrics).encode()}
+    with replacing(folder) as made:
+        _write(made, contents)
+
+
+def copy(source: Path, folder: Path) -> None:
+    """Write the bundle that lies in `source` into an empty folder: what it carries, and nothing that it points to.
+
+    Raises: StudyError for a bundle that is damaged.
+    """
+    _write(folder, _files(source))
 
 
 def plan_of(folder: Path) -> TransferPlan | None:
-    """The plan of the bundle that lies there, None where there is none."""
-    file = where_it_is(folder) / "plan.json"
-    return TransferPlan.from_json(file.read_text(), name=str(file)) if file.exists() else None
+    """The plan of the bundle that lies there, None where there is none that is whole."""
+    if not where_it_is(folder).exists():
+        return None
+    try:
+        return TransferPlan.from_json(_files(folder)["plan.json"])
+    except (StudyError, PlanError):
+        return None
 
 
 def load(folder: Path, catalogue: Catalogue) -> Bundle:
-    """Raises: StudyError for a folder that is no bundle, PlanError or PluginError where it cannot be rebuilt."""
+    """Raises: StudyError for what is no bundle or damaged, PlanError or PluginError where it cannot be rebuilt."""
     files = _files(folder)
     plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
+    classes = _parsed(_CLASSES, folder, files, "classes.json")
+    if Input.from_json(files["preprocessing.json"], name=str(folder / "preprocessing.json")) != plan.input:
+        raise _damaged(folder, "preprocessing.json is not what its plan says")
+    _parsed(_METRICS, folder, files, "metrics.json")
     _require_installed(folder, plan, catalogue)
+    graph = _graph(folder, plan, files[WEIGHTS], catalogue)
+    licence = files["LICENSE"].decode(errors="replace")
+    made = Bundle(plan, classes, json.loads(files["metrics.json"]), licence, graph)
+    _try_out(made, folder)
+    return made
+
+
+def _graph(folder: Path, plan: TransferPlan, content: bytes, catalogue: Catalogue) -> Graph:
     stages = catalogue.structure(plan.backbone, plan.input).cut(plan.cut).eval()
-    weights = deserialize(files["weights.safetensors"])
-    head = LinearHead(weights.pop("head.weight"), weights.pop("head.bias"))
+    try:
+        weights = deserialize(content)
+        head = LinearHead(weights.pop("head.weight"), weights.pop("head.bias"))
+    except (SafetensorError, KeyError) as error:
+        raise _damaged(folder, f"{WEIGHTS} cannot be read: {error}") from None
     try:
         stages.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()})
     except RuntimeError as error:
@@ -121,41 +197,104 @@ def load(folder: Path, catalogue: Catalogue) -> Bundle:
             f"{folder} does not fit '{plan.backbone}' as installed here; it was made with "
             f"{', '.join(f'{name} {version[:12]}' for name, version in plan.requires.items())}."
         ) from error
-    classes = tuple(json.loads(files["classes.json"]))
-    return Bundle(plan, classes, json.loads(files["metrics.json"]), Graph(plan, stages, head))
+    return Graph(plan, stages, head)
+
+
+def _try_out(made: Bundle, folder: Path) -> None:
+    """Raises: StudyError for a model that gives an image anything but a probability for each class."""
+    size = made.plan.input.size
+    noise = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    try:
+        found = made.probabilities(noise)
+    except RuntimeError as error:
+        raise _damaged(folder, f"its head does not fit its features: {one_line(error, 200)}") from error
+    if found.shape != (1, len(made.classes)):
+        raise _damaged(folder, f"it tells {found.shape[1]} classes apart, and names {len(made.classes)}")
+    if not found.isfinite().all():
+        raise _damaged(folder, "its weights give no probabilities, but NaN")
+
+
+def _parsed(kind: TypeAdapter[T], folder: Path, files: Mapping[str, bytes], name: str) -> T:
+    try:
+        return kind.validate_json(files[name], strict=True)
+    except ValidationError as error:
+        raise _damaged(folder, f"{name}: {error.errors()[0]['msg']}") from None
+
+
+def _damaged(folder: Path, why: str) -> StudyError:
+    return StudyError(
+        f"{folder} is damaged: {why}. Get it again; if it is a study's own, the same search makes it again."
+    )
 
 
 def _require_installed(folder: Path, plan: TransferPlan, catalogue: Catalogue) -> None:
     """Raises: PluginError, with what to install, when the backbone's family is not here."""
     family = plan.backbone.partition(":")[0]
     if family in catalogue.host.backbones:
+        catalogue.card(plan.backbone)  # which names the nearest one where this one is unknown
         return
     known = ("stages", "autotl", "torch", "torchvision", "timm", "pillow", "scipy")
-    names = [f"{name}=={version}" for name, version in plan.requires.items() if name not in known]
+    others = {name: version for name, version in plan.requires.items() if name not in known}
     raise PluginError(
         f"{folder} needs backbones of the family '{family}', which is not here or is broken. "
-        f"Install its plugin (pip install {' '.join(names)}), and see: autotl doctor"
+        f"Install its plugin{to_install(others)}, and see: autotl doctor"
     )
 
 
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write what a bundle carries, with its hashes and its model card."""
+    for name in CARRIED:
+        write(folder / name, contents[name])
+    write(folder / HASHES, as_json({name: _sha256(contents[name]) for name in CARRIED}))
+    plan = TransferPlan.from_json(contents["plan.json"])
+    metrics = card.Metrics.model_validate_json(contents["metrics.json"])
+    write(folder / README, card.readme(plan, json.loads(contents["classes.json"]), metrics, USE))
+
+
 def _files(folder: Path) -> dict[str, bytes]:
-    """The files of one bundle: a search may be replacing it by the next while they are read."""
+    """What a bundle carries, checked: a search may be replacing it by the next while it is read.
+
+    Raises: StudyError.
+    """
     for _ in range(READS):
-        place = where_it_is(folder)
         try:
-            before = (place / "plan.json").read_bytes()
-            files = {name: (place / name).read_bytes() for name in FILES}
-            if files["plan.json"] == before == (where_it_is(folder) / "plan.json").read_bytes():
-                return files
-        except FileNotFoundError:
-            pass
-        time.sleep(0.05)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    raise StudyError(f"{folder} is no bundle: {', '.join(missing) or 'something'} missing.")
+            return _checked(where_it_is(folder), folder)
+        except StudyError as error:
+            wrong = error
+            time.sleep(0.05)
+    raise wrong
 
 
-def _read(file: Path, plan: TransferPlan) -> "np.ndarray | str":
+def _checked(place: Path, folder: Path) -> dict[str, bytes]:
+    """`place` is where the bundle `folder` lies just now."""
+    missing = [name for name in (*CARRIED, HASHES) if not (place / name).exists()]
+    if missing:
+        raise StudyError(f"{folder} is no bundle: {', '.join(missing)} missing.")
+    contents = {}
+    for name in (*CARRIED, HASHES):
+        try:
+            contents[name] = read_regular(place / name, LARGEST.get(name, LARGEST_TEXT))
+        except OSError as error:
+            raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from None
+    hashes = _parsed(_SHA256, folder, contents, HASHES)
+    for name in CARRIED:
+        if hashes.get(name) != _sha256(contents[name]):
+            raise _damaged(folder, f"{name} is not what was written there: its SHA-256 is another one")
+    return contents
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _pixels(source: Source, preparation: Input) -> "np.ndarray | str":
     try:
-        return prepare(decode(file.read_bytes()), plan.input)
-    except (UnreadableImage, OSError) as error:
+        image = images.open_image(read_file(source)) if isinstance(source, Path) else source
+        return images.fit(images.upright(image), preparation)
+    except UnreadableImage as error:
         return str(error)
+
+
+def _finite(row: np.ndarray) -> "np.ndarray | str":
+    """What the model gave an image, unless it is no number."""
+    return row if np.isfinite(row).all() else "the model gives no probability for it, but NaN"

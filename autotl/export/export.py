@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from autotl.errors import StudyError
-from autotl.export.bundle import FILES, Bundle
+from autotl.export.bundle import FILES, WEIGHTS, Bundle, copy
+from autotl.export.card import Metrics, readme
 from autotl.export.formats import FORMATS, Format, Model
 from autotl.files import as_json, holds_only, replacing, settle, write
 
@@ -27,7 +28,14 @@ EXPORTED = (
     "classes.json",
     "plan.json",
     "metrics.json",
+    "LICENSE",
+    "README.md",
 )
+USE = """    python predict.py photo.jpg more-photos/
+
+It needs {runtime}, pillow and numpy. {file} takes images as uint8 [N, 3, {size}, {size}], any number at a time,
+prepared as preprocess.py does it, and gives probabilities [N, {classes}], with the classes in the order below."""
+"""In a model card."""
 CHECKED = 32
 """So many images at most are compared."""
 TOLERANCE = 1e-4
@@ -65,7 +73,8 @@ def export(bundle: Bundle, source: Path, kind: str, folder: Path, files: Sequenc
     """
     settle(folder)
     bundle.to("cpu")
-    if folder.resolve() == source.resolve() or not holds_only(folder, FILES if kind == BUNDLE else EXPORTED):
+    written = FILES if kind == BUNDLE else EXPORTED
+    if folder.resolve() == source.resolve() or not holds_only(folder, written, mark="plan.json"):
         raise StudyError(f"{folder} holds something else; name a new or an empty folder.")
     answers: list[tuple[Path, np.ndarray]] = []
     if kind != BUNDLE:
@@ -73,13 +82,12 @@ def export(bundle: Bundle, source: Path, kind: str, folder: Path, files: Sequenc
         answers = _answers(bundle, files)
     with replacing(folder) as made:
         if kind == BUNDLE:
-            for name in FILES:
-                shutil.copyfile(source / name, made / name)
-            file = made / "weights.safetensors"
+            copy(source, made)
+            file = made / WEIGHTS
             difference = 0.0
             model = _in_memory(bundle)
         else:
-            file = _write(bundle, source, FORMATS[kind], made)
+            file = _write(bundle, FORMATS[kind], made)
             model = FORMATS[kind].load(file)
             difference = _compare(model, made, answers)
         size = file.stat().st_size
@@ -101,17 +109,25 @@ def _answers(bundle: Bundle, files: Sequence[Path]) -> list[tuple[Path, np.ndarr
     Raises: StudyError when it can read none of them.
     """
     some = files[:: max(1, len(files) // CHECKED)][:CHECKED]
-    answers = [(file, answer) for file, answer in bundle.predict(some) if not isinstance(answer, str)]
+    found = zip(some, bundle.predict(some), strict=True)
+    answers = [(file, answer) for file, answer in found if not isinstance(answer, str)]
     if not answers:
         raise StudyError("There is no image to compare the export on. Name some that can be read: --images FOLDER")
     return answers
 
 
-def _write(bundle: Bundle, source: Path, form: Format, folder: Path) -> Path:
-    form.write(bundle.graph, folder / form.file)
-    write(folder / "classes.json", as_json(list(bundle.classes)))
-    for name in ("preprocessing.json", "plan.json", "metrics.json"):
-        shutil.copyfile(source / name, folder / name)
+def _write(bundle: Bundle, form: Format, folder: Path) -> Path:
+    """Nothing is copied from where the bundle lies: only what was understood when it was loaded is passed on."""
+    classes = as_json(list(bundle.classes))
+    form.write(bundle.graph, {"classes": classes, "licence": bundle.licence}, folder / form.file)
+    write(folder / "classes.json", classes)
+    write(folder / "preprocessing.json", as_json(bundle.plan.input.model_dump(mode="json")))
+    write(folder / "plan.json", bundle.plan.to_json())
+    write(folder / "metrics.json", as_json(bundle.metrics))
+    write(folder / "LICENSE", bundle.licence)
+    use = USE.format(runtime=form.runtime, file=form.file, size=bundle.plan.input.size, classes=len(bundle.classes))
+    metrics = Metrics.model_validate(bundle.metrics)
+    write(folder / "README.md", readme(bundle.plan, bundle.classes, metrics, use))
     shutil.copyfile(STANDALONE / "preprocess.py", folder / "preprocess.py")
     shutil.copyfile(STANDALONE / form.predict, folder / "predict.py")
     return folder / form.file

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from autotl.errors import StudyError
-from autotl.export.graph import INPUT, OUTPUT, Graph, program
+from autotl.export.graph import BATCH_AXIS, INPUT, OUTPUT, Graph, program
 
 Model = Callable[[np.ndarray], np.ndarray]
 """images: [N, 3, S, S] uint8 → probabilities: [N, classes] float32."""
@@ -27,7 +27,10 @@ class Format:
     predict: str
     """The script in `standalone/` that shows how it is used."""
     requires: tuple[str, ...]
-    write: Callable[[Graph, Path], None]
+    runtime: str
+    """The package that it is used with."""
+    write: Callable[[Graph, Mapping[str, str], Path], None]
+    """`write(graph, texts, file)`: the file carries texts by name, such as its classes."""
     load: Callable[[Path], Model]
     """The file as its users load it, on one thread of the CPU."""
 
@@ -38,10 +41,10 @@ class Format:
             raise StudyError(f"This format needs {', '.join(missing)}: pip install {' '.join(self.requires)}")
 
 
-def _write_torch(graph: Graph, file: Path) -> None:
+def _write_torch(graph: Graph, texts: Mapping[str, str], file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights on other devices; these are on the CPU
-        torch.export.save(program(graph), file)
+        torch.export.save(program(graph), file, extra_files=dict(texts))
 
 
 def _load_torch(file: Path) -> Model:
@@ -55,12 +58,15 @@ def _load_torch(file: Path) -> Model:
     return run
 
 
-def _write_onnx(graph: Graph, file: Path) -> None:
+def _write_onnx(graph: Graph, texts: Mapping[str, str], file: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it tells of its steps
         warnings.simplefilter("ignore")
-        made = torch.onnx.export(program(graph), input_names=[INPUT], output_names=[OUTPUT], dynamo=True)
+        made = torch.onnx.export(
+            program(graph), input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: BATCH_AXIS},), dynamo=True
+        )
     assert made is not None
+    made.model.metadata_props.update(texts)
     made.save(file, external_data=False)
 
 
@@ -74,6 +80,13 @@ def _load_onnx(file: Path) -> Model:
 
 
 FORMATS = {
-    "torch-export": Format("model.pt2", "predict_torch.py", (), _write_torch, _load_torch),
-    "onnx": Format("model.onnx", "predict_onnx.py", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
+    "torch-export": Format("model.pt2", "predict_torch.py", (), "torch", _write_torch, _load_torch),
+    "onnx": Format(
+        "model.onnx",
+        "predict_onnx.py",
+        ("onnx", "onnxscript", "onnxruntime"),
+        "onnxruntime",
+        _write_onnx,
+        _load_onnx,
+    ),
 }

@@ -12,7 +12,7 @@ from autotl.engine.heads import LinearHead
 from autotl.errors import StudyError, one_line
 from autotl.plan import TransferPlan
 
-INPUT, OUTPUT = "images", "probabilities"
+INPUT, OUTPUT, BATCH_AXIS = "images", "probabilities", "batch"
 
 
 class Graph(nn.Module):
@@ -51,7 +51,7 @@ def program(graph: Graph) -> ExportedProgram:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            shapes = ({0: Dim("batch", min=1)},)
+            shapes = ({0: Dim(BATCH_AXIS, min=1)},)
             return torch.export.export(graph.cpu(), (graph.example(),), dynamic_shapes=shapes)
     except Exception as error:  # the tracer raises almost anything
         raise StudyError(

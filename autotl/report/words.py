@@ -84,6 +84,7 @@ def exported(found: Exported) -> Iterator[str]:
             f"Compared with the model on {found.images} image files: "
             f"no probability differs by more than {found.difference:.1g}."
         )
+    yield f"Terms of the weights: {found.folder / 'LICENSE'}"
 
 
 def go_on(definition: Definition) -> str:

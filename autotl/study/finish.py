@@ -42,7 +42,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     records = list(folder.log.records())
     known = results.load(folder)
     made_from = _made_from(records, settings, bench.dataset)
-    if known and known.made_from == made_from and not known.left_out and folder.bundle.exists():
+    if known and known.made_from == made_from and not known.left_out and bundle.plan_of(folder.bundle) == known.final:
         return known
     board = _board(records, folder.name, bench.dataset)
     end = _End(folder, settings, bench, watcher, budget, known)

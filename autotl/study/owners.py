@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import StudyError
 from autotl.host import Host
-from autotl.registry import Entry
+from autotl.registry import Entry, to_install
 
 Owners = dict[str, dict[str, str]]
 """By kind and name, as in `strategies fine-tune`: the distribution that provides it, with its version."""
@@ -36,7 +36,7 @@ def require_installed(host: Host, owners: Owners) -> None:
             ((distribution, version),) = owner.items()
             raise StudyError(
                 f"The study uses '{name}' of {distribution} {version}, which is not here or is broken. "
-                f"Install it (pip install {distribution}=={version}), and see: autotl doctor"
+                f"Install it{to_install(owner)}, and see: autotl doctor"
             )
 
 

@@ -23,10 +23,12 @@ def autotl(tmp_path, monkeypatch):
     """Runs `autotl …` in the test's folder: its standard output, or standard error where it should fail."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words, code=0):
+    def run(*words, code=0, raw=False):
         done = CliRunner().invoke(main, list(map(str, words)))
         assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
         assert done.exit_code == code, done.output
+        if raw:
+            return done.stdout_bytes
         return done.output if code == 2 else done.stdout
 
     return run
@@ -144,17 +146,54 @@ def test_of_a_study_whose_images_have_all_changed_there_is_nothing_to_draw(autot
     assert told.partition("seconds a trial ")[2].startswith("Winner: ")  # of the images as they were
 
 
-def test_images_that_cannot_be_read_are_named_and_the_others_classified(autotl, stripes, tmp_path):
+def test_whatever_lies_among_the_images_is_named_and_the_others_are_classified(autotl, stripes, tmp_path):
     autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--json")
     mixed = tmp_path / "mixed"
     mixed.mkdir()
-    shutil.copy(stripes / "down" / "3.png", mixed / "a.png")
-    (mixed / "b.png").write_bytes((stripes / "down" / "4.png").read_bytes()[:200])
+    good = (stripes / "down" / "3.png").read_bytes()
+    strange = {
+        name: mixed / os.fsdecode(name) for name in (b"caf\xe9.png", b"x\x1b]0;OWNED\x07.png", b"two\nlines.png")
+    }
+    for file in (mixed / "a.png", *strange.values()):
+        file.write_bytes(good)
+    (mixed / "b.png").write_bytes(good[:200])
     (mixed / "c.txt").write_text("no image")
-    answer = autotl("predict", "stripes", mixed, code=1)
-    good, truncated, text = csv.DictReader(io.StringIO(answer))
-    assert good["class"] == "down" and not good["problem"]
-    assert truncated["problem"] and text["problem"] and not truncated["class"] and not text["class"]
+    (mixed / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(mixed / "pipe")
+    (mixed / ".hidden").mkdir()
+    (mixed / ".hidden" / "d.png").write_bytes(good)
+    table = autotl("predict", "stripes", "mixed", "nothing.png", code=1, raw=True)
+    rows = {row["path"]: row for row in csv.DictReader(io.StringIO(os.fsdecode(table), newline=""))}
+    assert {name for name, row in rows.items() if row["class"] == "down" and not row["problem"]} == {
+        f"mixed/{file.name}" for file in (mixed / "a.png", *strange.values())
+    }
+    assert {name for name, row in rows.items() if row["problem"] and not row["class"]} == {
+        "mixed/b.png", "mixed/c.txt", "mixed/gone.png", "mixed/pipe", "nothing.png"
+    }  # fmt: skip
+    told = json.loads(autotl("predict", "stripes", "mixed", "nothing.png", "--format", "json", code=1))
+    assert [row["path"] for row in told] == list(rows)
+
+
+def test_a_path_is_no_formula_and_a_class_is_never_changed(autotl, stripes, tmp_path):
+    for name in ("down", "across"):
+        (stripes / name).rename(stripes / {"down": "-1", "across": "=1+1"}[name])
+    autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--json")
+    for name in ("=cmd.png", "@x.png", "plain.png"):
+        shutil.copy(stripes / "-1" / "3.png", tmp_path / name)
+    rows = list(csv.DictReader(io.StringIO(autotl("predict", "stripes", "=cmd.png", "@x.png", "plain.png"))))
+    assert [row["path"] for row in rows] == ["./=cmd.png", "./@x.png", "plain.png"]
+    assert [row["class"] for row in rows] == ["-1"] * 3
+    told = json.loads(autotl("predict", "stripes", "=cmd.png", "--format", "json"))
+    assert told[0]["path"] == "=cmd.png" and "=1+1" in told[0]["probabilities"]
+
+
+def test_a_search_names_files_that_no_terminal_should_see_raw(autotl, stripes):
+    for name in (b"caf\xe9.png", b"x\x1b]0;OWNED\x07.png"):
+        (stripes / "down" / os.fsdecode(name)).touch()
+    out = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE)
+    assert "down/caf\\xe9.png: the file is empty" in " ".join(out.split())
+    assert "down/x\\x1b]0;OWNED\\x07.png: the file is empty" in " ".join(out.split())
+    assert "\x1b" not in out
 
 
 @pytest.mark.parametrize(

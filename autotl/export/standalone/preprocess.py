@@ -7,6 +7,7 @@ normalising happen within the model.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ TURNS = {
 
 def prepare(file: str | Path) -> np.ndarray:
     """An image file → [3, size, size] uint8."""
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise ValueError("not a regular file")  # a pipe would wait for a writer
     Image.init()
     with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
         image.load()
@@ -44,13 +47,28 @@ def prepare(file: str | Path) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(_middle(pixels, SPEC["size"], SPEC["size"])).transpose(2, 0, 1))
 
 
+def files_in(paths: Iterable[str]) -> list[str]:
+    """Files as named; of folders every file below that is not hidden, in order of name."""
+    files = []
+    for path in paths:
+        below = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
+        seen = [file for file in below if not any(part[0] == "." for part in Path(os.path.relpath(file, path)).parts)]
+        files += sorted(seen, key=Path) if os.path.isdir(path) else [path]
+    return files
+
+
 def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Image files with what the model takes; those that cannot be read are named on stderr, and left out."""
+    """Names of image files, fit to be printed, with what the model takes; others are named on stderr, and left out."""
     for file in files:
         try:
-            yield file, prepare(file)
+            yield printable(file), prepare(file)
         except Exception as error:  # Pillow's readers raise almost anything for a damaged file
-            print(f"{file}: {error}", file=sys.stderr)
+            print(f"{printable(file)}: {printable(str(error))}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with an escape for each character that would steer a terminal, divide columns or is no text."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,104 @@
+"""What stands beside a model for people: a model card, and the terms of its weights."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.contracts import ModelCard
+from autotl.plan import TransferPlan
+
+
+class Costs(BaseModel):
+    """Part of what was measured before the test."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    parameters: float
+    flops: float
+
+
+class Score(BaseModel):
+    """The model on the sealed images, with the 95 % interval."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+class Metrics(BaseModel):
+    """What of `metrics.json` is relied on."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    validation: Costs
+    test: Score | None = None
+
+
+def licence(plan: TransferPlan, catalogue: Catalogue) -> str:
+    """The terms of the weights that a plan leads to: those of the weights that it begins with."""
+    known = catalogue.card(plan.backbone)
+    return "\n\n".join(["Terms of the weights in this folder", *_terms(plan, known), _OWN]) + "\n"
+
+
+def _terms(plan: TransferPlan, known: ModelCard) -> list[str]:
+    if not plan.weights.startswith("sha256:"):
+        return ["They were trained from random numbers, or are fixed: no weights of others are among them."]
+    terms = [
+        f"They were made from the pretrained weights of {plan.backbone}, whose terms hold for them too.",
+        f"Pretrained on: {known.source}\nTerms: {known.licence}",
+    ]
+    shipped = known.weights.file.with_name("LICENSE") if known.weights and known.weights.file else None
+    if shipped and shipped.is_file():
+        terms.append(shipped.read_text(encoding="utf-8").strip())
+    return terms
+
+
+_OWN = """The images that they were trained on last may have terms of their own.
+
+Scripts (*.py) beside the weights are part of autotl, under the Apache License 2.0."""
+
+
+def readme(plan: TransferPlan, classes: Sequence[str], metrics: Metrics, use: str) -> str:
+    """The model card, in Markdown. `use` says how the model is used from where the card lies."""
+    size, resize = plan.input.size, plan.input.resize
+    facts = {
+        "backbone": f"`{plan.backbone}`, cut after `{plan.cut}`",
+        "input": f"RGB images: the short side is resized to {resize} px, the middle {size} x {size} px are seen",
+        "parameters": f"{metrics.validation.parameters:,.0f}",
+        "FLOPs an image": f"{metrics.validation.flops:,.0f}",
+    }
+    if test := metrics.test:
+        facts[f"test {test.metric}"] = (
+            f"{test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
+            f"({test.images:,} images that it was neither trained nor chosen on)"
+        )
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])
+    names = "\n".join(f"    {name}" for name in classes)
+    return f"""# An image classifier for {len(classes)} classes
+
+Made by autotl {plan.requires.get("autotl", "")}: plan.json says how, metrics.json what was measured.
+
+{table}
+
+## Terms
+
+The weights derive from those of the backbone and come under their terms: read LICENSE before you use or pass them on.
+
+## Use
+
+{use}
+
+## Limits
+
+The model gives one of its classes to every image, also to one that shows none of them. What was measured holds for
+images like those that it was trained on.
+
+## Classes
+
+{names}
+"""
