@@ -81,6 +81,17 @@ def test_more_of_an_image_cannot_be_kept_than_is_left():
         Input(size=32, resize=20, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
+@pytest.mark.parametrize("std", [0.0, -0.2])
+def test_nothing_is_divided_by_zero(std):
+    with pytest.raises(ValueError, match="greater than 0"):
+        Input(size=32, resize=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.2, std, 0.2))
+
+
+def test_a_plan_is_shown_in_one_short_line():
+    shown = f"TransferPlan(backbone='tiny:net', cut='1', methods='closed-form, sgd', hash='{PLAN.hash[:12]}')"
+    assert repr(PLAN) == shown
+
+
 @pytest.mark.parametrize("wrong", [{}, {"patience": 2, "after": 3}, {"patience": 0}, {"after": -1}])
 def test_a_stop_says_when_in_one_way(wrong):
     with pytest.raises(ValueError, match="patience|after"):

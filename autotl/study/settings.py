@@ -38,26 +38,32 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(","
 class Settings(Record):
     """Everything that defines a search. Names of plugins may be globs."""
 
-    model_config = ConfigDict(strict=False)
+    model_config = ConfigDict(strict=False, use_attribute_docstrings=True)
 
     data: Path
+    """A folder with a sub-folder for each class, or with train/, val/ and test/ of such folders, or a manifest."""
     trials: int = Field(default=50, ge=1)
     """How many trials the study has in all, those of earlier runs included."""
     budget: Annotated[float | None, BeforeValidator(seconds)] = None
-    """Seconds for everything, from the first image to the tested bundle; None: as long as it takes."""
+    """Time for everything, from the first image to the tested bundle: seconds or "30m"; None: as long as it takes."""
     prune: bool = True
     """Whether trials that fall behind are stopped early."""
     backbones: Names = ()
-    """Empty: those of `pool`."""
+    """Names or globs of the backbones to consider; empty: those of `pool`."""
     pool: Literal["auto", "shipped", "small", "large"] = "auto"
+    """Backbones when none are named: those that ship, with two small or three larger ones; `auto`: by the device."""
     strategies: Names = ()
-    """Empty: all, as for augmentations."""
+    """Names or globs of the strategies to consider; empty: all."""
     augmentations: Names = ()
+    """Names or globs of the augmentations to consider; empty: all."""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
+    """What is maximised: accuracy, balanced-accuracy or macro-f1."""
     seed: int = Field(default=0, ge=0)
+    """Seed of splits, sampler and training."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     study: str | None = None
-    """None: named after the data."""
+    """The study's name; None: named after the data."""
     storage: str | None = None
     """A database URL for Optuna; None: SQLite in the study's folder."""
     refit: bool = True
@@ -67,8 +73,11 @@ class Settings(Record):
     compare: bool = True
     """Whether what the winner is measured against is trained too."""
     weights: dict[str, Path] = Field(default={})
+    """Files of pretrained weights by the names of their backbones."""
     home: Path | None = None
+    """The workspace with all studies; None: `AUTOTL_HOME`, else ./autotl-studies."""
     cache_dir: Path | None = None
+    """Where decoded images and features are kept; None: the user's cache folder."""
     strict_plugins: bool = False
     """Whether a plugin that is broken, or fails in a trial, ends the search instead of being left out."""
     mlflow: bool = True
