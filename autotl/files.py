@@ -28,6 +28,11 @@ def write(file: Path, content: str | bytes) -> None:
         raise
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether JSON can hold the path; other names of files are bytes that are no text."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
 def seal(file: Path, text: str) -> None:
     """Write a file of the cache with its hash in front, so that damage is found out."""
     write(file, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
 from autotl.errors import PluginError, StudyError, unknown
+from autotl.files import is_utf8
 from autotl.plan import Record
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -35,12 +36,18 @@ def seconds(value: str | float | None) -> float | None:
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]
 
 
+def _text(path: Path) -> Path:
+    if not is_utf8(path.resolve()):
+        raise ValueError("its name, or that of a folder above it, is not UTF-8; rename it")
+    return path
+
+
 class Settings(Record):
     """Everything that defines a search. Names of plugins may be globs."""
 
     model_config = ConfigDict(strict=False, use_attribute_docstrings=True)
 
-    data: Path
+    data: Annotated[Path, AfterValidator(_text)]
     """A folder with a sub-folder for each class, or with train/, val/ and test/ of such folders, or a manifest."""
     trials: int = Field(default=50, ge=1)
     """How many trials the study has in all, those of earlier runs included."""

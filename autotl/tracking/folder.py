@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from autotl.errors import StudyError, unknown
-from autotl.files import write
+from autotl.files import is_utf8, write
 from autotl.plan import Record
 from autotl.tracking.log import TrialLog
 
@@ -115,8 +115,14 @@ class StudyFolder:
 
 
 def home(named: Path | None) -> Path:
-    """The workspace: what the user named, `AUTOTL_HOME`, or `./autotl-studies`."""
-    return named or Path(os.environ.get("AUTOTL_HOME") or "autotl-studies")
+    """The workspace: what the user named, `AUTOTL_HOME`, or `./autotl-studies`.
+
+    Raises: StudyError for a name that is not UTF-8.
+    """
+    place = named or Path(os.environ.get("AUTOTL_HOME") or "autotl-studies")
+    if not is_utf8(place):
+        raise StudyError(f"The name of the workspace '{place}' is not UTF-8. Name another folder: --home DIR")
+    return place
 
 
 def cache_dir(named: Path | None) -> Path:

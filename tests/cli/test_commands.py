@@ -196,6 +196,14 @@ def test_a_search_names_files_that_no_terminal_should_see_raw(autotl, stripes):
     assert "\x1b" not in out
 
 
+def test_a_folder_that_json_cannot_name_is_refused_before_anything_begins(autotl, stripes):
+    name = os.fsdecode(b"caf\xe9")
+    stripes.rename(stripes.with_name(name))
+    told = autotl("search", name, "--study", "s", "--backbones", "reference:edges", code=2)
+    assert "its name, or that of a folder above it, is not UTF-8; rename it" in told
+    assert "'caf\\xe9' is not UTF-8" in autotl("studies", "--home", name, code=2)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

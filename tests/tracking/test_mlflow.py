@@ -261,6 +261,7 @@ def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeyp
     place = Path(mlflow.artifacts.download_artifacts("models:/autotl-stripes@champion"))
     assert not [file for file in place.rglob("*") if file.suffix in (".pkl", ".pth", ".pt")]
     assert json.loads(next(place.rglob("classes.json")).read_text()) == ["across", "checks", "down"]
+    assert next(place.rglob("LICENSE")).read_text().startswith("Terms of the weights")
 
 
 def test_an_unreachable_server_is_one_line_and_ends_with_the_search(made, monkeypatch):

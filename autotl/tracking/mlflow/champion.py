@@ -59,7 +59,7 @@ def _log(server: Server, run: str, folder: StudyFolder, result: Result, bundle: 
                 inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
                 outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.classes)))]),
             ),
-            extra_files=[str(folder.bundle / name) for name in ("preprocessing.json", "classes.json")],
+            extra_files=[str(folder.bundle / name) for name in ("preprocessing.json", "classes.json", "LICENSE")],
             pip_requirements=[f"torch=={result.final.requires['torch']}"],
             metadata={"classes": list(bundle.classes), "study": result.study},
             params={key(name): str(value) for name, value in params.items()},
