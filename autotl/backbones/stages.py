@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autotl.contracts import Boundary
-from autotl.errors import PlanError, unknown
+from autotl.errors import PlanError, PluginError, reason, unknown
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Stages(nn.Module):
         for piece in pieces:
             _share(source, self, piece.uses)
         self._owned = _share_out(self.state_dict(keep_vars=True), pieces)
+        self._undecayed = _undecayed(source)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,6 +127,10 @@ class Stages(nn.Module):
         owned = {key: self._find(key) for key in self._owned[self._count(name) - 1]}
         return {key: tensor for key, tensor in owned.items() if isinstance(tensor, nn.Parameter)}
 
+    def no_weight_decay(self) -> frozenset[str]:
+        """The parameters to which the network says that weight decay is not applied, by their names in its state."""
+        return self._undecayed
+
     def trained_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the stages that are not frozen, by their names in the state dict; no copies."""
         return {key: self._find(key) for owned in self._owned[self._frozen :] for key in owned}
@@ -179,6 +184,17 @@ def _share(source: nn.Module, target: nn.Module, names: Iterable[str]) -> None:
         else:
             saved = last in giver._buffers and last not in giver._non_persistent_buffers_set
             taker.register_buffer(last, given, persistent=saved)
+
+
+def _undecayed(source: nn.Module) -> frozenset[str]:
+    """What a network names in `no_weight_decay()`, as timm's do; nothing where it has no such method.
+
+    Raises: PluginError when that fails.
+    """
+    try:
+        return frozenset(getattr(source, "no_weight_decay", frozenset)())
+    except Exception as error:
+        raise PluginError(f"no_weight_decay() of {type(source).__name__} fails: {reason(error)}") from error
 
 
 def _share_out(state: Mapping[str, Any], pieces: Iterable[Piece]) -> tuple[tuple[str, ...], ...]:

@@ -6,6 +6,8 @@ from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 FIXED = ("vit_", "maxvit")
 """Networks that take one input size alone: their positions are learned."""
+UNDECAYED = ("class_token", "pos_embedding", "relative_position_bias_table")
+"""Parameters to which torchvision's own recipes apply no weight decay, by the end of their names."""
 SWAG = "photos of Instagram by their hashtags (Singh et al. 2022, arXiv 2201.08371), then "
 
 
@@ -53,6 +55,8 @@ class Torchvision:
         if architecture.startswith("vit_"):
             options = {"image_size": self.card(name).input.size}
         model = self.models.get_model(architecture, weights=None, **options)
+        undecayed = {each for each, _ in model.named_parameters() if each.endswith(UNDECAYED)}
+        model.no_weight_decay = lambda: undecayed
         if weights is not None:
             load_weights(model, weights, ignore=("AuxLogits.", "aux1.", "aux2."))
         return model

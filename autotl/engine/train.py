@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo
 from autotl.data.split import Split
 from autotl.engine import metrics, precision
@@ -37,7 +38,7 @@ class Options(Record):
     optimizer: Literal["adamw", "sgd"]
     batch_size: int = Field(ge=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    """On weights, not on norms and biases."""
+    """On weights; not on norms, biases and what the network names in `no_weight_decay()`."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of `sgd`, after Nesterov where it is above zero; `adamw` has its own."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -329,15 +330,17 @@ def check(plan: TransferPlan, phase: Phase, info: BackboneInfo, judges: Sequence
     return _options(phase)
 
 
-def _optimizer(stages: Any, head: _Head, phase: Phase, options: Options) -> torch.optim.Optimizer:
-    """Each stage and the head at its own rate; no decay of norms and biases."""
+def _optimizer(stages: Stages, head: _Head, phase: Phase, options: Options) -> torch.optim.Optimizer:
+    """Each stage and the head at its own rate; no decay of norms, biases and what the network says has none."""
     groups = []
-    parts = [(phase.head_rate, list(head.parameters()))]
-    parts += [(rate, list(stages.stage_parameters(name).values())) for name, rate in phase.stage_rates.items()]
+    parts = [(phase.head_rate, dict(head.named_parameters()))]
+    parts += [(rate, stages.stage_parameters(name)) for name, rate in phase.stage_rates.items()]
+    without = stages.no_weight_decay()
     for rate, parameters in parts:
+        decayed = {name for name, parameter in parameters.items() if parameter.ndim > 1} - without
         for decay, members in (
-            (options.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
+            (options.weight_decay, [p for name, p in parameters.items() if name in decayed]),
+            (0.0, [p for name, p in parameters.items() if name not in decayed]),
         ):
             if members:
                 groups.append({"params": members, "weight_decay": decay, "rate": rate})

@@ -20,6 +20,13 @@ from autotl.errors import PlanError, PluginError
 torch.set_num_threads(1)
 
 
+def test_a_network_that_fails_to_name_what_does_not_decay_says_so():
+    network = own_small()
+    network.no_weight_decay = lambda: 1 / 0
+    with pytest.raises(PluginError, match=r"no_weight_decay\(\) of ResNet fails: ZeroDivisionError"):
+        split(network, 64)
+
+
 def own_small(**options) -> nn.Module:
     widths = (32, 64, 128, 256)
     return ResNet(BasicBlock, (1, 1, 1, 1), channels=widths, stem_width=16, stem_type="deep", **options)

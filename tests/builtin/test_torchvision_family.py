@@ -31,6 +31,12 @@ def test_a_vision_transformer_is_built_for_the_size_of_its_weights(name, size, m
     assert built["image_size"] == family.card(name).input.size == size
 
 
+def test_position_embeddings_and_class_tokens_are_exempt_from_weight_decay(monkeypatch):
+    small = models.VisionTransformer(32, 16, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)
+    monkeypatch.setattr(models, "get_model", lambda name, **options: small)
+    assert Torchvision().build("vit_b_16", None).no_weight_decay() == {"class_token", "encoder.pos_embedding"}
+
+
 def test_weights_that_saw_more_than_imagenet_say_so():
     plain, swag = map(Torchvision().card, ("regnet_y_16gf", "regnet_y_16gf.IMAGENET1K_SWAG_E2E_V1"))
     assert plain.source == "ImageNet-1k" and "ImageNet's terms" in plain.licence

@@ -3,10 +3,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.splitting import split
 from autotl.backbones.stages import Stages
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
@@ -186,6 +188,20 @@ def test_weights_decay_and_norms_and_biases_do_not(bench):
             torch.testing.assert_close(decayed[key] - without[key], -rate * decay * value, rtol=1e-3, atol=1e-6)
         else:
             assert torch.equal(decayed[key], without[key]), key
+
+
+def test_what_a_network_exempts_from_weight_decay_does_not_decay():
+    """In timm's transformers: position embeddings and tokens that are learned."""
+    stages = split(timm.create_model("test_vit3"), 160)
+    for part in (stages, stages.cut(stages.names[0])):
+        tuned = phase().model_copy(update={"stage_rates": dict.fromkeys(part.names, 0.1)})
+        options = train.Options(optimizer="adamw", batch_size=8, weight_decay=0.3)
+        groups = train._optimizer(part, torch.nn.Linear(4, 3), tuned, options).param_groups
+        decays = {id(each): group["weight_decay"] for group in groups for each in group["params"]}
+        named = dict(part.named_parameters())
+        exempt = {name for name, each in named.items() if each.ndim > 1 and not decays[id(each)]}
+        assert exempt == {"pos_embed", "reg_token"}
+        assert all(decays[id(each)] == 0.3 for name, each in named.items() if each.ndim > 1 and name not in exempt)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
