@@ -4,6 +4,7 @@ Every plugin has two halves. Above the plan, `suggest` sees Optuna's trial and r
 values. Below it, `build` sees those values and no trial.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from autotl.plan import Component, Head, Input, Phase, Pooling, Record, TransferPlan
 
 if TYPE_CHECKING:
-    import optuna
     import torch
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
@@ -63,6 +63,9 @@ class Family(Protocol):
 
         With `weights` None its parameters are random, drawn from torch's global generator. Otherwise
         they are read from the file; a file that does not fit must raise, never be half-loaded.
+
+        A network may have a method `no_weight_decay()`, as timm's have: the names of parameters to which weight
+        decay is not applied, such as position embeddings and class tokens. Norms and biases need not be named.
         """
 
 
@@ -137,12 +140,35 @@ class DataFacts:
     """The median over the train images of the shorter side, in px."""
 
 
+class Trial(Protocol):
+    """What a plugin draws parameters of its own from, as from Optuna's trial; it has no other part of that.
+
+    Their names begin with one that the plugin registered and a dot: `my-strategy.momentum`.
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What has been drawn so far in this trial, by name."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """The choices must be the same in every trial of a study."""
+
+
 class Context(Protocol):
     """What a strategy asks the host for. Whatever it does not ask for is not searched.
 
     The names of these parameters are shared by all strategies, so that what the sampler learns about
     depth or backbone in one of them serves the others. A parameter of the plugin's own goes through
-    `trial.suggest_*`, its name prefixed with the plugin's: `my-strategy.momentum`.
+    `trial.suggest_*`.
     """
 
     data: DataFacts
@@ -190,14 +216,14 @@ class Strategy(Protocol):
     backbone and cut that look best unless they name others; a backbone that the study does not have gives way to it.
     """
 
-    def suggest(self, trial: "optuna.Trial", context: Context) -> TransferPlan:
-        """Called once a trial. Must not train, must not look at pixels, must not change the trial's value."""
+    def suggest(self, trial: Trial, context: Context) -> TransferPlan:
+        """Called once a trial. Must not train, must not look at pixels, must answer within a minute."""
 
 
 class Augmentation(Protocol):
     """Suggests parameters, and builds a transform of a batch from them."""
 
-    def suggest(self, trial: "optuna.Trial", context: Context) -> dict[str, Any]:
+    def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:
         """Parameters as plain JSON values; called once a trial by `context.augmentation()`."""
 
     def build(self, params: dict[str, Any]) -> "BatchTransform":
@@ -257,3 +283,36 @@ class BatchTransform(Protocol):
 
     def __call__(self, images: "torch.Tensor", draw: Draw) -> "torch.Tensor":
         """images: [N, 3, S, S] uint8 → the same shape and type. Nothing but `draw` may be left to chance."""
+
+
+CONTRACTS: dict[str, type] = {
+    "backbones": Family,
+    "augmentations": Augmentation,
+    "strategies": Strategy,
+    "methods": Method,
+}
+"""What things of each kind have to offer."""
+
+
+def require(contract: type, thing: object) -> None:
+    """Raises: TypeError when a thing lacks what a contract names, or has a method that cannot be called as it says."""
+    if isinstance(thing, type):
+        raise TypeError(f"it is the class {thing.__name__}, and must be an object of it")
+    for name in contract.__annotations__:
+        if not hasattr(thing, name):
+            raise TypeError(f"{type(thing).__name__} has no '{name}'")
+    for name, promised in vars(contract).items():
+        if not inspect.isfunction(promised) or name.startswith("_"):
+            continue
+        method = getattr(thing, name, None)
+        if not callable(method):
+            raise TypeError(f"{type(thing).__name__} has no method '{name}'")
+        given = list(inspect.signature(promised).parameters)[1:]
+        try:
+            signature = inspect.signature(method)
+        except ValueError:  # written in C, and says nothing of itself
+            continue
+        try:
+            signature.bind(*given)
+        except TypeError:
+            raise TypeError(f"its {name}{signature} cannot be called as {name}({', '.join(given)})") from None

@@ -29,6 +29,11 @@ class TrainingError(AutotlError):
 class PluginError(AutotlError):
     """A plugin broke its contract, or two plugins want one name."""
 
+    def __init__(self, message: str, blamed: str = "") -> None:
+        """`blamed`: which of the things that a plugin registered is at fault, as in `Augmentation 'flip'`."""
+        super().__init__(message)
+        self.blamed = blamed
+
 
 class WeightsError(AutotlError):
     """Pretrained weights cannot be had, or are not what they should be."""
@@ -40,7 +45,10 @@ class StudyError(AutotlError):
 
 def reason(error: BaseException) -> str:
     """Why something failed, in one line: an expected error says it alone, any other with its class."""
-    return one_line(error) if isinstance(error, AutotlError) else f"{type(error).__name__}: {one_line(error, 300)}"
+    if isinstance(error, AutotlError):
+        return one_line(error)
+    text = one_line(error, 300)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:

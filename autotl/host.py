@@ -1,8 +1,10 @@
 """The host: loads plugins, lets none of them take it down, and lists what they registered."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, entry_points, version
 from typing import Any
@@ -13,11 +15,13 @@ from packaging.utils import canonicalize_name
 
 from autotl import hookspecs
 from autotl.errors import PluginError, reason, unknown
-from autotl.registry import Entry, Owner, Registry
+from autotl.registry import Entry, Owner, Registry, on_stderr
 
 GROUP = "autotl"
 KINDS = ("backbones", "augmentations", "strategies", "methods")
 """What a plugin may offer: the names of a host's registries, and of the hooks `register_<kind>`."""
+NAME = r"\w[\w.+-]*"
+"""What may be registered under: a name that means itself in lists, in globs and in `family:architecture@random`."""
 BUILTIN = (
     "autotl.builtin.shipped",
     "autotl.builtin.torchvision_family",
@@ -100,7 +104,8 @@ class Host:
         )
         try:
             _require_fitting(distribution)
-            plugin = point.load()
+            with on_stderr():
+                plugin = point.load()
         except (Exception, SystemExit) as error:
             self._report(owner, error)
         else:
@@ -112,10 +117,12 @@ class Host:
             self._report(owner, PluginError(f"{namesake} is loaded already"))
             return
         try:
-            self._manager.register(plugin, name=owner.plugin)
-            self._manager.check_pending()
-            for registry, hook in self._hooks(plugin):
-                hook(register=_registrar(registry, owner))
+            with on_stderr():
+                self._require_marked(plugin)
+                self._manager.register(plugin, name=owner.plugin)
+                self._manager.check_pending()
+                for kind, hook in self._hooks(plugin):
+                    hook(register=self._registrar(kind, owner))
         except (Exception, SystemExit) as error:
             for registry in self.registries.values():
                 registry.drop(owner)
@@ -125,11 +132,29 @@ class Host:
         else:
             self.owners.append(owner)
 
-    def _hooks(self, plugin: Any) -> Iterator[tuple[Registry, pluggy.HookCaller]]:
-        """Each registry with its hook as implemented by this one plugin."""
+    def _require_marked(self, plugin: Any) -> None:
+        """Raises: PluginError for a function that is named as a hook and would never be called."""
+        for name in (f"register_{kind}" for kind in KINDS):
+            if callable(getattr(plugin, name, None)) and self._manager.parse_hookimpl_opts(plugin, name) is None:
+                raise PluginError(f"its function {name} is not marked with @autotl.hookimpl")
+
+    def _hooks(self, plugin: Any) -> Iterator[tuple[str, pluggy.HookCaller]]:
+        """Each kind with its hook as implemented by this one plugin."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
-        for kind, registry in self.registries.items():
-            yield registry, self._manager.subset_hook_caller(f"register_{kind}", others)
+        for kind in KINDS:
+            yield kind, self._manager.subset_hook_caller(f"register_{kind}", others)
+
+    def _registrar(self, kind: str, owner: Owner) -> hookspecs.Register:
+        def register(name: str, load: Callable[[], Any], *, summary: str) -> None:
+            if not isinstance(name, str) or not re.fullmatch(NAME, name):
+                raise ValueError(f"{name!r} cannot be a name: letters, digits, '-', '_', '+' and '.', as in my-idea")
+            if not isinstance(summary, str):
+                raise TypeError(f"the summary of '{name}' must be a text, not {summary!r}")
+            if not callable(load):
+                raise TypeError(f"'{name}' must come with a class or a function that returns it, not with {load!r}")
+            self.registries[kind].add(Entry(name, summary, owner, partial(_loaded, kind, load)))
+
+        return register
 
     def _report(self, owner: Owner, error: BaseException) -> None:
         self.problems.append(Problem(owner, reason(error)))
@@ -147,10 +172,13 @@ def _require_fitting(distribution: Distribution | None) -> None:
                 raise PluginError(f"it needs autotl{needed.specifier}, here is autotl {here}")
 
 
-def _registrar(registry: Registry, owner: Owner) -> hookspecs.Register:
-    def register(name: str, load: Any, *, summary: str) -> None:
-        if not callable(load):
-            raise TypeError(f"'{name}' must come with a class or a function that returns it, not with {load!r}")
-        registry.add(Entry(name, summary, owner, load))
+def _loaded(kind: str, load: Callable[[], Any]) -> Any:
+    """What a plugin's callable returns.
 
-    return register
+    Raises: TypeError when it does not offer what things of its kind have to.
+    """
+    from autotl.contracts import CONTRACTS, require
+
+    thing = load()
+    require(CONTRACTS[kind], thing)
+    return thing

@@ -2,25 +2,27 @@
 
 import errno
 import fnmatch
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TextIO
 
 from autotl.errors import PluginError, reason, unknown
 
 NOT_A_PLUGINS = {
     "autotl": (),
-    "optuna": ("TrialPruned", "UpdateFinishedTrialError", "StorageInternalError"),
+    "builtins": ("KeyboardInterrupt", "GeneratorExit"),
+    "optuna": ("UpdateFinishedTrialError", "StorageInternalError"),
     "sqlalchemy": (),
     "torch": ("OutOfMemoryError", "AcceleratorError"),
 }
 """Errors that no plugin answers for, though they come up through its code: of these libraries those named, or all.
-Those of autotl itself, a pruned trial, a database that fails, a device that fails or has too little memory."""
+Those of autotl itself, the user's Ctrl-C, a database that fails, a device that fails or has too little memory."""
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What is wrong with a disk or with the system, and not with a file that a plugin looks for."""
 
@@ -38,6 +40,15 @@ def to_install(versions: Mapping[str, str]) -> str:
         with suppress(InvalidName, InvalidVersion):
             words.append(quote(f"{canonicalize_name(name, validate=True)}=={Version(version)}"))
     return f" (pip install {' '.join(words)})" if words else ""
+
+
+class TooLong(BaseException):
+    """Interrupts a plugin's code that does not come back. Not an `Exception`, which that code might catch."""
+
+
+def on_stderr() -> "redirect_stdout[TextIO]":
+    """Within, whatever is printed goes to standard error: standard output is for results."""
+    return redirect_stdout(sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -60,18 +71,23 @@ class Owner:
 
     @contextmanager
     def answers_for(self, what: str, how: str = "fails") -> Iterator[None]:
-        """Within, code of the plugin runs, and whatever goes wrong in it is an error that names the plugin.
+        """Within, code of the plugin runs: what goes wrong in it is an error that names the plugin.
+
+        What it prints goes to standard error.
 
         Raises: PluginError, `<what> of <owner> <how>: <reason>`; what is no plugin's fault as it is.
         """
         try:
-            yield
-        except (Exception, SystemExit) as error:
-            machine = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SYSTEM)
-            names = NOT_A_PLUGINS.get(type(error).__module__.partition(".")[0])
-            if machine or names == () or type(error).__name__ in (names or ()):
+            with on_stderr():
+                yield
+        except BaseException as error:
+            if _is_no_plugins(error):
                 raise
-            raise PluginError(f"{what} of {self} {how}: {reason(error)}{self._where(error)}") from error
+            raise self.fault(what, f"{how}: {reason(error)}{self._where(error)}") from error
+
+    def fault(self, what: str, how: str) -> PluginError:
+        """The error that says what is wrong with something that the plugin registered."""
+        return PluginError(f"{what} of {self} {how}", blamed=what)
 
     def _where(self, error: BaseException) -> str:
         """The innermost line of the plugin's own module in an error's traceback, ` (autotl_foo.py:12)`."""
@@ -79,6 +95,16 @@ class Owner:
         frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
         own = [f" ({file.name}:{line})" for file, line in frames if package in (file.stem, *file.parts[:-1])]
         return own[-1] if package != "autotl" and own else ""
+
+
+def _is_no_plugins(error: BaseException) -> bool:
+    """Whether an error that comes up through a plugin's code is not the plugin's fault."""
+    if isinstance(error, TooLong):
+        return False
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return True
+    names = NOT_A_PLUGINS.get(type(error).__module__.partition(".")[0])
+    return names == () or type(error).__name__ in (names or ())
 
 
 @dataclass(frozen=True)

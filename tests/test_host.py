@@ -85,6 +85,101 @@ def test_a_hook_that_does_not_exist_is_a_problem():
     assert len(host.problems) == 1
 
 
+def test_a_hook_without_its_mark_is_a_problem():
+    class Unmarked:
+        def register_strategies(self, register):
+            pass
+
+        @hookimpl
+        def register_methods(self, register):
+            pass
+
+    host = Host()
+    host.add(Unmarked(), "unmarked")
+    assert [problem.reason for problem in host.problems] == [
+        "its function register_strategies is not marked with @autotl.hookimpl"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "summary", "says"),
+    [
+        ("", "s", "'' cannot be a name"),
+        ("a,b", "s", "'a,b' cannot be a name"),
+        ("a*", "s", "cannot be a name"),
+        ("a:b", "s", "cannot be a name"),
+        (5, "s", "5 cannot be a name"),
+        ("fine", None, "the summary of 'fine' must be a text, not None"),
+    ],
+)
+def test_what_cannot_be_a_name_is_a_problem(name, summary, says):
+    class Named:
+        @hookimpl
+        def register_strategies(self, register):
+            register(name, dict, summary=summary)
+
+    host = Host()
+    host.add(Named(), "named")
+    assert says in host.problems[0].reason
+
+
+class Mute:
+    pass
+
+
+class Short:
+    def suggest(self, trial):
+        pass
+
+
+class Headless:
+    def fit(self, features, labels, classes, options, step):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "load", "says"),
+    [
+        ("strategies", Mute, "TypeError: Mute has no method 'suggest'"),
+        ("strategies", Short, r"its suggest\(trial\) cannot be called as suggest\(trial, context\)"),
+        ("strategies", lambda: Short, "it is the class Short, and must be an object of it"),
+        ("strategies", lambda: None, "NoneType has no method 'suggest'"),
+        ("augmentations", Short, "its suggest"),
+        ("methods", Headless, "Headless has no 'options'"),
+        ("backbones", Mute, "Mute has no method 'names'"),
+    ],
+)
+def test_what_does_not_offer_what_its_kind_has_to_cannot_be_loaded(kind, load, says):
+    plugin = ModuleType("lacking")
+
+    def hook(register):
+        register("mine", load, summary="For a test")
+
+    setattr(plugin, f"register_{kind}", hookimpl(hook))
+    hook.__name__ = f"register_{kind}"
+    host = Host()
+    host.add(plugin, "lacking")
+    with pytest.raises(PluginError, match=f"'mine' of plugin 'lacking' .* cannot be loaded: .*{says}"):
+        _ = host.registries[kind]["mine"].item
+
+
+def test_what_a_plugin_prints_goes_to_standard_error(capsys):
+    class Loud:
+        @hookimpl
+        def register_strategies(self, register):
+            print("registering")
+            register("loud", lambda: print("loading") or Whisper(), summary="For a test")
+
+    class Whisper:
+        def suggest(self, trial, context): ...
+
+    host = Host()
+    host.add(Loud(), "loud")
+    assert host.strategies["loud"].item
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "registering\nloading\n")
+
+
 def test_blocked_plugins_are_not_loaded(monkeypatch):
     monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "timm_family, reference")
     names = {entry.name for entry in Host.from_environment().backbones}

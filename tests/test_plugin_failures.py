@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from asyncio import CancelledError
 from pathlib import Path
 
 import optuna
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from autotl.errors import DataError, PluginError
-from autotl.registry import Owner
+from autotl.registry import Owner, TooLong
 from autotl.study.budget import OutOfTime
 
 OWNER = Owner("p", "autotl-p", "1", "autotl_p")
@@ -295,11 +296,9 @@ def test_a_family_that_fails_does_not_stop_a_search_that_did_not_ask_for_it(mach
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError(),
         OSError(errno.ENOSPC, "No space left on device"),
         torch.OutOfMemoryError("CUDA out of memory"),
         torch.AcceleratorError("device-side assert"),
-        optuna.TrialPruned(),
         optuna.exceptions.StorageInternalError("the database is away"),
         OutOfTime(),
         DataError("no such image"),
@@ -313,7 +312,20 @@ def test_what_is_no_plugins_fault_comes_through_as_it_is(error):
     assert caught.value is error
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError("x"), ConnectionError("x"), RuntimeError("x"), SystemExit("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("x"),
+        ConnectionError("x"),
+        RuntimeError("x"),
+        SystemExit("x"),
+        MemoryError("x"),
+        optuna.TrialPruned("x"),
+        CancelledError("x"),
+        TooLong("x"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_what_a_plugins_code_raises_names_it(error):
     named = rf"^Strategy 's' of plugin 'p' .* fails: {type(error).__name__}: x$"
     with pytest.raises(PluginError, match=named), OWNER.answers_for("Strategy 's'"):

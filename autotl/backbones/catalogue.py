@@ -272,7 +272,7 @@ class Catalogue:
         try:
             return split(model, input.size)
         except PluginError as error:
-            raise PluginError(f"Backbone '{name}' of {entry.owner} cannot be used: {error}") from error
+            raise entry.owner.fault(f"Backbone '{name}'", f"cannot be used: {error}") from error
 
 
 @cache

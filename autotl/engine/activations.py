@@ -21,7 +21,6 @@ from autotl.engine.device import free_memory, in_parts, kind, release
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
 from autotl.engine.feed import to_device
-from autotl.errors import PluginError
 from autotl.plan import digest
 
 if TYPE_CHECKING:
@@ -157,13 +156,12 @@ class Source:
         entry = self._bench.catalogue.host.augmentations[self._model.plan.augmentation.name]
         with entry.owner.answers_for(f"Augmentation '{entry.name}'"):
             changed = self._transform(images, draw)
-        what, given = f"Augmentation '{entry.name}' of {entry.owner}", f"{tuple(images.shape)} {images.dtype}"
-        if not isinstance(changed, Tensor):
-            raise PluginError(f"{what} made {type(changed).__name__} of {given}; it must keep shape and type.")
-        if changed.shape != images.shape or changed.dtype != images.dtype:
-            raise PluginError(
-                f"{what} made {tuple(changed.shape)} {changed.dtype} of {given}; it must keep shape and type."
-            )
+        tensor = isinstance(changed, Tensor)
+        given = f"{tuple(images.shape)} {images.dtype}"
+        made = f"{tuple(changed.shape)} {changed.dtype}" if tensor else type(changed).__name__
+        if made != given:
+            how = f"made {made} of {given}; it must keep shape and type."
+            raise entry.owner.fault(f"Augmentation '{entry.name}'", how)
         return changed
 
     @torch.no_grad()

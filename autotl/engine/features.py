@@ -17,7 +17,6 @@ from autotl.data.rows import FORMAT as ROWS
 from autotl.data.rows import DamagedRows, RowStore
 from autotl.engine import feed
 from autotl.engine.device import in_parts, kind, of_kind, release
-from autotl.errors import PluginError
 from autotl.plan import Head, Input, Network, Pooling, digest
 from autotl.registry import Owner
 
@@ -193,9 +192,8 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Own
         ]
     features = torch.cat(values, dim=1)
     if not features.isfinite().all():
-        raise PluginError(
-            f"Backbone '{info.name}' of {owner} gives values that are not finite. Search without it: --backbones."
-        )
+        how = "gives values that are not finite. Search without it: --backbones."
+        raise owner.fault(f"Backbone '{info.name}'", how)
     return features
 
 

@@ -198,7 +198,12 @@ class _Training:
         return F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
 
     def _pooled(self, value: Tensor) -> Tensor:
-        with precision.computing(self.model.plan.compute_dtype, self.device):
+        name = self.model.plan.backbone
+        owner = self.model.bench.catalogue.owner(name)
+        with (
+            owner.answers_for(f"Backbone '{name}'", "fails in training"),
+            precision.computing(self.model.plan.compute_dtype, self.device),
+        ):
             value = self.stages(value, start=self.phase.frozen)
         return pool(value.float(), self.stages.boundaries[-1], self.model.plan.head.pooling)
 

@@ -139,7 +139,11 @@ def _plugins(catalogue: Catalogue) -> Iterator[Check]:
     for owner in host.owners:
         kinds = host.registries.values()
         entries = [(kind, entry) for kind in kinds for entry in kind if entry.owner == owner]
-        names = ", ".join(entry.name for _, entry in entries) or "nothing"
+        if not entries:
+            lacks = "it has no function such as register_strategies that is marked with @autotl.hookimpl"
+            yield _broken(owner, f"{owner} registers nothing: {lacks}")
+            continue
+        names = ", ".join(entry.name for _, entry in entries)
         yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {names}")
         for kind, entry in entries:
             try:

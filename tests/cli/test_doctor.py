@@ -2,6 +2,7 @@
 
 import shutil
 from importlib import metadata
+from types import ModuleType
 
 from click.testing import CliRunner
 
@@ -62,16 +63,32 @@ def test_plugins_that_are_broken_or_left_out(monkeypatch):
         def register_strategies(self, register):
             raise ZeroDivisionError("no strategies today")
 
+    class Short:
+        @hookimpl
+        def register_strategies(self, register):
+            register("short", lambda: self, summary="For a test")
+
+        def suggest(self, trial): ...
+
+    class Unmarked:
+        def register_strategies(self, register): ...
+
     really = Host.from_environment
 
     def host():
         made = really()
         made.add(Broken(), "broken")
+        made.add(Short(), "short")
+        made.add(Unmarked(), "unmarked")
+        made.add(ModuleType("empty"), "empty")
         return made
 
     monkeypatch.setattr(Host, "from_environment", host)
     monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "timm_family, fine_tuning, reference_")
     told = doctor(code=1)
+    assert "✗ plugin short" in told and "its suggest(trial) cannot be called as suggest(trial, context)" in told
+    assert "✗ plugin unmarked" in told and "register_strategies is not marked with @autotl.hookimpl" in told
+    assert "✗ plugin empty" in told and "plugin 'empty' (not installed) registers nothing" in told
     assert "✗ plugin broken" in told and "ZeroDivisionError: no strategies today" in told and "pip uninstall" in told
     assert "plugin timm_family" in told and "left out by AUTOTL_DISABLE_PLUGINS" in told
     assert "timm:resnet18" not in told
