@@ -45,9 +45,13 @@ class Budget:
         """Keep so many seconds for the last of all, the test."""
         self._margin = MARGIN + min(seconds, END_SHARE * self.seconds)
 
+    def left_for_search(self) -> float:
+        """Seconds until what is left is kept for the end."""
+        return self.seconds - self.used - self.kept_for_the_end
+
     def check_search(self) -> None:
         """Raises: OutOfTime when what is left is kept for the end."""
-        if self.used > self.seconds - self.kept_for_the_end:
+        if self.left_for_search() < 0:
             raise OutOfTime
 
     def check(self) -> None:

@@ -29,7 +29,7 @@ class Guesses:
         augmentations: Mapping[str, Entry],
         leave_out: Callable[[PluginError], None],
     ) -> None:
-        """`leave_out` is told of a strategy whose first guess cannot be tried."""
+        """`leave_out` is told of a first guess that cannot be tried, or not as it stands."""
         self._catalogue, self._strategies, self._augmentations = catalogue, strategies, augmentations
         self._leave_out = leave_out
 
@@ -59,11 +59,22 @@ class Guesses:
         except PluginError as error:
             self._leave_out(error)
             return None
+        # What the study does not have gives way; what nobody has is a slip of its author.
         if guess["backbone"] not in backbones:
+            self._require_known(entry, lambda: self._catalogue.card(str(guess["backbone"])))
             guess |= place
         if guess.get("augmentation") not in (None, *self._augmentations):
+            self._require_known(entry, lambda: self._catalogue.host.augmentations[str(guess["augmentation"])])
             del guess["augmentation"]
         return guess
+
+    def _require_known(self, entry: Entry, look_up: Callable[[], object]) -> None:
+        """Tell of a first guess that names what is not installed."""
+        try:
+            look_up()
+        except PluginError as error:
+            how = f"has a first guess that is tried without what it names: {error}"
+            self._leave_out(entry.owner.fault(f"Strategy '{entry.name}'", how))
 
     def _place(self, row: ProbeRow) -> Guess:
         """A backbone, a cut and a pooling as parameters of a trial."""

@@ -12,6 +12,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
+from autotl.study.blame import Without
+
 START = 16
 """Trials before TPE trusts what it has seen: up to ten first guesses, and some at random."""
 
@@ -20,21 +22,25 @@ class NumberedSampler(BaseSampler):
     """Optuna's TPE, made anew for every trial from (seed, trial number), and for a lone parameter from its name too.
 
     So a trial that was killed after half of its parameters draws the others as it would have. Multivariate and
-    grouped, because which parameters a trial has depends on its strategy and backbone.
+    grouped, because which parameters a trial has depends on its strategy and backbone. What always failed before a
+    trial is not drawn for it.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler(trial.number).infer_relative_search_space(study, trial)
+        seen = Without(study, trial.number)
+        space = self._sampler(trial.number).infer_relative_search_space(seen, trial)  # type: ignore[arg-type]
+        return {name: seen.whole(name, distribution) for name, distribution in space.items()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        sampler = self._sampler(trial.number)
-        sampler.infer_relative_search_space(study, trial)  # it remembers how the parameters are grouped
-        return sampler.sample_relative(study, trial, search_space)
+        seen, sampler = Without(study, trial.number), self._sampler(trial.number)
+        # It remembers how the parameters are grouped.
+        sampler.infer_relative_search_space(seen, trial)  # type: ignore[arg-type]
+        return sampler.sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
 
     def sample_independent(
         self,
@@ -43,7 +49,13 @@ class NumberedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return self._sampler(trial.number, param_name).sample_independent(study, trial, param_name, param_distribution)
+        seen = Without(study, trial.number)
+        return self._sampler(trial.number, param_name).sample_independent(
+            seen,  # type: ignore[arg-type]
+            trial,
+            param_name,
+            seen.narrowed(param_name, param_distribution),
+        )
 
     def _sampler(self, *what: object) -> TPESampler:
         draw = hashlib.sha256("/".join(map(str, (self._seed, *what))).encode()).digest()

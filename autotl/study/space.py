@@ -9,6 +9,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import BackboneInfo, DataFacts
 from autotl.engine.fit import requires
 from autotl.engine.precision import Arithmetic
+from autotl.host import Host
 from autotl.plan import Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
 from autotl.registry import Entry
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     import optuna
 
 T = TypeVar("T")
+
+SHARED = ("strategy", "backbone", "cut", "frozen", "pooling", "token_pooling", "input_size", "augmentation")
+"""Parameters that are drawn for all strategies alike."""
+RECIPE = "recipe"
+"""The prefix of parameters that the strategies of autotl itself share."""
 
 
 def at(share: float, options: Sequence[T]) -> T:
@@ -26,6 +32,58 @@ def at(share: float, options: Sequence[T]) -> T:
 def share_of(index: int, count: int) -> float:
     """A share that `at` maps to the option with this index: the middle of its interval."""
     return (index + 0.5) / count
+
+
+class OwnTrial:
+    """Optuna's trial as a plugin sees it; see `autotl.contracts.Trial`.
+
+    A plugin that draws what is drawn for others would give them another range, or other choices, which Optuna would
+    hold against them.
+    """
+
+    def __init__(self, trial: "optuna.Trial", entry: Entry, what: str, host: Host) -> None:
+        """`what`: how messages name what the plugin registered, as in `Strategy 'full'`."""
+        self._trial, self._entry, self._what, self._host = trial, entry, what, host
+
+    @property
+    def number(self) -> int:
+        return self._trial.number
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self._trial.params
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        return self._trial.suggest_float(self._own(name), low, high, step=step, log=log)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        return self._trial.suggest_int(self._own(name), low, high, step=step, log=log)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._trial.suggest_categorical(self._own(name), choices)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a plugin's trial has no '{name}': it has suggest_float, suggest_int, suggest_categorical, params, number"
+        )
+
+    def _own(self, name: str) -> str:
+        """The name. Raises: PluginError for one that is not the plugin's own."""
+        owner, prefix, dot, rest = self._entry.owner, *str(name).partition(".")
+        if name in SHARED:
+            why, rest = "which is drawn for all strategies alike (ask the context for it)", prefix
+        elif not dot or not rest:
+            why, rest = "a name that another plugin may use otherwise", prefix
+        else:
+            named = [each[prefix].owner for each in self._host.registries.values() if prefix in each]
+            if any(each.plugin == owner.plugin for each in named):
+                return name
+            if not named and (prefix != RECIPE or owner.distribution == "autotl"):
+                return name
+            why = f"a name of {named[0]}" if named else "a name of autotl's own strategies"
+        raise owner.fault(self._what, f"asks for '{name}', {why}: call it '{self._entry.name}.{rest}'.")
 
 
 class SearchContext:
@@ -79,8 +137,10 @@ class SearchContext:
     def augmentation(self) -> Component:
         name = self._trial.suggest_categorical("augmentation", list(self._augmentations))
         entry = self._augmentations[name]
-        with entry.owner.answers_for(f"Augmentation '{name}'"):
-            return _component(entry, entry.item.suggest(self._trial, self))
+        what = f"Augmentation '{name}'"
+        with entry.owner.answers_for(what):
+            params = entry.item.suggest(OwnTrial(self._trial, entry, what, self._catalogue.host), self)
+            return _component(entry, params)
 
     def plan(
         self,

@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autotl.errors import StudyError, masked, one_line, unknown
+from autotl.study.blame import BLAMED
 from autotl.study.pruner import SameImagesPruner
 from autotl.study.sampler import NumberedSampler
 
@@ -236,6 +237,14 @@ class SharedStudy:
                     hold.taken = True
             if over.wait(BEAT):
                 return
+
+    def blame(self, trial: optuna.Trial, kind: str, value: str) -> None:
+        """Note by whose fault a trial fails, which is about to end.
+
+        Raises: TakenAway when it is another process's by now.
+        """
+        with _taken_away():
+            trial.set_user_attr(BLAMED, [kind, value])
 
     def end(self, trial: optuna.Trial, state: str, value: float | None, events: Sequence[Mapping[str, Any]]) -> None:
         """A trial has ended. A worker leaves what happened in it for the search to collect.

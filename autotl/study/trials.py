@@ -19,17 +19,17 @@ from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError, TrainingError, reason
+from autotl.errors import PlanError, PluginError, StudyError, TrainingError, reason
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
-from autotl.registry import Entry
-from autotl.study import select
+from autotl.registry import Entry, TooLong
+from autotl.study import blame, patience, select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.finish import seconds_needed
 from autotl.study.machine import MACHINE, STORAGE
 from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
-from autotl.study.space import SearchContext
+from autotl.study.space import OwnTrial, SearchContext
 from autotl.study.storage import Hold, SharedStudy, TakenAway
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
@@ -37,6 +37,10 @@ from autotl.tracking.log import TrialRecord
 
 TRACEBACK = 4_000
 """Characters of a failure's traceback that a trial's log keeps: the last ones."""
+
+
+class FellBehind(Exception):
+    """A trial is stopped early. autotl's own: what Optuna has for it may come from a plugin as well."""
 
 
 class Trials:
@@ -65,6 +69,7 @@ class Trials:
         # The same plan gives the same numbers, so it is not trained twice.
         self._known: dict[str, dict[str, float]] = {}
         self._best: TrialRecord | None = None
+        self._out: blame.Out = {kind: set() for kind in blame.KINDS}
         self._remember(*self._records.values())
 
     @property
@@ -75,9 +80,11 @@ class Trials:
     def carry_out_one(self, total: int) -> bool:
         """Carry out a trial; False when nobody has to begin one to make `total` of them.
 
-        Raises: OutOfTime; PluginError where plugins are strict and one fails in it.
+        Raises: OutOfTime; PluginError where plugins are strict and one fails in it; StudyError where all strategies or
+        all backbones have failed too often.
         """
         self.budget.check_search()
+        self._see_what_is_out()
         trial = self.study.claim(total)
         if trial is None:
             return False
@@ -97,19 +104,20 @@ class Trials:
             trial.set_user_attr(IMAGES, self.bench.dataset.fingerprint)
             with self._answerable(trial):
                 plan = observer.plan = self._suggest(trial)
+            self._check_guess(trial)
             log.planned(number, trial.params, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
             measured = self._known.get(plan.hash)
             fitted = None
             if measured is None:
-                with self._answerable(trial):
+                with self._answerable(trial), self._in_time():
                     fitted = fit(plan, self.bench, observer)
                 measured = self._known[plan.hash] = fitted.metrics
             value = measured[f"rank.{self.settings.metric}"]
             if fitted and self.keep and self._is_best(value, measured):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
-        except optuna.TrialPruned:
+        except FellBehind:
             why = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=why)
             state = "pruned"
@@ -123,6 +131,8 @@ class Trials:
             self._let_go(trial)
             raise
         except Exception as error:
+            # Before the log's end, so that whoever tells Optuna of it after a kill need not know.
+            self.study.blame(trial, *blame.blamed(trial, error))
             log.end(
                 number,
                 "failed",
@@ -149,6 +159,42 @@ class Trials:
         self.watcher.trial_ended(record, self._best, self.done, self.settings.trials)
         if record.by_plugin:
             self.settings.tolerate(f"Trial {number} failed: {record.reason}")
+
+    def _see_what_is_out(self) -> None:
+        """Say what is out of the search by now, once.
+
+        Raises: StudyError where nothing is left that might succeed.
+        """
+        out = blame.out_of(self.study.trials())
+        for kind in blame.KINDS:
+            for value in sorted(out[kind] - self._out[kind]):
+                self.watcher.note(
+                    f"{kind.capitalize()} '{value}' is out of this search: it failed in {blame.FAILURES} trials and "
+                    "succeeded in none."
+                )
+        self._out = out
+        for kind, known in (("strategy", set(self.strategies)), ("backbone", set(self.backbones))):
+            if known <= out[kind]:
+                reasons = dict.fromkeys(each.reason for each in self._records.values() if each.state == "failed")
+                raise StudyError(
+                    f"No {kind} of study '{self.folder.name}' is left: each failed in {blame.FAILURES} trials and "
+                    f"succeeded in none: {'; '.join(list(reasons)[:3])}"
+                )
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Within, a training ends with the budget, though code of a plugin in it may not.
+
+        Raises: OutOfTime where it is nobody's fault; TooLong within the code of a plugin.
+        """
+        if not self.budget.limited:
+            yield
+            return
+        try:
+            with patience.within(max(0.0, self.budget.left_for_search()) + patience.GRACE):
+                yield
+        except TooLong as error:
+            raise OutOfTime from error
 
     def _let_go(self, trial: optuna.Trial) -> None:
         """Let another process have the trial, if the storage can still be told."""
@@ -182,11 +228,37 @@ class Trials:
             seed=self.settings.seed,
             arithmetic=self._arithmetic,
         )
-        with entry.owner.answers_for(f"Strategy '{entry.name}'"):
-            plan = entry.item.suggest(trial, context)
+        what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
+        limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_for_search()))
+        with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Fixed parameter")  # which `_check_guess` says
+            plan = entry.item.suggest(OwnTrial(trial, entry, what, host), context)
         if not isinstance(plan, TransferPlan):
-            raise PluginError(f"Strategy '{entry.name}' of {entry.owner} suggested {type(plan).__name__}, not a plan.")
-        return plan
+            raise entry.owner.fault(what, f"suggested {type(plan).__name__}, not a plan.")
+        with entry.owner.answers_for(what, "suggested a plan that cannot be written down"):
+            written = plan.model_dump_json(warnings="error")
+        return TransferPlan.from_json(written, name="The plan")  # what is carried out is what is logged
+
+    def _check_guess(self, trial: optuna.Trial) -> None:
+        """Say what a first guess names or sets that its strategy does not ask for or could not draw.
+
+        Raises: PluginError where plugins are strict.
+        """
+        entry = self.strategies[trial.params["strategy"]]
+        first = getattr(entry.item, "first_guess", None) if "guess" in trial.user_attrs else None
+        for name, value in (first or {}).items():
+            distribution = trial.distributions.get(name)
+            if name == "backbone":  # said before, and replaced
+                continue
+            if distribution is None:
+                how = f"names '{name}', which its suggest does not ask for."
+            elif not distribution._contains(distribution.to_internal_repr(trial.params[name])):
+                how = f"sets '{name}' to {value!r}, which is not in {distribution}."
+            else:
+                continue
+            problem = entry.owner.fault(f"Strategy '{entry.name}'", f"has a first guess that {how}")
+            self.settings.tolerate(problem)
+            self.watcher.note(f"Warning: {problem}")
 
     @contextmanager
     def _answerable(self, trial: optuna.Trial) -> Iterator[None]:
@@ -198,16 +270,16 @@ class Trials:
             yield
         except PlanError as error:
             entry = self.strategies[trial.params["strategy"]]
-            raise PluginError(
-                f"Strategy '{entry.name}' of {entry.owner} suggested a plan that cannot be carried out: {error}"
-            ) from error
+            how = f"suggested a plan that cannot be carried out: {error}"
+            raise entry.owner.fault(f"Strategy '{entry.name}'", how) from error
 
     def _arithmetic(self, backbone: str) -> Arithmetic:
         """How a backbone is trained in this study: as is fastest on the machine that trains it first."""
 
         def choose() -> dict[str, Any]:
             bench = self.bench
-            with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
+            owner = bench.catalogue.owner(backbone)
+            with patience.paused(), owner.answers_for(f"Backbone '{backbone}'", "fails in training"):
                 chosen = precision.choose(
                     bench.catalogue, backbone, bench.device, bench.features.cache_dir, bench.make_room
                 )
@@ -265,7 +337,7 @@ class _TrialObserver:
                 warnings.simplefilter("ignore", UserWarning)  # a trial that goes on reports its first epochs again
                 self._trial.report(values[0], self.share)
             if self._trial.should_prune() and self._may_prune:
-                raise optuna.TrialPruned
+                raise FellBehind
 
     def note(self, text: str) -> None:
         self._trials.watcher.note(f"Trial {self._trial.number}: {text}")

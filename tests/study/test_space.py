@@ -5,10 +5,11 @@ from autotl import hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
 from autotl.engine.precision import Arithmetic
+from autotl.errors import PluginError
 from autotl.plan import DataRef, Head, Phase
 from autotl.registry import Owner
 from autotl.study.sampler import NumberedSampler
-from autotl.study.space import SearchContext, at, share_of
+from autotl.study.space import SHARED, OwnTrial, SearchContext, at, share_of
 
 
 @pytest.fixture
@@ -50,6 +51,63 @@ def test_shares_become_names_of_stages(context_of):
     assert context.frozen("2.1") is None  # all are trained
 
 
+class Nosy:
+    def suggest(self, trial, context): ...
+
+    def build(self, params): ...
+
+
+class NosyPlugin:
+    @hookimpl
+    def register_strategies(self, register):
+        register("nosy", Nosy, summary="For a test")
+
+    @hookimpl
+    def register_augmentations(self, register):
+        register("noisy", Nosy, summary="For a test")
+
+
+@pytest.fixture
+def own(host):
+    """A trial as the strategy `nosy` sees it, and Optuna's own."""
+    host.add(NosyPlugin(), "nosy-plugin")
+    trial = optuna.create_study().ask()
+    return OwnTrial(trial, host.strategies["nosy"], "Strategy 'nosy'", host), trial
+
+
+def test_a_plugin_draws_under_its_own_names(own):
+    seen, trial = own
+    seen.suggest_float("nosy.rate", 1e-3, 1, log=True)
+    seen.suggest_int("noisy.steps", 1, 9, step=2)  # a name of its augmentation
+    seen.suggest_categorical("nosy-together.kind", ["a", "b"])  # which nobody has registered
+    assert seen.params == trial.params and len(trial.params) == 3
+    assert seen.number == trial.number
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        *((name, f"which is drawn for all .* call it 'nosy.{name}'") for name in SHARED),
+        ("rate", "that another plugin may use otherwise: call it 'nosy.rate'"),
+        ("fine-tune.rates", "a name of plugin 'fine_tuning' .*: call it 'nosy.rates'"),
+        ("flip.chance", "a name of plugin 'augmentations'"),
+        ("recipe.optimizer", "a name of autotl's own strategies: call it 'nosy.optimizer'"),
+        ("nosy.", "call it 'nosy.nosy'"),
+    ],
+)
+def test_a_plugin_that_draws_what_is_not_its_own_is_refused(own, name, says):
+    seen, trial = own
+    with pytest.raises(PluginError, match=rf"^Strategy 'nosy' of plugin 'nosy-plugin' .* asks for '{name}', .*{says}"):
+        seen.suggest_categorical(name, ["a", "b"])
+    assert not trial.params
+
+
+@pytest.mark.parametrize("name", ["report", "should_prune", "set_user_attr", "study", "storage"])
+def test_a_plugin_has_no_other_part_of_optunas_trial(own, name):
+    with pytest.raises(AttributeError, match=f"a plugin's trial has no '{name}': it has suggest_float"):
+        getattr(own[0], name)
+
+
 def test_what_a_strategy_does_not_ask_for_is_not_sampled(context_of):
     trial = optuna.create_study().ask()
     context_of(trial).cut()
@@ -78,6 +136,9 @@ def test_a_plan_names_the_version_of_the_plugin_whose_augmentation_it_uses(host,
     class Same:
         def suggest(self, trial, context):
             return {}
+
+        def build(self, params):
+            return lambda images, draw: images
 
     class Plugin:
         @hookimpl

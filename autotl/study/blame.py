@@ -1,0 +1,111 @@
+"""What always fails in a search is out of it: a strategy, a backbone or an augmentation.
+
+It is read from Optuna's trials alone, so that whoever carries out a trial comes to the same, whenever it is asked.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from autotl.backbones.catalogue import RANDOM
+from autotl.errors import PluginError
+
+FAILURES = 3
+"""After so many failures without a success something is out."""
+KINDS = ("strategy", "backbone", "augmentation")
+"""The parameters of a trial that name what may be out."""
+BLAMED = "blamed"
+"""The user attribute of a failed trial that says by whose fault: one of `KINDS`, with its value."""
+
+Out = dict[str, set[str]]
+"""By each of `KINDS` the values that are out."""
+
+
+def out_of(trials: Iterable[FrozenTrial]) -> Out:
+    """What failed too often in these trials, and never did not."""
+    failures: Counter[tuple[str, str]] = Counter()
+    sound: set[tuple[str, str]] = set()
+    for trial in trials:
+        if trial.state == TrialState.FAIL and BLAMED in trial.user_attrs:
+            kind, value = trial.user_attrs[BLAMED]
+            failures[kind, value] += 1
+        elif trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            sound.update((kind, trial.params[kind]) for kind in KINDS if kind in trial.params)
+    lost = {what for what, times in failures.items() if times >= FAILURES and what not in sound}
+    return {kind: {value for other, value in lost if other == kind} for kind in KINDS}
+
+
+def blamed(trial: optuna.Trial, error: Exception) -> tuple[str, str]:
+    """Whose fault a failed trial is: the backbone's or the augmentation's that the error names, else the strategy's.
+
+    So it is where that was drawn although it is out, because all of its kind are: the strategy had it drawn.
+    """
+    params, out = trial.params, out_of(before(trial.study, trial.number))
+    what = error.blamed.replace(RANDOM, "") if isinstance(error, PluginError) else ""
+    for kind in ("backbone", "augmentation"):
+        value = params.get(kind)
+        if value is not None and what == f"{kind.capitalize()} '{value}'" and value not in out[kind]:
+            return kind, value
+    return "strategy", params["strategy"]
+
+
+def before(study: optuna.Study, number: int) -> list[FrozenTrial]:
+    """The trials that were begun before this one."""
+    return [trial for trial in study._get_trials(deepcopy=False, use_cache=True) if trial.number < number]
+
+
+class Without:
+    """A study as the sampler should see it for a trial: as if what is out by then had never been there.
+
+    A failed trial counts among the worst, which Optuna would not count at all: of a strategy that mostly fails it
+    would hear of the successes alone.
+    """
+
+    def __init__(self, study: optuna.Study, number: int) -> None:
+        self._study = study
+        self._out = out_of(before(study, number))
+        self._whole: dict[str, BaseDistribution] = {}
+
+    def narrowed(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
+        """A parameter's distribution without the choices that are out, unless all are."""
+        out = self._out.get(name)
+        if not out or not isinstance(distribution, CategoricalDistribution):
+            return distribution
+        left = [choice for choice in distribution.choices if choice not in out]
+        if not left:
+            return distribution
+        self._whole[name] = distribution
+        return CategoricalDistribution(left)
+
+    def whole(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
+        """The distribution that was narrowed to this one."""
+        return self._whole.get(name, distribution)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Sequence[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        wanted = tuple(TrialState) if states is None else tuple(states)
+        fetched = (*wanted, TrialState.FAIL) if TrialState.PRUNED in wanted else wanted
+        found = self._study._get_trials(deepcopy=deepcopy, states=fetched, use_cache=use_cache)
+        return [self._seen(trial) for trial in found if not self._is_out(trial)]
+
+    def _is_out(self, trial: FrozenTrial) -> bool:
+        return any(trial.params.get(kind) in values for kind, values in self._out.items())
+
+    def _seen(self, trial: FrozenTrial) -> FrozenTrial:
+        failed = trial.state == TrialState.FAIL
+        if not failed and not any(self._out.values()):
+            return trial
+        seen = copy.copy(trial)
+        seen.distributions = {name: self.narrowed(name, each) for name, each in trial.distributions.items()}
+        if failed:
+            seen.state, seen.intermediate_values = TrialState.PRUNED, {}
+        return seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
