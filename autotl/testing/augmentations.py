@@ -8,10 +8,10 @@ import optuna
 import torch
 from torch import Tensor
 
-from autotl.contracts import BatchTransform
+from autotl.contracts import BatchTransform, DataFacts
 from autotl.engine.draws import Draws
-from autotl.testing.lab import SEED, Lab, assert_same, sgd, stir
-from autotl.testing.parameters import assert_own_names, unused_parameters
+from autotl.testing.lab import FACTS, FEWER, SEED, Lab, assert_same, sgd, stir, well_behaved
+from autotl.testing.parameters import DRAWS, assert_one_study, own_names, unused_parameters
 from autotl.testing.plugins import PluginTests
 
 SIDES = (24, 33)
@@ -30,7 +30,29 @@ class AugmentationTests(PluginTests):
         assert not unused, f"'{name}' asks for {unused} and never uses it: the images are the same whatever its value."
 
     def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
-        assert_own_names(lab, lab.host.augmentations, name, _suggested(lab, name, {}, 0)[1].params)
+        with own_names():
+            for seed in range(DRAWS):
+                _suggested(lab, name, {}, seed)
+
+    def test_one_study_can_hold_its_trials(self, lab: Lab, name: str) -> None:
+        """Whatever the backbone, and however the data grow."""
+        drawn = [_suggested(lab, name, {}, seed, facts)[1] for seed in range(DRAWS) for facts in (FACTS, FEWER)]
+        assert_one_study(drawn, name)
+
+    def test_it_prints_nothing_and_leaves_global_generators_alone(self, lab: Lab, name: str) -> None:
+        images = _images(32)
+        for seed in range(DRAWS):
+            with well_behaved(f"'{name}'"):
+                params, _ = _suggested(lab, name, {}, seed)
+                _build(lab, name, params)(images.clone(), _draw())
+
+    def test_equal_draws_give_equal_parameters(self, lab: Lab, name: str) -> None:
+        for seed in range(DRAWS):
+            stir(2 * seed)
+            params, trial = _suggested(lab, name, {}, seed)
+            stir(2 * seed + 1)
+            again, _ = _suggested(lab, name, trial.params, seed + 1)
+            assert again == params, f"'{name}' gives {params} and {again} for one set of draws: {trial.params}."
 
     def test_its_parameters_survive_json(self, lab: Lab, name: str) -> None:
         params, _ = _suggested(lab, name, {}, 0)
@@ -54,12 +76,13 @@ class AugmentationTests(PluginTests):
         assert torch.equal(images, kept), f"'{name}' writes into the images that it is given: work on a copy."
 
     def test_nothing_but_the_draw_is_left_to_chance(self, lab: Lab, name: str) -> None:
-        images, transform = _images(32), _transform(lab, name)
+        images, (params, _) = _images(32), _suggested(lab, name, {}, 0)
         results = []
-        for seed in (1, 2):
+        for seed in range(8):  # of two choices, two seeds alone might draw the same
             stir(seed)
-            results.append(transform(images.clone(), _draw()))
-        assert torch.equal(*results), f"'{name}' draws from a global generator: one draw gives two results."
+            results.append(_build(lab, name, params)(images.clone(), _draw()))
+        same = all(torch.equal(each, results[0]) for each in results)
+        assert same, f"'{name}' draws from a global generator: one draw gives two results."
 
     def test_an_image_changes_alike_in_any_company(self, lab: Lab, name: str) -> None:
         images, transform = _images(32), _transform(lab, name)
@@ -79,9 +102,12 @@ class AugmentationTests(PluginTests):
         assert_same(first, lab.fit(plan), f"'{name}'")
 
 
-def _suggested(lab: Lab, name: str, known: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], optuna.Trial]:
+def _suggested(
+    lab: Lab, name: str, known: Mapping[str, Any], seed: int, facts: DataFacts = FACTS
+) -> tuple[dict[str, Any], optuna.Trial]:
     trial = lab.trial(known, seed)
-    return lab.host.augmentations[name].item.suggest(trial, lab.context(trial)), trial
+    asked = lab.asked("augmentations", name, trial)
+    return lab.host.augmentations[name].item.suggest(asked, lab.context(trial, facts)), trial
 
 
 def _build(lab: Lab, name: str, params: dict[str, Any]) -> BatchTransform:

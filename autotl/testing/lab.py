@@ -1,8 +1,10 @@
 """Where plugins are put to the test: a host with the plugin, two small networks and ninety small images."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,13 +23,15 @@ from autotl.engine.fit import Fitted, fit
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
 from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
-from autotl.study.space import SearchContext
+from autotl.study.space import OwnTrial, SearchContext
 
 SEED = 7
 EPOCHS = 2
 """Epochs of a phase at most: enough to see what moves."""
 FACTS = DataFacts(classes=3, train_images=900, smallest_class=12, has_stop=True, image_size=400)
 """What strategies are told of the data: more than there is, so that nothing is settled by there being so little."""
+FEWER = DataFacts(classes=2, train_images=30, smallest_class=5, has_stop=False, image_size=32)
+"""The same of a small set of two classes."""
 TIMES = ("seconds", "rank.seconds")
 
 
@@ -116,8 +120,17 @@ class Lab:
         study.enqueue_trial(dict(known))
         return study.ask()
 
+    def asked(self, kind: str, name: str, trial: optuna.Trial) -> OwnTrial:
+        """A trial as what is registered under a name sees it."""
+        return OwnTrial(trial, self.host.registries[kind][name], f"'{name}'", self.host)
+
     def context(self, trial: optuna.Trial, facts: DataFacts = FACTS) -> SearchContext:
-        augmentations = {entry.name: entry for entry in self.host.augmentations}
+        """Without the augmentations of other authors, who answer for those themselves."""
+        augmentations = {
+            entry.name: entry
+            for entry in self.host.augmentations
+            if entry.owner.plugin == self.name or entry.owner.distribution == "autotl"
+        }
         return SearchContext(
             trial,
             catalogue=self.catalogue,
@@ -196,6 +209,34 @@ def stir(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def well_behaved(what: str, draws: Collection[str] = ()) -> Iterator[None]:
+    """Within, code of a plugin prints nothing, and neither draws from a global generator nor seeds one.
+
+    `draws`: those of `random`, `numpy.random` and `torch` from which it may draw.
+    """
+    printed, before = StringIO(), _generators()
+    with redirect_stdout(printed):
+        yield
+    text = printed.getvalue()
+    assert not text, f"{what} prints {text[:40]!r}: others read results from standard output. Use warnings or logging."
+    changed = [name for name, state in _generators().items() if state != before[name] and name not in draws]
+    assert not changed, (
+        f"{what} draws from a global generator or seeds it: {', '.join(changed)}. That changes what others draw, and "
+        "no plan says how."
+    )
+
+
+def _generators() -> dict[str, object]:
+    """The state of every global generator."""
+    _, keys, *places = np.random.get_state(legacy=True)
+    return {
+        "random": random.getstate(),
+        "numpy.random": (np.asarray(keys).tobytes(), places),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+    }
 
 
 def state_before(lab: Lab, plan: TransferPlan) -> dict[str, Tensor]:

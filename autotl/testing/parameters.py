@@ -1,12 +1,13 @@
-"""Whether the parameters that a plugin asks for matter, and are its own."""
+"""Whether the parameters that a plugin asks for matter, are its own, and can be drawn in one study."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import optuna
 
-from autotl.registry import Registry
-from autotl.testing.lab import Lab, new_study
+from autotl.errors import PluginError
+from autotl.testing.lab import new_study
 
 T = TypeVar("T")
 
@@ -46,16 +47,26 @@ def _others(distribution: optuna.distributions.BaseDistribution, value: Any) -> 
             yield other
 
 
-SHARED = ("backbone", "cut", "frozen", "pooling", "token_pooling", "input_size", "augmentation")
-"""Parameters that the context draws for all strategies."""
+@contextmanager
+def own_names() -> Iterator[None]:
+    """Within, a plugin draws parameters under names of its own."""
+    try:
+        yield
+    except PluginError as error:
+        raise AssertionError(str(error)) from error
 
 
-def assert_own_names(lab: Lab, registry: Registry, name: str, parameters: Iterable[str]) -> None:
-    """Every parameter is a shared one, or has a prefix that nothing of its kind in another plugin has."""
-    others = {entry.name for entry in registry if entry.owner.plugin != lab.name}
-    for parameter in parameters:
-        prefix, dot, rest = parameter.partition(".")
-        assert parameter in SHARED or (dot and prefix not in others), (
-            f"'{name}' asks for '{parameter}', a name that another plugin may use otherwise: call it "
-            f"'{name}.{rest or parameter}'."
-        )
+def assert_one_study(trials: Iterable[optuna.Trial], name: str) -> None:
+    """A study could hold these trials: each parameter is of one kind, and has the same choices in all of them."""
+    known: dict[str, optuna.distributions.BaseDistribution] = {}
+    for trial in trials:
+        for parameter, distribution in trial.distributions.items():
+            first = known.setdefault(parameter, distribution)
+            try:
+                optuna.distributions.check_distribution_compatibility(first, distribution)
+            except ValueError:
+                raise AssertionError(
+                    f"'{name}' draws '{parameter}' from {first} in one trial and from {distribution} in another, which "
+                    "no study takes: where the options depend on the backbone or the data, draw a share from 0 to 1, "
+                    "as context.cut() does."
+                ) from None

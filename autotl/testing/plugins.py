@@ -20,7 +20,6 @@ from importlib.metadata import entry_points
 from autotl.host import Host
 host = Host(blocked=frozenset(point.name for point in entry_points(group="autotl")))
 host.add(import_module(sys.argv[1]), "the-plugin")
-print()
 print(*[name for name in sys.argv[2:] if name in sys.modules])
 """
 """Loads one plugin alone; what it prints itself comes before the last line."""
@@ -55,7 +54,7 @@ class PluginTests:
         assert not problems, problems[0]
         assert names_of(self.plugin, self.kind), f"{self.plugin.__name__} registers no {self.kind}."
 
-    def test_its_module_imports_nothing_heavy(self) -> None:
+    def test_its_module_imports_nothing_heavy_and_prints_nothing(self) -> None:
         """Import what is heavy where it is needed: in `load`, `build` or `fit`."""
         path = os.pathsep.join(filter(None, sys.path))
         done = subprocess.run(
@@ -65,5 +64,7 @@ class PluginTests:
             env={**os.environ, "PYTHONPATH": path},
         )
         assert done.returncode == 0, done.stderr
-        heavy = done.stdout.splitlines()[-1].split()
+        *printed, last = done.stdout.splitlines()
+        assert not printed, f"Loading {self.plugin.__name__} prints {printed[0]!r}: every command loads it."
+        heavy = last.split()
         assert not heavy, f"Loading {self.plugin.__name__} imports {', '.join(heavy)}: do that where it is needed."

@@ -12,8 +12,8 @@ from autotl.contracts import DataFacts
 from autotl.engine.fit import check
 from autotl.errors import PlanError
 from autotl.plan import TransferPlan
-from autotl.testing.lab import FACTS, Lab, assert_only_trained_moves, assert_same, shortened, stir
-from autotl.testing.parameters import DRAWS, assert_own_names, unused_parameters
+from autotl.testing.lab import FACTS, FEWER, Lab, assert_only_trained_moves, assert_same, shortened, stir, well_behaved
+from autotl.testing.parameters import DRAWS, assert_one_study, own_names, unused_parameters
 from autotl.testing.plugins import PluginTests
 
 
@@ -26,15 +26,25 @@ class StrategyTests(PluginTests):
         assert not unused, f"'{name}' asks for {unused} and never uses it: the plan is the same whatever its value."
 
     def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
+        with own_names():
+            for seed in range(DRAWS):
+                suggested(lab, name, {}, seed)
+
+    def test_one_study_can_hold_its_trials(self, lab: Lab, name: str) -> None:
+        """Whatever the backbone, and however the data grow."""
+        drawn = [suggested(lab, name, {}, seed, facts)[1] for seed in range(DRAWS) for facts in (FACTS, FEWER)]
+        assert_one_study(drawn, name)
+
+    def test_it_prints_nothing_and_leaves_global_generators_alone(self, lab: Lab, name: str) -> None:
         for seed in range(DRAWS):
-            _, trial = suggested(lab, name, {}, seed)
-            assert_own_names(lab, lab.host.strategies, name, trial.params)
+            with well_behaved(f"'{name}'"):
+                suggested(lab, name, {}, seed)
 
     def test_equal_parameters_give_equal_plans(self, lab: Lab, name: str) -> None:
         for seed in range(DRAWS):
-            stir(1)
+            stir(2 * seed)  # of two choices, two seeds alone might always draw the same
             plan, trial = suggested(lab, name, {}, seed)
-            stir(2)
+            stir(2 * seed + 1)
             again, _ = suggested(lab, name, trial.params, seed + 1)
             assert again == plan, f"'{name}' gives two plans for one set of parameters: {trial.params}."
 
@@ -50,7 +60,10 @@ class StrategyTests(PluginTests):
         guess = first_guess(lab, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna warns of what is checked below
-            _, trial = suggested(lab, name, guess, 0)
+            try:
+                _, trial = suggested(lab, name, guess, 0)
+            except ValueError as error:
+                raise AssertionError(f"The first guess of '{name}' cannot be tried: {error}") from error
         for parameter, value in guess.items():
             distribution = trial.distributions.get(parameter)
             assert distribution is not None, (
@@ -91,7 +104,7 @@ def suggested(
 ) -> tuple[TransferPlan, optuna.Trial]:
     """A plan of a strategy, and the trial of which it drew what is not `known`."""
     trial = lab.trial(known, seed)
-    plan = lab.host.strategies[name].item.suggest(trial, lab.context(trial, facts))
+    plan = lab.host.strategies[name].item.suggest(lab.asked("strategies", name, trial), lab.context(trial, facts))
     assert isinstance(plan, TransferPlan), f"'{name}' suggests {type(plan).__name__}, not a plan."
     return plan, trial
 

@@ -522,10 +522,14 @@ def register_strategies(register):
 
 
 def test_an_entry_module_is_light(tmp_path, monkeypatch):
-    checks_of(module_of(tmp_path, monkeypatch, "a_light_one", LIGHT)).test_its_module_imports_nothing_heavy()
+    light = checks_of(module_of(tmp_path, monkeypatch, "a_light_one", LIGHT))
+    light.test_its_module_imports_nothing_heavy_and_prints_nothing()
     heavy = checks_of(module_of(tmp_path, monkeypatch, "a_heavy_one", "import torch\n" + LIGHT))
     with pytest.raises(AssertionError, match="Loading a_heavy_one imports torch"):
-        heavy.test_its_module_imports_nothing_heavy()
+        heavy.test_its_module_imports_nothing_heavy_and_prints_nothing()
+    loud = checks_of(module_of(tmp_path, monkeypatch, "a_loud_one", LIGHT + "print('hello')\n"))
+    with pytest.raises(AssertionError, match="Loading a_loud_one prints 'hello'"):
+        loud.test_its_module_imports_nothing_heavy_and_prints_nothing()
 
 
 def test_a_plugin_has_to_load_and_to_offer_something(tmp_path, monkeypatch):
