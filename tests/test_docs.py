@@ -6,12 +6,14 @@ import shlex
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
+from hatchling import build
 
 from autotl import contracts, hookspecs
 from autotl.cli.main import COMMANDS, main
@@ -120,6 +122,15 @@ def test_the_first_plugin_is_the_one_that_a_new_one_begins_with():
     for language, file in (("python", "autotl_late_probe.py"), ("python", "tests/test_late_probe.py")):
         assert listings(language)[file] == (template / file).read_text()
     assert listings("toml")["pyproject.toml"] == (template / "pyproject.toml").read_text()
+
+
+def test_the_first_plugin_installs_as_it_is_typed(tmp_path, monkeypatch):
+    """From the two listings and nothing else."""
+    (tmp_path / "pyproject.toml").write_text(listings("toml")["pyproject.toml"])
+    (tmp_path / "autotl_late_probe.py").write_text(PYTHON["autotl_late_probe.py"])
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(build.build_wheel(str(tmp_path))) as wheel:
+        assert "autotl_late_probe.py" in wheel.namelist()
 
 
 def methods_of(protocol):

@@ -19,7 +19,7 @@ from autotl.errors import PlanError, PluginError, WeightsError, unknown
 from autotl.files import seal, unseal
 from autotl.host import Host
 from autotl.plan import Input, Network, Record, digest
-from autotl.registry import Entry, Owner
+from autotl.registry import Entry, Owner, on_stderr
 
 if TYPE_CHECKING:
     from autotl.backbones.stages import Stages
@@ -270,7 +270,8 @@ class Catalogue:
             except WeightsError as error:
                 raise WeightsError(f"The weights of '{name}' cannot be used: {error}") from error
         try:
-            return split(model, input.size)
+            with on_stderr():
+                return split(model, input.size)
         except PluginError as error:
             raise entry.owner.fault(f"Backbone '{name}'", f"cannot be used: {error}") from error
 

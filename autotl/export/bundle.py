@@ -34,7 +34,7 @@ from autotl.export import card
 from autotl.export.graph import Graph
 from autotl.files import as_json, holds_only, read_regular, replacing, settle, where_it_is, write
 from autotl.plan import Input, TransferPlan
-from autotl.registry import to_install
+from autotl.registry import on_stderr, to_install
 
 BATCH = 32
 READS = 4
@@ -96,7 +96,7 @@ class Bundle:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """[N, 3, S, S] uint8, prepared as `plan.input` says → [N, classes], each row adding up to 1."""
-        with exact(str(self.graph.device)), torch.inference_mode():
+        with exact(str(self.graph.device)), torch.inference_mode(), on_stderr():
             return in_parts(self.graph, images.to(self.graph.device))
 
     def predict(self, sources: Sequence[Source]) -> Iterator["np.ndarray | str"]:

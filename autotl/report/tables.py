@@ -1,6 +1,7 @@
 """What is shown as a table: the data, the probe's look at each cut, the leaderboard, the studies."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
@@ -27,7 +28,8 @@ PLAIN_WIDTH = 160
 
 def console(*, stderr: bool = False) -> Console:
     """The terminal, or plain text of a fixed width where there is none."""
-    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    # The stream itself, as it is now: while plugins are at work, `sys.stdout` is standard error.
+    made = Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = PLAIN_WIDTH
     return made

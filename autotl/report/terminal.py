@@ -10,6 +10,7 @@ import click
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from autotl.errors import StudyError
+from autotl.registry import on_stderr
 from autotl.report import notebook, tables, words
 from autotl.report.output import Console, printable
 from autotl.study.select import leaderboard
@@ -138,9 +139,12 @@ class Epochs:
 
 @contextmanager
 def watcher(*, quiet: bool) -> Iterator[Terminal]:
-    """A watcher on standard output or below a notebook's cell, or a brief one on standard error where `quiet`."""
+    """A watcher on standard output or below a notebook's cell, or a brief one on standard error where `quiet`.
+
+    Whoever else prints, such as a plugin or a network, is heard on standard error.
+    """
     console = notebook.console() if notebook.is_here() else tables.console(stderr=quiet)
-    with Terminal(console, brief=quiet) as terminal:
+    with Terminal(console, brief=quiet) as terminal, on_stderr():
         yield terminal
 
 

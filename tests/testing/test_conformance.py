@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -127,6 +128,50 @@ class Outsider(Probe):
     first_guess = {"mine.penalty": 50.0}
 
 
+class Tosses(Probe):
+    """Draws one of two, which two seeds often draw alike."""
+
+    def suggest(self, trial, context):
+        penalty = trial.suggest_float("mine.penalty", 1e-3, 1.0, log=True)
+        return self.plan(trial, context, [self.probe(context, penalty * random.choice([1, 2]))])
+
+
+class Sows(Probe):
+    def suggest(self, trial, context):
+        np.random.seed(5)
+        return super().suggest(trial, context)
+
+
+class Talks(Probe):
+    def suggest(self, trial, context):
+        print("suggesting …")
+        return super().suggest(trial, context)
+
+
+class Chooses(Probe):
+    """Its choices are the backbone's stages."""
+
+    def suggest(self, trial, context):
+        trial.suggest_categorical("mine.stage", context.backbone().names)
+        return super().suggest(trial, context)
+
+
+class Grows(Probe):
+    """Its choices depend on the data, which may grow."""
+
+    def suggest(self, trial, context):
+        trial.suggest_categorical("mine.batch", [16, 32] if context.data.train_images > 100 else [8, 16])
+        return super().suggest(trial, context)
+
+
+class Wrong(Probe):
+    first_guess = {"augmentation": "no-such-augmentation"}
+
+    def suggest(self, trial, context):
+        context.augmentation()
+        return super().suggest(trial, context)
+
+
 class Moves:
     """A strategy that trains the upper half and is fine on sound backbones."""
 
@@ -154,6 +199,13 @@ class Moves:
         (Lost, "test_its_plans_can_be_carried_out", "cannot be carried out: Unknown stage of tiny"),
         (Moody, "test_equal_parameters_give_equal_plans", "two plans for one set of parameters"),
         (Tuples, "test_its_plans_survive_json", "after a trip through JSON: phases was"),
+        (Tosses, "test_equal_parameters_give_equal_plans", "two plans for one set of parameters"),
+        (Tosses, "test_it_prints_nothing_and_leaves_global_generators_alone", "draws from a global .* it: random\\."),
+        (Sows, "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: numpy.random\\."),
+        (Talks, "test_it_prints_nothing_and_leaves_global_generators_alone", "prints 'suggesting …"),
+        (Chooses, "test_one_study_can_hold_its_trials", "draws 'mine.stage' from .* draw a share"),
+        (Grows, "test_one_study_can_hold_its_trials", "draws 'mine.batch' from"),
+        (Wrong, "test_its_first_guess_is_one_that_it_could_draw", "cannot be tried: 'no-such-augmentation' not in"),
         (NoPlan, "test_its_plans_survive_json", "suggests dict, not a plan"),
         (Dreamer, "test_its_first_guess_is_one_that_it_could_draw", "does not ask for"),
         (Outsider, "test_its_first_guess_is_one_that_it_could_draw", "to 50.0, which is not in FloatDistribution"),
@@ -168,6 +220,28 @@ def test_a_sound_strategy_passes(lab_for, strategy):
     lab = lab_for("strategies", strategy())
     for check in (name for name in vars(StrategyTests) if name.startswith("test_")):
         getattr(StrategyTests(), check)(lab, "mine")
+
+
+def test_the_augmentation_of_another_author_is_not_this_ones_business(lab_for):
+    class Broken:
+        def suggest(self, trial, context):
+            raise ZeroDivisionError
+
+        def build(self, params): ...
+
+    class Another:
+        @hookimpl
+        def register_augmentations(self, register):
+            register("another", Broken, summary="For a test")
+
+    class Augmented(Probe):
+        def suggest(self, trial, context):
+            context.augmentation()
+            return super().suggest(trial, context)
+
+    lab = lab_for("strategies", Augmented())
+    lab.host.add(Another(), "another")
+    StrategyTests().test_equal_parameters_give_equal_plans(lab, "mine")
 
 
 class Restless(nn.BatchNorm2d):
@@ -272,6 +346,21 @@ class Absent(Stored):
         return ModelCard(own.input, WeightsSource(file=Path("/nowhere/net.safetensors")), "a source", "a licence")
 
 
+class Renames(Stored):
+    """Its file has names of its own."""
+
+    def fill(self, made, weights):
+        state = {key.removeprefix("net/"): value for key, value in torch.load(weights, weights_only=True).items()}
+        assert all(key.startswith("net/") for key in torch.load(weights, weights_only=True))
+        made.load_state_dict(state)
+
+
+class Chatty(Stored):
+    def build(self, name, weights):
+        print("building …")
+        return super().build(name, weights)
+
+
 class OneSize(TinyFamily):
     """Says that it takes another size, and does not."""
 
@@ -307,11 +396,35 @@ def test_families(lab_for, tmp_path):
     whole(lab_for("backbones", Stored()), "mine", tmp_path=tmp_path)
     refused(whole, lab_for("backbones", Forgetful()), "takes a weights file that lacks a tensor", tmp_path=tmp_path)
     refused(whole, lab_for("backbones", Blind()), "does not take 0.0.weight from its weights", tmp_path=tmp_path)
+    quiet = tests.test_it_prints_nothing_and_leaves_global_generators_alone
+    quiet(lab_for("backbones", Stored()), "mine")
+    refused(quiet, lab_for("backbones", Chatty()), "prints 'building …")
     refused(tests.test_weights_that_come_with_it_are_there, lab_for("backbones", Absent()), "tell its author")
     refused(tests.test_it_takes_every_size_on_its_card, lab_for("backbones", OneSize()), "does not take 64 px")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Nameless()), "lists no names")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Untold()), "lacks its source or its licence")
     refused(tests.test_an_unknown_name_is_a_key_error, lab_for("backbones", Careless()), "raise KeyError")
+
+
+@pytest.mark.parametrize("layout", ["module.", "net/", "nested"])
+def test_a_family_is_tried_with_its_real_file(lab_for, tmp_path, layout):
+    """The one that is published, which need not be laid out as the network's own state is."""
+    state = TinyNetwork().state_dict()
+    file = tmp_path / "published.pth"
+    named = {key if layout == "nested" else f"{layout}{key}": value for key, value in state.items()}
+    torch.save({"epoch": 90, "model": named} if layout == "nested" else named, file)
+
+    class Tests(BackboneTests):
+        files = {"net": file}
+
+    whole, unfit = Tests().test_a_weights_file_is_loaded_whole_or_not_at_all, "cannot read its own weights file"
+    refused(whole, lab_for("backbones", Stored()), unfit, tmp_path=tmp_path)
+    refused(whole, lab_for("backbones", Forgetful()), "does not take 0.0.weight from its weights", tmp_path=tmp_path)
+    if layout == "net/":
+        lab = lab_for("backbones", Renames())
+        whole(lab, "mine", tmp_path=tmp_path)
+        with pytest.raises(pytest.skip.Exception, match="reads another layout"):
+            BackboneTests().test_a_weights_file_is_loaded_whole_or_not_at_all(lab, "mine", tmp_path=tmp_path)
 
 
 class Brighter:
@@ -354,6 +467,29 @@ class BareBrighter(Brighter):
         return {"most": trial.suggest_int("most", 10, 60)}
 
 
+class ChoosyBrighter(Brighter):
+    def suggest(self, trial, context):
+        trial.suggest_categorical("mine.stage", context.backbone().names)
+        return super().suggest(trial, context)
+
+
+class LuckyBrighter(Brighter):
+    def suggest(self, trial, context):
+        return {"most": trial.suggest_int("mine.most", 10, 60) + random.choice([0, 1])}
+
+
+class FickleBrighter(Brighter):
+    """Draws one of two when it is built, which two seeds often draw alike."""
+
+    def build(self, params):
+        return super().build({"most": params["most"] * random.choice([1, 2])})
+
+
+def seeded(images, draw, params):
+    torch.manual_seed(0)
+    return images ^ torch.randint(0, 9, images.shape, dtype=torch.uint8)
+
+
 class TupleBrighter(Brighter):
     def suggest(self, trial, context):
         return {**super().suggest(trial, context), "mean": (0, 0)}
@@ -372,6 +508,15 @@ class TupleBrighter(Brighter):
             brighter(lambda images, draw, _: images ^ torch.randint(0, 9, images.shape, dtype=torch.uint8)),
             "test_nothing_but_the_draw_is_left_to_chance",
             "draws from a global generator",
+        ),
+        (ChoosyBrighter(), "test_one_study_can_hold_its_trials", "draws 'mine.stage' from"),
+        (LuckyBrighter(), "test_equal_draws_give_equal_parameters", "for one set of draws"),
+        (FickleBrighter(), "test_nothing_but_the_draw_is_left_to_chance", "one draw gives two results"),
+        (brighter(seeded), "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: torch"),
+        (
+            brighter(lambda images, draw, _: print("!") or images),
+            "test_it_prints_nothing_and_leaves_global_generators_alone",
+            "prints '!",
         ),
         (
             brighter(lambda images, draw, _: images.roll(1, 0)),
@@ -458,6 +603,21 @@ class Sideways(Regression):
         return [FittedHead(each.weight.T, each.bias, each.chosen) for each in heads]
 
 
+class Binary(Regression):
+    """Gives one row for two classes, as some libraries do."""
+
+    def fit(self, features, labels, classes, options, step):
+        heads = super().fit(features, labels, classes, options, step)
+        rows = 1 if classes == 2 else classes
+        return [FittedHead(each.weight[:rows], each.bias[:rows], each.chosen) for each in heads]
+
+
+class Loud(Regression):
+    def fit(self, features, labels, classes, options, step):
+        print("fitting …")
+        return super().fit(features, labels, classes, options, step)
+
+
 class Endless(Regression):
     """Gives the head of the strongest penalty under every name when asked for one alone."""
 
@@ -473,7 +633,10 @@ class TestMethods:
         ("method", "check", "says"),
         [
             (Sideways, "test_its_heads_fit_the_features", "gives a head of"),
-            (Zero, "test_it_learns_what_is_easy", "whose classes lie far apart"),
+            (Binary, "test_its_heads_fit_the_features", "for 24 features and 2 classes"),
+            (Loud, "test_it_prints_nothing_and_leaves_global_generators_alone", "prints 'fitting …"),
+            (Lucky, "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: torch"),
+            (Zero, "test_it_learns_what_is_easy", "whose 3 classes lie far apart"),
             (Stubborn, "test_every_alternative_gives_another_head", "takes the option 'penalty' and never uses it"),
             (Endless, "test_what_was_chosen_gives_that_head_alone", "gives another head for"),
             (Lucky, "test_nothing_is_left_to_chance", "draws from a global generator"),
@@ -521,9 +684,7 @@ def register_strategies(register):
 """
 
 
-def test_an_entry_module_is_light(tmp_path, monkeypatch):
-    light = checks_of(module_of(tmp_path, monkeypatch, "a_light_one", LIGHT))
-    light.test_its_module_imports_nothing_heavy_and_prints_nothing()
+def test_an_entry_module_is_light_and_silent(tmp_path, monkeypatch):
     heavy = checks_of(module_of(tmp_path, monkeypatch, "a_heavy_one", "import torch\n" + LIGHT))
     with pytest.raises(AssertionError, match="Loading a_heavy_one imports torch"):
         heavy.test_its_module_imports_nothing_heavy_and_prints_nothing()

@@ -1,0 +1,73 @@
+"""What a plugin prints is never among the results."""
+
+import csv
+import io
+import json
+
+from click.testing import CliRunner
+from torch import nn
+
+from autotl import Head, Phase, hookimpl
+from autotl.cli.main import main
+from autotl.host import Host
+from autotl.testing.lab import TinyFamily, TinyNetwork
+
+
+class Says(nn.ReLU):
+    def forward(self, value):
+        print("forward")
+        return super().forward(value)
+
+
+class Family(TinyFamily):
+    def names(self):
+        print("names")
+        return ["net"]
+
+    def build(self, name, weights):
+        print("build")
+        network = TinyNetwork()
+        network[2][1] = Says()
+        return network
+
+
+class Strategy:
+    def suggest(self, trial, context):
+        print("suggest")
+        (first, *others) = context.backbone().names
+        trained = dict.fromkeys(others, 0.01)
+        options = {"optimizer": "sgd", "batch_size": 16}
+        phase = Phase(method="sgd", frozen=first, stage_rates=trained, head_rate=0.1, epochs=1, options=options)
+        return context.plan(cut=others[-1], head=Head(pooling="avg"), phases=[phase])
+
+
+class Loud:
+    @hookimpl
+    def register_backbones(self, register):
+        print("register")
+        register("loud", Family, summary="For a test")
+
+    @hookimpl
+    def register_strategies(self, register):
+        register("loud", Strategy, summary="For a test")
+
+
+def test_what_a_plugin_prints_is_no_part_of_json_and_csv(stripes, monkeypatch):
+    really = Host.from_environment
+
+    def host():
+        made = really()
+        made.add(Loud(), "loud-plugin")
+        return made
+
+    monkeypatch.setattr(Host, "from_environment", host)
+    quick = ("--reruns", "0", "--no-compare", "--no-refit", "--device", "cpu", "--no-mlflow", "--trials", "1")
+    search = ["search", str(stripes), "--backbones", "loud:net", "--strategies", "loud", *quick]
+    done = CliRunner().invoke(main, search)
+    assert "loud:net is trained in " in done.stdout  # which autotl says while the plugin suggests
+    done = CliRunner().invoke(main, [*search, "--study", "again", "--json"])
+    assert json.loads(done.stdout)["trials"]["complete"] == 1
+    assert {"register", "suggest", "forward"} <= {*done.stderr.splitlines()}
+    done = CliRunner().invoke(main, ["predict", "stripes", str(stripes / "across")])
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 30
+    assert {"build", "forward"} <= {*done.stderr.splitlines()}
