@@ -106,7 +106,9 @@ class Host:
             _require_fitting(distribution)
             with on_stderr():
                 plugin = point.load()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self._report(owner, error)
         else:
             self._add(plugin, owner)
@@ -123,7 +125,9 @@ class Host:
                 self._manager.check_pending()
                 for kind, hook in self._hooks(plugin):
                     hook(register=self._registrar(kind, owner))
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             for registry in self.registries.values():
                 registry.drop(owner)
             if self._manager.has_plugin(owner.plugin):

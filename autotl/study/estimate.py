@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -11,6 +12,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.device import of_kind
 from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
+from autotl.errors import PluginError
 from autotl.plan import PENALTIES, Network
 from autotl.study.watch import Estimate
 
@@ -20,7 +22,10 @@ HEAD_IMAGES = {"cpu": 128, "cuda": 8192}
 
 def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
     """What a study of these backbones will spend its time on."""
-    features = sum(pass_seconds(network, bench) for network in networks)
+    features = 0.0
+    for network in networks:
+        with suppress(PluginError):  # which is said when its features are computed
+            features += pass_seconds(network, bench)
     return Estimate(features, linear_probe=_head_seconds(networks, bench))
 
 

@@ -295,14 +295,22 @@ class Search:
             rows = read_probe(self.folder)
             for name in backbones:
                 progress = self.budget.watched(self.watcher, f"features of {name}")
-                bench.features.fill(self._network(name), bench.shas(*SPLITS), progress)
+                try:
+                    bench.features.fill(self._network(name), bench.shas(*SPLITS), progress)
+                except PluginError as error:  # on images that it was not tried out on
+                    if name in self.settings.backbones:
+                        raise
+                    self._leave_out(error)
+                    continue
                 if name not in {row.backbone for row in rows}:
                     rows += self._probe(name, bench)
                     write_probe(self.folder, rows)
-                if name == backbones[0]:
+                if name == rows[0].backbone:
                     first = known.linear_probes(rows)[:1]
                     self._enqueue(study, f"{bench.dataset.fingerprint} first", first)
                     crew.run(min(len(first), self.settings.trials))
+            if not rows:
+                raise StudyError("No backbone is left to search. Name some: --backbones")
             self.watcher.probed(rows)
             self._enqueue(
                 study, bench.dataset.fingerprint, known.before_sampling(rows, self._first_trained(rows, trials))

@@ -5,7 +5,9 @@ from collections import Counter
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
+from torch import nn
 
 from autotl import hookimpl
 from autotl.builtin.linear_probe import LinearProbe
@@ -16,6 +18,7 @@ from autotl.study.sampler import NumberedSampler
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
+from autotl.testing.lab import TinyFamily
 
 STRATEGIES = ["a", "b", "c", "d", "bad"]
 
@@ -146,7 +149,33 @@ class Forges(LinearProbe):
 BROKEN = {"raises": Raises, "prunes": Prunes, "hangs": Hangs, "eats": Eats, "borrows": Borrows, "forges": Forges}
 
 
+class Tired(nn.ReLU):
+    """Fails on images that it was not tried out on."""
+
+    seen = 0
+
+    def forward(self, value):
+        if type(value) is torch.Tensor:
+            self.seen += len(value)
+            if self.seen > 40:
+                raise RuntimeError("tired")
+        return super().forward(value)
+
+
+class Tires(TinyFamily):
+    more = {"net": 0}
+
+    def build(self, name, weights):
+        network = super().build(name, weights)
+        network[2][1] = Tired()
+        return network
+
+
 class Plugin:
+    @hookimpl
+    def register_backbones(self, register):
+        register("tires", Tires, summary="For a test")
+
     @hookimpl
     def register_strategies(self, register):
         for name, strategy in BROKEN.items():
@@ -161,9 +190,9 @@ class Recorder(Silent):
         self.notes.append(text)
 
 
-def search(host, data, watcher=None, **settings):
+def search(host, data, watcher=None, backbones=("tiny:net",), **settings):
     host.add(Plugin(), "broken-plugin")
-    quick = {"backbones": ("tiny:net",), "reruns": 0, "refit": False, "compare": False, "device": "cpu"}
+    quick = {"backbones": backbones, "reruns": 0, "refit": False, "compare": False, "device": "cpu"}
     return Search(Settings(data=data, **quick, **settings), host, watcher or Recorder(), time.monotonic())
 
 
@@ -190,6 +219,18 @@ def test_a_search_goes_on_without_what_always_fails_and_says_so(host, stripes, m
         assert watcher.notes.count(said) == (len(own) == 3)
     assert any("is out of this search" in note for note in watcher.notes)
     assert result.best.strategy == "linear-probe"
+
+
+def test_a_backbone_that_fails_on_some_images_does_not_end_the_search_nor_the_next_one(host, stripes):
+    for trials in (2, 10):
+        watcher = Recorder()
+        made = search(host, stripes, watcher, ("tiny:net", "tires:*"), strategies=("linear-probe",), trials=trials)
+        made.run()
+        assert any(note.startswith("Warning: Backbone 'tires:net' of plugin 'broken-plugin'") for note in watcher.notes)
+    failed = [record for record in made.folder.log.records() if record.state == "failed"]
+    assert {record.params["backbone"] for record in failed} == {"tires:net"}
+    assert len(failed) == 3
+    assert "Backbone 'tires:net' is out of this search: it failed in 3 trials and succeeded in none." in watcher.notes
 
 
 def test_a_search_in_which_nothing_is_left_ends_with_the_reason(host, stripes):
