@@ -37,6 +37,10 @@ class Budget:
         """Seconds until nothing may be begun or go on."""
         return self.seconds - self.used - self._margin
 
+    def left_to_search(self) -> float:
+        """Seconds until no trial may be begun or go on."""
+        return self.seconds - self.used - self.kept_for_the_end
+
     def keep(self, seconds: float) -> None:
         """Keep so many seconds for what comes after the trials, within reason."""
         self.kept_for_the_end = min(MARGIN + seconds, END_SHARE * self.seconds)
@@ -47,7 +51,7 @@ class Budget:
 
     def check_search(self) -> None:
         """Raises: OutOfTime when what is left is kept for the end."""
-        if self.used > self.seconds - self.kept_for_the_end:
+        if self.left_to_search() < 0:
             raise OutOfTime
 
     def check(self) -> None:

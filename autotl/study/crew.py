@@ -49,6 +49,8 @@ class Crew:
             self.folder.log.adopt(number, events)
             self.trials.tell(number)
         for number, who in self.study.left_behind():
+            if number in self.trials.passed_over:
+                continue
             if who != SEARCH:
                 self.folder.log.begin(number, who)  # the attempt that came to nothing
             record = self.folder.log.read(number)
@@ -61,6 +63,11 @@ class Crew:
             else:
                 self.study.give_back(number)
 
+    def let_go(self) -> None:
+        """Let the trials that there was no time for wait for the next run."""
+        for number in self.trials.passed_over:
+            self.study.give_back(number)
+
     def _has_ended(self, number: int) -> bool:
         if number not in self._ended and self.folder.log.read(number).state in ENDED:
             self._ended.add(number)
@@ -68,7 +75,8 @@ class Crew:
 
     def _wait_for_others(self, total: int) -> bool:
         """Whether there is anyone to wait for; waits a little."""
-        if not any(trial.number < total for trial in self.study.trials(TrialState.RUNNING, TrialState.WAITING)):
+        going_on = self.study.trials(TrialState.RUNNING, TrialState.WAITING)
+        if not any(trial.number < total and trial.number not in self.trials.passed_over for trial in going_on):
             return False
         self.trials.budget.check_search()
         time.sleep(LOOK)

@@ -234,7 +234,7 @@ class _End:
             if there == final:
                 return winner, final
             try:
-                if self.budget.left() < run.metrics["seconds"]:
+                if self.budget.left() < self._seconds_again(final, run):
                     raise OutOfTime
                 fitted = self._fit(final, f"the winner, trial {winner.record.number}, on all images")
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
@@ -261,6 +261,16 @@ class _End:
         """The plan that a winner is trained by at last."""
         run = winner.median
         return on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
+
+    def _seconds_again(self, final: TransferPlan, run: _Run) -> float:
+        """What the winner's last training will take, about: on more images, and no further than its best epochs."""
+        images = self.bench.refit_factor if self.settings.refit else 1.0
+        epochs, ran = 0, 0
+        for number, (phase, last) in enumerate(zip(run.plan.phases, final.phases, strict=True), 1):
+            if phase.stop and phase.stop.patience and last.stop and last.stop.after is not None:
+                epochs += last.stop.after
+                ran += min(phase.epochs, int(run.metrics[f"phase{number}.best_epoch"]) + phase.stop.patience)
+        return run.metrics["seconds"] * images * (epochs / ran if ran else 1.0)
 
     def _all_that_may_lie_there(
         self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]

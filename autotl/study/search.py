@@ -311,6 +311,7 @@ class Search:
             crew.catch_up()  # what there is by now is what there is to choose from
         finally:
             study.open(0)
+            crew.let_go()
 
     def _probe(self, name: str, bench: Bench) -> list[ProbeRow]:
         """What every cut of a backbone tells about the images."""

@@ -17,15 +17,17 @@ from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
 from autotl.engine import precision
 from autotl.engine.bench import Bench
-from autotl.engine.fit import fit
+from autotl.engine.fit import Fitted, fit
+from autotl.engine.observe import Enough
 from autotl.engine.precision import Arithmetic
 from autotl.errors import PlanError, PluginError, TrainingError, reason
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
-from autotl.study import select
+from autotl.study import schedule, select
 from autotl.study.budget import Budget, OutOfTime
-from autotl.study.finish import seconds_needed
+from autotl.study.estimate import Pace
+from autotl.study.finish import BEST, seconds_needed
 from autotl.study.machine import MACHINE, STORAGE
 from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
@@ -37,6 +39,14 @@ from autotl.tracking.log import TrialRecord
 
 TRACEBACK = 4_000
 """Characters of a failure's traceback that a trial's log keeps: the last ones."""
+SLACK = 1.2
+"""A training is begun where there is time for so many times what it is expected to take."""
+PASSED_OVER = 3
+"""When there was no time for so many trials, no more are drawn."""
+
+
+class TooLong(Exception):
+    """There is no time to carry out a plan, not even with a shorter schedule."""
 
 
 class Trials:
@@ -65,6 +75,13 @@ class Trials:
         # The same plan gives the same numbers, so it is not trained twice.
         self._known: dict[str, dict[str, float]] = {}
         self._best: TrialRecord | None = None
+        self._refit_seconds = 0.0
+        self.passed_over: list[int] = []
+        """Trials that were drawn in this run and not begun, for there was no time; they wait for the next run."""
+        self._image_seconds: dict[str, float] = {}
+        self._pace = Pace(bench, self._measured_image_seconds)
+        for record in self._records.values():
+            self._pace.learn(record)
         self._remember(*self._records.values())
 
     @property
@@ -77,7 +94,8 @@ class Trials:
 
         Raises: OutOfTime; PluginError where plugins are strict and one fails in it.
         """
-        self.budget.check_search()
+        if self.seconds_left() < 0 or len(self.passed_over) >= PASSED_OVER:
+            raise OutOfTime
         trial = self.study.claim(total)
         if trial is None:
             return False
@@ -96,7 +114,7 @@ class Trials:
         try:
             trial.set_user_attr(IMAGES, self.bench.dataset.fingerprint)
             with self._answerable(trial):
-                plan = observer.plan = self._suggest(trial)
+                plan = observer.plan = self._in_time(number, self._suggest(trial))
             log.planned(number, trial.params, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
@@ -104,11 +122,15 @@ class Trials:
             fitted = None
             if measured is None:
                 with self._answerable(trial):
-                    fitted = fit(plan, self.bench, observer)
-                measured = self._known[plan.hash] = fitted.metrics
+                    fitted = self._fit(plan, observer)
+                measured = self._known[fitted.plan.hash] = fitted.metrics
             value = measured[f"rank.{self.settings.metric}"]
             if fitted and self.keep and self._is_best(value, measured):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
+        except TooLong:
+            log.end(number, "interrupted", reason="not begun, for there was no time for it", params=trial.params)
+            self.passed_over.append(number)
+            return
         except optuna.TrialPruned:
             why = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=why)
@@ -134,10 +156,16 @@ class Trials:
             )
             state = "failed"
         else:
-            log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
+            cut: dict[str, Any] = {}
+            if fitted and fitted.plan != plan:
+                why = f"the budget ended after {observer.share} % of its epochs: the best of them counts"
+                self.watcher.note(f"Trial {number}: {why}.")
+                cut = {"plan": fitted.plan.model_dump(mode="json"), "reason": why}
+            log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began, **cut)
             state = "complete"
         self.study.end(trial, state, value, log.last_attempt(number))
         self.tell(number)
+        self._pace.learn(self._records[number])
 
     def tell(self, number: int) -> None:
         """Take note of a trial that has ended, here or elsewhere.
@@ -164,11 +192,50 @@ class Trials:
                 self._known[record.plan.hash] = record.metrics
         board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
+        longest = max((record.metrics["seconds"] for record in board[:BEST]), default=0.0)
+        self._refit_seconds = self.settings.refit * self.bench.refit_factor * longest
         self.budget.keep(seconds_needed(board, self.settings, self.bench))
 
     def _is_best(self, value: float, measured: Mapping[str, float]) -> bool:
         best = self._best
         return best is None or select.order(value, measured) < select.order(best.value, best.metrics)
+
+    def seconds_left(self) -> float:
+        """Seconds until trials have to end: as long as there is no model, all that there are."""
+        return self.budget.left_to_search() if self._best else self.budget.left()
+
+    def _in_time(self, number: int, plan: TransferPlan) -> TransferPlan:
+        """The plan, or one with a shorter schedule that the time left allows.
+
+        It leaves enough to train the best plan on all images. As long as there is no model a plan is carried out
+        with whatever schedule there is time for.
+
+        Raises: TooLong.
+        """
+        if not self.budget.limited or plan.hash in self._known:
+            return plan
+
+        def fits(plan: TransferPlan) -> bool:
+            seconds = self._pace.seconds(plan)
+            refit = max(self._refit_seconds, self.settings.refit * self.bench.refit_factor * seconds)
+            return SLACK * seconds <= self.seconds_left() and SLACK * seconds + refit <= self.budget.left()
+
+        found = schedule.longest(plan, fits, schedule.SHORTEST if self._best else 0.0)
+        if found is None:
+            if self._best:
+                raise TooLong
+            found = schedule.shortened(plan, 0.0)
+        if found != plan:
+            few, many = (sum(phase.epochs for phase in each.phases) for each in (found, plan))
+            self.watcher.note(f"Trial {number} is begun with {few} of its {many} epochs: there is no time for more.")
+        return found
+
+    def _fit(self, plan: TransferPlan, observer: "_TrialObserver") -> Fitted:
+        """Raises: OutOfTime when the time ends before there is a model."""
+        try:
+            return fit(plan, self.bench, observer)
+        except Enough:
+            raise OutOfTime from None
 
     def _suggest(self, trial: optuna.Trial) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
@@ -213,7 +280,7 @@ class Trials:
                 )
             self.watcher.note(
                 f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
-                f"{self._epoch_seconds(chosen):.1f} s for an epoch of the whole network."
+                f"{chosen.image_seconds * len(bench.shas('train')):.1f} s for an epoch of the whole network."
             )
             return asdict(chosen)
 
@@ -222,12 +289,19 @@ class Trials:
     def epoch_seconds(self, backbone: str) -> float:
         """What an epoch of the whole network takes; infinite where it cannot be trained, which a trial will tell."""
         try:
-            return self._epoch_seconds(self._arithmetic(backbone))
+            return self._pace.epoch_seconds(backbone)
         except (PluginError, TrainingError):
             return math.inf
 
-    def _epoch_seconds(self, arithmetic: Arithmetic) -> float:
-        return arithmetic.image_seconds * len(self.bench.shas("train"))
+    def _measured_image_seconds(self, backbone: str) -> float:
+        """Measured once in each run: what was stored when its arithmetic was chosen may have been a busy moment."""
+        if backbone not in self._image_seconds:
+            bench, arithmetic = self.bench, self._arithmetic(backbone)
+            with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
+                self._image_seconds[backbone] = precision.image_seconds(
+                    bench.catalogue, backbone, arithmetic, bench.device, bench.make_room
+                )
+        return self._image_seconds[backbone]
 
     @cached_property
     def _facts(self) -> DataFacts:
@@ -250,7 +324,8 @@ class _TrialObserver:
             raise TakenAway
         if self._hold.closed:
             raise OutOfTime
-        self._trials.budget.check_search()
+        if self._trials.seconds_left() < 0:
+            raise Enough
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
         self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts)
@@ -266,6 +341,8 @@ class _TrialObserver:
                 self._trial.report(values[0], self.share)
             if self._trial.should_prune() and self._may_prune:
                 raise optuna.TrialPruned
+        if self.share < 100 and self._trials.seconds_left() < facts.get("seconds", 0.0):
+            raise Enough  # the next epoch would be cut off
 
     def note(self, text: str) -> None:
         self._trials.watcher.note(f"Trial {self._trial.number}: {text}")

@@ -33,7 +33,7 @@ class TrialRecord:
     metrics: dict[str, float]
     seconds: float
     reason: str
-    """Why a trial failed or was pruned."""
+    """Why a trial failed, was pruned or cut off."""
     by_plugin: bool
     """Whether it failed because of a plugin."""
     epochs: tuple[dict[str, float], ...]
@@ -69,7 +69,8 @@ class TrialLog:
         reason: str = "",
         **more: Any,
     ) -> None:
-        """`more`: of a failed trial its `params`, as it may have no plan, the `traceback`, and `by_plugin`."""
+        """`more`: of a trial that may have no plan its `params`; of a failed one the `traceback`, and `by_plugin`; of
+        one that was cut off the `plan` that was carried out."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
         self._append(number, {**event, "reason": reason, **more})
 

@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from autotl.engine.precision import Arithmetic
 from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.study import estimate, finish
@@ -53,7 +52,7 @@ def test_trainings_begin_with_the_best_backbone_that_the_budget_has_time_for(
     host, stripes, monkeypatch, seconds, budget, first
 ):
     """Of two that are too dear, with the cheaper one."""
-    monkeypatch.setattr(Trials, "_arithmetic", lambda self, name: Arithmetic(image_seconds=seconds[name]))
+    monkeypatch.setattr(Trials, "_measured_image_seconds", lambda self, name: seconds[name])
     names = ("tiny:net", "tiny:deep")
     watcher = Notes()
     made = search(host, stripes, backbones=names, budget=budget, trials=3, watcher=watcher, reruns=0, compare=False)
