@@ -65,6 +65,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     result = Result(
         study=folder.name,
         trials={state: sum(record.state == state for record in records) for state in STATES},
+        plans=len(board),
         best=Best(
             trial=winner.record.number,
             strategy=winner.record.params["strategy"],
