@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from autotl.errors import PluginError, reason, unknown
+from autotl.errors import PluginError, out_of_memory, reason, unknown
 
 NOT_A_PLUGINS = {
     "autotl": (),
@@ -51,7 +51,7 @@ class Owner:
         try:
             yield
         except (Exception, SystemExit) as error:
-            machine = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in SYSTEM)
+            machine = out_of_memory(error) or (isinstance(error, OSError) and error.errno in SYSTEM)
             names = NOT_A_PLUGINS.get(type(error).__module__.partition(".")[0])
             if machine or names == () or type(error).__name__ in (names or ()):
                 raise

@@ -19,7 +19,7 @@ from torch import Tensor
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.engine.device import TOO_LITTLE, kind, of_kind, release
-from autotl.errors import TrainingError
+from autotl.errors import TrainingError, out_of_memory
 from autotl.files import write
 from autotl.plan import Input, MemoryFormat, Precision, digest
 
@@ -137,7 +137,9 @@ def _step_seconds(stages: Stages, images: Tensor, dtype: Precision, device: str)
         value.flatten()[0].item()  # waits for the device
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         return math.inf
     finally:
         stages.zero_grad()

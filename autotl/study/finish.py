@@ -19,7 +19,7 @@ from autotl.plan import TransferPlan, digest
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.controls import PROBE_SECONDS, Control, controls_of
-from autotl.study.machine import MACHINE
+from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking import result as results
@@ -293,9 +293,9 @@ class _End:
         self.watcher.progress(task, 0, 1)
         try:
             fitted = fit(plan, self.bench, _Deadline(self.budget))
-        except MACHINE:
-            raise
         except (AutotlError, RuntimeError) as error:
+            if of_the_machine(error):
+                raise
             if isinstance(error, PluginError):
                 self.settings.tolerate(f"{task}: {error}")
             raise _Failed(one_line(error, 200)) from error

@@ -20,7 +20,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.observe import Enough
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError, TrainingError, reason
+from autotl.errors import PlanError, PluginError, TrainingError, out_of_memory, reason
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
@@ -28,7 +28,7 @@ from autotl.study import schedule, select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.estimate import Pace
 from autotl.study.finish import BEST, seconds_needed
-from autotl.study.machine import MACHINE, STORAGE
+from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
 from autotl.study.space import SearchContext
@@ -125,7 +125,8 @@ class Trials:
                     fitted = self._fit(plan, observer)
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             value = measured[f"rank.{self.settings.metric}"]
-            if fitted and self.keep and self._is_best(value, measured):
+            # While a worker's trial is the best, the best of this process is better than none.
+            if fitted and self.keep and (self._is_best(value, measured) or not self.folder.bundle.exists()):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except TooLong:
             log.end(number, "interrupted", reason="not begun, for there was no time for it", params=trial.params)
@@ -137,14 +138,10 @@ class Trials:
             state = "pruned"
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
             raise TakenAway from error
-        except MACHINE as error:
-            # What is wrong with this machine would be wrong in every trial: this one is kept for later.
-            why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
-            with suppress(OSError):
-                log.end(number, "interrupted", reason=f"{why} after {observer.share} % of its epochs")
-            self._let_go(trial)
-            raise
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if of_the_machine(error):
+                self._keep_for_later(trial, observer.share, error)
+                raise
             log.end(
                 number,
                 "failed",
@@ -178,8 +175,15 @@ class Trials:
         if record.by_plugin:
             self.settings.tolerate(f"Trial {number} failed: {record.reason}")
 
-    def _let_go(self, trial: optuna.Trial) -> None:
-        """Let another process have the trial, if the storage can still be told."""
+    def _keep_for_later(self, trial: optuna.Trial, share: int, error: BaseException) -> None:
+        """What is wrong with this machine would be wrong in every trial: another process may have this one.
+
+        If disk and storage can still be told.
+        """
+        why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
+        why = "there was no memory left" if out_of_memory(error) else why
+        with suppress(OSError):
+            self.folder.log.end(trial.number, "interrupted", reason=f"{why} after {share} % of its epochs")
         with suppress(*STORAGE):
             if self.study.is_mine(trial):
                 self.study.give_back(trial.number)

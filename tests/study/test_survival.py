@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 
 from autotl.errors import AutotlError
 from autotl.study import crew, storage
@@ -225,6 +226,30 @@ def test_a_locked_database_fails_in_one_line_and_the_search_goes_on_later(host, 
     other.close()
     ended = search(host, stripes, trials=4).run().trials
     assert ended["complete"] + ended["pruned"] == 4
+
+
+@pytest.mark.parametrize("when", ["in a trial", "after the trials"])
+def test_a_computer_without_memory_ends_the_search_and_costs_no_trial(host, stripes, monkeypatch, when):
+    from autotl.engine import train
+
+    loss = train._Training._loss
+
+    def greedy(training, logits, labels):
+        if when == "in a trial" or "rank" in training.model.plan.train_on:
+            torch.empty(10**15)
+        return loss(training, logits, labels)
+
+    few = {"strategies": ("full",), "trials": 2, "prune": False, "reruns": 0, "compare": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Training, "_loss", greedy)
+        made = search(host, stripes, **few)
+        with pytest.raises(AutotlError, match="The memory did not do"):
+            made.run()
+    if when == "in a trial":
+        (record,) = made.folder.log.records()
+        assert (record.state, record.by_plugin) == ("interrupted", False)
+        assert record.reason == "there was no memory left after 0 % of its epochs"
+    assert search(host, stripes, **few).run().trials["complete"] == 2
 
 
 def test_a_training_that_breaks_down_fails_its_trial_alone(host, stripes, monkeypatch):
