@@ -11,8 +11,6 @@ from autotl.study.trials import Trials
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED
 
-KILLS = 3
-"""A trial in which the process was killed so often counts as failed."""
 LOOK = 0.5
 """Seconds between two looks at what workers do, when there is nothing else to do."""
 
@@ -48,14 +46,19 @@ class Crew:
         for number, events in self.study.collected(self._has_ended):
             self.folder.log.adopt(number, events)
             self.trials.tell(number)
-        for number, who in self.study.left_behind():
+        for left in self.study.left_behind():
+            number = left.number
             if number in self.trials.passed_over:
                 continue
-            if who != SEARCH:
-                self.folder.log.begin(number, who)  # the attempt that came to nothing
+            if left.who != SEARCH:
+                self.folder.log.begin(number, left.who)  # the attempt that came to nothing
+                if left.place:
+                    phase, epoch = left.place
+                    self.folder.log.epoch(number, phase, epoch, {})
             record = self.folder.log.read(number)
-            if record.state not in ENDED and record.kills >= KILLS:
-                self.folder.log.end(number, "failed", reason=f"its process was killed {record.kills} times")
+            if record.state not in ENDED and record.kills >= self.trials.settings.max_kills:
+                why = f"its process was killed {record.kills} times {record.killed_at}"
+                self.folder.log.end(number, "failed", reason=why)
                 record = self.folder.log.read(number)
             if record.state in ENDED:  # logged, and killed before Optuna was told
                 with suppress(TakenAway):  # its process was alive, after all

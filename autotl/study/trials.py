@@ -333,6 +333,7 @@ class _TrialObserver:
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
         self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts)
+        self._trials.study.arrived(self._trial, phase, epoch)
         assert self.plan is not None
         before = sum(earlier.epochs for earlier in self.plan.phases[: phase - 1])
         self.share = 100 * (before + epoch) // sum(each.epochs for each in self.plan.phases)

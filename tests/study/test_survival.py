@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from autotl.errors import AutotlError
-from autotl.study import crew, storage
+from autotl.study import storage
 from autotl.study.crew import Crew
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -79,10 +79,9 @@ def _die_at(write):
     Path.replace = deadly(Path.replace)
 
 
-def test_kills_at_random_writes_change_nothing(host, stripes, monkeypatch):
-    monkeypatch.setattr(crew, "KILLS", 99)  # one trial may well be hit three times
-    # Without gradient descent: torch cannot go on with that in a forked process.
-    again = partial(search, host, stripes, strategies=("linear-probe",), trials=25)
+def test_kills_at_random_writes_change_nothing(host, stripes):
+    # Without gradient descent: torch cannot go on with that in a forked process. One trial may well be hit three times.
+    again = partial(search, host, stripes, strategies=("linear-probe",), trials=25, max_kills=99)
     whole = again(study="whole")
     expected = whole.run()
     draw, kills = random.Random(0), 0
