@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -211,24 +211,26 @@ class Trials:
     def _in_time(self, number: int, plan: TransferPlan) -> TransferPlan:
         """The plan, or one with a shorter schedule that the time left allows.
 
-        It leaves enough to train the best plan on all images. As long as there is no model a plan is carried out
-        with whatever schedule there is time for.
+        It leaves enough to train the best plan so far on all images, and this one too if that can be. As long as there
+        is no model a plan is carried out with whatever schedule there is time for.
 
         Raises: TooLong.
         """
         if not self.budget.limited or plan.hash in self._known:
             return plan
 
-        def fits(plan: TransferPlan) -> bool:
+        def fits(plan: TransferPlan, refit_too: bool) -> bool:
             seconds = self._pace.seconds(plan)
-            refit = max(self._refit_seconds, self.settings.refit * self.bench.refit_factor * seconds)
-            return SLACK * seconds <= self.seconds_left() and SLACK * seconds + refit <= self.budget.left()
+            refit = refit_too * self.settings.refit * self.bench.refit_factor * seconds
+            needed = SLACK * seconds + max(self._refit_seconds, refit)
+            return SLACK * seconds <= self.seconds_left() and needed <= self.budget.left()
 
-        found = schedule.longest(plan, fits, schedule.SHORTEST if self._best else 0.0)
-        if found is None:
-            if self._best:
-                raise TooLong
-            found = schedule.shortened(plan, 0.0)
+        least = schedule.SHORTEST if self._best else 0.0
+        found = schedule.longest(plan, partial(fits, refit_too=True), least)
+        found = found or schedule.longest(plan, partial(fits, refit_too=False), least)
+        if found is None and self._best:
+            raise TooLong
+        found = found or schedule.shortened(plan, 0.0)
         if found != plan:
             few, many = (sum(phase.epochs for phase in each.phases) for each in (found, plan))
             self.watcher.note(f"Trial {number} is begun with {few} of its {many} epochs: there is no time for more.")
