@@ -33,6 +33,10 @@ class Budget:
     def used(self) -> float:
         return time.monotonic() - self._began
 
+    def until_the_end(self) -> float:
+        """Seconds until the user is to have the result."""
+        return max(0.0, self.seconds - self.used)
+
     def left(self) -> float:
         """Seconds until nothing may be begun or go on."""
         return self.seconds - self.used - self._margin

@@ -25,6 +25,9 @@ class Notes(Silent):
     def note(self, text):
         self.notes.append(text)
 
+    def budget(self, left):
+        self.left = left
+
 
 def search(host, data, used=0.0, watcher=None, **settings):
     """A search of whose minute some seconds are used already."""
@@ -163,8 +166,10 @@ def test_a_winner_that_was_not_trained_on_all_images_is_compared_with_controls_t
 
 
 def test_images_that_take_longer_than_the_budget_are_said(host, stripes):
+    watcher = Notes()
     with pytest.raises(StudyError, match="longer to read than --budget"):
-        search(host, stripes, used=59).run()
+        search(host, stripes, used=59, watcher=watcher).run()
+    assert watcher.left() <= 1
 
 
 def test_backbones_too_expensive_for_the_budget_are_left_out_and_the_study_goes_on_without(host, stripes, monkeypatch):
