@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from autotl.plan import Phase, TransferPlan
 
-SHORTEST = 0.25
-"""The smallest share of its epochs with which a training is begun. There the pruner looks at a training first."""
+SHORTEST = 0.2
+"""The smallest share of its epochs with which a training is begun: fewer say little of what a plan is worth."""
 
 
 def longest(plan: TransferPlan, fits: Callable[[TransferPlan], bool], least: float) -> TransferPlan | None:
