@@ -43,6 +43,17 @@ class StudyError(AutotlError):
     """A study cannot be created, continued or read."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the computer has no more memory for a process: torch says so by a RuntimeError, and has no class for it.
+
+    A GPU's memory is another matter: torch.OutOfMemoryError.
+    """
+    said = ("DefaultCPUAllocator", "std::bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
+
+
 def reason(error: BaseException) -> str:
     """Why something failed, in one line: an expected error says it alone, any other with its class."""
     if isinstance(error, AutotlError):

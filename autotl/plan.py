@@ -214,6 +214,11 @@ class TransferPlan(Record):
         """Whether any phase trains by gradient descent; otherwise the network is left as it is."""
         return any(phase.by_gradient for phase in self.phases)
 
+    def ended(self, phase: int, epoch: int) -> Self:
+        """The plan that ends after this epoch of this phase, both counted from 1; the rates are those of this plan."""
+        last = self.phases[phase - 1].model_copy(update={"stop": Stop(after=epoch)})
+        return self.model_copy(update={"phases": (*self.phases[: phase - 1], last)})
+
     @property
     def hash(self) -> str:
         """SHA-256 of the canonical JSON."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
-from autotl.errors import PluginError, reason, unknown
+from autotl.errors import PluginError, out_of_memory, reason, unknown
 
 NOT_A_PLUGINS = {
     "autotl": (),
@@ -102,6 +102,8 @@ def _is_no_plugins(error: BaseException) -> bool:
     if isinstance(error, TooLong):
         return False
     if isinstance(error, OSError) and error.errno in SYSTEM:
+        return True
+    if isinstance(error, RuntimeError) and out_of_memory(error):  # a network that is too large for the computer
         return True
     names = NOT_A_PLUGINS.get(type(error).__module__.partition(".")[0])
     return names == () or type(error).__name__ in (names or ())

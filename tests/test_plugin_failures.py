@@ -296,6 +296,8 @@ def test_a_family_that_fails_does_not_stop_a_search_that_did_not_ask_for_it(mach
 @pytest.mark.parametrize(
     "error",
     [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("std::bad_alloc"),
         OSError(errno.ENOSPC, "No space left on device"),
         torch.OutOfMemoryError("CUDA out of memory"),
         torch.AcceleratorError("device-side assert"),

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from autotl.backbones.stages import Piece, Stages, Tail
 from autotl.contracts import Boundary, Layout
-from autotl.errors import PluginError
+from autotl.errors import PluginError, out_of_memory
 
 
 def split(model: nn.Module, size: int) -> Stages:
@@ -42,6 +42,8 @@ def split_with_tail(model: nn.Module, size: int) -> tuple[Stages, Tail]:
                 return _split(model, size, _layers)
             raise
     except _NoSplitError as error:
+        if error.__cause__ and out_of_memory(error.__cause__):
+            raise error.__cause__ from None
         raise PluginError(f"Cannot split {type(model).__name__} into stages: {error}") from error
 
 

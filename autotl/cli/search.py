@@ -111,6 +111,13 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     show_default=True,
     help="Train the winner once more, on all images but the sealed ones.",
 )
+@click.option(
+    "--max-kills",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="A trial counts as failed when its process was killed so often in the same epoch.",
+)
 @options.device
 @click.option("--study", shell_complete=completion.studies, help="Name of the study. [default: the folder's name]")
 @click.option(

@@ -12,7 +12,7 @@ from autotl.engine import metrics, solve, train
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.engine.model import Model
-from autotl.engine.observe import Nobody, Observer
+from autotl.engine.observe import Enough, Nobody, Observer
 from autotl.engine.solve import narrowed
 from autotl.errors import PlanError, unknown
 from autotl.plan import Phase, Stop, TransferPlan
@@ -35,8 +35,11 @@ class Fitted:
 def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> Fitted:
     """Train what the plan says, and measure it on `rank` unless it is trained on that too.
 
-    Raises: PlanError when the plan cannot be carried out with what is installed; TrainingError when its
-    training breaks down.
+    Where the observer has had enough, what there is by then is kept: what was fitted is then the shorter plan that
+    gives this model.
+
+    Raises: Enough where there is no model yet; PlanError when the plan cannot be carried out with what is installed;
+    TrainingError when its training breaks down.
     """
     check(plan, bench)
     with exact(bench.device):
@@ -49,9 +52,17 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
     model = Model(plan, bench, observer)
     measured: dict[str, float] = {}
     for number, phase in enumerate(plan.phases, 1):
-        facts = train.sgd(model, number) if phase.by_gradient else solve.solve(model, number)
+        try:
+            facts = train.sgd(model, number) if phase.by_gradient else solve.solve(model, number)
+        except Enough:  # before the phase has trained anything
+            if model.head is None or not phase.by_gradient:
+                raise
+            model.plan, model.observer = plan.ended(number, 0), Nobody()
+            facts = train.sgd(model, number)
         measured |= {f"phase{number}.{name}": value for name, value in facts.items()}
-    fitted = Fitted(plan, model, measured)
+        if model.plan != plan:
+            break
+    fitted = Fitted(model.plan, model, measured)
     if "rank" not in plan.train_on:
         judging = time.perf_counter()
         logits, labels = fitted.logits("rank"), bench.dataset.labels("rank")

@@ -4,8 +4,15 @@ from collections.abc import Mapping
 from typing import Protocol
 
 
+class Enough(Exception):
+    """Raised by an observer to end a training and keep the best epoch of the phase that runs.
+
+    It comes through where no epoch of that phase has been judged yet.
+    """
+
+
 class Observer(Protocol):
-    """Told by the engine what happens. Whatever a method raises ends the training."""
+    """Told by the engine what happens. Whatever a method raises ends the training; `Enough` keeps what it made."""
 
     def step(self) -> None:
         """Called after every batch and every iteration of a solver; must be quick."""

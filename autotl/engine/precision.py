@@ -7,7 +7,7 @@ take twice as long in bfloat16 on a processor that has instructions for it. So i
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.engine.device import TOO_LITTLE, kind, of_kind, release
-from autotl.errors import TrainingError
+from autotl.errors import TrainingError, out_of_memory
 from autotl.files import seal, unseal
 from autotl.plan import Input, MemoryFormat, Precision, digest
 
@@ -28,6 +28,8 @@ MEMORY_FORMATS: dict[MemoryFormat, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
 }
+Way = tuple[Precision, MemoryFormat]
+WAYS: tuple[Way, ...] = tuple((dtype, layout) for dtype in get_args(Precision) for layout in get_args(MemoryFormat))
 WORTH = 0.87
 """A faster way is taken where it needs no more than this share of the time of float32, channels_last."""
 BATCH = {"cpu": 8, "cuda": 64}
@@ -71,7 +73,25 @@ def choose(
     return chosen
 
 
-def fastest(stages: Stages, input: Input, device: str, make_room: Callable[[], None] = release) -> Arithmetic:
+def image_seconds(
+    catalogue: Catalogue, backbone: str, arithmetic: Arithmetic, device: str, make_room: Callable[[], None] = release
+) -> float:
+    """Seconds for one image forward and backward, measured now: when it was chosen the machine may have been busy.
+
+    Raises: TrainingError where the device has no memory for a step.
+    """
+    input = catalogue.card(backbone).input
+    way = (arithmetic.compute_dtype, arithmetic.memory_format)
+    return fastest(catalogue.structure(backbone, input), input, device, make_room, [way]).image_seconds
+
+
+def fastest(
+    stages: Stages,
+    input: Input,
+    device: str,
+    make_room: Callable[[], None] = release,
+    ways: Sequence[Way] = WAYS,
+) -> Arithmetic:
     """With as many images at once as there is memory for; two at least, for batch-norm has nothing to norm in one.
 
     Raises: TrainingError where there is none for these.
@@ -80,16 +100,15 @@ def fastest(stages: Stages, input: Input, device: str, make_room: Callable[[], N
     batch = of_kind(BATCH, device)
     while batch > 1:
         try:
-            return _fastest(stages, input, device, batch)
+            return _fastest(stages, input, device, batch, ways)
         except torch.OutOfMemoryError:
             batch //= 2
         make_room()
     raise TrainingError(TOO_LITTLE)
 
 
-def _fastest(stages: Stages, input: Input, device: str, batch: int) -> Arithmetic:
+def _fastest(stages: Stages, input: Input, device: str, batch: int, ways: Sequence[Way]) -> Arithmetic:
     """From the shortest of a few steps of each way, taken in turn so that a busy moment is shared by all."""
-    ways = [(dtype, layout) for dtype in get_args(Precision) for layout in get_args(MemoryFormat)]
     seconds = dict.fromkeys(ways, math.inf)
     images = torch.zeros(batch, 3, input.size, input.size, device=device)
     began = math.inf
@@ -103,9 +122,9 @@ def _fastest(stages: Stages, input: Input, device: str, batch: int) -> Arithmeti
             stages = stages.to(memory_format=MEMORY_FORMATS[layout])
             laid_out = images.contiguous(memory_format=MEMORY_FORMATS[layout])
             seconds[dtype, layout] = min(seconds[dtype, layout], _step_seconds(stages, laid_out, dtype, device))
-    usual: tuple[Precision, MemoryFormat] = ("float32", "channels_last")
+    usual: Way = ("float32", "channels_last")
     best = min(seconds, key=seconds.__getitem__)
-    chosen = best if seconds[best] < WORTH * seconds[usual] else usual
+    chosen = best if usual not in seconds or seconds[best] < WORTH * seconds[usual] else usual
     return Arithmetic(chosen[0], chosen[1], seconds[chosen] / batch)
 
 
@@ -120,7 +139,9 @@ def _step_seconds(stages: Stages, images: Tensor, dtype: Precision, device: str)
         value.flatten()[0].item()  # waits for the device
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         return math.inf
     finally:
         stages.zero_grad()

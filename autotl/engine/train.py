@@ -21,6 +21,7 @@ from autotl.engine.device import TOO_LITTLE, in_parts, kind
 from autotl.engine.features import pool
 from autotl.engine.heads import LinearHead, Scaling
 from autotl.engine.model import Model
+from autotl.engine.observe import Enough
 from autotl.errors import PlanError, TrainingError, unknown
 from autotl.plan import Phase, Record, TransferPlan
 
@@ -56,7 +57,10 @@ class Options(Record):
 def sgd(model: Model, number: int) -> dict[str, float]:
     """Train what phase `number` of the plan says, from what the phase before it left.
 
-    Raises: TrainingError when the loss is no longer finite; PlanError for a phase that cannot be carried out.
+    Where the observer has had enough, the model's plan becomes the one that ends with the best epoch so far.
+
+    Raises: Enough where there is none yet; TrainingError when the loss is no longer finite; PlanError for a phase
+    that cannot be carried out.
     """
     plan, phase, observer = model.plan, model.plan.phases[number - 1], model.observer
     judges = model.bench.judges(plan)
@@ -64,23 +68,28 @@ def sgd(model: Model, number: int) -> dict[str, float]:
 
     with _seeded(plan.seed, number, model.bench.device):
         training = _Training(model, phase, number, options)
-        judge = Source(model, phase.frozen, judges[:1]) if judges else None
-        best = _Best(training, patience=phase.stop.patience if phase.stop else None)
-        if model.head is not None and judge:  # what another phase has made may be better than what comes
-            best.see(0, facts := training.judge(judge, judges[0]))
-            observer.epoch(number, 0, facts)
-
-        last = phase.epochs if phase.stop is None or phase.stop.after is None else phase.stop.after
-        for epoch in range(1, last + 1):
-            began = time.perf_counter()
-            facts = {"train.loss": training.epoch(epoch)}
-            if judge:
-                facts |= training.judge(judge, judges[0])
-                _finite(facts[f"{judges[0]}.loss"], epoch)
-            facts["seconds"] = time.perf_counter() - began
-            observer.epoch(number, epoch, facts)
-            if best.see(epoch, facts):
-                break
+        best = _Best(training, phase.stop.patience if phase.stop else None, begun=model.head is not None)
+        try:
+            judge = Source(model, phase.frozen, judges[:1]) if judges else None
+            if model.head is not None and judge:  # what another phase has made may be better than what comes
+                best.see(0, facts := training.judge(judge, judges[0]))
+                observer.epoch(number, 0, facts)
+            last = phase.epochs if phase.stop is None or phase.stop.after is None else phase.stop.after
+            for epoch in range(1, last + 1):
+                began = time.perf_counter()
+                facts = {"train.loss": training.epoch(epoch)}
+                if judge:
+                    facts |= training.judge(judge, judges[0])
+                    _finite(facts[f"{judges[0]}.loss"], epoch)
+                facts["seconds"] = time.perf_counter() - began
+                over = best.see(epoch, facts)
+                observer.epoch(number, epoch, facts)
+                if over:
+                    break
+        except Enough:
+            if not best.seen:
+                raise
+            model.plan = plan.ended(number, best.epoch)
         chosen = best.restore()
         training.finish()
     return {**chosen, **training.facts}
@@ -218,9 +227,11 @@ class _Training:
         batches = self.source.batches(seen, math.ceil(len(seen) / self.options.batch_size))
         # Looking is not training: batch-norm keeps the statistics that it had. In parts it sees those of each part.
         buffers = [(buffer, buffer.clone()) for buffer in self.stages.buffers()]
-        scaling = Scaling.of(torch.cat([self._in_parts(self._pooled, value) for value, _ in batches]))
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        try:
+            scaling = Scaling.of(torch.cat([self._in_parts(self._pooled, value) for value, _ in batches]))
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
         # A feature that is rarely there would shout when it is; one that is never there may still have a weight
         # in a head that another phase has made.
         constant = scaling.std.isinf()
@@ -268,25 +279,31 @@ class _Head(nn.Module):
 
 
 class _Best:
-    """The epoch with the lowest loss on `stop`, kept to be restored; without a patience every epoch is the best."""
+    """The epoch with the lowest loss on `stop`, kept to be restored; without a patience the last one."""
 
-    def __init__(self, training: _Training, patience: int | None) -> None:
+    def __init__(self, training: _Training, patience: int | None, *, begun: bool) -> None:
+        """`begun`: whether an earlier phase has left a model, which then counts as epoch 0."""
         self._training = training
         self._patience = patience
-        self._epoch = 0
+        self.epoch = 0
         self._facts: dict[str, float] = {}
-        self._state: dict[str, Tensor] = {}
+        self._state = self._copies() if begun else {}
         self._loss = math.inf
+
+    @property
+    def seen(self) -> bool:
+        """Whether there is anything to restore."""
+        return bool(self._state)
 
     def see(self, epoch: int, facts: dict[str, float]) -> bool:
         """Whether to stop after this epoch."""
-        if self._patience is None:
-            self._epoch, self._facts = epoch, facts
-            return False
-        if facts["stop.loss"] < self._loss:
-            self._epoch, self._facts, self._loss = epoch, facts, facts["stop.loss"]
-            self._state = {name: tensor.detach().clone() for name, tensor in self._training.state().items()}
-        return epoch - self._epoch >= self._patience
+        if self._patience is None or facts["stop.loss"] < self._loss:
+            self.epoch, self._facts, self._loss = epoch, facts, facts.get("stop.loss", math.inf)
+            self._state = self._copies()
+        return self._patience is not None and epoch - self.epoch >= self._patience
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._training.state().items()}
 
     @torch.no_grad()
     def restore(self) -> dict[str, float]:
@@ -294,7 +311,7 @@ class _Best:
         for name, tensor in self._training.state().items():
             if name in self._state:
                 tensor.copy_(self._state[name])
-        return {"best_epoch": self._epoch, **{k: v for k, v in self._facts.items() if k != "seconds"}}
+        return {"best_epoch": self.epoch, **{k: v for k, v in self._facts.items() if k != "seconds"}}
 
 
 def _options(phase: Phase) -> Options:

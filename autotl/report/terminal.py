@@ -1,13 +1,17 @@
 """A search in the terminal: live where there is one, plain lines where the output goes elsewhere."""
 
+import math
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from autotl.errors import StudyError
 from autotl.registry import on_stderr
@@ -24,8 +28,8 @@ if TYPE_CHECKING:
     from autotl.data.dataset import Dataset
 
 TRIALS = "trials"
-QUIET = 15.0
-"""Seconds after which a log hears how far a trial has come."""
+QUIET = 20.0
+"""Seconds of silence after which a log hears what is done at the moment."""
 
 
 class Terminal:
@@ -35,11 +39,12 @@ class Terminal:
         self.console = console
         self.brief = brief
         """Only what the user must know, and no tables: the result is printed elsewhere."""
+        self._left: Callable[[], float] = lambda: math.inf
         self._live = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeRemainingColumn(compact=True),
+            _Clock(lambda: self._left()),
             TextColumn("{task.fields[detail]}", markup=False),
             console=console,
             transient=True,
@@ -49,17 +54,27 @@ class Terminal:
         self._began: dict[str, float] = {}
         self._best: TrialRecord | None = None
         self._running = ""
-        self._told = 0.0
+        self._doing, self._since, self._told = "", time.monotonic(), time.monotonic()
+        self._over = threading.Event()
+        self._pulse = threading.Thread(target=self._break_silences, daemon=True)
 
     def __enter__(self) -> "Terminal":
         self._live.start()
+        if not (self.brief or self.console.is_terminal):
+            self._pulse.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        self._over.set()
+        if self._pulse.is_alive():
+            self._pulse.join()
 
     def note(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        self._print(text)
+
+    def budget(self, left: Callable[[], float]) -> None:
+        self._left = left
 
     def confirm(self, question: str) -> None:
         self._live.stop()
@@ -71,7 +86,7 @@ class Terminal:
 
     def dataset(self, dataset: "Dataset") -> None:
         if not self.brief:
-            self.console.print(tables.dataset(dataset))
+            self._print(tables.dataset(dataset))
 
     def estimate(self, estimate: Estimate) -> None:
         if not self.brief:
@@ -80,7 +95,9 @@ class Terminal:
 
     def progress(self, task: str, done: int, total: int) -> None:
         self._update(task, done, total)
+        self._do(f"{task}: {done:,} of {total:,}" if total > 1 else task, begins=done == 0 or task not in self._doing)
         if done >= total:
+            self._do("")
             seconds = time.perf_counter() - self._began.pop(task)
             self._live.remove_task(self._tasks.pop(task))
             if not self.brief:
@@ -88,21 +105,20 @@ class Terminal:
 
     def probed(self, rows: Sequence[ProbeRow]) -> None:
         if not self.brief:
-            self.console.print(tables.probe(rows))
+            self._print(tables.probe(rows))
 
     def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
-        self._running, self._told = what, time.monotonic()
+        self._running = what
+        self._do(f"trial {number}  {what}")
         self._update(TRIALS, done, total, self._detail(what))
 
     def trial_epoch(self, number: int, place: str) -> None:
         self._live.update(self._tasks[TRIALS], detail=self._detail(f"{place}  {self._running}"))
-        quiet = time.monotonic() - self._told
-        if quiet > QUIET and not self.brief and not self.console.is_terminal:
-            self._told = time.monotonic()
-            self.note(f"trial {number}  {self._running}: {place}")
+        self._do(f"trial {number}  {self._running}: {place}", begins=False)
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None:
         self._best = best
+        self._do("")
         self._update(TRIALS, done, total, self._detail(""))
         if not self.brief and not self.console.is_terminal:
             self.note(_line(record, done, total, self._best))
@@ -115,9 +131,45 @@ class Terminal:
             self._began[task] = time.perf_counter()
         self._live.update(self._tasks[task], completed=done, detail=detail)
 
+    def _print(self, what: RenderableType) -> None:
+        self._told = time.monotonic()
+        self.console.print(what, soft_wrap=isinstance(what, str))
+
+    def _do(self, what: str, *, begins: bool = True) -> None:
+        """Remember what is done at the moment, and whether that begins now."""
+        self._doing = what
+        if begins:
+            self._since = time.monotonic()
+
+    def _break_silences(self) -> None:
+        """Say every now and then what goes on, and how long it may: the search itself may be busy with one thing."""
+        while not self._over.wait(min(1.0, QUIET / 4)):
+            if time.monotonic() - self._told >= QUIET:
+                left = self._left()
+                budget = f"; {_duration(left)} of the budget left" if math.isfinite(left) else ""
+                so_far = f"{_duration(time.monotonic() - self._since)} so far"
+                self.note(f"{self._doing or 'at work'}, {so_far}{budget}")
+
     def _detail(self, running: str) -> str:
         best = f"best {self._best.value:.1%} (trial {self._best.number})" if self._best else ""
         return "  ".join(part for part in (best, running) if part)
+
+
+class _Clock(ProgressColumn):
+    """What is left of the budget; without one what is left of a task that goes on evenly, else how long it takes."""
+
+    def __init__(self, left: Callable[[], float]) -> None:
+        super().__init__()
+        self._budget_left = left
+
+    def render(self, task: Task) -> Text:
+        left, to_go = self._budget_left(), task.time_remaining
+        if math.isfinite(left):
+            return Text(f"{_clock(left)} of the budget left")
+        # Trials differ too much for what some took to say anything about the others.
+        if to_go is not None and task.description != TRIALS:
+            return Text(f"about {_clock(to_go)} to go")
+        return Text(f"{_clock(task.elapsed or 0.0)} so far")
 
 
 class Epochs:
@@ -193,6 +245,12 @@ def _line(record: TrialRecord, done: int, total: int, best: TrialRecord | None) 
         return f"{head}  {record.state}{what}: {record.reason}"
     best_value = f"{best.value:.1%}" if best and best.value is not None else ""
     return f"{head}  {record.value:.1%}  best {best_value}{what}  {_duration(record.seconds)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _duration(seconds: float) -> str:

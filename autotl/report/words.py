@@ -29,7 +29,7 @@ def summary(result: Result) -> Iterator[str]:
         yield f"Against {name} ({test.metric} {comparison.value:.1%}): {_gain(comparison)}"
     runs = [f"{run.value:.1%}" for run in result.best.runs]
     seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
-    yield f"On the rank split its {test.metric} was {seen}; that chose it, so it flatters."
+    yield f"On the rank split its {test.metric} was {seen}.{_caution(result)}"
     yield from trained(plan)
     for what in result.left_out:
         yield f"Left out: {what}."
@@ -61,6 +61,14 @@ def trained(plan: TransferPlan) -> Iterator[str]:
 def _rates(rates: list[float]) -> str:
     low, high = min(rates), max(rates)
     return f"{rates[0]:.2g}" if low == high else f"rates from {rates[0]:.2g} to {rates[-1]:.2g}"
+
+
+def _caution(result: Result) -> str:
+    """That the best of several is likely to be worse than it looked, unless the test has just shown the opposite."""
+    chosen = result.plans > 1 or any("rank.loss_at_choice" in name for name in result.best.metrics)
+    if not chosen or result.test.value > result.best.validation:
+        return ""
+    return " It was chosen because this number was the best, so expect less on new images."
 
 
 def _gain(comparison: Comparison) -> str:

@@ -40,7 +40,7 @@ def out_of(trials: Iterable[FrozenTrial]) -> Out:
     return {kind: {value for other, value in lost if other == kind} for kind in KINDS}
 
 
-def blamed(trial: optuna.Trial, error: Exception) -> tuple[str, str]:
+def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str]:
     """Whose fault a failed trial is: the backbone's or the augmentation's that the error names, else the strategy's.
 
     So it is where that was drawn although it is out, because all of its kind are: the strategy had it drawn.

@@ -33,9 +33,17 @@ class Budget:
     def used(self) -> float:
         return time.monotonic() - self._began
 
+    def until_the_end(self) -> float:
+        """Seconds until the user is to have the result."""
+        return max(0.0, self.seconds - self.used)
+
     def left(self) -> float:
         """Seconds until nothing may be begun or go on."""
         return self.seconds - self.used - self._margin
+
+    def left_to_search(self) -> float:
+        """Seconds until no trial may be begun or go on."""
+        return self.seconds - self.used - self.kept_for_the_end
 
     def keep(self, seconds: float) -> None:
         """Keep so many seconds for what comes after the trials, within reason."""
@@ -45,13 +53,9 @@ class Budget:
         """Keep so many seconds for the last of all, the test."""
         self._margin = MARGIN + min(seconds, END_SHARE * self.seconds)
 
-    def left_for_search(self) -> float:
-        """Seconds until what is left is kept for the end."""
-        return self.seconds - self.used - self.kept_for_the_end
-
     def check_search(self) -> None:
         """Raises: OutOfTime when what is left is kept for the end."""
-        if self.left_for_search() < 0:
+        if self.left_to_search() < 0:
             raise OutOfTime
 
     def check(self) -> None:

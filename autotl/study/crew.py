@@ -11,8 +11,6 @@ from autotl.study.trials import Trials
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED
 
-KILLS = 3
-"""A trial in which the process was killed so often counts as failed."""
 LOOK = 0.5
 """Seconds between two looks at what workers do, when there is nothing else to do."""
 
@@ -48,18 +46,30 @@ class Crew:
         for number, events in self.study.collected(self._has_ended):
             self.folder.log.adopt(number, events)
             self.trials.tell(number)
-        for number, who in self.study.left_behind():
-            if who != SEARCH:
-                self.folder.log.begin(number, who)  # the attempt that came to nothing
+        for left in self.study.left_behind():
+            number = left.number
+            if number in self.trials.passed_over:
+                continue
+            if left.who != SEARCH:
+                self.folder.log.begin(number, left.who)  # the attempt that came to nothing
+                if left.place:
+                    phase, epoch = left.place
+                    self.folder.log.epoch(number, phase, epoch, {})
             record = self.folder.log.read(number)
-            if record.state not in ENDED and record.kills >= KILLS:
-                self.folder.log.end(number, "failed", reason=f"its process was killed {record.kills} times")
+            if record.state not in ENDED and record.kills >= self.trials.settings.max_kills:
+                why = f"its process was killed {record.kills} times {record.killed_at}"
+                self.folder.log.end(number, "failed", reason=why)
                 record = self.folder.log.read(number)
             if record.state in ENDED:  # logged, and killed before Optuna was told
                 with suppress(TakenAway):  # its process was alive, after all
                     self.study.tell(number, record.state, record.value)
             else:
                 self.study.give_back(number)
+
+    def let_go(self) -> None:
+        """Let the trials that there was no time for wait for the next run."""
+        for number in self.trials.passed_over:
+            self.study.give_back(number)
 
     def _has_ended(self, number: int) -> bool:
         if number not in self._ended and self.folder.log.read(number).state in ENDED:
@@ -68,7 +78,8 @@ class Crew:
 
     def _wait_for_others(self, total: int) -> bool:
         """Whether there is anyone to wait for; waits a little."""
-        if not any(trial.number < total for trial in self.study.trials(TrialState.RUNNING, TrialState.WAITING)):
+        going_on = self.study.trials(TrialState.RUNNING, TrialState.WAITING)
+        if not any(trial.number < total and trial.number not in self.trials.passed_over for trial in going_on):
             return False
         self.trials.budget.check_search()
         time.sleep(LOOK)

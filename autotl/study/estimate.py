@@ -1,23 +1,31 @@
-"""How long things will take, from short measurements."""
+"""How long things will take, from short measurements and from what trials took."""
 
 import math
+import statistics
 import time
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
 
+from autotl.backbones.catalogue import RANDOM
 from autotl.data.split import SPLITS
 from autotl.engine.bench import Bench
 from autotl.engine.device import of_kind
 from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
 from autotl.errors import PluginError
-from autotl.plan import PENALTIES, Network
+from autotl.plan import PENALTIES, Network, Phase, TransferPlan
 from autotl.study.watch import Estimate
+from autotl.tracking.log import TrialRecord
 
 HEAD_IMAGES = {"cpu": 128, "cuda": 8192}
 """On how many images a head is timed: a GPU takes hardly longer for many than for few."""
+RECENT = 5
+"""So many of the last trials say how fast a backbone is trained, or a head fitted: the machine may be busy at times."""
+BACKWARD = 3
+"""Forward and backward together take about so many times the operations of forward alone."""
 
 
 def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
@@ -62,3 +70,86 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
         logistic_path(features.to(device), labels.to(device), classes, PENALTIES)
         seconds.append(time.perf_counter() - began)
     return seconds[-1] * everything / images
+
+
+class Pace:
+    """How long plans take: by the recent trials on their backbone, before the first of them by a few steps."""
+
+    def __init__(self, bench: Bench, image_seconds: Callable[[str], float]) -> None:
+        """`image_seconds(backbone)`: for one image forward and backward through the whole network."""
+        self._bench = bench
+        self._image_seconds = image_seconds
+        self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        """Seconds for each unit of work, by backbone, and by method for heads."""
+
+    def learn(self, record: TrialRecord) -> None:
+        """Take note of what a trial took."""
+        plan = record.plan
+        if plan is None or plan.data.fingerprint != self._bench.dataset.fingerprint:
+            return
+        timed = [epoch for epoch in record.epochs if "seconds" in epoch]
+        if timed:
+            work = [self._epoch(plan, plan.phases[int(epoch["phase"]) - 1]) for epoch in timed]
+            each = [epoch["seconds"] / work for epoch, work in zip(timed, work, strict=True)]
+            self._taken[_trained(plan.backbone)].append(statistics.median(each))
+        elif len(plan.phases) == 1 and "seconds" in record.metrics:
+            self._taken[plan.phases[0].method].append(record.metrics["seconds"] / self._head(plan))
+
+    def epoch_seconds(self, backbone: str) -> float:
+        """Seconds for an epoch of a whole network at its own input size."""
+        info = self._bench.catalogue.info(backbone)
+        return BACKWARD * info.flops(info.names[-1]) * len(self._bench.shas("train")) * self._unit(backbone)
+
+    def seconds(self, plan: TransferPlan) -> float:
+        """Seconds to carry out a plan with all its epochs; of a head as long as no trial has fitted one like it: 0."""
+        bench, heads = self._bench, [phase for phase in plan.phases if not phase.by_gradient]
+        total = sum(statistics.median(self._taken.get(phase.method, (0.0,))) * self._head(plan) for phase in heads)
+        if plan.by_gradient:
+            work = 1.0 * len(bench.shas("rank")) * bench.catalogue.info(plan.backbone, plan.input).flops(plan.cut)
+            for phase in plan.phases:
+                if phase.by_gradient:
+                    work += self._once(plan, phase) + phase.epochs * self._epoch(plan, phase)
+            total += work * self._unit(plan.backbone)
+        return total
+
+    def _unit(self, backbone: str) -> float:
+        """Seconds for each floating-point operation of a training."""
+        name = _trained(backbone)
+        if name in self._taken:
+            return statistics.median(self._taken[name])
+        info = self._bench.catalogue.info(name)
+        return self._image_seconds(name) / max(1, BACKWARD * info.flops(info.names[-1]))
+
+    def _epoch(self, plan: TransferPlan, phase: Phase) -> float:
+        """Operations of one epoch: each image forward and backward, and what judges it forward."""
+        frozen, trained = self._stages(plan, phase)
+        fresh = plan.augmentation.name != "none" and not phase.options.get("views")
+        each = BACKWARD * trained + fresh * frozen
+        return len(self._bench.shas(*plan.train_on)) * each + self._judging(plan) * trained
+
+    def _once(self, plan: TransferPlan, phase: Phase) -> float:
+        """Operations for what frozen stages give, in each view of an image."""
+        frozen, _ = self._stages(plan, phase)
+        views = min(phase.epochs, phase.options.get("views") or 1)
+        return frozen * (len(self._bench.shas(*plan.train_on)) * views + self._judging(plan))
+
+    def _stages(self, plan: TransferPlan, phase: Phase) -> tuple[int, int]:
+        """Operations for an image in the frozen stages, and in the others with the head."""
+        info = self._bench.catalogue.info(plan.backbone, plan.input)
+        frozen = info.flops(phase.frozen) if phase.frozen else 0
+        head = 2 * info.stage(plan.cut).channels * len(self._bench.dataset.classes)
+        return frozen, info.flops(plan.cut) - frozen + head
+
+    def _judging(self, plan: TransferPlan) -> int:
+        return len(self._bench.shas(*self._bench.judges(plan)[:1]))
+
+    def _head(self, plan: TransferPlan) -> float:
+        """What the time to fit a head grows with: images, features and classes."""
+        info = self._bench.catalogue.info(plan.backbone, plan.input)
+        width = sum(info.stage(name).channels for name in (*plan.head.taps, plan.cut))
+        return len(self._bench.shas("train", "stop")) * width * len(self._bench.dataset.classes)
+
+
+def _trained(backbone: str) -> str:
+    """Random weights are trained as fast as others."""
+    return backbone.removesuffix(RANDOM)

@@ -19,7 +19,7 @@ from autotl.plan import TransferPlan, digest
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.controls import PROBE_SECONDS, Control, controls_of
-from autotl.study.machine import MACHINE
+from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking import result as results
@@ -65,6 +65,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     result = Result(
         study=folder.name,
         trials={state: sum(record.state == state for record in records) for state in STATES},
+        plans=len(board),
         best=Best(
             trial=winner.record.number,
             strategy=winner.record.params["strategy"],
@@ -234,7 +235,7 @@ class _End:
             if there == final:
                 return winner, final
             try:
-                if self.budget.left() < run.metrics["seconds"]:
+                if self.budget.left() < self._seconds_again(final, run):
                     raise OutOfTime
                 fitted = self._fit(final, f"the winner, trial {winner.record.number}, on all images")
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
@@ -262,6 +263,16 @@ class _End:
         run = winner.median
         return on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
 
+    def _seconds_again(self, final: TransferPlan, run: _Run) -> float:
+        """What the winner's last training will take, about: on more images, and no further than its best epochs."""
+        images = self.bench.refit_factor if self.settings.refit else 1.0
+        epochs, ran = 0, 0
+        for number, (phase, last) in enumerate(zip(run.plan.phases, final.phases, strict=True), 1):
+            if phase.stop and phase.stop.patience and last.stop and last.stop.after is not None:
+                epochs += last.stop.after
+                ran += min(phase.epochs, int(run.metrics[f"phase{number}.best_epoch"]) + phase.stop.patience)
+        return run.metrics["seconds"] * images * (epochs / ran if ran else 1.0)
+
     def _all_that_may_lie_there(
         self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]
     ) -> Iterator[tuple[_Contender, TransferPlan]]:
@@ -282,9 +293,9 @@ class _End:
         self.watcher.progress(task, 0, 1)
         try:
             fitted = fit(plan, self.bench, _Deadline(self.budget))
-        except MACHINE:
-            raise
         except (AutotlError, RuntimeError) as error:
+            if of_the_machine(error):
+                raise
             if isinstance(error, PluginError):
                 self.settings.tolerate(f"{task}: {error}")
             raise _Failed(one_line(error, 200)) from error

@@ -8,12 +8,16 @@ import sqlalchemy
 import torch
 
 from autotl.data.rows import StoreError
-from autotl.errors import DataError, StudyError, one_line
+from autotl.errors import DataError, StudyError, one_line, out_of_memory
 from autotl.study.budget import OutOfTime
 
 STORAGE = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-MACHINE = (KeyboardInterrupt, OutOfTime, OSError, DataError, StoreError, MemoryError, torch.AcceleratorError, *STORAGE)
-"""What ends the search and not the trial alone: it would end every other trial, too."""
+MACHINE = (KeyboardInterrupt, OutOfTime, OSError, DataError, StoreError, torch.AcceleratorError, *STORAGE)
+
+
+def of_the_machine(error: BaseException) -> bool:
+    """Whether an error ends the search and not the trial alone: it would end every other trial, too."""
+    return isinstance(error, MACHINE) or out_of_memory(error)
 
 
 @contextmanager
@@ -29,12 +33,14 @@ def one_line_each(study: str) -> Iterator[None]:
         raise StudyError(
             f"{error.strerror or error}{where}. What was done is kept; put this right and say the same again."
         ) from error
-    except (MemoryError, torch.OutOfMemoryError):
-        raise StudyError("The memory did not do. What was done is kept; leave out the largest backbones.") from None
     except torch.AcceleratorError as error:
         raise StudyError(
             f"The device fails: {one_line(error, 200)}. What was done is kept; say the same again in a new process."
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not (out_of_memory(error) or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        raise StudyError("The memory did not do. What was done is kept; leave out the largest backbones.") from None
     except STORAGE as error:
         raise StudyError(
             f"Optuna's storage of study '{study}' fails: {one_line(error.__cause__ or error, 200)}. "

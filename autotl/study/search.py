@@ -55,6 +55,7 @@ class Search:
         for problem in host.problems:
             self._leave_out(problem)
         self.budget = Budget(settings.budget, began)
+        watcher.budget(self.budget.until_the_end)
         self.device = devices.resolve(settings.device)
         self.cache_dir = cache_dir(settings.cache_dir)
         self.catalogue = Catalogue(host, self.cache_dir, settings.weights)
@@ -321,6 +322,7 @@ class Search:
             crew.catch_up()  # what there is by now is what there is to choose from
         finally:
             study.open(0)
+            crew.let_go()
 
     def _probe(self, name: str, bench: Bench) -> list[ProbeRow]:
         """What every cut of a backbone tells about the images."""

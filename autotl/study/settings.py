@@ -79,6 +79,8 @@ class Settings(Record):
     """With how many fresh seeds the best plans are run again before one of them wins."""
     compare: bool = True
     """Whether what the winner is measured against is trained too."""
+    max_kills: int = Field(default=3, ge=1)
+    """A trial counts as failed when its process was killed so often at the same place of its training."""
     weights: dict[str, Path] = Field(default={})
     """Files of pretrained weights by the names of their backbones."""
     home: Path | None = None

@@ -32,7 +32,7 @@ OPTUNA_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "
 SEARCH = "search"
 """Who carries out a trial: this, or a worker's name."""
 _TERMS, _SPLIT, _JOINED = "autotl", "split", "joined"
-_WHO, _EVENTS = "worker", "events"
+_WHO, _PLACE, _EVENTS = "worker", "place", "events"
 
 
 class TakenAway(Exception):
@@ -47,6 +47,16 @@ class Hold:
     """The study wants no more trials, or has become another one."""
     taken: bool = False
     """Another process has this trial."""
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """A trial that is running in a process that is no more."""
+
+    number: int
+    who: str
+    place: tuple[int, int] | None
+    """The phase and the epoch after which a worker died; the search itself has a log for that."""
 
 
 class SharedStudy:
@@ -179,15 +189,21 @@ class SharedStudy:
         at = self._id(number)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(at, _WHO, None)
+            self._storage.set_trial_user_attr(at, _PLACE, None)
             self._storage.set_trial_state_values(at, TrialState.WAITING)
+
+    def arrived(self, trial: optuna.Trial, phase: int, epoch: int) -> None:
+        """A worker leaves word how far a trial has come, for the case that it dies in it."""
+        if self.who != SEARCH:
+            trial.set_user_attr(_PLACE, [phase, epoch])
 
     def is_mine(self, trial: optuna.Trial) -> bool:
         """Whether this process still has the trial: one that gave no sign of life for long may have lost it."""
         found = self._storage.get_trial(trial._trial_id)
         return found.state == TrialState.RUNNING and found.user_attrs.get(_WHO) == self.who
 
-    def left_behind(self) -> list[tuple[int, str]]:
-        """Running trials of processes that are no more, with who that was.
+    def left_behind(self) -> list[LeftBehind]:
+        """Running trials of processes that are no more.
 
         For the search alone, and while it runs none itself.
         """
@@ -203,7 +219,10 @@ class SharedStudy:
                 return time.monotonic() - self._nameless[trial.number] > GRACE
             return who in (None, SEARCH) or trial._trial_id in stale
 
-        return [(trial.number, trial.user_attrs.get(_WHO) or SEARCH) for trial in running if is_dead(trial)]
+        def left(number: int, told: Mapping[str, Any]) -> LeftBehind:
+            return LeftBehind(number, told.get(_WHO) or SEARCH, tuple(told.get(_PLACE) or ()) or None)
+
+        return [left(trial.number, trial.user_attrs) for trial in running if is_dead(trial)]
 
     @contextmanager
     def alive(self, trial: optuna.Trial) -> Iterator["Hold"]:

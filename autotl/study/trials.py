@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,18 @@ from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
 from autotl.engine import precision
 from autotl.engine.bench import Bench
-from autotl.engine.fit import fit
+from autotl.engine.fit import Fitted, fit
+from autotl.engine.observe import Enough
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError, StudyError, TrainingError, reason
+from autotl.errors import PlanError, PluginError, StudyError, TrainingError, out_of_memory, reason
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry, TooLong
-from autotl.study import blame, patience, select
+from autotl.study import blame, patience, schedule, select
 from autotl.study.budget import Budget, OutOfTime
-from autotl.study.finish import seconds_needed
-from autotl.study.machine import MACHINE, STORAGE
+from autotl.study.estimate import Pace
+from autotl.study.finish import BEST, seconds_needed
+from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
 from autotl.study.space import OwnTrial, SearchContext
@@ -37,6 +39,14 @@ from autotl.tracking.log import TrialRecord
 
 TRACEBACK = 4_000
 """Characters of a failure's traceback that a trial's log keeps: the last ones."""
+SLACK = 1.2
+"""A training is begun where there is time for so many times what it is expected to take."""
+PASSED_OVER = 3
+"""When there was no time for so many trials, no more are drawn."""
+
+
+class NoTime(Exception):
+    """There is no time to carry out a plan, not even with a shorter schedule."""
 
 
 class FellBehind(Exception):
@@ -70,6 +80,13 @@ class Trials:
         self._known: dict[str, dict[str, float]] = {}
         self._best: TrialRecord | None = None
         self._out: blame.Out = {kind: set() for kind in blame.KINDS}
+        self._refit_seconds = 0.0
+        self.passed_over: list[int] = []
+        """Trials that were drawn in this run and not begun, for there was no time; they wait for the next run."""
+        self._image_seconds: dict[str, float] = {}
+        self._pace = Pace(bench, self._measured_image_seconds)
+        for record in self._records.values():
+            self._pace.learn(record)
         self._remember(*self._records.values())
 
     @property
@@ -83,7 +100,8 @@ class Trials:
         Raises: OutOfTime; PluginError where plugins are strict and one fails in it; StudyError where all strategies or
         all backbones have failed too often.
         """
-        self.budget.check_search()
+        if self.seconds_left() < 0 or len(self.passed_over) >= PASSED_OVER:
+            raise OutOfTime
         self._see_what_is_out()
         trial = self.study.claim(total)
         if trial is None:
@@ -103,7 +121,7 @@ class Trials:
         try:
             trial.set_user_attr(IMAGES, self.bench.dataset.fingerprint)
             with self._answerable(trial):
-                plan = observer.plan = self._suggest(trial)
+                plan = observer.plan = self._in_time(number, self._suggest(trial))
             self._check_guess(trial)
             log.planned(number, trial.params, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
@@ -111,26 +129,27 @@ class Trials:
             measured = self._known.get(plan.hash)
             fitted = None
             if measured is None:
-                with self._answerable(trial), self._in_time():
-                    fitted = fit(plan, self.bench, observer)
-                measured = self._known[plan.hash] = fitted.metrics
+                with self._answerable(trial):
+                    fitted = self._fit(plan, observer)
+                measured = self._known[fitted.plan.hash] = fitted.metrics
             value = measured[f"rank.{self.settings.metric}"]
-            if fitted and self.keep and self._is_best(value, measured):
+            # While a worker's trial is the best, the best of this process is better than none.
+            if fitted and self.keep and (self._is_best(value, measured) or not self.folder.bundle.exists()):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
+        except NoTime:
+            log.end(number, "interrupted", reason="not begun, for there was no time for it", params=trial.params)
+            self.passed_over.append(number)
+            return
         except FellBehind:
             why = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=why)
             state = "pruned"
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
             raise TakenAway from error
-        except MACHINE as error:
-            # What is wrong with this machine would be wrong in every trial: this one is kept for later.
-            why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
-            with suppress(OSError):
-                log.end(number, "interrupted", reason=f"{why} after {observer.share} % of its epochs")
-            self._let_go(trial)
-            raise
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if of_the_machine(error):
+                self._keep_for_later(trial, observer.share, error)
+                raise
             # Before the log's end, so that whoever tells Optuna of it after a kill need not know.
             self.study.blame(trial, *blame.blamed(trial, error))
             log.end(
@@ -144,10 +163,16 @@ class Trials:
             )
             state = "failed"
         else:
-            log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began)
+            cut: dict[str, Any] = {}
+            if fitted and fitted.plan != plan:
+                why = f"the budget ended after {observer.share} % of its epochs: the best of them counts"
+                self.watcher.note(f"Trial {number}: {why}.")
+                cut = {"plan": fitted.plan.model_dump(mode="json"), "reason": why}
+            log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began, **cut)
             state = "complete"
         self.study.end(trial, state, value, log.last_attempt(number))
         self.tell(number)
+        self._pace.learn(self._records[number])
 
     def tell(self, number: int) -> None:
         """Take note of a trial that has ended, here or elsewhere.
@@ -182,7 +207,7 @@ class Trials:
                 )
 
     @contextmanager
-    def _in_time(self) -> Iterator[None]:
+    def _interrupted(self) -> Iterator[None]:
         """Within, a training ends with the budget, though code of a plugin in it may not.
 
         Raises: OutOfTime where it is nobody's fault; TooLong within the code of a plugin.
@@ -191,13 +216,20 @@ class Trials:
             yield
             return
         try:
-            with patience.within(max(0.0, self.budget.left_for_search()) + patience.GRACE):
+            with patience.within(max(0.0, self.seconds_left()) + patience.GRACE):
                 yield
         except TooLong as error:
             raise OutOfTime from error
 
-    def _let_go(self, trial: optuna.Trial) -> None:
-        """Let another process have the trial, if the storage can still be told."""
+    def _keep_for_later(self, trial: optuna.Trial, share: int, error: BaseException) -> None:
+        """What is wrong with this machine would be wrong in every trial: another process may have this one.
+
+        If disk and storage can still be told.
+        """
+        why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
+        why = "there was no memory left" if out_of_memory(error) else why
+        with suppress(OSError):
+            self.folder.log.end(trial.number, "interrupted", reason=f"{why} after {share} % of its epochs")
         with suppress(*STORAGE):
             if self.study.is_mine(trial):
                 self.study.give_back(trial.number)
@@ -210,11 +242,53 @@ class Trials:
                 self._known[record.plan.hash] = record.metrics
         board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
+        longest = max((record.metrics["seconds"] for record in board[:BEST]), default=0.0)
+        self._refit_seconds = self.settings.refit * self.bench.refit_factor * longest
         self.budget.keep(seconds_needed(board, self.settings, self.bench))
 
     def _is_best(self, value: float, measured: Mapping[str, float]) -> bool:
         best = self._best
         return best is None or select.order(value, measured) < select.order(best.value, best.metrics)
+
+    def seconds_left(self) -> float:
+        """Seconds until trials have to end: as long as there is no model, all that there are."""
+        return self.budget.left_to_search() if self._best else self.budget.left()
+
+    def _in_time(self, number: int, plan: TransferPlan) -> TransferPlan:
+        """The plan, or one with a shorter schedule that the time left allows.
+
+        It leaves enough to train the best plan so far on all images, and this one too if that can be. As long as there
+        is no model a plan is carried out with whatever schedule there is time for.
+
+        Raises: NoTime.
+        """
+        if not self.budget.limited or plan.hash in self._known:
+            return plan
+
+        def fits(plan: TransferPlan, refit_too: bool) -> bool:
+            seconds = self._pace.seconds(plan)
+            refit = refit_too * self.settings.refit * self.bench.refit_factor * seconds
+            needed = SLACK * seconds + max(self._refit_seconds, refit)
+            return SLACK * seconds <= self.seconds_left() and needed <= self.budget.left()
+
+        least = schedule.SHORTEST if self._best else 0.0
+        found = schedule.longest(plan, partial(fits, refit_too=True), least)
+        found = found or schedule.longest(plan, partial(fits, refit_too=False), least)
+        if found is None and self._best:
+            raise NoTime
+        found = found or schedule.shortened(plan, 0.0)
+        if found != plan:
+            few, many = (sum(phase.epochs for phase in each.phases) for each in (found, plan))
+            self.watcher.note(f"Trial {number} is begun with {few} of its {many} epochs: there is no time for more.")
+        return found
+
+    def _fit(self, plan: TransferPlan, observer: "_TrialObserver") -> Fitted:
+        """Raises: OutOfTime when the time ends before there is a model."""
+        try:
+            with self._interrupted():
+                return fit(plan, self.bench, observer)
+        except Enough:
+            raise OutOfTime from None
 
     def _suggest(self, trial: optuna.Trial) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
@@ -229,7 +303,7 @@ class Trials:
             arithmetic=self._arithmetic,
         )
         what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
-        limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_for_search()))
+        limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
         with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Fixed parameter")  # which `_check_guess` says
             plan = entry.item.suggest(OwnTrial(trial, entry, what, host), context)
@@ -285,7 +359,7 @@ class Trials:
                 )
             self.watcher.note(
                 f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
-                f"{self._epoch_seconds(chosen):.1f} s for an epoch of the whole network."
+                f"{chosen.image_seconds * len(bench.shas('train')):.1f} s for an epoch of the whole network."
             )
             return asdict(chosen)
 
@@ -294,12 +368,19 @@ class Trials:
     def epoch_seconds(self, backbone: str) -> float:
         """What an epoch of the whole network takes; infinite where it cannot be trained, which a trial will tell."""
         try:
-            return self._epoch_seconds(self._arithmetic(backbone))
+            return self._pace.epoch_seconds(backbone)
         except (PluginError, TrainingError):
             return math.inf
 
-    def _epoch_seconds(self, arithmetic: Arithmetic) -> float:
-        return arithmetic.image_seconds * len(self.bench.shas("train"))
+    def _measured_image_seconds(self, backbone: str) -> float:
+        """Measured once in each run: what was stored when its arithmetic was chosen may have been a busy moment."""
+        if backbone not in self._image_seconds:
+            bench, arithmetic = self.bench, self._arithmetic(backbone)
+            with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
+                self._image_seconds[backbone] = precision.image_seconds(
+                    bench.catalogue, backbone, arithmetic, bench.device, bench.make_room
+                )
+        return self._image_seconds[backbone]
 
     @cached_property
     def _facts(self) -> DataFacts:
@@ -322,10 +403,12 @@ class _TrialObserver:
             raise TakenAway
         if self._hold.closed:
             raise OutOfTime
-        self._trials.budget.check_search()
+        if self._trials.seconds_left() < 0:
+            raise Enough
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
         self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts)
+        self._trials.study.arrived(self._trial, phase, epoch)
         assert self.plan is not None
         before = sum(earlier.epochs for earlier in self.plan.phases[: phase - 1])
         self.share = 100 * (before + epoch) // sum(each.epochs for each in self.plan.phases)
@@ -338,6 +421,8 @@ class _TrialObserver:
                 self._trial.report(values[0], self.share)
             if self._trial.should_prune() and self._may_prune:
                 raise FellBehind
+        if self.share < 100 and self._trials.seconds_left() < facts.get("seconds", 0.0):
+            raise Enough  # the next epoch would be cut off
 
     def note(self, text: str) -> None:
         self._trials.watcher.note(f"Trial {self._trial.number}: {text}")

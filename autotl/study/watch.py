@@ -1,6 +1,6 @@
 """What a search tells whoever watches it. A terminal, a log file or a notebook each show it in their own way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,9 @@ class Watcher(Protocol):
 
     def note(self, text: str) -> None:
         """One line that the user should read."""
+
+    def budget(self, left: Callable[[], float]) -> None:
+        """`left()`: seconds until the search has to end; infinite where it may take as long as it takes."""
 
     def dataset(self, dataset: Dataset) -> None: ...
 
@@ -51,6 +54,7 @@ class Silent:
     """A watcher that shows nothing."""
 
     def note(self, text: str) -> None: ...
+    def budget(self, left: Callable[[], float]) -> None: ...
     def dataset(self, dataset: Dataset) -> None: ...
     def estimate(self, estimate: Estimate) -> None: ...
     def progress(self, task: str, done: int, total: int) -> None: ...

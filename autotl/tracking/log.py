@@ -5,7 +5,8 @@ The study folder is the truth; leaderboards and trackers read from here.
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,13 +34,15 @@ class TrialRecord:
     metrics: dict[str, float]
     seconds: float
     reason: str
-    """Why a trial failed or was pruned."""
+    """Why a trial failed, was pruned or cut off."""
     by_plugin: bool
     """Whether it failed because of a plugin."""
     epochs: tuple[dict[str, float], ...]
     """What was measured after each epoch, with its `phase` and `epoch`."""
     kills: int
-    """How often its process was killed while it ran."""
+    """How often its process was killed at the same place, where that happened most often."""
+    killed_at: str
+    """That place, such as `after epoch 3 of phase 1`."""
 
 
 class TrialLog:
@@ -69,7 +72,8 @@ class TrialLog:
         reason: str = "",
         **more: Any,
     ) -> None:
-        """`more`: of a failed trial its `params`, as it may have no plan, the `traceback`, and `by_plugin`."""
+        """`more`: of a trial that may have no plan its `params`; of a failed one the `traceback`, and `by_plugin`; of
+        one that was cut off the `plan` that was carried out."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
         self._append(number, {**event, "reason": reason, **more})
 
@@ -111,6 +115,14 @@ def attempts(file: Path) -> list[list[Event]]:
     return found
 
 
+def _place(events: Sequence[Event]) -> str:
+    """How far an attempt at a trial came."""
+    last = events[-1]
+    if last["event"] == "epoch":
+        return f"after epoch {last['epoch']} of phase {last['phase']}"
+    return "before its first epoch"
+
+
 def _read(file: Path) -> TrialRecord:
     tried = attempts(file)
     last = tried[-1] if tried else []
@@ -118,6 +130,8 @@ def _read(file: Path) -> TrialRecord:
     for event in last:
         told |= event
     plan = told.get("plan")
+    killed = Counter(_place(events) for events in tried if events[-1]["event"] != "end")
+    ((killed_at, kills),) = killed.most_common(1) or [("", 0)]
     return TrialRecord(
         number=int(file.stem),
         state=told.get("state", "running"),
@@ -133,5 +147,6 @@ def _read(file: Path) -> TrialRecord:
             for event in last
             if event["event"] == "epoch"
         ),
-        kills=sum(events[-1]["event"] != "end" for events in tried),
+        kills=kills,
+        killed_at=killed_at,
     )

@@ -51,6 +51,8 @@ class Result(Record):
     study: str
     trials: dict[str, int]
     """How many there are in each state."""
+    plans: int
+    """How many different plans were compared on `rank`; the best of them won."""
     best: Best
     test: Test
     comparisons: dict[str, Comparison]

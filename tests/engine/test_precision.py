@@ -90,6 +90,12 @@ def test_what_a_device_cannot_do_is_not_chosen(fastest, catalogue, monkeypatch):
     assert 0 < precision._step_seconds(stages, images, "float32", "cpu") < 5
 
 
+def test_a_computer_without_memory_is_not_taken_for_one_that_cannot_do_it(fastest, monkeypatch):
+    monkeypatch.setattr(Stages, "forward", lambda *_, **__: torch.empty(10**15))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        fastest()
+
+
 def test_where_the_memory_does_not_do_fewer_images_are_timed(fastest, monkeypatch):
     seen = []
     really = Stages.forward

@@ -18,7 +18,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.model import Model
-from autotl.engine.observe import Nobody
+from autotl.engine.observe import Enough, Nobody
 from autotl.errors import PlanError, TrainingError
 from autotl.export import bundle
 from autotl.plan import Component, DataRef, Head, Phase, Stop, TransferPlan
@@ -360,6 +360,71 @@ def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, mo
     assert same(weights(ended), state)
     assert torch.equal(ended.model.head.weight, weight)
     assert torch.equal(ended.model.head.bias, bias)
+
+
+class Impatient(Nobody):
+    """Has enough of phase `number` at step `step` after the end of epoch `epoch`; at step 0 at once."""
+
+    def __init__(self, number, epoch, step):
+        self.at, self.left, self.reached = (number, epoch), step, False
+
+    def epoch(self, phase, epoch, facts):
+        self.reached = self.reached or (phase, epoch) == self.at
+        if self.reached and self.left == 0:
+            raise Enough
+
+    def step(self):
+        self.left -= self.reached
+        if self.reached and self.left <= 0:
+            raise Enough
+
+
+TUNED = {"options": {**PLAIN, "dropout": 0.3}}
+PATH = Phase.linear_probe("2.1")
+
+
+@pytest.mark.parametrize(
+    ("phases", "observer", "kept"),
+    [
+        ((phase(epochs=6, rates=SLOW, stop=Stop(patience=6), **TUNED),), Impatient(1, 3, 2), 1),
+        ((phase(epochs=6, **TUNED),), Impatient(1, 3, 0), 1),
+        ((phase("1.2", epochs=3, **TUNED), phase("0.2", batch_norm="train", **TUNED)), Impatient(2, 0, 3), 2),
+        ((PATH, phase(epochs=4, stop=Stop(patience=4), **TUNED), phase("0.2")), Impatient(2, 0, 2), 2),
+    ],
+    ids=["within an epoch", "after an epoch, without a patience", "in a second phase", "after a head"],
+)
+def test_a_training_that_is_cut_off_leaves_a_model_and_the_plan_that_gives_it_again(bench, phases, observer, kept):
+    whole = plan(bench, *phases)
+    cut = fit(whole, bench, observer)
+    assert cut.plan != whole
+    assert len(cut.plan.phases) == kept
+    assert cut.plan.phases[-1].epochs == whole.phases[kept - 1].epochs
+    again = fit(cut.plan, bench)
+    assert again.plan == cut.plan
+    assert same(weights(again), weights(cut))
+    assert torch.equal(again.model.head.weight, cut.model.head.weight)
+    assert torch.equal(again.model.head.bias, cut.model.head.bias)
+    assert {**again.metrics, **TIMES} == {**cut.metrics, **TIMES}
+    assert fit(on_all_images(cut.plan, cut.metrics, bench), bench).plan.train_on == ("train", "stop", "rank")
+
+
+def test_a_training_that_is_cut_off_before_its_first_step_leaves_the_head_that_was_fitted_before(bench, monkeypatch):
+    def once(training):
+        if len(cut) == 0:
+            cut.append(training)
+            raise Enough
+        return really(training)
+
+    really, cut = train._Training._scaling, []
+    monkeypatch.setattr(train._Training, "_scaling", once)
+    fitted = fit(plan(bench, PATH, phase(epochs=4)), bench)
+    assert [each.stop for each in fitted.plan.phases] == [None, Stop(after=0)]
+    again = fit(fitted.plan, bench)
+    assert torch.equal(again.model.head.weight, fitted.model.head.weight)
+    assert again.metrics["rank.loss"] == fitted.metrics["rank.loss"]
+    cut.clear()
+    with pytest.raises(Enough):
+        fit(plan(bench, phase(epochs=4)), bench)
 
 
 def test_the_last_training_repeats_the_epochs_that_were_best_on_every_image(bench):

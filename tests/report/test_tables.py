@@ -22,6 +22,7 @@ def record(number, value, loss, flops):
         by_plugin=False,
         epochs=(),
         kills=0,
+        killed_at="",
     )
 
 

@@ -4,15 +4,16 @@ import time
 
 import pytest
 
-from autotl.engine.precision import Arithmetic
+from autotl.engine.fit import fit
 from autotl.errors import StudyError
 from autotl.export import bundle
+from autotl.plan import Phase, Stop, TransferPlan
 from autotl.study import estimate, finish
 from autotl.study import search as searching
 from autotl.study.budget import END_SHARE, MARGIN, Budget, OutOfTime
 from autotl.study.search import Search
 from autotl.study.settings import Settings
-from autotl.study.trials import Trials
+from autotl.study.trials import Trials, _TrialObserver
 from autotl.study.watch import Silent
 from autotl.tracking.probe import ProbeRow
 
@@ -23,6 +24,9 @@ class Notes(Silent):
 
     def note(self, text):
         self.notes.append(text)
+
+    def budget(self, left):
+        self.left = left
 
 
 def search(host, data, used=0.0, watcher=None, **settings):
@@ -53,7 +57,7 @@ def test_trainings_begin_with_the_best_backbone_that_the_budget_has_time_for(
     host, stripes, monkeypatch, seconds, budget, first
 ):
     """Of two that are too dear, with the cheaper one."""
-    monkeypatch.setattr(Trials, "_arithmetic", lambda self, name: Arithmetic(image_seconds=seconds[name]))
+    monkeypatch.setattr(Trials, "_measured_image_seconds", lambda self, name: seconds[name])
     names = ("tiny:net", "tiny:deep")
     watcher = Notes()
     made = search(host, stripes, backbones=names, budget=budget, trials=3, watcher=watcher, reruns=0, compare=False)
@@ -162,8 +166,10 @@ def test_a_winner_that_was_not_trained_on_all_images_is_compared_with_controls_t
 
 
 def test_images_that_take_longer_than_the_budget_are_said(host, stripes):
+    watcher = Notes()
     with pytest.raises(StudyError, match="longer to read than --budget"):
-        search(host, stripes, used=59).run()
+        search(host, stripes, used=59, watcher=watcher).run()
+    assert watcher.left() <= 1
 
 
 def test_backbones_too_expensive_for_the_budget_are_left_out_and_the_study_goes_on_without(host, stripes, monkeypatch):
@@ -195,3 +201,102 @@ def test_a_budget_counts_from_the_beginning_and_keeps_a_share_for_the_end():
     with pytest.raises(OutOfTime):
         Budget(100.0, began=time.monotonic() - 99).check()
     assert not Budget(None, began=0.0).limited
+
+
+FEW = {"reruns": 0, "compare": False, "refit": False}
+
+
+def test_a_training_gets_as_many_epochs_as_there_is_time_for_and_what_it_took_corrects_the_next(
+    host, stripes, monkeypatch
+):
+    monkeypatch.setattr(Trials, "_measured_image_seconds", lambda *_: 0.1)  # a busy moment, for a tiny network
+    watcher = Notes()
+    made = search(host, stripes, trials=3, strategies=("linear-probe", "fine-tune", "full"), watcher=watcher, **FEW)
+    made.run()
+    _, tuned, full = made.folder.log.records()
+    (phase,) = tuned.plan.phases
+    assert tuned.state == "complete"
+    assert 4 <= phase.epochs < 20 == full.plan.phases[0].epochs
+    assert max(epoch["epoch"] for epoch in tuned.epochs) <= phase.epochs
+    assert f"Trial 1 is begun with {phase.epochs} of its 20 epochs: there is no time for more." in watcher.notes
+
+
+def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next_run(host, stripes, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trials, "_measured_image_seconds", lambda *_: 10.0)
+        made = search(host, stripes, trials=5, strategies=("linear-probe", "fine-tune", "full"), **FEW)
+        result = made.run()
+    assert result.trials["complete"] == 1
+    waiting = [record for record in made.folder.log.records() if record.state == "interrupted"]
+    assert len(waiting) == 3
+    assert all(not record.epochs and record.params["strategy"] != "linear-probe" for record in waiting)
+    assert f"trial {waiting[0].number}: not begun, for there was no time for it" in result.left_out
+    again = search(host, stripes, trials=5, budget=None, strategies=made.settings.strategies, **FEW)
+    assert sum(again.run().trials.values()) == 5
+    assert [again.folder.log.read(record.number).params for record in waiting] == [each.params for each in waiting]
+
+
+def test_as_long_as_there_is_no_model_a_training_is_begun_however_long_it_may_take(host, stripes, monkeypatch):
+    monkeypatch.setattr(Trials, "_measured_image_seconds", lambda *_: 1_000.0)
+    made = search(host, stripes, trials=1, strategies=("fine-tune",), **FEW)
+    assert made.run().best.plan.phases[0].epochs == 1
+
+
+def test_a_training_that_the_budget_cuts_off_is_a_candidate_and_its_plan_gives_it_again(host, stripes, monkeypatch):
+    really = _TrialObserver.epoch
+
+    def late(observer, phase, epoch, facts):
+        if epoch == 4:
+            monkeypatch.setattr(Trials, "seconds_left", lambda trials: -1.0)
+        really(observer, phase, epoch, facts)
+
+    monkeypatch.setattr(_TrialObserver, "epoch", late)
+    watcher = Notes()
+    made = search(host, stripes, trials=1, strategies=("full",), watcher=watcher, **FEW)
+    result = made.run()
+    (record,) = made.folder.log.records()
+    after = record.plan.phases[0].stop.after
+    assert (record.state, after) == ("complete", record.metrics["phase1.best_epoch"])
+    assert 1 <= after <= 4 < record.plan.phases[0].epochs
+    assert bundle.plan_of(made.folder.bundle) == result.best.plan == record.plan
+    assert record.reason in " ".join(watcher.notes)
+    assert "20 % of its epochs: the best of them counts" in record.reason
+    bench = made._open()
+    again = fit(record.plan, bench).metrics
+    assert {key: value for key, value in again.items() if "seconds" not in key} == {
+        key: value for key, value in record.metrics.items() if "seconds" not in key
+    }
+
+
+def test_the_first_model_may_take_the_time_that_others_keep_for_the_end(host, stripes):
+    class Best:
+        pass
+
+    trials = Trials.__new__(Trials)
+    trials.budget = Budget(100.0, began=time.monotonic() - 80)
+    trials.budget.keep(1e6)
+    trials._best = None
+    assert trials.seconds_left() > 0
+    trials._best = Best()
+    assert trials.seconds_left() < 0
+
+
+def test_a_model_is_there_even_while_a_trial_of_a_worker_is_the_best(host, stripes, monkeypatch):
+    monkeypatch.setattr(Trials, "_is_best", lambda *_: False)
+    monkeypatch.setattr(Budget, "left", lambda budget: -1.0 if budget.used > 1e6 else 1e6)
+    made = search(host, stripes, trials=1, strategies=("linear-probe",), **FEW)
+    made.run()
+    assert bundle.plan_of(made.folder.bundle) == next(made.folder.log.records()).plan
+
+
+def test_the_last_training_is_expected_to_take_as_long_as_its_best_epochs_on_more_images(host, stripes, monkeypatch):
+    end = finish._End.__new__(finish._End)
+    end.settings, end.bench = Settings(data=stripes), type("Bench", (), {"refit_factor": 1.5})
+    phase = Phase(method="sgd", frozen=None, epochs=20, stop=Stop(patience=5))
+    plan = TransferPlan.model_construct(phases=(Phase.linear_probe("x"), phase))
+    final = TransferPlan.model_construct(
+        phases=(Phase.linear_probe("x"), phase.model_copy(update={"stop": Stop(after=5)}))
+    )
+    run = finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})
+    assert end._seconds_again(final, run) == 40.0 * 1.5 * 5 / 10
+    assert end._seconds_again(plan, finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})) == 60.0

@@ -8,11 +8,19 @@ from autotl.errors import PlanError, StudyError
 from autotl.study.machine import one_line_each
 
 
+def no_memory():
+    """What torch says where a computer's own memory is used up."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), r"No space left on device \(/data/x\)\."),
         (MemoryError(), "leave out the largest backbones"),
+        (no_memory(), "leave out the largest backbones"),
         (torch.OutOfMemoryError("CUDA out of memory"), "leave out the largest backbones"),
         (
             torch.AcceleratorError("CUDA error: device-side assert\nand more"),

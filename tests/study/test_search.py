@@ -395,13 +395,14 @@ def test_a_killed_search_draws_what_an_uninterrupted_one_draws(host, stripes):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_trial_that_kills_its_process_three_times_has_failed(host, stripes):
+@pytest.mark.parametrize("most", [3, 1])
+def test_a_trial_that_kills_its_process_so_often_at_the_same_place_has_failed(host, stripes, most):
     kill = partial(_end_in_trial, end=lambda: os._exit(9), number=2)
-    for _ in range(3):
+    for _ in range(most):
         _killed(host, stripes, kill, trials=4)
-    made = search(host, stripes, trials=4)
+    made = search(host, stripes, trials=4, max_kills=most)
     assert +Counter(made.run().trials) == {"complete": 3, "failed": 1}
-    assert made.folder.log.read(2).reason == "its process was killed 3 times"
+    assert made.folder.log.read(2).reason == f"its process was killed {most} times before its first epoch"
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 
 from autotl.errors import AutotlError
-from autotl.study import crew, storage
+from autotl.study import storage
 from autotl.study.crew import Crew
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -78,10 +79,9 @@ def _die_at(write):
     Path.replace = deadly(Path.replace)
 
 
-def test_kills_at_random_writes_change_nothing(host, stripes, monkeypatch):
-    monkeypatch.setattr(crew, "KILLS", 99)  # one trial may well be hit three times
-    # Without gradient descent: torch cannot go on with that in a forked process.
-    again = partial(search, host, stripes, strategies=("linear-probe",), trials=25)
+def test_kills_at_random_writes_change_nothing(host, stripes):
+    # Without gradient descent: torch cannot go on with that in a forked process. One trial may well be hit three times.
+    again = partial(search, host, stripes, strategies=("linear-probe",), trials=25, max_kills=99)
     whole = again(study="whole")
     expected = whole.run()
     draw, kills = random.Random(0), 0
@@ -225,6 +225,30 @@ def test_a_locked_database_fails_in_one_line_and_the_search_goes_on_later(host, 
     other.close()
     ended = search(host, stripes, trials=4).run().trials
     assert ended["complete"] + ended["pruned"] == 4
+
+
+@pytest.mark.parametrize("when", ["in a trial", "after the trials"])
+def test_a_computer_without_memory_ends_the_search_and_costs_no_trial(host, stripes, monkeypatch, when):
+    from autotl.engine import train
+
+    loss = train._Training._loss
+
+    def greedy(training, logits, labels):
+        if when == "in a trial" or "rank" in training.model.plan.train_on:
+            torch.empty(10**15)
+        return loss(training, logits, labels)
+
+    few = {"strategies": ("full",), "trials": 2, "prune": False, "reruns": 0, "compare": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Training, "_loss", greedy)
+        made = search(host, stripes, **few)
+        with pytest.raises(AutotlError, match="The memory did not do"):
+            made.run()
+    if when == "in a trial":
+        (record,) = made.folder.log.records()
+        assert (record.state, record.by_plugin) == ("interrupted", False)
+        assert record.reason == "there was no memory left after 0 % of its epochs"
+    assert search(host, stripes, **few).run().trials["complete"] == 2
 
 
 def test_a_training_that_breaks_down_fails_its_trial_alone(host, stripes, monkeypatch):

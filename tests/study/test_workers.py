@@ -22,7 +22,7 @@ from autotl.study import storage as storages
 from autotl.study.crew import Crew
 from autotl.study.search import Search
 from autotl.study.settings import Settings
-from autotl.study.storage import Hold, SharedStudy, TakenAway
+from autotl.study.storage import Hold, LeftBehind, SharedStudy, TakenAway
 from autotl.study.watch import Silent
 from autotl.study.worker import Worker
 from autotl.tracking.folder import StudyFolder
@@ -340,17 +340,21 @@ def test_only_the_dead_leave_trials_behind(study, monkeypatch):
     search, join = study
     worker = join()
     own, others = search.claim(5), worker.claim(5)
+    for who, trial in ((search, own), (worker, others)):
+        who.arrived(trial, 1, 4)
+        who.arrived(trial, 2, 3)
     with worker.alive(others):
         time.sleep(0.2)
         # What the search itself is said to run was run by one before it, which held the lock.
-        assert search.left_behind() == [(own.number, "search")]
+        assert search.left_behind() == [LeftBehind(own.number, "search", None)]
     monkeypatch.setattr(search._storage, "grace_period", 1)
     time.sleep(2.5)
-    assert dict(search.left_behind())[others.number] == worker.who
+    assert search.left_behind()[1:] == [LeftBehind(others.number, worker.who, (2, 3))]
     # Claimed again, it is not taken for dead because of the signs of life of the one before.
     search.give_back(others.number)
     assert worker.claim(5).number == others.number
-    assert others.number not in dict(search.left_behind())
+    assert search.left_behind() == [LeftBehind(own.number, "search", None)]
+    assert worker.optuna.trials[others.number].user_attrs["place"] is None
 
 
 def test_a_worker_hears_what_becomes_of_its_trial(study, monkeypatch):

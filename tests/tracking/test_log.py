@@ -40,3 +40,18 @@ def test_a_trial_that_was_killed_is_running_until_it_is_run_again(tmp_path):
     log.end(3, "complete", value=0.5)
     assert log.read(3).value == 0.5
     assert log.read(3).params == {}  # of the last attempt alone
+
+
+def test_kills_are_counted_by_where_they_happened(tmp_path):
+    log = TrialLog(tmp_path)
+    for epoch in (2, 7, 4, 7, None):
+        log.begin(3, "search")
+        log.planned(3, {"cut": 0.1}, PLAN)
+        for number in range(1, (epoch or 0) + 1):
+            log.epoch(3, 1, number, {"train.loss": 0.1})
+    log.begin(3, "search")
+    log.epoch(3, 1, 2, {})
+    log.end(3, "interrupted", reason="KeyboardInterrupt")
+    record = log.read(3)
+    assert (record.kills, record.killed_at) == (2, "after epoch 7 of phase 1")
+    assert log.read(4).kills == 0

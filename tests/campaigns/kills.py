@@ -1,0 +1,208 @@
+"""A campaign: a search on made images is killed at random moments and started again until it ends.
+
+    python tests/campaigns/kills.py --kills 30 --seed 0
+
+Counts what came of it and exits with 1 unless every trial was carried out once, the draws and the test are those of a
+search that nobody killed, no polite kill left a traceback, and no process was left behind. Takes some 15 s a kill.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+
+from autotl.testing.lab import write_stripes
+from autotl.tracking import result as results
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.log import ENDED, attempts
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+MARK = "AUTOTL_CAMPAIGN"
+"""The environment variable by which the processes of this campaign are found again."""
+EARLY = 0.2
+"""So many of the kills come while a search starts, the others while it carries out trials."""
+PATIENCE = 60.0
+"""Seconds that a process has to end after a polite signal, and others after it."""
+
+
+class Campaign:
+    """Searches of one data set by one seed, in a folder of their own."""
+
+    def __init__(self, folder: Path, trials: int, seed: int, mlflow: bool) -> None:
+        self.folder, self.trials = folder, trials
+        self.data = write_stripes(folder / "stripes")
+        self.draw = random.Random(seed)
+        self.mark = uuid.uuid4().hex
+        self.counts: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self.mlflow = mlflow
+
+    def start(self, study: str) -> subprocess.Popen[str]:
+        words = [
+            *("autotl", "search", self.data, "--study", study, "--home", self.folder / "home"),
+            *("--cache-dir", self.folder / "cache", "--trials", self.trials, "--device", "cpu"),
+            *("--backbones", "autotl:resnet10", "--strategies", "linear-probe,fine-tune,lp-ft"),
+            *("--reruns", 1, "--no-compare", "--max-kills", 10_000, "--mlflow" if self.mlflow else "--no-mlflow"),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", MARK: self.mark}
+        return subprocess.Popen(
+            [sys.executable, "-m", *map(str, words)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def study(self, name: str) -> StudyFolder:
+        return StudyFolder(self.folder / "home" / name)
+
+    def run(self, kills: int) -> None:
+        whole, took, reach = self._undisturbed()
+        expected = drawn(whole)
+        number = 0
+        while self.counts["kills"] < kills:
+            number += 1
+            study = f"study-{number}"
+            while not self._until_it_ends(study, kills, took - reach, reach):
+                pass
+            self._check(self.study(study), expected, results.load(whole))
+        self._check_processes()
+
+    def _undisturbed(self) -> tuple[StudyFolder, float, float]:
+        """A search that nobody kills, how long it took, and how long from its first trial on."""
+        study, began = self.study("whole"), time.monotonic()
+        process = self.start("whole")
+        while process.poll() is None and not written(study):
+            time.sleep(0.05)
+        first = time.monotonic()
+        output, _ = process.communicate()
+        if process.returncode:
+            sys.exit(f"The search fails without any kill:\n{output}")
+        return study, time.monotonic() - began, time.monotonic() - first
+
+    def _until_it_ends(self, name: str, kills: int, startup: float, reach: float) -> bool:
+        """One process of a search, killed unless it ends first or there have been enough kills; whether it ended."""
+        study = self.study(name)
+        before = written(study)
+        process, began = self.start(name), time.monotonic()
+        if self.counts["kills"] < kills:
+            early = self.draw.random() < EARLY
+            after = self.draw.uniform(0, startup if early else reach)
+            while not early and process.poll() is None and written(study) == before:
+                time.sleep(0.02)
+            if not early:
+                began = time.monotonic()
+            while process.poll() is None and time.monotonic() - began < after:
+                time.sleep(0.02)
+        if self.counts["kills"] < kills and process.poll() is None:
+            return self._kill(process, "early" if early else "in trials or after them")
+        output, _ = process.communicate()
+        if process.returncode:
+            self.violations.append(f"{name} ended with {process.returncode}: {output[-2000:]}")
+        return True
+
+    def _kill(self, process: subprocess.Popen[str], when: str) -> bool:
+        """Whether the search had ended by itself when the signal came."""
+        how = self.draw.choice(SIGNALS)
+        process.send_signal(how)
+        try:
+            output, _ = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            self.violations.append(f"{how.name} did not end it within {PATIENCE:.0f} s")
+        if process.returncode == 0:
+            self.counts["signals that came too late"] += 1
+            return True
+        self.counts["kills"] += 1
+        self.counts[f"kills by {how.name}"] += 1
+        self.counts[f"kills {when}"] += 1
+        if "Traceback" in output and how != signal.SIGKILL:
+            self.violations.append(f"{how.name} left a traceback: {output[-2000:]}")
+        return False
+
+    def _check(self, study: StudyFolder, expected: list[Any], result: results.Result | None) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.counts["studies"] += 1
+        found = drawn(study)
+        self.counts["trials"] += len(found)
+        self.counts["attempts at trials"] += sum(len(attempts(file)) for file in study.log.files())
+        stored = optuna.load_study(study_name=None, storage=f"sqlite:///{study.path / 'optuna.db'}").trials
+        numbers = list(range(self.trials))
+        ends = [
+            sum(event["event"] == "end" and event["state"] in ENDED for tried in attempts(file) for event in tried)
+            for file in study.log.files()
+        ]
+        self.counts["trials carried out once"] += ends.count(1)
+        if ends != [1] * self.trials or [trial.number for trial in stored] != numbers:
+            self.violations.append(f"{study.name}: trials ended {ends} times, {len(stored)} are in Optuna's storage")
+        if not all(trial.state.is_finished() for trial in stored):
+            self.violations.append(f"{study.name}: a trial has not ended in Optuna's storage")
+        same = sum(one == other for one, other in zip(found, expected, strict=False))
+        self.counts["trials with the same draws and values"] += same
+        if found != expected:
+            self.violations.append(f"{study.name}: only {same} of {self.trials} trials are as without kills")
+        made = results.load(study)
+        if not (made and result and made.test == result.test and made.final == result.final):
+            self.violations.append(f"{study.name}: another model or another test than without kills")
+
+    def _check_processes(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while (left := list(self._left_behind())) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        self.counts["processes left behind"] = len(left)
+        self.violations += [f"left behind: {' '.join(process.cmdline())}" for process in left]
+
+    def _left_behind(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get(MARK) == self.mark:
+                    yield process
+            except psutil.Error:  # another user's, or gone by now
+                continue
+
+
+def written(study: StudyFolder) -> int:
+    """How many bytes the logs of a study's trials have."""
+    return sum(file.stat().st_size for file in study.log.files())
+
+
+def drawn(study: StudyFolder) -> list[Any]:
+    """Everything about the trials of a study that must not depend on kills."""
+    return [
+        (record.number, record.state, record.params, record.plan and record.plan.hash, record.value)
+        for record in study.log.records()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--mlflow", action="store_true", help="With the process that tells MLflow; slower.")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="autotl-kills-") as folder:
+        campaign = Campaign(Path(folder), options.trials, options.seed, options.mlflow)
+        campaign.run(options.kills)
+    for what, count in campaign.counts.items():
+        print(f"{count:6}  {what}")
+    for violation in campaign.violations:
+        print(f"VIOLATION  {violation}")
+    sys.exit(bool(campaign.violations))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+import io
+import math
+import re
+import time
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from autotl.report import terminal
+from autotl.report.terminal import TRIALS, Terminal
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """A search's output where there is no terminal, which breaks silences at once; `brief` as for `--json`."""
+    monkeypatch.setattr(terminal, "QUIET", 0.05)
+
+    def begin(brief=False):
+        file = io.StringIO()
+        return Terminal(Console(file=file, width=160), brief=brief), file
+
+    return begin
+
+
+def until(file, pattern):
+    began = time.monotonic()
+    while not re.search(pattern, file.getvalue()):
+        assert time.monotonic() - began < 10, file.getvalue()
+        time.sleep(0.02)
+
+
+def test_long_phases_say_what_is_done_and_what_is_left_of_the_budget(log):
+    made, file = log()
+    with made:
+        until(file, r"^at work, 0\.\d s so far\n")
+        made.budget(lambda: 90.0)
+        made.progress("reading images", 500, 1_797)
+        until(file, r"\nreading images: 500 of 1,797, 0\.\d s so far; 1 min 30 s of the budget left\n")
+        made.trial_planned(3, "linear-probe tiny:net → 2.1", 2, 10)
+        until(file, r"\ntrial 3  linear-probe tiny:net → 2\.1, \d\.\d s so far; 1 min")
+        made.trial_epoch(3, "epoch 2 of phase 1, 20 %")
+        until(file, r"\ntrial 3  linear-probe tiny:net → 2\.1: epoch 2 of phase 1, 20 %, \d\.\d s so far;")
+        made.progress("trial 3 with seed 1", 0, 1)
+        until(file, r"\ntrial 3 with seed 1, \d\.\d s so far;")
+    said = file.getvalue()
+    time.sleep(0.2)
+    assert file.getvalue() == said
+
+
+def test_who_wants_the_result_alone_hears_nothing_in_between(log):
+    made, file = log(brief=True)
+    with made:
+        made.trial_planned(3, "linear-probe tiny:net → 2.1", 2, 10)
+        time.sleep(0.3)
+    assert file.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("left", "task", "says"),
+    [
+        (125.0, TRIALS, "2:05 of the budget left"),
+        (3725.0, "trial 3 with seed 1", "1:02:05 of the budget left"),
+        (math.inf, TRIALS, "1:15 so far"),
+        (math.inf, "trial 3 with seed 1", "1:15 so far"),
+        (math.inf, "reading images", "about 0:15 to go"),
+    ],
+)
+def test_no_time_is_foretold_that_nobody_can_know(left, task, says):
+    now = [0.0]
+    progress = Progress(disable=True, get_time=lambda: now[0])
+    number = progress.add_task(task, total=1 if "seed" in task else 6)
+    for at in range(1, 6):
+        now[0] = 15.0 * at
+        if "seed" not in task:
+            progress.update(number, completed=at)
+    (shown,) = progress.tasks
+    assert str(terminal._Clock(lambda: left).render(shown)) == says

@@ -1,0 +1,65 @@
+import pytest
+
+from autotl.plan import Phase
+from autotl.study.estimate import Pace
+from autotl.testing import lab as labs
+from autotl.testing.lab import Lab, sgd
+from autotl.tracking.log import TrialRecord
+
+NAMES = ("0.2", "1.2", "2.1")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return Lab(labs, tmp_path_factory.mktemp("lab"))
+
+
+def record(plan, seconds=0.0, epochs=()):
+    return TrialRecord(
+        number=0, state="complete", params={}, plan=plan, value=1.0, metrics={"seconds": seconds}, seconds=seconds,
+        reason="", by_plugin=False, epochs=epochs, kills=0, killed_at="",
+    )  # fmt: skip
+
+
+def of_epochs(plan, *seconds):
+    epochs = tuple({"phase": 1, "epoch": at, "seconds": taken} for at, taken in enumerate(seconds, 1))
+    return record(plan, epochs=({"phase": 1, "epoch": 0}, *epochs))
+
+
+def test_before_a_backbone_was_trained_a_few_steps_say_how_long_it_takes(lab):
+    pace = Pace(lab.bench, {"tiny:net": 0.01}.__getitem__)
+    images = len(lab.bench.shas("train"))
+    assert pace.epoch_seconds("tiny:net") == pytest.approx(0.01 * images)
+    ten, twenty = (pace.seconds(lab.plan(sgd(None, NAMES, epochs=epochs))) for epochs in (10, 20))
+    assert twenty - ten == pytest.approx(10 * 0.01 * images, rel=0.2)  # and what judges each epoch
+    frozen = pace.seconds(lab.plan(sgd("1.2", NAMES[2:], epochs=20)))
+    assert frozen < twenty / 2
+
+
+def test_what_trials_took_corrects_it_and_one_busy_moment_does_not(lab):
+    pace = Pace(lab.bench, {"tiny:net": 1_000.0, "tiny:deep": 1_000.0}.__getitem__)
+    plan = lab.plan(sgd(None, NAMES, epochs=20))
+    for _ in range(3):
+        pace.learn(of_epochs(plan, 9.0, 0.5, 0.5))
+    pace.learn(of_epochs(plan, 60.0, 60.0, 60.0))
+    assert pace.seconds(plan) == pytest.approx(20 * 0.5, rel=0.1)
+    at_random = plan.model_copy(update={"backbone": "tiny:net@random"})
+    assert pace.seconds(at_random) == pace.seconds(plan)
+    assert pace.seconds(lab.plan(sgd(None, (), epochs=20), backbone="tiny:deep")) > 1_000
+
+
+def test_heads_take_what_heads_like_them_took(lab):
+    pace = Pace(lab.bench, {}.__getitem__)
+    probe = lab.plan(Phase.linear_probe("2.1"))
+    assert pace.seconds(probe) == 0
+    pace.learn(record(probe, seconds=6.0))
+    assert pace.seconds(probe) == pytest.approx(6.0)
+    assert pace.seconds(probe.model_copy(update={"cut": "0.2"})) == pytest.approx(3.0)  # 8 features instead of 16
+
+
+def test_trials_on_other_images_say_nothing(lab):
+    pace = Pace(lab.bench, {"tiny:net": 0.01}.__getitem__)
+    plan = lab.plan(sgd(None, NAMES))
+    before = pace.seconds(plan)
+    pace.learn(of_epochs(plan.model_copy(update={"data": plan.data.model_copy(update={"fingerprint": "x"})}), 9.0))
+    assert pace.seconds(plan) == before
