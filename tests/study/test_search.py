@@ -82,6 +82,7 @@ def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
     assert "reference:pixels" in result.comparisons
     assert {file.name for file in made.folder.bundle.iterdir()} == {
         "weights.safetensors", "plan.json", "preprocessing.json", "classes.json", "metrics.json", "versions.json",
+        "LICENSE", "README.md", "hashes.json",
     }  # fmt: skip
     assert json.loads((made.folder.path / "result.json").read_text()) == json.loads(result.to_json())
     assert len(made.folder.test_openings.read_text().splitlines()) == 1
