@@ -25,12 +25,12 @@ def command(home: Path | None, cache_dir: Path | None) -> None:
     from autotl.tracking import folder
 
     found = list(checks(Host.from_environment(), folder.home(home), folder.cache_dir(cache_dir)))
-    width = max(len(check.what) for check in found) + 2
+    rows = []
     for check in found:
-        mark = "✗ " if check.wrong else "  "
-        output.echo(f"{mark}{check.what:<{width}}{check.found}")
+        rows.append((f"{'✗' if check.wrong else ' '} {check.what}", check.found))
         if check.advice:
-            output.echo(f"  {'':<{width}}→ {check.advice}")
+            rows.append(("", f"→ {check.advice}"))
+    output.echo_list(rows)
     wrong = sum(check.wrong for check in found)
     output.echo()
     output.echo(f"{wrong} to put right." if wrong else "Nothing is wrong.")

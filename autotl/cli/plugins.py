@@ -134,10 +134,10 @@ def _list(kinds: Sequence[str], pattern: str | None = None) -> None:
 
 def _entries(registry: Registry, pattern: str | None, colon: str) -> None:
     entries = registry.match(pattern) if pattern else list(registry)
-    width = max((len(entry.name) for entry in entries), default=0) + 2
-    for entry in entries:
-        source = f"{entry.owner.distribution} {entry.owner.version}"
-        output.echo(f"  {entry.name + colon:<{width}}{entry.summary}  ({source})")
+    output.echo_list(
+        (f"  {entry.name}{colon}", f"{entry.summary}  ({entry.owner.distribution} {entry.owner.version})")
+        for entry in entries
+    )
 
 
 def _backbones(host: Host, pattern: str) -> None:
@@ -149,9 +149,10 @@ def _backbones(host: Host, pattern: str) -> None:
     if names == [pattern]:
         from autotl.report import backbones, tables
 
-        tables.console().print(*backbones.card(catalogue, pattern), sep="\n")
+        console = tables.console()
+        console.print(*backbones.card(catalogue, pattern, console.width), sep="\n")
         return
-    width = max(map(len, names)) + 2
+    rows = []
     for name in names:
         try:
             card = catalogue.card(name)
@@ -159,4 +160,5 @@ def _backbones(host: Host, pattern: str) -> None:
             output.echo(f"Warning: {error}", err=True)
             continue
         size = f"{card.input.size} px"
-        output.echo(f"{name:<{width}}{size:<8}{'; '.join(part for part in (card.source, card.note) if part)}")
+        rows.append((name, f"{size:<8}{'; '.join(part for part in (card.source, card.note) if part)}"))
+    output.echo_list(rows)

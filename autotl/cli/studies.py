@@ -24,4 +24,5 @@ def command(home: Path | None) -> None:
     if not found:
         output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA")
         return
-    tables.console().print(tables.studies(found))
+    console = tables.console()
+    console.print(tables.studies(found, console.width))

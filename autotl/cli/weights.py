@@ -29,9 +29,7 @@ def list_(patterns: tuple[str, ...]) -> None:
 
     catalogue = _catalogue()
     names = catalogue.expand(patterns or (*SHIPPED, *SMALL, *LARGE))
-    width = max(map(len, names)) + 2
-    for name in names:
-        output.echo(f"{name:<{width}}{backbones.where(catalogue, name)}")
+    output.echo_list((name, backbones.where(catalogue, name)) for name in names)
 
 
 @command.command()

@@ -7,10 +7,10 @@ from rich.table import Table
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import BackboneInfo
-from autotl.report.tables import count
+from autotl.report.tables import count, fitted
 
 
-def card(catalogue: Catalogue, name: str) -> Iterator[RenderableType]:
+def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType]:
     """All of it, of one backbone.
 
     Raises: PluginError for a backbone that is unknown or cannot be split into stages.
@@ -28,26 +28,26 @@ def card(catalogue: Catalogue, name: str) -> Iterator[RenderableType]:
         "cost": f"{count(info.parameters(last))} parameters, {count(info.flops(last))} FLOPs an image",
     }
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for fact in facts.items():
         table.add_row(*fact)
     yield table
     yield ""
-    yield stages(info)
+    yield stages(info, width)
 
 
-def stages(info: BackboneInfo) -> Table:
+def stages(info: BackboneInfo, width: int) -> Table:
     """Each place where the backbone can be cut, with what is kept then."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("cut")
-    table.add_column("layout")
-    for name in ("shape", "parameters up to it", "FLOPs up to it"):
-        table.add_column(name, justify="right")
-    table.add_column("poolings")
-    for stage in info.stages:
-        costs = (count(cost(stage.name)) for cost in (info.parameters, info.flops))
-        shape = " x ".join(map(str, stage.shape))
-        table.add_row(stage.name, stage.layout, shape, *costs, ", ".join(stage.poolings))
-    return table
+    columns: dict[str, list[str]] = {
+        "cut": [stage.name for stage in info.stages],
+        "layout": [stage.layout for stage in info.stages],
+        "shape": [" x ".join(map(str, stage.shape)) for stage in info.stages],
+        "parameters up to it": [count(info.parameters(stage.name)) for stage in info.stages],
+        "FLOPs up to it": [count(info.flops(stage.name)) for stage in info.stages],
+        "poolings": [", ".join(stage.poolings) for stage in info.stages],
+    }
+    return fitted(columns, width, names=("cut", "layout", "poolings"), left_out={"layout": 16, "poolings": 16})
 
 
 def where(catalogue: Catalogue, name: str) -> str:

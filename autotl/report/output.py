@@ -11,6 +11,8 @@ from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from autotl.report import layout
+
 _UNPRINTABLE = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters but the line break
     "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # what breaks lines, and what changes the direction of reading
@@ -25,7 +27,15 @@ def printable(text: str) -> str:
 
 def echo(text: str = "", *, err: bool = False) -> None:
     """Print a line for people, on standard error if `err`."""
-    click.echo(printable(text), err=err)
+    width = layout.width(sys.stderr if err else sys.stdout)
+    click.echo(layout.wrapped(printable(text), width), err=err)
+
+
+def echo_list(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names for people, with what there is to say of each."""
+    shown = [(printable(name), printable(text)) for name, text in rows]
+    for line in layout.listed(shown, layout.width(sys.stdout)):
+        click.echo(line)
 
 
 def write(text: str) -> None:
@@ -50,6 +60,12 @@ class Console(RichConsole):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text), style, control)
+
+
+def say(console: RichConsole, text: str) -> None:
+    """Print a line for people on a console."""
+    width = console.width if console.is_terminal else layout.width(console.file)
+    console.print(layout.wrapped(printable(text), width), soft_wrap=True)
 
 
 def _escape(found: re.Match[str]) -> str:

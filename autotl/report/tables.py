@@ -1,16 +1,19 @@
 """What is shown as a table: the data, the probe's look at each cut, the leaderboard, the studies."""
 
 import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from autotl.plan import TransferPlan
-from autotl.report.output import Console
+from autotl.report.layout import shortened
+from autotl.report.output import Console, printable
 from autotl.study.select import LOSS_DIGITS, front, plan_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
@@ -20,17 +23,21 @@ from autotl.tracking.probe import ProbeRow
 if TYPE_CHECKING:
     from autotl.data.dataset import Dataset
 
-WIDE = 116
-"""Columns from which the leaderboard shows everything."""
 PLAIN_WIDTH = 160
 """Columns where the output goes to a file or a pipe."""
+NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling")
+"""Columns of the leaderboard that hold no numbers."""
+LEFT_OUT = {"pooling": 24, "parameters": 24, "log-loss": 24, "frozen": 24, "": 12, "FLOPs": 12}
+"""Of the leaderboard, in this order, where names would have to be shorter than so many characters."""
+SHORTEST = 12
+"""Characters that are left of a name, where there is not the width for all of it."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal, or plain text of a fixed width where there is none."""
+    """The terminal, or plain text of a fixed width where there is none and `COLUMNS` does not say another one."""
     # The stream itself, as it is now: while plugins are at work, `sys.stdout` is standard error.
     made = Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
-    if not made.is_terminal:
+    if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = PLAIN_WIDTH
     return made
 
@@ -45,6 +52,8 @@ def dataset(data: "Dataset") -> Table:
         for split in ("train", "stop", "rank", "test")
     }
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_row("images", f"{len(data.images):,} in {len(data.classes)} classes")
     if totals[smallest] == totals[largest]:
         table.add_row("each class", f"{totals[largest]:,} images")
@@ -62,30 +71,63 @@ def dataset(data: "Dataset") -> Table:
     return table
 
 
-def probe(rows: Sequence[ProbeRow]) -> Table:
+def fitted(
+    columns: Mapping[str, Sequence[str]], width: int, *, names: Collection[str], left_out: Mapping[str, int]
+) -> Table:
+    """A table of texts no wider than `width`, as far as that can be, with each row in one line.
+
+    Where it would be wider, its headers take several lines; then columns are left out, each where `names` would have
+    to be shorter than the characters that `left_out` has for it; then names are shortened. What is no name is a number.
+    """
+    shown = {name: list(map(printable, column)) for name, column in columns.items()}
+    cells = {name: max(map(cell_len, column), default=0) for name, column in shown.items()}
+    size = {name: max(cell_len(name), cells[name]) for name in columns}
+    if _width(size.values()) > width:
+        size = {name: max(*map(cell_len, [*name.split(), ""]), cells[name]) for name in columns}
+    for name, least in left_out.items():
+        if _width(min(size[each], least) if each in names else size[each] for each in shown) > width:
+            del shown[name]
+    for _ in range(_width(size[name] for name in shown) - width):  # the longest loses a character, again and again
+        longest = max((name for name in names if name in shown), key=size.__getitem__)
+        size[longest] = max(SHORTEST, size[longest] - 1)
+    table = Table(box=None)
+    for name in shown:
+        table.add_column(name, justify="left" if name in names or not name else "right", width=size[name])
+    for row in zip(*([shortened(cell, size[name]) for cell in column] for name, column in shown.items()), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _width(columns: Iterable[int]) -> int:
+    """Of a table whose columns have these widths: a space stands on either side of each."""
+    return sum(size + 2 for size in columns)
+
+
+def probe(rows: Sequence[ProbeRow], width: int) -> Table:
     """For each backbone a row of its cuts, from the first stage to the last, under the best pooling."""
     best: dict[str, dict[str, float]] = {}
     for row in rows:
         cuts = best.setdefault(row.backbone, {})
         cuts[row.cut] = max(row.accuracy, cuts.get(row.cut, 0.0))
+    most = max(SHORTEST, (width - 36) // 2)  # so that some cuts stand beside the names
     table = Table(box=None)
     table.add_column("probe: left-out train images")
-    table.add_column("best cut")
-    table.add_column("accuracy", justify="right")
+    table.add_column("best cut", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("every cut from first to last, %")
     for backbone, cuts in sorted(best.items(), key=lambda item: -max(item[1].values())):
         top = max(cuts, key=cuts.__getitem__)
         cells = Text(" ").join(
             Text(f"{100 * value:.0f}", style="bold" if cut == top else "") for cut, value in cuts.items()
         )
-        table.add_row(backbone, top, f"{cuts[top]:.1%}", cells)
+        table.add_row(Text(shortened(backbone, most), no_wrap=True), shortened(top, most), f"{cuts[top]:.1%}", cells)
     return table
 
 
 def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: int = 10) -> Table:
     """The best plans with what one image costs them; `*` marks those that nothing cheaper matches.
 
-    Where `width`, in characters, is little, only the columns that matter most are shown.
+    Where `width`, in characters, is little, those columns are shown that matter most, and names are shortened.
     """
     cheapest = front({record.number: (record.value or 0.0, record.metrics["flops"]) for record in records})
     columns: dict[str, Callable[[TrialRecord, TransferPlan], str]] = {
@@ -101,15 +143,8 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: i
         "FLOPs": lambda record, plan: count(record.metrics["flops"]),
         "": lambda record, plan: "*" if record.number in cheapest else "",
     }
-    left_out = () if width >= WIDE else ("pooling", "log-loss", "parameters")
-    shown = {name: cell for name, cell in columns.items() if name not in left_out}
-    table = Table(box=None)
-    for name in shown:
-        numbers = name in (metric, "log-loss", "parameters", "FLOPs")
-        table.add_column(name, justify="right" if numbers else "left", no_wrap=name != "backbone", overflow="fold")
-    for record in records[:most]:
-        table.add_row(*(cell(record, plan_of(record)) for cell in shown.values()))
-    return table
+    cells = {name: [cell(record, plan_of(record)) for record in records[:most]] for name, cell in columns.items()}
+    return fitted(cells, width, names=NAMES, left_out=LEFT_OUT)
 
 
 def frozen(plan: TransferPlan) -> str:
@@ -118,18 +153,17 @@ def frozen(plan: TransferPlan) -> str:
     return "all" if last == plan.cut else last or "none"
 
 
-def strategies(records: Sequence[TrialRecord], metric: str) -> Table:
+def strategies(records: Sequence[TrialRecord], metric: str, width: int) -> Table:
     """What each strategy came to: its trials, its best and its middle value, and what its trials took."""
-    table = Table(box=None)
-    for name in ("strategy", "trials", "pruned", "failed", f"best {metric}", "median", "seconds a trial"):
-        table.add_column(name, justify="left" if name == "strategy" else "right")
+    names = ("strategy", "trials", "pruned", "failed", f"best {metric}", "median", "seconds a trial")
     by_strategy: dict[str, list[TrialRecord]] = {}
     for record in records:
         if record.state in ENDED and "strategy" in record.params:
             by_strategy.setdefault(record.params["strategy"], []).append(record)
+    columns: dict[str, list[str]] = {name: [] for name in names}
     for name, members in sorted(by_strategy.items(), key=lambda item: -max(_values(item[1]), default=0.0)):
         values = _values(members)
-        table.add_row(
+        row = (
             name,
             str(len(members)),
             *(str(sum(record.state == state for record in members)) for state in ("pruned", "failed")),
@@ -137,7 +171,9 @@ def strategies(records: Sequence[TrialRecord], metric: str) -> Table:
             f"{median(values):.1%}" if values else "",
             f"{median(record.seconds for record in members):.1f}",
         )
-    return table
+        for column, cell in zip(columns.values(), row, strict=True):
+            column.append(cell)
+    return fitted(columns, width, names=("strategy",), left_out={"pruned": 16, "failed": 16, "median": 16})
 
 
 def _values(records: Iterable[TrialRecord]) -> list[float]:
@@ -151,17 +187,15 @@ def count(number: float) -> str:
     return f"{rounded / 1000**power:.3g}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
-def studies(folders: Iterable[StudyFolder]) -> Table:
-    table = Table(box=None)
-    for name in ("study", "classes", "trials", "metric"):
-        table.add_column(name)
-    for name in ("validation", "test"):
-        table.add_column(name, justify="right")
+def studies(folders: Iterable[StudyFolder], width: int) -> Table:
+    columns: dict[str, list[str]] = {
+        name: [] for name in ("study", "classes", "trials", "metric", "validation", "test")
+    }
     for folder in folders:
         definition, result = folder.definition, results.load(folder)
         assert definition is not None
         done = sum(record.state in ENDED for record in folder.log.records())
-        table.add_row(
+        row = (
             folder.name,
             str(len(definition.classes)),
             str(done),
@@ -169,7 +203,9 @@ def studies(folders: Iterable[StudyFolder]) -> Table:
             f"{result.best.validation:.1%}" if result else "",
             f"{result.test.value:.1%}" if result else "",
         )
-    return table
+        for column, cell in zip(columns.values(), row, strict=True):
+            column.append(cell)
+    return fitted(columns, width, names=("study", "metric"), left_out={"classes": 24, "trials": 16})
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from autotl.errors import StudyError
 from autotl.registry import on_stderr
 from autotl.report import notebook, tables, words
-from autotl.report.output import Console, printable
+from autotl.report.output import Console, printable, say
 from autotl.study.select import leaderboard
 from autotl.study.watch import Estimate
 from autotl.tracking import result as results
@@ -105,7 +105,7 @@ class Terminal:
 
     def probed(self, rows: Sequence[ProbeRow]) -> None:
         if not self.brief:
-            self._print(tables.probe(rows))
+            self._print(tables.probe(rows, self.console.width))
 
     def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
         self._running = what
@@ -133,7 +133,10 @@ class Terminal:
 
     def _print(self, what: RenderableType) -> None:
         self._told = time.monotonic()
-        self.console.print(what, soft_wrap=isinstance(what, str))
+        if isinstance(what, str):
+            say(self.console, what)
+        else:
+            self.console.print(what)
 
     def _do(self, what: str, *, begins: bool = True) -> None:
         """Remember what is done at the moment, and whether that begins now."""
@@ -208,33 +211,35 @@ def show_result(folder: StudyFolder) -> None:
     records = list(folder.log.records())
     console.print()
     board = leaderboard(records, definition.fingerprint)
-    console.print(tables.leaderboard(board, definition.metric, console.width))
+    table = tables.leaderboard(board, definition.metric, console.width)
+    console.print(table)
     plans = "plan" if len(board) == 1 else "different plans"
-    console.print(f"{len(board)} {plans} carried out in {len(records)} trials; * where nothing cheaper is as good")
+    stars = any(not column.header for column in table.columns)  # there may be no width for them
+    meaning = "; * where nothing cheaper is as good" if stars else ""
+    say(console, f"{len(board)} {plans} carried out in {len(records)} trials{meaning}")
     console.print()
     now = [record for record in records if not record.plan or record.plan.data.fingerprint == definition.fingerprint]
-    console.print(tables.strategies(now, definition.metric))
+    console.print(tables.strategies(now, definition.metric, console.width))
     failed = [record for record in records if record.state == "failed"]
     for record in failed[:3]:
-        console.print(f"Trial {record.number} failed: {record.reason}", soft_wrap=True)
+        say(console, f"Trial {record.number} failed: {record.reason}")
     console.print()
     if result is None:
-        console.print(
-            f"No winner yet. While it is searched, wait; else go on: {words.go_on(definition)}", soft_wrap=True
-        )
+        say(console, f"No winner yet. While it is searched, wait; else go on: {words.go_on(definition)}")
         return
     for line in words.summary(result):
-        console.print(line, soft_wrap=True)
+        say(console, line)
     console.print(f"Bundle: {result.bundle}", soft_wrap=True)
     console.print("\nNext:")
     for line in words.next_steps(result):
-        console.print(f"  {line}", soft_wrap=True)
+        say(console, f"  {line}")
 
 
 def show_study(folder: StudyFolder) -> None:
     """What a study on disk found: the probe and the result."""
     if folder.probe.exists():
-        tables.console().print(tables.probe(read_probe(folder)))
+        console = tables.console()
+        console.print(tables.probe(read_probe(folder), console.width))
     show_result(folder)
 
 

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
 from autotl.plan import Head, Phase, TransferPlan
 from autotl.report import tables
 from autotl.tracking.log import TrialRecord
+from autotl.tracking.probe import ProbeRow
 
 
 def record(number, value, loss, flops):
@@ -35,6 +38,50 @@ def test_a_star_marks_what_nothing_cheaper_matches():
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]  # in the order given
     assert [row.split()[0] for row in rows if "*" in row] == ["1", "3"]
     assert "0.200" in rows[1] and "4 M" in rows[1]
+
+
+def board(backbone, cut):
+    """A leaderboard of one trial."""
+    one = record(12, 0.9, 0.1, 5e6)
+    plan = one.plan.model_copy(update={"backbone": backbone, "cut": cut})
+    return [replace(one, plan=plan, params={"strategy": "gradual-unfreeze"})]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 160])
+@pytest.mark.parametrize(
+    ("backbone", "cut"),
+    [
+        ("autotl:convnext@random", "stages.3.blocks.0"),
+        ("timm:vit_small_patch16_224.augreg_in21k_ft_in1k", "blocks.11"),
+    ],
+)
+def test_the_leaderboard_fits_with_the_columns_that_matter(width, backbone, cut):
+    console = Console(width=width)
+    with console.capture() as shown:
+        console.print(tables.leaderboard(board(backbone, cut), "accuracy", width))
+    lines = shown.get().splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) <= width
+    columns = lines[0].split()
+    assert columns[:4] == ["trial", "strategy", "backbone", "cut"] and "accuracy" in columns
+    assert ("FLOPs" in columns) == (width >= 80) and ("pooling" in columns) == (width >= 140)
+    row = lines[1].split()
+    assert row[0] == "12" and "90.0%" in row
+    assert row[2][:5] == backbone[:5] and row[2][-5:] == backbone[-5:]
+    if width == 160:
+        assert row[2] == backbone
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_every_other_table_fits_too(width):
+    rows = [ProbeRow("timm:vit_small_patch16_224.augreg_in21k_ft_in1k", f"blocks.{at}", "avg", 0.5) for at in range(12)]
+    records = board("tiny:net", "2.1")
+    console = Console(width=width)
+    with console.capture() as shown:
+        console.print(tables.probe(rows, width), tables.strategies(records, "balanced-accuracy", width))
+    assert "timm:" in shown.get() and "gradual-unfreeze" in shown.get()
+    words = shown.get().split()
+    assert {"probe:", "accuracy", "best", "trials", "seconds"} <= set(words)  # no word is broken
+    assert words.count("50") == 12
 
 
 @pytest.mark.parametrize(

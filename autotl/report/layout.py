@@ -1,0 +1,71 @@
+"""Text laid out for the width that it is read at. Where the output goes to a file or a pipe, a line stays a line."""
+
+import math
+import os
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+SHARE = 0.4
+"""How much of the width names may take."""
+
+
+def width(stream: IO[str]) -> int | None:
+    """Columns as `COLUMNS` says, or of the terminal that a stream writes to; None where nobody has said."""
+    if (said := os.environ.get("COLUMNS", "")).isdigit():
+        return int(said)
+    return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """The text in lines that end between words; those that a line is continued in begin two columns further right.
+
+    A command at the end of a line stays whole, so that it can be copied.
+    """
+    if width is None:
+        return text
+    found = []
+    for line in text.split("\n"):
+        start = len(line) - len(line.lstrip())
+        found += _wrapped(line, width, start, start + 2)
+    return "\n".join(found)
+
+
+def listed(rows: Iterable[tuple[str, str]], width: int | None) -> Iterator[str]:
+    """Lines of names with what there is to say of each beside it, or below a name that leaves too little room."""
+    rows = list(rows)
+    most = SHARE * width if width else math.inf
+    column = max((len(name) for name, _ in rows if len(name) <= most), default=2) + 2
+    for name, text in rows:
+        beside = len(name) < column
+        if not beside:
+            yield name
+        line = f"{name if beside else '':<{column}}{text}"
+        yield from _wrapped(line, width, column, column) if width else [line.rstrip()]
+
+
+def _wrapped(line: str, width: int, start: int, hang: int) -> list[str]:
+    """A line in several, not broken before its text, which begins at `start`; the others begin at `hang`."""
+    found = re.fullmatch(r"(.+: )?((?:→ )?(?:autotl [a-z]|pip install ).+)", line[start:])
+    prose, command = found.groups(default="") if found else (line[start:], "")
+    if len(line) <= width or not prose:
+        return [line.rstrip()]
+    indent = " " * hang
+    lines = textwrap.wrap(
+        prose,
+        width,
+        initial_indent=line[:start],
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [*lines, indent + command] if command else lines
+
+
+def shortened(text: str, most: int) -> str:
+    """The text in `most` characters, its middle left out where it is longer."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :] if end else ''}"

@@ -1,0 +1,55 @@
+import io
+import os
+
+import pytest
+
+from autotl.report import layout
+
+TEXT = "Winner: autotl:resnet10, cut after layer4.0, features averaged, by full."
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_lines_end_between_words_and_where_there_is_no_width_a_line_stays_a_line(indent):
+    lines = layout.wrapped(indent + TEXT, 30).splitlines()
+    assert " ".join(map(str.strip, lines)) == TEXT
+    assert max(map(len, lines)) <= 30 and lines[0].startswith(indent)
+    assert all(line.startswith(f"{indent}  ") for line in lines[1:])
+    assert layout.wrapped(indent + TEXT, None) == indent + TEXT
+
+
+@pytest.mark.parametrize("command", ["autotl show digits --plan 3 --home /a/long/path", "pip install 'onnx>=1.17,<2'"])
+def test_a_command_at_the_end_stays_whole(command):
+    *prose, last = layout.wrapped(f"There is none yet. Go on with it: {command}", 24).splitlines()
+    assert last == f"  {command}" and prose[-1].endswith(":")
+    assert layout.wrapped(f"   → {command}", 10) == f"   → {command}"
+
+
+def test_what_is_said_of_a_name_stands_beside_it_or_below():
+    rows = [("resnet", "not here"), ("a name that takes half of the width", "one two three four five six seven")]
+    assert list(layout.listed(rows, 40)) == [
+        "resnet  not here",
+        "a name that takes half of the width",
+        "        one two three four five six",
+        "        seven",
+    ]
+    assert next(layout.listed(rows, None)) == f"{'resnet':<37}not here"
+
+
+@pytest.mark.parametrize(("most", "says"), [(9, "layer4.10"), (8, "laye….10"), (5, "la…10"), (2, "l…")])
+def test_of_a_long_name_both_ends_are_shown(most, says):
+    assert layout.shortened("layer4.10", most) == says
+
+
+def test_the_width_is_what_columns_says_or_the_terminal_has(monkeypatch):
+    assert layout.width(io.StringIO()) is None
+    monkeypatch.setenv("COLUMNS", "72")
+    assert layout.width(io.StringIO()) == 72
+    monkeypatch.delenv("COLUMNS")
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal, os.fdopen(ours):
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 93, 0, 0))
+        assert layout.width(terminal) == 93
