@@ -39,7 +39,8 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
     uri = shipping.tracking_uri(tracking_uri, workspace)
     projection, outcome = Projection(found, uri), Outcome(found, folder.cache_dir(cache_dir))
     if follow:
-        sys.exit(not shipping.follow(projection, outcome, partial(print, flush=True), sys.stdin))
+        all_told = shipping.follow(projection, outcome, partial(print, flush=True), sys.stdin)
+        sys.exit(0 if all_told else shipping.NOT_ALL)
     try:
         with shipping.only_writer(found, uri).acquire(timeout=0):
             projection.end(outcome)

@@ -58,7 +58,7 @@ class PluginTests:
         """Import what is heavy where it is needed: in `load`, `build` or `fit`."""
         path = os.pathsep.join(filter(None, sys.path))
         done = subprocess.run(
-            [sys.executable, "-c", _LOOK, self.plugin.__name__, *HEAVY],
+            [sys.executable, "-P", "-c", _LOOK, self.plugin.__name__, *HEAVY],
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": path},

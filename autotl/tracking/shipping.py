@@ -29,6 +29,12 @@ LAST_TRIES = (2.0, 4.0, 8.0, 0.0)
 """Seconds after each vain try to ship the rest when the search is over."""
 PATIENCE = 120.0
 """Seconds that a finished search waits for the last of it to arrive."""
+RESTARTS = 3
+"""How often a process that died is started again."""
+NOT_ALL = 3
+"""The exit code of a process that has said itself what MLflow lacks."""
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""As `python -P`, for a process and those that it starts: no module is imported from the folder it runs in."""
 
 
 def tracking_uri(named: str | None, home: Path) -> str:
@@ -44,28 +50,62 @@ def only_writer(folder: StudyFolder, uri: str) -> FileLock:
 
 
 class Shipping:
-    """The process beside a search; `autotl log --follow` is what it runs."""
+    """The process beside a search; `autotl log --follow` is what it runs. One that dies is started again."""
 
     def __init__(self, folder: StudyFolder, uri: str, cache_dir: Path, say: Callable[[str], None]) -> None:
         """`say` is told, from another thread, what the user should read."""
-        words = ["log", folder.name, "--home", str(folder.path.parent), "--follow"]
-        words += ["--cache-dir", str(cache_dir)]
-        with open(folder.path / ".mlflow.log", "w") as complaints:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "autotl", *words],
+        self._say = say
+        self._complaints = folder.path / ".mlflow.log"
+        self._words = ["log", folder.name, "--home", str(folder.path.parent), "--follow", "--cache-dir", str(cache_dir)]
+        self._environment = {**os.environ, **SAFE_PATH, URI: uri, "OMP_NUM_THREADS": "1"}
+        self._turn = threading.Lock()
+        self._left = False
+        self._complaints.write_bytes(b"")
+        self._process = self._start()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        with open(self._complaints, "a") as complaints:
+            return subprocess.Popen(
+                [sys.executable, "-m", "autotl", *self._words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
                 text=True,
-                env={**os.environ, URI: uri, "OMP_NUM_THREADS": "1"},
+                env=self._environment,
                 start_new_session=True,  # Ctrl-C is for the search: this one then ships the rest
             )
-        threading.Thread(target=self._listen, args=[self._process.stdout, say], daemon=True).start()
 
-    @staticmethod
-    def _listen(lines: IO[str], say: Callable[[str], None]) -> None:
-        for line in lines:
-            say(line.strip())
+    def _keep(self) -> None:
+        """Pass on what the process says, and start it again where it dies."""
+        for starts_left in range(RESTARTS, -1, -1):
+            with self._process as process:
+                assert process.stdout
+                for line in process.stdout:
+                    self._say(line.strip())
+            if process.returncode in (0, NOT_ALL):
+                return
+            what = f"The process that tells MLflow {self._death()}"
+            if not starts_left:
+                self._say(f"{what}. It is not started again: MLflow hears nothing more of this search.")
+                return
+            self._say(f"{what}. It is started again.")
+            with self._turn:
+                try:
+                    self._process = self._start()
+                except OSError as error:
+                    self._say(f"It cannot be started: {error.strerror}. MLflow hears nothing more of this search.")
+                    return
+                if self._left:
+                    self._close()
+
+    def _death(self) -> str:
+        code = self._process.returncode
+        if code < 0:
+            return f"was killed by signal {-code}"
+        last = self._complaints.read_text(errors="replace").strip().rpartition("\n")[2]
+        return f"ended with exit code {code} ({one_line(last, 200) or 'it does not say why'})"
 
     @property
     def failed(self) -> bool:
@@ -74,16 +114,18 @@ class Shipping:
 
     def leave(self) -> None:
         """Tell the process that nothing more will come. It ships the rest and ends, in its own time."""
+        with self._turn:
+            self._left = True
+            self._close()
+
+    def _close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
 
     def wait(self, seconds: float) -> bool:
         """Whether it has ended after so many seconds at most."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        self._keeper.join(seconds)
+        return not self._keeper.is_alive()
 
 
 def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], None], until: IO[str]) -> bool:
