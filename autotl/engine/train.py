@@ -77,11 +77,11 @@ def sgd(model: Model, number: int) -> dict[str, float]:
             last = phase.epochs if phase.stop is None or phase.stop.after is None else phase.stop.after
             for epoch in range(1, last + 1):
                 began = time.perf_counter()
-                facts = {"train.loss": training.epoch(epoch)}
+                facts = training.epoch(epoch)
                 if judge:
                     facts |= training.judge(judge, judges[0])
                     _finite(facts[f"{judges[0]}.loss"], epoch)
-                facts["seconds"] = time.perf_counter() - began
+                facts |= {"learning_rate": training.rate, "seconds": time.perf_counter() - began}
                 over = best.see(epoch, facts)
                 observer.epoch(number, epoch, facts)
                 if over:
@@ -116,50 +116,63 @@ class _Training:
         self.optimizer = _optimizer(self.stages, self.head, phase, options)
         model.change(phase.frozen, f"{plan.hash}.{number}")
 
-    def epoch(self, epoch: int) -> float:
-        """One pass over the images in a new order; returns the mean loss."""
+    def epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the images in a new order; returns the mean loss, and the accuracy on what each step saw."""
         self._train_mode()
         self.head.train()
         draw = torch.Generator().manual_seed(_seed(self.model.plan.seed, self.number, epoch))
         order = torch.randperm(len(self.source), generator=draw)
         total = torch.zeros((), device=self.device)
+        seen: list[tuple[Tensor, Tensor]] = []
         for step, (values, labels) in enumerate(self.source.batches(order, self.steps, epoch)):
             share = ((epoch - 1) * self.steps + step + 0.5) / (self.phase.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["rate"] * _schedule(share, self.options)
-            total += self._step(values, labels) * (len(labels) / len(self.source))
+            loss, guessed = self._step(values, labels)
+            total += loss * (len(labels) / len(self.source))
+            seen.append((guessed, labels))
             self.model.observer.step()
-        loss = total.item()
+        guesses, true = (torch.cat(part) for part in zip(*seen, strict=True))
+        mean, accuracy = total.item(), (guesses == true).float().mean().item()
         # The last step may have spoilt the weights, which no loss before it tells.
-        if math.isfinite(loss) and not all(parameter.isfinite().all() for parameter in self._parameters()):
-            loss = math.nan
-        return _finite(loss, epoch)
+        if math.isfinite(mean) and not all(parameter.isfinite().all() for parameter in self._parameters()):
+            mean = math.nan
+        return {"train.loss": _finite(mean, epoch), "train.accuracy": accuracy}
 
-    def _step(self, values: Tensor, labels: Tensor) -> Tensor:
-        """One step of the optimizer; returns the mean loss, detached.
+    @property
+    def rate(self) -> float:
+        """The head's in the last step; those of the stages rise and fall with it."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def _step(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer; returns the mean loss, and the likeliest class of each image before the step.
 
         What does not fit into a GPU's memory at once goes through in parts, whose gradients add up.
         """
-        while (total := self._gradients(values, labels)) is None:
+        while (found := self._gradients(values, labels)) is None:
             self._halve()
         if self.options.clip:
             nn.utils.clip_grad_norm_(self._parameters(), self.options.clip)
         self.optimizer.step()
-        return total
+        return found
 
-    def _gradients(self, values: Tensor, labels: Tensor) -> Tensor | None:
-        """Adds up the gradients of a batch; returns its mean loss, None where the memory did not do."""
+    def _gradients(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Adds up the gradients of a batch; returns what `_step` does, None where the memory did not do."""
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
+        guesses = []
         try:
             parts = math.ceil(len(labels) / self.micro_batch)
             for value, label in zip(values.tensor_split(parts), labels.tensor_split(parts), strict=True):
-                loss = self._loss(self._logits(value), label) * (len(label) / len(labels))
+                logits = self._logits(value)
+                loss = self._loss(logits, label) * (len(label) / len(labels))
                 loss.backward()
                 total += loss.detach()
+                guesses.append(logits.detach().argmax(1))
         except torch.OutOfMemoryError:
             return None
-        return total
+        return total, torch.cat(guesses)
 
     def _halve(self) -> None:
         if self.micro_batch == 1:
@@ -311,7 +324,8 @@ class _Best:
         for name, tensor in self._training.state().items():
             if name in self._state:
                 tensor.copy_(self._state[name])
-        return {"best_epoch": self.epoch, **{k: v for k, v in self._facts.items() if k != "seconds"}}
+        measured = {name: value for name, value in self._facts.items() if "." in name}
+        return {"best_epoch": self.epoch, **measured}
 
 
 def _options(phase: Phase) -> Options:
