@@ -43,6 +43,8 @@ SLACK = 1.2
 """A training is begun where there is time for so many times what it is expected to take."""
 PASSED_OVER = 3
 """When there was no time for so many trials, no more are drawn."""
+DESCRIBED = {"log-loss": "rank.loss", "parameters": "parameters", "FLOPs": "flops"}
+"""What was measured that a trial's attributes tell, by the names of the leaderboard."""
 
 
 class NoTime(Exception):
@@ -124,6 +126,7 @@ class Trials:
                 plan = observer.plan = self._in_time(number, self._suggest(trial))
             self._check_guess(trial)
             log.planned(number, trial.params, plan)
+            _describe(trial, {"cut": plan.cut, "frozen": plan.phases[-1].frozen or "none"})
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
             measured = self._known.get(plan.hash)
@@ -132,6 +135,7 @@ class Trials:
                 with self._answerable(trial):
                     fitted = self._fit(plan, observer)
                 measured = self._known[fitted.plan.hash] = fitted.metrics
+            _describe(trial, {name: measured[key] for name, key in DESCRIBED.items()})
             value = measured[f"rank.{self.settings.metric}"]
             # While a worker's trial is the best, the best of this process is better than none.
             if fitted and self.keep and (self._is_best(value, measured) or not self.folder.bundle.exists()):
@@ -385,6 +389,12 @@ class Trials:
     @cached_property
     def _facts(self) -> DataFacts:
         return facts_of(self.bench.dataset)
+
+
+def _describe(trial: optuna.Trial, facts: Mapping[str, Any]) -> None:
+    """For those who look at the study through Optuna, which knows of a cut no more than where in its backbone it is."""
+    for name, value in facts.items():
+        trial.set_user_attr(name, value)
 
 
 class _TrialObserver:

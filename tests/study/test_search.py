@@ -77,6 +77,11 @@ def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
     board = leaderboard(made.folder.log.records())
     assert result.best.plan == board[0].plan
     assert result.best.validation == board[0].value == max(record.value for record in board)
+    stored = optuna.load_study(study_name=made.folder.definition.optuna, storage=made.folder.storage)
+    for trial, record in zip(stored.trials, made.folder.log.records(), strict=True):
+        told = {"cut": record.plan.cut, "frozen": record.plan.cut, "log-loss": record.metrics["rank.loss"]}
+        told |= {"parameters": record.metrics["parameters"], "FLOPs": record.metrics["flops"]}
+        assert told.items() <= trial.user_attrs.items()
     assert 0 <= result.test.low <= result.test.value <= result.test.high <= 1
     assert result.test.images == 18
     assert "reference:pixels" in result.comparisons
