@@ -55,6 +55,7 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
         cwd=workspace,
         env={
             **os.environ,
+            **shipping.SAFE_PATH,
             "MLFLOW_BACKEND_STORE_URI": uri,  # not among the words, where everybody could read its password
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -75,7 +76,7 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
 
 
 def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
-    """The parts of the address that lead to the study and to its trials, or to all studies.
+    """The parts of the address that lead to the trials of a study and to the study, or to all studies.
 
     Raises: StudyError for one that MLflow has not heard of, and for a workspace without any.
     """
@@ -87,7 +88,7 @@ def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
         return [f"/#/experiments?{TRAINING}"]
     found = folder.find_study(workspace, study)
 
-    from autotl.tracking.mlflow import Projection
+    from autotl.tracking.mlflow import Projection, page
 
     try:
         place = Projection(found, uri).find()
@@ -98,8 +99,8 @@ def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
             f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {quote(study)}"
         )
     experiment, run = place
-    best_first = "orderByKey=metrics.%60objective%60&orderByAsc=false"
-    return [f"/#/experiments/{experiment}/runs{rest}{TRAINING}" for rest in (f"/{run}?", f"?{best_first}&")]
+    runs = f"/#/experiments/{experiment}/runs"
+    return [f"{runs}?{TRAINING}&{page.SHARED}", f"{runs}/{run}?{TRAINING}"]
 
 
 def _free(port: int) -> bool:
@@ -129,7 +130,8 @@ def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
 
 
 def _show(server: str, pages: list[str], browser: bool) -> None:
-    for page, what in zip(pages, ("", "   # the trials, best first"), strict=False):
-        output.echo(f"{server}{page}{what}")
+    names = ["   # the trials, best first", "   # the study"] if len(pages) > 1 else [""]
+    for page, name in zip(pages, names, strict=True):
+        output.echo(f"{server}{page}{name}")
     if browser:
         webbrowser.open(server + pages[0])

@@ -23,6 +23,9 @@ class Outcome:
     def words(self, result: Result) -> list[str]:
         return list(words.summary(result))
 
+    def against(self, result: Result, control: str) -> str:
+        return words.against(control, result.test.metric, result.comparisons[control])
+
     def files(self) -> dict[str, str | bytes]:
         return {
             "leaderboard.csv": leaderboard(self._folder).to_csv(),

@@ -26,7 +26,7 @@ def summary(result: Result) -> Iterator[str]:
         f"({test.images:,} sealed images)."
     )
     for name, comparison in result.comparisons.items():
-        yield f"Against {name} ({test.metric} {comparison.value:.1%}): {_gain(comparison)}"
+        yield against(name, test.metric, comparison)
     runs = [f"{run.value:.1%}" for run in result.best.runs]
     seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
     yield f"On the rank split its {test.metric} was {seen}.{_caution(result)}"
@@ -38,6 +38,11 @@ def summary(result: Result) -> Iterator[str]:
             f"The test split was opened for {result.test_opened} models in this study: "
             "what was decided after the first makes this figure optimistic."
         )
+
+
+def against(name: str, metric: str, comparison: Comparison) -> str:
+    """A control, and what the winner gained over it."""
+    return f"Against {name} ({metric} {comparison.value:.1%}): {_gain(comparison)}"
 
 
 def trained(plan: TransferPlan) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The end of a search: the best plans run again, the winner and its controls, the sealed test, the bundle."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -217,7 +218,8 @@ class _End:
             except _Failed as failed:
                 self.left_out.append(f"trial {contender.record.number}, which fails with seed {plan.seed}: {failed}")
                 return None
-            event = {"trial": contender.record.number, "plan": plan.hash, "metrics": self._known[plan.hash]}
+            event = {"time": time.time(), "trial": contender.record.number, "plan": plan.hash}
+            event |= {"metrics": self._known[plan.hash], "carried_out": plan.model_dump(mode="json")}
             append_line(self.folder.reruns, json.dumps(event))
         measured = self._known[plan.hash]
         run = _Run(plan, measured[f"rank.{self.settings.metric}"], measured)

@@ -1,6 +1,8 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
+import json
 import shlex
+import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
@@ -15,7 +17,7 @@ from autotl.engine import probe
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
-from autotl.files import settle
+from autotl.files import append_line, settle
 from autotl.host import Host
 from autotl.plan import Network
 from autotl.registry import Entry, Registry
@@ -98,6 +100,7 @@ class Search:
                 bench = self._open()
                 backbones = self._usable(bench)
                 study = self._define(bench.dataset, backbones)
+                append_line(self.folder.searches, json.dumps({"time": time.time(), **self.settings.told()}))
                 self._begin_logging()
                 trials = Trials(
                     study,

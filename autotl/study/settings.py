@@ -2,17 +2,20 @@
 
 import math
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
-from autotl.errors import PluginError, StudyError, unknown
+from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
 from autotl.plan import Record
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
+OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
+"""What the next search of the same study may say otherwise, and what can change its result."""
 
 
 def seconds(value: str | float | None) -> float | None:
@@ -119,6 +122,30 @@ class Settings(Record):
         """
         if self.strict_plugins:
             raise PluginError(f"{str(problem).rstrip('.')}. Put it right, or search without --strict-plugins.")
+
+    def told(self) -> dict[str, Any]:
+        """What may be told of a search: its `command`, and its `options` as far as they are more than the study's own.
+
+        Passwords are left out.
+        """
+        options = self.model_dump(mode="json", include=OF_ONE_SEARCH)
+        return {"command": shlex.join(self._words()), "options": options}
+
+    def _words(self) -> Iterator[str]:
+        """The command that says the same, defaults left out."""
+        yield from ("autotl", "search", str(self.data))
+        for name, field in type(self).model_fields.items():
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if name == "data" or value == field.get_default():
+                continue
+            if isinstance(value, bool):
+                yield flag if value else flag.replace("--", "--no-", 1)
+            elif isinstance(value, dict):
+                yield from (word for each in value.items() for word in (flag, "=".join(map(str, each))))
+            elif isinstance(value, tuple):
+                yield from (flag, ",".join(value))
+            else:
+                yield from (flag, f"{value:g}s" if name == "budget" else masked(str(value)))
 
     @property
     def study_name(self) -> str:

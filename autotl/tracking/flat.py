@@ -1,15 +1,13 @@
 """A plan as flat names and values, for tables that know no nesting."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from autotl.plan import Phase, TransferPlan
 
 
-def flat(searched: Mapping[str, Any], plan: TransferPlan) -> dict[str, Any]:
-    """A plan as parameters with readable names, and below `searched.` what the sampler drew."""
+def flat(plan: TransferPlan) -> dict[str, Any]:
+    """A plan as parameters with readable names."""
     found = {
-        "strategy": searched["strategy"],
         "backbone": plan.backbone,
         "weights": plan.weights,
         "cut": plan.cut,
@@ -25,7 +23,7 @@ def flat(searched: Mapping[str, Any], plan: TransferPlan) -> dict[str, Any]:
     found |= {f"augmentation.{name}": value for name, value in plan.augmentation.params.items()}
     for number, phase in enumerate(plan.phases, 1):
         found |= {f"phase{number}.{name}": value for name, value in _of_phase(phase).items()}
-    return found | {f"searched.{name}": value for name, value in searched.items()}
+    return found
 
 
 def _of_phase(phase: Phase) -> dict[str, Any]:

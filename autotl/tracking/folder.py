@@ -59,6 +59,7 @@ class StudyFolder:
         self.test_openings = path / "test_openings.jsonl"
         self.probe = path / "probe.json"
         self.reruns = path / "reruns.jsonl"
+        self.searches = path / "searches.jsonl"
         self.result = path / "result.json"
         self._lock = FileLock(path / ".lock")
 

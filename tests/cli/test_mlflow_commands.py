@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,16 @@ def autotl(*words, code=0):
 
 @pytest.fixture
 def searched(stripes, tmp_path, monkeypatch):
-    """A study that MLflow has heard of, as the search's own process beside it told."""
+    """A study that MLflow has heard of, as the search's own process beside it told.
+
+    In the working folder and in the workspace lies a module that hides one of Python's own.
+    """
     monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "studies"):
+        folder.mkdir(exist_ok=True)
+        (folder / "timeit.py").write_text("raise SystemExit('not the timeit that was meant')")
     words = ["search", str(stripes), "--trials", "2", "--backbones", "autotl:resnet10", "--strategies", "linear-probe"]
-    subprocess.run([sys.executable, "-m", "autotl", *words], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-P", "-m", "autotl", *words], check=True, capture_output=True)
     return tmp_path / "studies"
 
 
@@ -42,26 +49,31 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
     own, copy = (MlflowClient(uri) for uri in (f"sqlite:///{searched / 'mlflow.db'}", other))
     names = _run_names(own)
     assert _run_names(copy) == names
-    assert [name.partition(" ")[0] for name in names] == ["0", "1", "stripes"]
+    assert [name.partition(" ")[0] for name in names] == ["0", "1", "comparison:", "comparison:", "stripes", "winner,"]
     assert own.get_model_version_by_alias("autotl-stripes", "champion")
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [sys.executable, "-m", "autotl", "ui", "stripes", "--port", str(port), "--no-browser"]
+    words = [sys.executable, "-P", "-m", "autotl", "ui", "stripes", "--port", str(port), "--no-browser"]
     ui = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
-        address = next(line.strip() for line in ui.stdout if line.startswith("http"))
+        address, study = (line.split()[0] for line in islice(ui.stdout, 1, 3))
         experiment = own.get_experiment_by_name("autotl-stripes").experiment_id
-        assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/")
+        assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs?")
+        assert address.endswith("&viewStateShareKey=autotl")
         with urllib.request.urlopen(address) as page:
             assert b"MLflow" in page.read()
         assert "is in use. Say another one: --port" in autotl("ui", "--port", port, "--no-browser", code=2)
         if browser := shutil.which("chromium"):
             words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
-            shown = subprocess.check_output([*words, "--dump-dom", address], text=True, stderr=subprocess.DEVNULL)
-            assert "0 linear-probe autotl:resnet10 →" in shown
-            assert "Winner: autotl:resnet10" in shown
+            words += ["--window-size=2000,1000", "--dump-dom"]
+            dom = lambda page: subprocess.check_output([*words, page], text=True, stderr=subprocess.DEVNULL)  # noqa: E731
+            table = dom(address)
+            assert "0 linear-probe autotl:resnet10 →" in table
+            for column in ("rank/accuracy", "rank/loss", "flops", "backbone", "cut"):
+                assert f'data-testid="sort-header-{column}"' in table
+            assert "Winner: autotl:resnet10" in dom(study)
     finally:
         ui.send_signal(signal.SIGTERM)
         ui.wait(30)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from autotl.export import bundle
+from autotl.files import append_line
 from autotl.report.outcome import Outcome
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -23,6 +24,7 @@ from autotl.study.watch import Silent
 from autotl.tracking import shipping
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.mlflow import Projection
+from autotl.tracking.result import load
 
 mlflow = pytest.importorskip("mlflow")
 from mlflow import MlflowClient  # noqa: E402
@@ -104,8 +106,9 @@ def everything(uri, name="autotl-stripes"):
 
 
 def _in_order(run):
+    """The study's run first, then what came after the trials, then the trials."""
     tags = run[3]
-    return int(tags.get("autotl.trial", -1)), int(tags.get("autotl.attempt", 0))
+    return run[1] is not None, int(tags.get("autotl.trial", -1)), int(tags.get("autotl.attempt", 0))
 
 
 def test_every_trial_is_a_run_below_the_study_s(made, uri):
@@ -118,7 +121,7 @@ def test_every_trial_is_a_run_below_the_study_s(made, uri):
     assert parent.data.params["backbones"] == "tiny:net"
     assert parent.data.tags["version.torch"]
 
-    children = [run for run in runs if run is not parent]
+    children = [run for run in runs if run is not parent and "autotl.trial" in run.data.tags]
     assert len(children) == 8
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
     digest = made.folder.definition.fingerprint[:12]
@@ -142,12 +145,64 @@ def test_every_trial_is_a_run_below_the_study_s(made, uri):
             wanted = [(epoch["epoch"], epoch[name]) for epoch in record.epochs if name in epoch]
             assert sorted((metric.step, metric.value) for metric in history) == wanted
         if record.state == "complete":
-            assert run.data.metrics["objective"] == record.value
+            assert "objective" not in run.data.metrics
             shown = {name.replace("/", ".", 1): value for name, value in run.data.metrics.items()}
             assert {name: shown[name] for name in record.metrics} == record.metrics
         plan = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/plan.json")
         assert plan == record.plan.to_json()
         assert 0 <= run.info.end_time - run.info.start_time < 60_000
+
+
+def test_every_training_after_the_trials_is_a_run_too(made, uri):
+    made.folder.reruns.write_text(
+        json.dumps(
+            {
+                "time": time.time(),
+                "trial": 0,
+                "plan": "its hash",
+                "metrics": {"rank.accuracy": 0.75, "seconds": 2.0},
+                "carried_out": made.folder.log.read(0).plan.model_dump(mode="json") | {"seed": 7},
+            }
+        )
+    )
+    projection(made.folder, uri).end(Told(made))
+    result = load(made.folder)
+    after = {run[0]: run for run in everything(uri) if run[1] and "autotl.trial" not in run[3]}
+    rerun = next(run for name, run in after.items() if name.startswith("0 with seed 7: "))
+    assert rerun[4]["seed"] == "7" and rerun[5]["rank/accuracy"][0][2] == 0.75
+    (winner,) = (run for name, run in after.items() if name.startswith("winner, "))
+    assert winner[4]["cut"] == result.final.cut and winner[5]["test/accuracy"][0][2] == result.test.value
+    for name, comparison in result.comparisons.items():
+        run = after.pop(f"comparison: {name}")
+        assert run[4]["backbone"] == comparison.plan.backbone
+        assert run[5]["test/accuracy"][0][2] == comparison.value
+        assert run[3]["mlflow.note.content"].startswith(f"Against {name} (accuracy ")
+    assert all(run[1] == "stripes" and run[2] == "FINISHED" and run[7] == ["plan.json"] for run in after.values())
+    (parent,) = (run for run in everything(uri) if not run[1])
+    assert not [name for name in parent[5] if name.startswith("gain")]
+
+
+def test_the_first_page_has_the_columns_that_matter_and_the_study_how_it_was_searched_last(made, uri):
+    shipping = projection(made.folder, uri)
+    shipping.ship()
+    tags = MlflowClient(uri).get_experiment_by_name("autotl-stripes").tags
+    view = json.loads(tags["mlflow.sharedViewState.autotl"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`rank/accuracy`", False)
+    run = next(run for run in everything(uri) if run[3].get("autotl.state") == "complete")
+    for column in view["selectedColumns"]:
+        kind, _, name = column.partition(".")
+        shown = {"metrics": run[5], "params": run[4]}[kind]
+        assert name.strip("`") in {*shown, "test/accuracy"}  # which the winner and its controls have
+
+    (parent,) = (run for run in everything(uri) if not run[1])
+    assert (parent[3]["search.trials"], parent[3]["search.prune"]) == ("4", "True")
+    assert parent[3]["search.command"].endswith("--strategies linear-probe,fine-tune --device cpu")
+
+    append_line(made.folder.searches, json.dumps({"options": {"trials": 9}, "command": "autotl search there"}))
+    shipping.ship()
+    (parent,) = (run for run in everything(uri) if not run[1])
+    assert parent[3]["search.trials"] == "9"
+    assert parent[3]["search.command"] == "autotl search there"
 
 
 def test_what_did_not_end_well_is_never_a_success(made, uri):
@@ -159,7 +214,7 @@ def test_what_did_not_end_well_is_never_a_success(made, uri):
             run[3].get("mlflow.note.content"),
         )
         for run in everything(uri)
-        if run[1]
+        if "autotl.trial" in run[3]
     }
     assert ends["4", "0"] == ("KILLED", "pruned", "**pruned**: it was pruned")
     assert ends["5", "0"] == ("FAILED", "failed", "**failed**: it was failed")
@@ -367,14 +422,14 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp
     print(said)
     assert said.count("fails, the search goes on without") == 1, said
 
-    runs = [run for run in everything(server.uri) if run[1]]
+    runs = [run for run in everything(server.uri) if "autotl.trial" in run[3]]
     records = list(folder.log.records())
     assert len(records) == 12
     assert sorted(int(run[3]["autotl.trial"]) for run in runs) == list(range(12))
     assert {run[2] for run in runs} == {"FINISHED"}
     for run in runs:
         record = records[int(run[3]["autotl.trial"])]
-        assert run[5]["objective"][0][2] == record.value
+        assert run[5]["rank/accuracy"][0][2] == record.value
         assert [step for step, _, _ in run[5].get("epoch/train.loss", [])] == [
             epoch["epoch"] for epoch in record.epochs if "train.loss" in epoch
         ]

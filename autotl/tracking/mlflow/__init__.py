@@ -8,6 +8,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
+from autotl.tracking.mlflow import page
 from autotl.tracking.mlflow.projection import Outcome, Projection
 
-__all__ = ["Outcome", "Projection"]
+__all__ = ["Outcome", "Projection", "page"]

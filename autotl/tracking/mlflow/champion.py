@@ -46,7 +46,7 @@ def register(
 def _log(server: Server, run: str, folder: StudyFolder, result: Result, bundle: "Bundle") -> str:
     """Log the model to a run; its address."""
     example = bundle.graph.example().numpy()
-    params = flat({"strategy": result.best.strategy}, result.final)
+    params = {"strategy": result.best.strategy, **flat(result.final)}
     mlflow.set_tracking_uri(server.uri)
     mlflow.set_registry_uri(server.uri)
     with mlflow.start_run(run_id=run):

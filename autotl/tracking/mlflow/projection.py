@@ -1,4 +1,5 @@
-"""From the study folder to MLflow's runs: one for the study, and a nested one for each attempt at a trial.
+"""From the study folder to MLflow's runs: one for the study, a nested one for each attempt at a trial and for each
+training after the trials.
 
 The study folder is the truth. What the server lacks is shipped, and shipping the same again changes nothing: each run
 carries a tag that says how many events of its log it has, and a metric that is logged twice counts once to MLflow.
@@ -18,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
-from autotl.files import write
+from autotl.files import read_lines, write
 from autotl.plan import TransferPlan, digest
 from autotl.tracking.flat import flat
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import Event, attempts
-from autotl.tracking.mlflow import champion
+from autotl.tracking.mlflow import champion, page
 from autotl.tracking.mlflow.server import Server, as_metrics, milliseconds
 from autotl.tracking.result import Result, load
 
@@ -39,6 +40,8 @@ STATUS = {
 KILLED = "its process was killed"
 STUDY, TRIAL, ATTEMPT, EVENTS = "autotl.study", "autotl.trial", "autotl.attempt", "autotl.events"
 STATE, RESULT = "autotl.state", "autotl.result"
+AFTER, SHIPPED = "autotl.after", "autotl.shipped"
+"""Which training after the trials a run shows, and a hash of what was shipped of it."""
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 SPLIT = Path("data") / "split.csv"
 
@@ -52,11 +55,29 @@ class _Shown:
     open: bool
 
 
+@dataclass(frozen=True)
+class _After:
+    """A training after the trials."""
+
+    name: str
+    plan: TransferPlan
+    strategy: str
+    metrics: dict[str, float]
+    note: str
+    at: float
+    """When it ended."""
+    seconds: float = 0.0
+    """What it took, 0 where nobody knows."""
+
+
 class Outcome(Protocol):
     """What there is to show of a finished study besides its numbers."""
 
     def words(self, result: Result) -> list[str]:
         """The result in words, the most important first."""
+
+    def against(self, result: Result, control: str) -> str:
+        """One of the controls in words, by its name."""
 
     def files(self) -> dict[str, str | bytes]:
         """Tables and pictures by the names of their files."""
@@ -84,7 +105,7 @@ class Projection:
         server = Server(self.uri, definition.name)
         experiment = server.experiment
         runs = server.runs(experiment.experiment_id, STUDY, definition.optuna) if experiment else []
-        parents = [run for run in runs if TRIAL not in run.data.tags]
+        parents = [run for run in runs if PARENT not in run.data.tags]
         return (parents[0].info.experiment_id, parents[0].info.run_id) if parents else None
 
     def ship(self) -> None:
@@ -103,9 +124,9 @@ class Projection:
         for shown in self._shown.values():
             if shown.open:
                 self._close(shown, "interrupted", KILLED, time.time())
-        result = load(self.folder)
-        if result:
-            self._ship_result(result, outcome)
+        result, definition = load(self.folder), self.folder.definition
+        if result and definition:
+            self._ship_result(definition, result, outcome)
             champion.register(self._server, self._parent, self.folder, result, outcome.words(result), outcome.model)
         last = max((file.stat().st_mtime for file in self.folder.log.files()), default=0.0)
         finished = result is not None and self.folder.result.stat().st_mtime >= last
@@ -123,11 +144,16 @@ class Projection:
             if tried and tried[-1][-1]["event"] == "end":
                 self._ends[number] = tried[-1][-1]
         self._ship_best(definition)
+        if self._has_grown(self.folder.reruns):
+            self._ship_reruns(definition)
+        if self._has_grown(self.folder.searches):
+            self._ship_search()
 
     def _forget(self) -> None:
         self._parent = ""
         self._experiment = ""
         self._shown: dict[tuple[int, int], _Shown] = {}
+        self._after: dict[str, tuple[str, str]] = {}
         self._sizes: dict[Path, int] = {}
         self._ends: dict[int, Event] = {}
         self._best_shipped = 0
@@ -143,13 +169,16 @@ class Projection:
     def _connect(self, definition: Definition) -> None:
         """Find what the server has of this study, or begin it there."""
         self._server = Server(self.uri, definition.name)
-        self._experiment = self._server.begin_experiment(self.folder.path.resolve().parent)
+        home = self.folder.path.resolve().parent
+        self._experiment = self._server.begin_experiment(home, page.tags(definition.metric))
         parent: Run | None = None
         for run in self._server.runs(self._experiment, STUDY, definition.optuna):
             tags = run.data.tags
             if TRIAL in tags:
                 shown = _Shown(run.info.run_id, int(tags.get(EVENTS, 0)), run.info.status == "RUNNING")
                 self._shown[int(tags[TRIAL]), int(tags[ATTEMPT])] = shown
+            elif AFTER in tags:
+                self._after[tags[AFTER]] = run.info.run_id, tags.get(SHIPPED, "")
             else:
                 parent = run
         if parent is None:
@@ -200,10 +229,15 @@ class Projection:
     def _changed_trials(self) -> Iterator[tuple[int, list[list[Event]]]]:
         """The trials whose logs have grown since the last look, with the events of each attempt."""
         for file in self.folder.log.files():
-            size = file.stat().st_size
-            if self._sizes.get(file) != size:
+            if self._has_grown(file):
                 yield int(file.stem), attempts(file)
-                self._sizes[file] = size  # not before it is shipped
+
+    def _has_grown(self, file: Path) -> bool:
+        """Whether a log has grown since this was asked last; where shipping breaks off, that is forgotten."""
+        size = file.stat().st_size if file.exists() else 0
+        grown = self._sizes.get(file, 0) != size
+        self._sizes[file] = size
+        return grown
 
     def _ship_attempt(
         self, definition: Definition, number: int, attempt: int, events: Sequence[Event], *, last: bool
@@ -223,8 +257,7 @@ class Projection:
                     assert plan is not None
                     self._log_plan(shown.run, number, event["params"], plan)
                 elif event["event"] == "end":
-                    metrics = event["metrics"] | ({"objective": event["value"]} if event["value"] is not None else {})
-                    self._server.log(shown.run, metrics=as_metrics(metrics, event["time"], 0))
+                    self._server.log(shown.run, metrics=as_metrics(event["metrics"], event["time"], 0))
                     self._close(shown, event["state"], event["reason"], event["time"])
             self._server.client.set_tag(shown.run, EVENTS, str(len(events)))
             shown.events = len(events)
@@ -247,10 +280,11 @@ class Projection:
 
     def _log_plan(self, run: str, number: int, searched: Mapping[str, Any], plan: TransferPlan) -> None:
         tags = {
-            NAME: f"{number} {searched['strategy']} {plan.backbone} → {plan.cut}",
+            NAME: f"{number} {_what(searched['strategy'], plan)}",
             **{f"version.{name}": version for name, version in plan.requires.items() if name != "stages"},
         }
-        self._server.log(run, params=flat(searched, plan), tags=tags)
+        drawn = {f"searched.{name}": value for name, value in searched.items()}
+        self._server.log(run, params={"strategy": searched["strategy"], **flat(plan), **drawn}, tags=tags)
         self._server.client.log_text(run, plan.to_json(), "plan.json")
 
     def _close(self, shown: _Shown, state: str, reason: str, at: float) -> None:
@@ -276,7 +310,77 @@ class Projection:
         self._server.log(self._parent, metrics=fresh)
         self._best_shipped = len(points)
 
-    def _ship_result(self, result: Result, outcome: Outcome) -> None:
+    def _ship_search(self) -> None:
+        """How the study was searched last; the next time it may be searched otherwise, so that these are no params."""
+        *_, last = read_lines(self.folder.searches)
+        tags = {f"search.{name}": str(value) for name, value in last["options"].items()}
+        self._server.log(self._parent, tags={**tags, "search.command": last["command"]})
+
+    def _ship_reruns(self, definition: Definition) -> None:
+        """The best plans with fresh seeds; those of versions that kept no plan are not shown."""
+        for event in read_lines(self.folder.reruns):
+            if "carried_out" not in event:
+                continue
+            plan = TransferPlan.from_json(json.dumps(event["carried_out"]))
+            number, metrics = event["trial"], event["metrics"]
+            strategy = self.folder.log.read(number).params["strategy"]
+            after = _After(
+                name=f"{number} with seed {plan.seed}: {_what(strategy, plan)}",
+                plan=plan,
+                strategy=strategy,
+                metrics=metrics,
+                note=f"Trial {number} again, with seed {plan.seed}.",
+                at=event["time"],
+                seconds=metrics["seconds"],
+            )
+            self._ship_after(definition, after)
+
+    def _tested(self, result: Result, outcome: Outcome, at: float) -> Iterator[_After]:
+        """What met the sealed test: the winner as it was trained at last, where that is not one of its runs, and what
+        it is measured against."""
+        metric, best = result.test.metric, result.best
+        if result.final != best.plan:
+            costs = {name: best.metrics[name] for name in ("parameters", "flops")}
+            yield _After(
+                name=f"winner, trained on all but the test images (trial {best.trial})",
+                plan=result.final,
+                strategy=best.strategy,
+                metrics={f"test.{metric}": result.test.value, **costs},
+                note="The model that the study ends with.",
+                at=at,
+            )
+        for name, found in result.comparisons.items():
+            yield _After(
+                name=f"comparison: {name}",
+                plan=found.plan,
+                strategy="comparison",
+                metrics={f"test.{metric}": found.value},
+                note=outcome.against(result, name),
+                at=at,
+            )
+
+    def _ship_after(self, definition: Definition, after: _After) -> None:
+        key = f"{after.name} {after.plan.hash[:12]}"
+        mark = digest([after.metrics, after.note])
+        run, shipped = self._after.get(key, ("", ""))
+        if shipped == mark:
+            return
+        if not run:
+            tags = {PARENT: self._parent, STUDY: definition.optuna, AFTER: key, "autotl.device": definition.device}
+            began = milliseconds(after.at - after.seconds)
+            made = self._server.client.create_run(self._experiment, start_time=began, tags=tags, run_name=after.name)
+            run = made.info.run_id
+            self._after[key] = run, ""
+        self._log_dataset(run, definition)
+        params = {"strategy": after.strategy, **flat(after.plan)}
+        metrics = as_metrics(after.metrics, after.at, 0)
+        self._server.log(run, params=params, metrics=metrics, tags={NOTE: after.note})
+        self._server.client.log_text(run, after.plan.to_json(), "plan.json")
+        self._server.client.set_terminated(run, "FINISHED", end_time=milliseconds(after.at))
+        self._server.log(run, tags={SHIPPED: mark})
+        self._after[key] = run, mark
+
+    def _ship_result(self, definition: Definition, result: Result, outcome: Outcome) -> None:
         mark = digest(result.model_dump(mode="json"))
         if self._server.client.get_run(self._parent).data.tags.get(RESULT) == mark:
             return
@@ -287,10 +391,9 @@ class Projection:
             f"test.{metric}": result.test.value,
             "seconds": result.seconds,
         }
-        for name, found in result.comparisons.items():
-            gain = f"gain/over {name.partition(' (')[0]}"  # whatever trial it was
-            metrics |= {gain: found.difference, f"{gain} low": found.low, f"{gain} high": found.high}
         at = self.folder.result.stat().st_mtime
+        for after in self._tested(result, outcome, at):
+            self._ship_after(definition, after)
         self._server.log(self._parent, metrics=as_metrics(metrics, at, 0))
         plan = result.best.plan
         winner = {"trial": str(result.best.trial), "strategy": result.best.strategy}
@@ -313,6 +416,10 @@ class Projection:
         if not runs:
             return []
         return [f"[The run of trial {number}](#/experiments/{self._experiment}/runs/{runs[max(runs)]})"]
+
+
+def _what(strategy: str, plan: TransferPlan) -> str:
+    return f"{strategy} {plan.backbone} → {plan.cut}"
 
 
 def _epoch_metrics(event: Event, plan: TransferPlan | None) -> list[Metric]:

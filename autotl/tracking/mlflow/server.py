@@ -27,7 +27,7 @@ class Server:
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self.client.get_experiment_by_name(self.name)
 
-    def begin_experiment(self, home: Path) -> str:
+    def begin_experiment(self, home: Path, tags: Mapping[str, str]) -> str:
         """The experiment's id; it is made where there is none, and restored where it was deleted.
 
         Its artifacts lie in `home`, unless the server says where they go.
@@ -37,12 +37,12 @@ class Server:
             if found is None:
                 served = self.uri.startswith(("http:", "https:", "databricks"))
                 place = None if served else (home.resolve() / "mlartifacts" / self.name).as_uri()
-                tags = {
-                    "mlflow.experimentKind": "custom_model_development"
-                }  # pages on training, not on language models
-                return self.client.create_experiment(self.name, artifact_location=place, tags=tags)
+                return self.client.create_experiment(self.name, artifact_location=place, tags=dict(tags))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
+        for name, value in tags.items():
+            if found.tags.get(name) != value:
+                self.client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
 
     def runs(self, experiment: str, tag: str, value: str) -> list[Run]:

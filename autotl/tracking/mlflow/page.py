@@ -1,0 +1,32 @@
+"""What MLflow shows first of a study: the table of its runs, best first."""
+
+import json
+
+SHARED = "viewStateShareKey=autotl"
+"""What an address says to show the table as `tags` has it, as long as it asks for nothing else."""
+
+
+def tags(metric: str) -> dict[str, str]:
+    """The tags of an experiment that its pages heed, where a study selects by `metric`."""
+    best = f"metrics.`rank/{metric}`"
+    widths = {
+        best: 105,
+        f"metrics.`test/{metric}`": 105,
+        "metrics.`rank/loss`": 75,
+        "metrics.`flops`": 85,
+        "params.`backbone`": 150,
+        "params.`cut`": 130,
+        "params.`strategy`": 110,
+    }
+    view = {
+        "selectedColumns": list(widths),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+        "orderByKey": best,
+        "orderByAsc": False,
+    }
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # pages on training, not on language models
+        "mlflow.experiment.primaryMetric.name": f"rank/{metric}",
+        "mlflow.sharedViewState.autotl": json.dumps(view),
+    }
