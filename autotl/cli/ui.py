@@ -56,6 +56,7 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
         env={
             **os.environ,
             **shipping.SAFE_PATH,
+            "UVICORN_APP_DIR": os.devnull,  # else it puts the folder it runs in first, whatever Python is told
             "MLFLOW_BACKEND_STORE_URI": uri,  # not among the words, where everybody could read its password
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
