@@ -45,6 +45,11 @@ HOOK = "from autotl import hookimpl\n@hookimpl\ndef {}: {}\n"
 AUGMENTATIONS = {
     "moody": ("{}['flip']", "images", "fails: KeyError: 'flip'"),
     "unbuilt": ("{}", "absent", "cannot be built: NameError: name 'absent' is not defined"),
+    "untold": (
+        "{}",
+        "None",
+        "cannot be built: TypeError: its build gave NoneType, not a function of images and a draw",
+    ),
     "crashes": ("{}", "lambda images, draw: images.view(7)", "fails: RuntimeError: shape '[7]' is invalid"),
     "shrinks": ("{}", "lambda images, draw: images[..., :16]", "made (48, 3, 64, 16) torch.uint8 of (48, 3, 64, 64)"),
     "floats": ("{}", "lambda images, draw: images.float()", "made (48, 3, 64, 64) torch.float32 of (48, 3, 64, 64)"),

@@ -89,7 +89,10 @@ class Catalogue:
         """What a family lists, without its prefix."""
         entry = self.host.backbones[family]
         with entry.owner.answers_for(f"Backbone family '{family}'", "cannot be listed"):
-            return list(_family(entry).names())
+            names = list(_family(entry).names())
+            if wrong := [name for name in names if not isinstance(name, str)]:
+                raise TypeError(f"it names {wrong[0]!r}, which is no text")
+        return names
 
     def owner(self, name: str) -> Owner:
         """The plugin that offers a backbone."""
@@ -221,8 +224,10 @@ class Catalogue:
         family = _family(self.host.backbones[_parse(name)[0]])
         classes = [type(family), *map(type, stages.modules())]
         packages = sources.packages_of(classes, ["autotl", "torch", *self.card(name).libraries])
+        with self.owner(name).answers_for(f"Backbone '{name}'", "fails on images"):
+            info = measure(name, input, stages)
         facts = Facts(
-            info=measure(name, input, stages),
+            info=info,
             graph=stages.graph,
             packages=packages,
             source=sources.hash_of(packages),

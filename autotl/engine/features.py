@@ -142,7 +142,7 @@ class FeatureStore:
 
     def _rows(self, network: Network) -> RowStore:
         facts = self.catalogue.facts(network.backbone, network.input)
-        width = max(columns.stop for columns in _columns(facts.info).values())
+        width = _width(facts.info)
         key = digest(
             {
                 "backbone": network.backbone,
@@ -182,7 +182,8 @@ def extractor(
 def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Owner) -> Tensor:
     """Every boundary under every pooling, in the order of `_columns`: normalised images → [N, sum of D].
 
-    Raises: PluginError, naming the `owner`, when the network fails on them, or gives a value that is not finite.
+    Raises: PluginError, naming the `owner`, when the network fails on them, or gives values that are not finite or not
+    those of its stages.
     """
     with owner.answers_for(f"Backbone '{info.name}'", "fails on images"):
         values = [
@@ -191,6 +192,10 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Own
             for pooling in stage.poolings
         ]
     features = torch.cat(values, dim=1)
+    width = _width(info)
+    if features.shape[1] != width:
+        how = f"gives {features.shape[1]} features of an image; by its stages, as they were traced, it has {width}."
+        raise owner.fault(f"Backbone '{info.name}'", how)
     if not features.isfinite().all():
         how = "gives values that are not finite. Search without it: --backbones."
         raise owner.fault(f"Backbone '{info.name}'", how)
@@ -239,6 +244,11 @@ def pool(value: Tensor, boundary: Boundary, pooling: Pooling) -> Tensor:
     else:
         places = [2, 3] if boundary.layout == "NCHW" else [1, 2]
     return value.mean(places) if pooling == "avg" else value.amax(places)
+
+
+def _width(info: BackboneInfo) -> int:
+    """How many columns a row has."""
+    return max(columns.stop for columns in _columns(info).values())
 
 
 def _columns(info: BackboneInfo) -> dict[tuple[str, Pooling], slice]:

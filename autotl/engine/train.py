@@ -103,8 +103,12 @@ class _Training:
         self.model, self.phase, self.options = model, phase, options
         self.facts: dict[str, float] = {}
         augmentation = model.bench.catalogue.host.augmentations[plan.augmentation.name]
-        with augmentation.owner.answers_for(f"Augmentation '{augmentation.name}'", "cannot be built"):
-            transform = None if augmentation.name == "none" else augmentation.item.build(plan.augmentation.params)
+        transform = None
+        if augmentation.name != "none":
+            with augmentation.owner.answers_for(f"Augmentation '{augmentation.name}'", "cannot be built"):
+                transform = augmentation.item.build(plan.augmentation.params)
+                if not callable(transform):
+                    raise TypeError(f"its build gave {type(transform).__name__}, not a function of images and a draw")
         self.stages = model.stages.to(memory_format=precision.MEMORY_FORMATS[plan.memory_format])
         self.stages.freeze(phase.frozen)
         self.source = Source(model, phase.frozen, plan.train_on, transform=transform, views=options.views)

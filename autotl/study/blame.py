@@ -46,12 +46,14 @@ def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str]:
     So it is where that was drawn although it is out, because all of its kind are: the strategy had it drawn.
     """
     params, out = trial.params, out_of(before(trial.study, trial.number))
-    what = error.blamed.replace(RANDOM, "") if isinstance(error, PluginError) else ""
+    what = error.blamed if isinstance(error, PluginError) else ""
     for kind in ("backbone", "augmentation"):
-        value = params.get(kind)
-        if value is not None and what == f"{kind.capitalize()} '{value}'" and value not in out[kind]:
+        value = str(params.get(kind, ""))
+        # A network with random weights instead of its own is the same network.
+        named = what.replace(RANDOM, "") == f"{kind.capitalize()} '{value}'".replace(RANDOM, "")
+        if named and value not in out[kind]:
             return kind, value
-    return "strategy", params["strategy"]
+    return "strategy", str(params["strategy"])
 
 
 def before(study: optuna.Study, number: int) -> list[FrozenTrial]:

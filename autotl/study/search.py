@@ -72,7 +72,7 @@ class Search:
         self.augmentations = self._chosen(
             host.augmentations, settings.augmentations, before.augmentations if before else None
         )
-        self._named = self.catalogue.expand(settings.backbones)
+        self._named = self._expanded(settings.backbones)
         if before:
             if self._named:
                 _require_same("backbones", set(self._named) - set(before.left_out), before.backbones)
@@ -145,6 +145,26 @@ class Search:
         """
         self.settings.tolerate(problem)
         self.watcher.note(f"Warning: {problem}")
+
+    def _expanded(self, patterns: Sequence[str]) -> list[str]:
+        """The backbones that names and globs fit; of globs without those of a family that cannot be listed.
+
+        Raises: PluginError for what fits nothing, and where nothing is left.
+        """
+        found: dict[str, None] = {}
+        broken: list[PluginError] = []
+        for pattern in patterns:
+            try:
+                found |= dict.fromkeys(self.catalogue.expand([pattern]))
+            except PluginError as error:
+                if not error.blamed or set(pattern).isdisjoint("*?["):
+                    raise
+                broken.append(error)
+        if broken and not found:
+            raise broken[0]
+        for problem in broken:
+            self._leave_out(problem)
+        return list(found)
 
     def _chosen(self, registry: Registry, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
         """The entries that the user named, all where none are named; those it was begun with when it goes on.

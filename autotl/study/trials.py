@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 
+from autotl.backbones.catalogue import RANDOM
 from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
 from autotl.engine import precision
@@ -20,7 +21,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.observe import Enough
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError, StudyError, TrainingError, out_of_memory, reason
+from autotl.errors import PlanError, PluginError, StudyError, TrainingError, out_of_memory, reason, unknown
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry, TooLong
@@ -315,7 +316,10 @@ class Trials:
             raise entry.owner.fault(what, f"suggested {type(plan).__name__}, not a plan.")
         with entry.owner.answers_for(what, "suggested a plan that cannot be written down"):
             written = plan.model_dump_json(warnings="error")
-        return TransferPlan.from_json(written, name="The plan")  # what is carried out is what is logged
+        plan = TransferPlan.from_json(written, name="The plan")  # what is carried out is what is logged
+        if plan.backbone.removesuffix(RANDOM) not in {name.removesuffix(RANDOM) for name in self.backbones}:
+            raise PlanError(unknown("backbone of the study", plan.backbone, self.backbones))
+        return plan
 
     def _check_guess(self, trial: optuna.Trial) -> None:
         """Say what a first guess names or sets that its strategy does not ask for or could not draw.

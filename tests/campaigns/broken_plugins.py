@@ -22,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from autotl.host import Host
+from autotl.report import terminal
 from autotl.study import patience
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -325,7 +326,7 @@ PLUGINS = {
     "build-undecayed": backbone(build="network.no_weight_decay = lambda: 1 / 0"),
     "forward-raises": backbone(layer=f"{REAL} raise RuntimeError('no kernel')"),
     "forward-nan": backbone(layer=f"{REAL} value = value / 0"),
-    "forward-shape": backbone(layer=f"{REAL} value = value[..., :1, :1]"),
+    "forward-shape": backbone(layer=f"{REAL} value = value[:, :3]"),
     "forward-memory": backbone(layer=f"{REAL} raise MemoryError"),
     "forward-later": backbone(
         layer=f"""{REAL}
@@ -367,10 +368,16 @@ def install(site, name, plugin):
 
 
 def searched(place, data, plugin):
-    """What the user would read of a search with the plugin, and how it ended: `result`, or the error."""
+    """What the user would read of a search with the plugin, and how it ended."""
     patience.ANSWER = patience.GRACE = 3.0
     sys.path.insert(0, str(place / "site"))
     watcher = Notes()
+    with terminal.watcher(quiet=True):  # as `autotl search --json` has it
+        return watcher.texts, _end(place, data, plugin, watcher)
+
+
+def _end(place, data, plugin, watcher):
+    """How a search ended: `result`, or the error."""
     settings = {"backbones": ("reference:edges",), **plugin.settings}
     began = time.monotonic() - (40 if "budget" in settings else 0)  # most of it is over
     try:
@@ -394,8 +401,8 @@ def searched(place, data, plugin):
         made.run()
     except BaseException as error:
         traceback.print_exc()
-        return watcher.texts, f"{type(error).__name__}: {error}"
-    return watcher.texts, "result"
+        return f"{type(error).__name__}: {error}"
+    return "result"
 
 
 def in_its_own_process(place, data, plugin):

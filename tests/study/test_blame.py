@@ -89,6 +89,7 @@ def test_one_success_is_enough_to_stay():
         (PluginError("", blamed="Backbone 'f:b'"), ("backbone", "f:b")),
         (PluginError("", blamed="Backbone 'f:b@random'"), ("backbone", "f:b")),
         (PluginError("", blamed="Backbone 'f:other'"), ("strategy", "s")),
+        (PluginError("Unknown augmentation 'g'."), ("strategy", "s")),
         (PluginError("", blamed="Method 'm'"), ("strategy", "s")),
         (PluginError(""), ("strategy", "s")),
         (RuntimeError(), ("strategy", "s")),
@@ -112,6 +113,8 @@ def test_whom_an_error_names_is_to_blame_and_else_the_strategy(error, whom):
 
 
 class Raises:
+    first_guess = {}
+
     def suggest(self, trial, context):
         self.fail(trial)
 
@@ -142,11 +145,30 @@ class Borrows(Raises):
 class Forges(LinearProbe):
     """Suggests a plan that was never looked at."""
 
+    first_guess = {}
+
     def suggest(self, trial, context):
         return super().suggest(trial, context).model_copy(update={"phases": "none"})
 
 
-BROKEN = {"raises": Raises, "prunes": Prunes, "hangs": Hangs, "eats": Eats, "borrows": Borrows, "forges": Forges}
+class Strays(LinearProbe):
+    """Suggests a plan for a backbone that the study does not have."""
+
+    first_guess = {}
+
+    def suggest(self, trial, context):
+        return super().suggest(trial, context).model_copy(update={"backbone": "nowhere:net"})
+
+
+BROKEN = {
+    "raises": Raises,
+    "prunes": Prunes,
+    "hangs": Hangs,
+    "eats": Eats,
+    "borrows": Borrows,
+    "forges": Forges,
+    "strays": Strays,
+}
 
 
 class Tired(nn.ReLU):
@@ -208,6 +230,7 @@ def test_a_search_goes_on_without_what_always_fails_and_says_so(host, stripes, m
         "hangs": "TooLong: it had not come back after 0 s",
         "eats": "fails: MemoryError",
         "borrows": "asks for 'cut', which is drawn for all strategies alike (ask the context for it): call it",
+        "strays": "suggested a plan that cannot be carried out: Unknown backbone of the study 'nowhere:net'.",
         "forges": "suggested a plan that cannot be written down: PydanticSerializationError: ",
     }.items():
         own = [record for record in records if record.params["strategy"] == name]

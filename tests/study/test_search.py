@@ -507,15 +507,26 @@ def test_where_the_device_has_memory_for_a_few_images_at_once_it_is_searched_all
 
 
 class Odd(TinyFamily):
-    """Networks of which one works, one cannot be split, and one fails on images."""
+    """Networks of which one works, one cannot be split, one fails on images and one gives no numbers."""
 
-    more = {"net": 0, "decides": 0, "fails": 0}
+    more = {"net": 0, "decides": 0, "fails": 0, "refuses": 0}
 
     def build(self, name, weights):
         network = super().build(name, weights)
+        if name == "refuses":
+            network[2][1] = Refuses()
         if name == "fails":
             torch.nn.init.constant_(network[2][0].weight, math.nan)
         return network if name != "decides" else Decides()
+
+
+class Refuses(torch.nn.ReLU):
+    """Fails on real images, not on those that a split is made with."""
+
+    def forward(self, value):
+        if type(value) is torch.Tensor:
+            raise RuntimeError("no kernel")
+        return super().forward(value)
 
 
 class Decides(torch.nn.Linear):
@@ -545,11 +556,12 @@ def test_what_a_glob_names_and_does_not_work_is_left_out_and_the_same_command_go
     for why in (
         "'odd:decides' of plugin 'odd-plugin'",
         "'odd:fails' of plugin 'odd-plugin'",
+        "'odd:refuses' of plugin 'odd-plugin' (not installed) fails on images: RuntimeError: no kernel",
         "'linear-guess' of plugin",
     ):
         assert any("Warning: " in note and why in note for note in watcher.notes)
     assert set(made.folder.definition.backbones) == {"odd:net"}
-    assert made.folder.definition.left_out == ("odd:decides", "odd:fails")
+    assert made.folder.definition.left_out == ("odd:decides", "odd:fails", "odd:refuses")
     assert search(host, stripes, trials=3, **chosen).run().trials["complete"] == 3
     with pytest.raises(StudyError, match=r"begun with backbones odd:net, not reference:edges\."):
         search(host, stripes, trials=3, backbones=("reference:edges",))
