@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 
-def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, with its folder where that is missing. Text is UTF-8."""
+def write(file: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all, with its folder where that is missing. Text is UTF-8.
+
+    `private`: nobody but its owner may read it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
-        with partial.open("wb") as out:
+        with open(partial, "wb", opener=owner_only if private else None) as out:
             out.write(content.encode() if isinstance(content, str) else content)
             out.flush()
             os.fsync(out.fileno())  # a new name for what a power cut may still empty would spoil the file
@@ -58,6 +61,11 @@ def read_regular(file: Path, most: int) -> bytes:
     if status.st_size > most:
         raise OSError(errno.EFBIG, f"too large: {status.st_size:,} bytes, at most {most:,} are read", str(file))
     return file.read_bytes()
+
+
+def owner_only(file: str, flags: int) -> int:
+    """An opener for `open`: a file that it makes can be read by its owner alone, as it may hold a URL."""
+    return os.open(file, flags, 0o600)
 
 
 def as_json(value: Any) -> str:
@@ -125,9 +133,12 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a file that may end in half of one, and do not return before it is on the disk."""
+    """Add a line to a file that may end in half of one, and do not return before it is on the disk.
+
+    A file that is not there yet is made for its owner alone.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as stream:
+    with open(file, "a+", encoding="utf-8", opener=owner_only) as stream:
         stream.seek(max(0, stream.tell() - 1))
         torn = stream.read() not in ("", "\n")  # by a process that was killed while writing
         stream.write("\n" * torn + line + "\n")

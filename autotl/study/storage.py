@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -109,7 +110,7 @@ class SharedStudy:
         found = [each for each in known if name in (each, each.rpartition("-")[0])]
         if not found:
             names = sorted({each.rpartition("-")[0] for each in known})
-            raise StudyError(unknown("study", name, names, "A search must have begun it: autotl search DATA --storage"))
+            raise StudyError(unknown("study", name, names, "A search must have begun it in this storage."))
         if len(found) > 1:
             raise StudyError(f"Several studies are named '{name}' there; say which: {', '.join(found)}")
         with _one_kind_of_error(url):
@@ -312,18 +313,24 @@ def _how(seed: int) -> dict[str, Any]:
 def _open(url: str) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     check_url(url)
-    waiting = {"connect_args": {"timeout": BUSY}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    named = sqlalchemy.make_url(url)
+    on_disk = named.get_backend_name() == "sqlite"
+    waiting = {"connect_args": {"timeout": BUSY}} if on_disk else {"pool_pre_ping": True}
     with _one_kind_of_error(url), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if on_disk and named.database:
+            Path(named.database).touch(0o600)  # what happens in trials may name a URL
         return RDBStorage(url, engine_kwargs=waiting, heartbeat_interval=BEAT, grace_period=GRACE)
 
 
 def check_url(url: str) -> None:
-    """Raises: StudyError for what is no database URL."""
+    """Raises: StudyError for what is no database URL; without it, as who knows where in it the password is."""
     try:
-        sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise StudyError(f"--storage '{url}' is no database URL, such as postgresql://user@host/name.") from None
+        host = sqlalchemy.make_url(url).host or ""
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise StudyError("The storage is no database URL, such as postgresql://user@host/name.") from None
+    if "@" in host:
+        raise StudyError("The storage has two '@' before its host: write %40 for the one in the password.")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.observe import Enough
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError, StudyError, TrainingError, out_of_memory, reason
+from autotl.errors import PlanError, PluginError, StudyError, TrainingError, out_of_memory, reason, without_secrets
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry, TooLong
@@ -158,7 +158,7 @@ class Trials:
                 seconds=time.perf_counter() - began,
                 reason=reason(error),
                 params=trial.params,
-                traceback="".join(traceback.format_exception(error))[-TRACEBACK:],
+                traceback=without_secrets("".join(traceback.format_exception(error)))[-TRACEBACK:],
                 by_plugin=isinstance(error, PluginError),
             )
             state = "failed"

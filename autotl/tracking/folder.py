@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from filelock import FileLock, Timeout
@@ -63,6 +64,11 @@ class StudyFolder:
         self._lock = FileLock(path / ".lock")
 
     @property
+    def words(self) -> str:
+        """The words by which commands find this study: its name, and `--home` where that is needed."""
+        return f"{quote(self.name)}{home_option(self.path.parent)}"
+
+    @property
     def definition(self) -> Definition | None:
         file = self.path / "study.json"
         return Definition.from_json(file.read_text(), name=str(file)) if file.exists() else None
@@ -77,12 +83,12 @@ class StudyFolder:
         if definition is None or definition.storage is None:
             return f"sqlite:///{self.path.resolve() / 'optuna.db'}"
         if "***" in definition.storage:
-            raise StudyError(f"Say --storage URL with its password: {definition.storage}")
+            raise StudyError(f"The password of {definition.storage} is not kept: set AUTOTL_STORAGE to the whole URL.")
         return definition.storage
 
     def define(self, definition: Definition) -> None:
         """Write `study.json`, whole or not at all."""
-        write(self.path / "study.json", definition.to_json())
+        write(self.path / "study.json", definition.to_json(), private=True)
 
     @property
     def is_live(self) -> bool:
@@ -123,6 +129,11 @@ def home(named: Path | None) -> Path:
     if not is_utf8(place):
         raise StudyError(f"The name of the workspace '{place}' is not UTF-8. Name another folder: --home DIR")
     return place
+
+
+def home_option(workspace: Path) -> str:
+    """` --home DIR` as commands need it to look in this workspace, nothing where they do anyway."""
+    return "" if workspace.resolve() == home(None).resolve() else f" --home {quote(str(workspace))}"
 
 
 def cache_dir(named: Path | None) -> Path:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import IO, TYPE_CHECKING
 
 from filelock import FileLock
 
 from autotl.errors import masked, one_line
+from autotl.files import owner_only
 from autotl.tracking.folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ def tracking_uri(named: str | None, home: Path) -> str:
     return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
 
 
+def tracking_option(named: str | None) -> str:
+    """` --tracking-uri URI` as commands need it to find the server that the user named, without what is secret."""
+    return f" --tracking-uri {quote(masked(named))}" if named else ""
+
+
 def only_writer(folder: StudyFolder, uri: str) -> FileLock:
     """The lock that whoever ships this study to this server holds."""
     return FileLock(folder.path / f".mlflow-{sha256(uri.encode()).hexdigest()[:8]}.lock")
@@ -50,7 +57,7 @@ class Shipping:
         """`say` is told, from another thread, what the user should read."""
         words = ["log", folder.name, "--home", str(folder.path.parent), "--follow"]
         words += ["--cache-dir", str(cache_dir)]
-        with open(folder.path / ".mlflow.log", "w") as complaints:
+        with open(folder.path / ".mlflow.log", "w", opener=owner_only) as complaints:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autotl", *words],
                 stdin=subprocess.PIPE,
