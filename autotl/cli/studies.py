@@ -22,6 +22,6 @@ def command(home: Path | None) -> None:
     workspace = folder.home(home)
     found = list(folder.studies(workspace))
     if not found:
-        output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA")
+        output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA{folder.home_option(workspace)}")
         return
     tables.console().print(tables.studies(found))

@@ -220,14 +220,14 @@ def show_result(folder: StudyFolder) -> None:
     console.print()
     if result is None:
         console.print(
-            f"No winner yet. While it is searched, wait; else go on: {words.go_on(definition)}", soft_wrap=True
+            f"No winner yet. While it is searched, wait; else go on: {words.go_on(folder, definition)}", soft_wrap=True
         )
         return
     for line in words.summary(result):
         console.print(line, soft_wrap=True)
     console.print(f"Bundle: {result.bundle}", soft_wrap=True)
     console.print("\nNext:")
-    for line in words.next_steps(result):
+    for line in words.next_steps(folder, result):
         console.print(f"  {line}", soft_wrap=True)
 
 

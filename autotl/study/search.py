@@ -1,6 +1,5 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
-import shlex
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
@@ -33,7 +32,7 @@ from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
 from autotl.tracking.probe import ProbeRow, read_probe, write_probe
 from autotl.tracking.result import Result
-from autotl.tracking.shipping import PATIENCE, Shipping, tracking_uri
+from autotl.tracking.shipping import PATIENCE, Shipping, tracking_option, tracking_uri
 
 FIRST_PASSES = 0.35
 """The share of a budget that may go into the first pass of the images through the backbones."""
@@ -122,9 +121,7 @@ class Search:
         if not self._shipping:
             return
         uri = self.settings.tracking_uri
-        options = {"--home": self.settings.home, "--tracking-uri": masked(uri) if uri else None}
-        given = [word for flag, value in options.items() if value for word in (flag, str(value))]
-        again = shlex.join([self.folder.name, *given])
+        again = f"{self.folder.words}{tracking_option(uri)}"
         at_once = self._shipping.wait(1)
         if not at_once:
             self.watcher.note("Telling MLflow the rest …")
