@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 _BEFORE_HOST = re.compile(r"([\w+.-]+)://([^\s/]\S*)@")
 """Up to the last `@`: people write `/` and `@` in passwords as they are."""
@@ -65,6 +66,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in said)
     )
+
+
+class DamagedFile(StudyError):
+    """A file of a study does not hold what it should."""
+
+    def __init__(self, file: Path, why: str) -> None:
+        super().__init__(f"{file} is damaged: {why}. Delete it, and say the same search again: it is made anew.")
 
 
 def reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Writing files so that a process that dies in the middle spoils nothing."""
+"""Writing files so that a process that dies in the middle spoils nothing, and reading what may be damaged."""
 
 import errno
 import hashlib
@@ -7,10 +7,17 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
+
+from autotl.errors import DamagedFile
+
+MOST = 1 << 30
+"""Bytes of a file that is read whole."""
 
 
 def write(file: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -125,11 +132,42 @@ def _beside(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line; none where there is no file, and half-written lines do not count."""
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
+def read(file: Path) -> bytes:
+    """The content of a file of a study.
+
+    Raises: DamagedFile for what is none, such as a folder, or a pipe that nobody may ever write to.
+    """
+    try:
+        return read_regular(file, MOST)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EFBIG):
+            raise
+        raise DamagedFile(file, f"it is {error.strerror}") from None
+
+
+def read_lines(file: Path, check: Callable[[Any], object]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line; none where there is no file, and half-written lines do not count.
+
+    `check` raises pydantic's ValidationError for a value that is no line of this file.
+
+    Raises: DamagedFile.
+    """
+    for number, line in enumerate(read(file).splitlines() if file.exists() else (), 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        try:
+            check(value)
+        except ValidationError as error:
+            raise DamagedFile(file, f"line {number}, {first_problem(error)}") from None
+        yield value
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a value, and where in it."""
+    first = error.errors()[0]
+    return f"{first['msg']} (at {'.'.join(map(str, first['loc'])) or 'the top level'})"
 
 
 def append_line(file: Path, line: str) -> None:
@@ -138,9 +176,9 @@ def append_line(file: Path, line: str) -> None:
     A file that is not there yet is made for its owner alone.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+", encoding="utf-8", opener=owner_only) as stream:
+    with open(file, "ab+", opener=owner_only) as stream:
         stream.seek(max(0, stream.tell() - 1))
-        torn = stream.read() not in ("", "\n")  # by a process that was killed while writing
-        stream.write("\n" * torn + line + "\n")
+        torn = stream.read() not in (b"", b"\n")  # by a process that was killed while writing
+        stream.write(b"\n" * torn + line.encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())

@@ -24,4 +24,5 @@ def command(home: Path | None) -> None:
     if not found:
         output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA{folder.home_option(workspace)}")
         return
-    tables.console().print(tables.studies(found))
+    for part in tables.studies(found):
+        tables.console().print(part, soft_wrap=isinstance(part, str))

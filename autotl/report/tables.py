@@ -2,13 +2,14 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
+from autotl.errors import AutotlError, one_line
 from autotl.plan import TransferPlan
 from autotl.report.output import Console
 from autotl.study.select import LOSS_DIGITS, front, plan_of
@@ -151,25 +152,31 @@ def count(number: float) -> str:
     return f"{rounded / 1000**power:.3g}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
-def studies(folders: Iterable[StudyFolder]) -> Table:
+def studies(folders: Iterable[StudyFolder]) -> Iterator[Table | str]:
+    """A row for each study that can be read, and then a line for each other one, with what is wrong with it."""
     table = Table(box=None)
     for name in ("study", "classes", "trials", "metric"):
         table.add_column(name)
     for name in ("validation", "test"):
         table.add_column(name, justify="right")
+    problems = []
     for folder in folders:
-        definition, result = folder.definition, results.load(folder)
-        assert definition is not None
-        done = sum(record.state in ENDED for record in folder.log.records())
-        table.add_row(
-            folder.name,
-            str(len(definition.classes)),
-            str(done),
-            definition.metric,
-            f"{result.best.validation:.1%}" if result else "",
-            f"{result.test.value:.1%}" if result else "",
-        )
-    return table
+        try:
+            table.add_row(*_study(folder))
+        except (AutotlError, OSError) as error:
+            problems.append(f"Study '{folder.name}' cannot be read: {one_line(error)}")
+    yield table
+    yield from problems
+
+
+def _study(folder: StudyFolder) -> Iterator[str]:
+    definition, result = folder.require_definition(), results.load(folder)
+    yield folder.name
+    yield str(len(definition.classes))
+    yield str(sum(record.state in ENDED for record in folder.log.records()))
+    yield definition.metric
+    yield f"{result.best.validation:.1%}" if result else ""
+    yield f"{result.test.value:.1%}" if result else ""
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
-from autotl.data.dataset import Dataset
+from autotl.data.dataset import Dataset, Opening
 from autotl.engine import metrics
 from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit, on_all_images
@@ -78,7 +79,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         test=test,
         comparisons=comparisons,
         left_out=tuple(end.left_out),
-        test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings)}),
+        test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings, Opening.model_validate)}),
         made_from=made_from,
         seconds=budget.used,
         bundle=str(folder.bundle),
@@ -138,6 +139,13 @@ class _Contender:
     def median(self) -> _Run:
         """The run in the middle; of two the lower one."""
         return sorted(self.runs, key=lambda run: run.value)[(len(self.runs) - 1) // 2]
+
+
+class _Rerun(BaseModel):
+    """A line of the study's `reruns.jsonl`, as far as it is read."""
+
+    plan: str
+    metrics: dict[str, float]
 
 
 class _Failed(Exception):
@@ -305,7 +313,8 @@ class _End:
 
     def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[Control]:
         """What the winner is measured against."""
-        catalogue, rows, note = self.bench.catalogue, read_probe(self.folder), self.watcher.note
+        catalogue, note = self.bench.catalogue, self.watcher.note
+        rows = [row for row in read_probe(self.folder) if row.backbone.partition(":")[0] in catalogue.host.backbones]
         run = winner.median
         return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, note)
 
@@ -360,7 +369,7 @@ class _End:
 
 def _reruns(folder: StudyFolder) -> dict[str, dict[str, float]]:
     """What was measured in runs with fresh seeds, by the hash of the plan."""
-    return {event["plan"]: event["metrics"] for event in read_lines(folder.reruns)}
+    return {event["plan"]: event["metrics"] for event in read_lines(folder.reruns, _Rerun.model_validate)}
 
 
 def _seconds(record: TrialRecord) -> float:
