@@ -225,7 +225,9 @@ def load(
         study = folder.find_study(folder.home(Path(home) if home else None), str(path))
     if not study.bundle.exists():
         assert study.definition is not None
-        raise StudyError(f"Study '{study.name}' has no model yet; go on with it: {words.go_on(study.definition)}")
+        raise StudyError(
+            f"Study '{study.name}' has no model yet; go on with it: {words.go_on(study, study.definition)}"
+        )
     found = result.load(study)
     return Study(study, read(study.bundle), found) if found else Model(study.bundle, read(study.bundle))
 

@@ -6,12 +6,26 @@ A message says what was wrong, what was received, what is allowed and what to do
 import difflib
 import re
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_BEFORE_HOST = re.compile(r"([\w+.-]+)://([^\s/]\S*)@")
+"""Up to the last `@`: people write `/` and `@` in passwords as they are."""
+_DATABASE = re.compile(r"postgres|mysql|mariadb|oracle|mssql|cockroachdb")
+_PASSWORD = r"(?:password|passwd|passphrase|pwd)"
+_SECRET = rf"{_PASSWORD}|token|secret|credential|signature|api_?key|access_?key|odbc_connect"
+_IN_QUERY = re.compile(
+    rf"([?&;#](?:[\w.%-]*(?:{_SECRET})[\w.%-]*|key|sig|auth|pass|pw)=|{_PASSWORD}=)('[^']*'|[^&;\s]*)", re.IGNORECASE
+)
 
 
 class AutotlError(Exception):
-    """The base of every expected error; the command line ends with `exit_code`."""
+    """The base of every expected error; the command line ends with `exit_code`. No message holds a secret of a URL."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class DataError(AutotlError):
@@ -54,6 +68,13 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+class DamagedFile(StudyError):
+    """A file of a study does not hold what it should."""
+
+    def __init__(self, file: Path, why: str) -> None:
+        super().__init__(f"{file} is damaged: {why}. Delete it, and say the same search again: it is made anew.")
+
+
 def reason(error: BaseException) -> str:
     """Why something failed, in one line: an expected error says it alone, any other with its class."""
     if isinstance(error, AutotlError):
@@ -65,19 +86,42 @@ def reason(error: BaseException) -> str:
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
     """`Unknown backbone 'timm:resnet5'. Did you mean 'timm:resnet50'? <hint>`"""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    guess = f" Did you mean '{close[0]}'?" if close else ""
+    # Who says nothing after a dot, as the tag of timm:resnet18.a1_in1k, need not be near it.
+    begins: dict[str, str] = {}
+    for each in known:
+        begins.setdefault(each if "." in name else each.partition(".")[0], each)
+    close = difflib.get_close_matches(name, begins, n=1)
+    guess = f" Did you mean '{begins[close[0]]}'?" if close else ""
     if not guess and len(known) <= 12:
         guess = f" Known: {', '.join(known) or 'none'}."
     return f"Unknown {what} '{name}'.{guess} {hint}".rstrip()
 
 
 def masked(url: str) -> str:
-    """A URL as it may be shown and kept: without its password."""
-    url = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
-    return re.sub(r"(password=)[^&]*", r"\1***", url)
+    """A URL as it may be shown and kept: without passwords and tokens."""
+    import sqlalchemy
+
+    with suppress(sqlalchemy.exc.ArgumentError, ValueError):
+        known = sqlalchemy.make_url(url)
+        if known.password is not None:  # it may hold spaces, which end a URL within a text
+            url = known.render_as_string(hide_password=True)
+    return without_secrets(url)
+
+
+def without_secrets(text: str) -> str:
+    """A text in which the URLs have no passwords and tokens."""
+    return _IN_QUERY.sub(r"\1***", _BEFORE_HOST.sub(_user_alone, text))
+
+
+def _user_alone(found: re.Match[str]) -> str:
+    """A database is told who the user is; elsewhere the name before the `@` may itself be a token."""
+    scheme, before = found.groups()
+    user, colon, _ = before.partition(":")
+    if not _DATABASE.match(scheme):
+        return f"{scheme}://***@"
+    return f"{scheme}://{user}:***@" if colon else found[0]
 
 
 def one_line(text: object, most: int | None = None) -> str:
-    """A text, or an error's message, without passwords and line breaks and of `most` characters at most."""
-    return " ".join(masked(str(text)).split())[:most]
+    """A text, or an error's message, without secrets and line breaks and of `most` characters at most."""
+    return " ".join(without_secrets(str(text)).split())[:most]

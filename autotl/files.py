@@ -1,4 +1,4 @@
-"""Writing files so that a process that dies in the middle spoils nothing."""
+"""Writing files so that a process that dies in the middle spoils nothing, and reading what may be damaged."""
 
 import errno
 import hashlib
@@ -7,18 +7,28 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 
-def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, with its folder where that is missing. Text is UTF-8."""
+from autotl.errors import DamagedFile
+
+MOST = 1 << 30
+"""Bytes of a file that is read whole."""
+
+
+def write(file: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file whole or not at all, with its folder where that is missing. Text is UTF-8.
+
+    `private`: nobody but its owner may read it.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.new")
     try:
-        with partial.open("wb") as out:
+        with open(partial, "wb", opener=owner_only if private else None) as out:
             out.write(content.encode() if isinstance(content, str) else content)
             out.flush()
             os.fsync(out.fileno())  # a new name for what a power cut may still empty would spoil the file
@@ -58,6 +68,11 @@ def read_regular(file: Path, most: int) -> bytes:
     if status.st_size > most:
         raise OSError(errno.EFBIG, f"too large: {status.st_size:,} bytes, at most {most:,} are read", str(file))
     return file.read_bytes()
+
+
+def owner_only(file: str, flags: int) -> int:
+    """An opener for `open`: a file that it makes can be read by its owner alone, as it may hold a URL."""
+    return os.open(file, flags, 0o600)
 
 
 def as_json(value: Any) -> str:
@@ -117,19 +132,53 @@ def _beside(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line; none where there is no file, and half-written lines do not count."""
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
+def read(file: Path) -> bytes:
+    """The content of a file of a study.
+
+    Raises: DamagedFile for what is none, such as a folder, or a pipe that nobody may ever write to.
+    """
+    try:
+        return read_regular(file, MOST)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EFBIG):
+            raise
+        raise DamagedFile(file, f"it is {error.strerror}") from None
+
+
+def read_lines(file: Path, check: Callable[[Any], object]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line; none where there is no file, and half-written lines do not count.
+
+    `check` raises pydantic's ValidationError for a value that is no line of this file.
+
+    Raises: DamagedFile.
+    """
+    for number, line in enumerate(read(file).splitlines() if file.exists() else (), 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        try:
+            check(value)
+        except ValidationError as error:
+            raise DamagedFile(file, f"line {number}, {first_problem(error)}") from None
+        yield value
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with a value, and where in it."""
+    first = error.errors()[0]
+    return f"{first['msg']} (at {'.'.join(map(str, first['loc'])) or 'the top level'})"
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a file that may end in half of one, and do not return before it is on the disk."""
+    """Add a line to a file that may end in half of one, and do not return before it is on the disk.
+
+    A file that is not there yet is made for its owner alone.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+", encoding="utf-8") as stream:
+    with open(file, "ab+", opener=owner_only) as stream:
         stream.seek(max(0, stream.tell() - 1))
-        torn = stream.read() not in ("", "\n")  # by a process that was killed while writing
-        stream.write("\n" * torn + line + "\n")
+        torn = stream.read() not in (b"", b"\n")  # by a process that was killed while writing
+        stream.write(b"\n" * torn + line.encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())

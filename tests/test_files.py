@@ -1,7 +1,7 @@
 import pytest
 
-from autotl.errors import masked
-from autotl.files import holds_only, replacing, settle, where_it_is, write
+from autotl.errors import StudyError, masked
+from autotl.files import append_line, holds_only, replacing, settle, where_it_is, write
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -37,8 +37,45 @@ def test_what_a_script_leaves_beside_itself_may_be_replaced(tmp_path):
     assert not holds_only(tmp_path, ("predict.py",), mark="predict.py")
 
 
-def test_passwords_are_not_shown():
-    assert masked("postgresql://me:secret@host:5432/x") == "postgresql://me:***@host:5432/x"
-    assert masked("postgresql://host/x?user=me&password=secret&a=b") == "postgresql://host/x?user=me&password=***&a=b"
-    for plain in ("sqlite:////tmp/a.db", "http://127.0.0.1:5000", "postgresql://me@host/x"):
-        assert masked(plain) == plain
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/x", "postgresql://me:***@host:5432/x"),
+        ("postgresql+psycopg://me:a/secret@host/x", "postgresql+psycopg://me:***@host/x"),
+        ("postgresql://me:a@secret@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://me:a?secret#x@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://me:a secret@host/x", "postgresql://me:***@host/x"),
+        ("postgresql://host/x?user=me&password=secret&a=b", "postgresql://host/x?user=me&password=***&a=b"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dsecret", "mssql+pyodbc:///?odbc_connect=***"),
+        ("https://secret@host:5000/x", "https://***@host:5000/x"),
+        ("https://secret:x-oauth-basic@host", "https://***@host"),
+        ("https://sec/ret@host", "https://***@host"),
+        ("s3://key:secret@bucket", "s3://***@bucket"),
+        ("https://host/x?access_token=secret&b=c", "https://host/x?access_token=***&b=c"),
+        ("https://host/x?X-Amz-Signature=secret#token=secret", "https://host/x?X-Amz-Signature=***"),
+    ],
+)
+def test_secrets_of_a_url_are_not_shown(url, shown):
+    assert masked(url) == shown
+    if " " not in url:
+        assert str(StudyError(f"{url} does not answer")) == f"{shown} does not answer"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////tmp/me@home/a.db",
+        "http://127.0.0.1:5000",
+        "http://host/#/experiments?orderByKey=x&asc=false",
+        "postgresql://me@host/x?sslmode=require&sslkey=/a/b",
+        "file:///home/me@home/mlruns",
+    ],
+)
+def test_a_url_without_a_secret_is_shown_as_it_is(url):
+    assert masked(url) == url
+
+
+def test_what_may_hold_a_url_is_for_its_owner_alone(tmp_path):
+    write(tmp_path / "private", "1", private=True)
+    append_line(tmp_path / "log", "1")
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("private", "log")] == [0o600, 0o600]

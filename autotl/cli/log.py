@@ -3,7 +3,6 @@
 import sys
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 import click
 
@@ -48,4 +47,5 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
         raise StudyError(f"A search is logging study '{study}' to {masked(uri)} just now.") from None
     except Exception as error:
         raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {one_line(error, 300)}") from error
-    output.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {quote(study)}")
+    again = f"{found.words}{shipping.tracking_option(tracking_uri)}"
+    output.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {again}")

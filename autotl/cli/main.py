@@ -1,12 +1,13 @@
 """The command `autotl`. Each sub-command is a module of this package, imported when it is called."""
 
 import errno
+import json
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -28,6 +29,9 @@ COMMANDS = {
     "doctor": "See what is here to search with, and what is wrong.",
     "sample": "Write a small real data set to try things on.",
 }
+
+JSON = "autotl.json"
+"""Where a command's context says whether JSON is asked for."""
 
 
 class Commands(click.Group):
@@ -53,24 +57,37 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        joined = " ".join(args)
+        ctx.meta[JSON] = "--json" in args or "--format json" in joined or "--format=json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         output.escape_what_cannot_be_encoded()
         try:
             with _polite_kill_as_ctrl_c():
                 return super().invoke(ctx)
-        except click.UsageError as error:
-            raise click.UsageError(output.printable(error.format_message()), error.ctx) from None
         except AutotlError as error:
-            output.echo(f"Error: {error}", err=True)
-            sys.exit(error.exit_code)
+            _end(ctx, f"Error: {error}", error.exit_code)
+        except click.UsageError as error:
+            if not ctx.meta[JSON]:
+                raise click.UsageError(output.printable(error.format_message()), error.ctx) from None
+            _end(ctx, error.format_message(), error.exit_code)
         except OSError as error:
             if error.errno in (None, errno.EPIPE):  # whoever read the output has gone, which click knows how to end
                 raise
-            output.echo(f"Error: {error.strerror}: {error.filename or 'no file is named'}", err=True)
-            sys.exit(AutotlError.exit_code)
+            _end(ctx, f"Error: {error.strerror}: {error.filename or 'no file is named'}", AutotlError.exit_code)
         except KeyboardInterrupt:
-            output.echo("Stopped. What was done is kept; the same command goes on.", err=True)
-            sys.exit(130)
+            _end(ctx, "Stopped. What was done is kept; the same command goes on.", 130)
+
+
+def _end(ctx: click.Context, message: str, code: int) -> NoReturn:
+    """Say why a command ends: on standard error, or as the one JSON object that was asked for."""
+    if ctx.meta[JSON]:
+        output.write(json.dumps({"error": message.removeprefix("Error: ")}))
+    else:
+        output.echo(message, err=True)
+    sys.exit(code)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ device = click.option("--device", default="auto", show_default=True, help="auto,
 tracking_uri = click.option(
     "--tracking-uri",
     metavar="URI",
-    help="MLflow's server or store. [default: $MLFLOW_TRACKING_URI or SQLite in the workspace]",
+    help="MLflow's server or store; better $MLFLOW_TRACKING_URI where it has a password. "
+    "[default: $MLFLOW_TRACKING_URI or SQLite in the workspace]",
 )
 
 

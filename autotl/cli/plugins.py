@@ -4,6 +4,7 @@ import keyword
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import click
 from packaging.utils import InvalidName, canonicalize_name
@@ -88,8 +89,8 @@ def new(name: str, folder: Path | None) -> None:
     output.echo("\nNext:")
     here = os.path.join(".", folder)  # without the dot pip would look for a distribution of that name
     for line in (
-        f"pip install -e '{here}[dev]'",
-        f"pytest {folder}",
+        f"pip install -e {quote(f'{here}[dev]')}",
+        f"pytest {quote(str(folder))}",
         f"autotl search DATA --strategies {name} --study {name}",
     ):
         output.echo(f"  {line}")

@@ -1,6 +1,7 @@
 """`autotl sample`: a small real data set to try things on."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -31,4 +32,4 @@ def command(name: str, folder: Path) -> None:
         grey = (image * (255 / 16)).round().astype("uint8")
         Image.fromarray(grey).save(file)
     output.echo(f"{len(digits.images)} images in {len(digits.target_names)} classes: {folder}")
-    output.echo(f"Next: autotl search {folder} --trials 20")
+    output.echo(f"Next: autotl search {quote(str(folder))} --trials 20")

@@ -63,7 +63,8 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     "--budget",
     metavar="TIME",
     callback=_seconds,
-    help="Time for everything, the test included: 90s, 30m, 2h. At least 60s. [default: as long as the trials take]",
+    help="Time for everything, the test included: 90s, 30m, 1.5h, 1h30m. At least 60s. "
+    "[default: as long as the trials take]",
 )
 @click.option(
     "--prune/--no-prune",
@@ -124,7 +125,8 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     "--storage",
     metavar="URL",
     envvar="AUTOTL_STORAGE",
-    help="Database for Optuna. [default: $AUTOTL_STORAGE or SQLite in the study's folder]",
+    help="Database for Optuna. Set $AUTOTL_STORAGE instead where it has a password: everybody on this machine can "
+    "read the command line. [default: $AUTOTL_STORAGE or SQLite in the study's folder]",
 )
 @options.weights
 @options.home

@@ -37,7 +37,7 @@ def command(study: str, as_json: bool, plan: int | None, picture: Path | None, h
     if plan is not None:
         trial = next((record.plan for record in found.log.records() if record.number == plan), None)
         if trial is None:
-            raise StudyError(f"Study '{study}' has no trial {plan} with a plan. List them: autotl show {study}")
+            raise StudyError(f"Study '{study}' has no trial {plan} with a plan. List them: autotl show {found.words}")
         output.write(trial.to_json())
         return
     if picture:
@@ -52,5 +52,5 @@ def command(study: str, as_json: bool, plan: int | None, picture: Path | None, h
     result = results.load(found)
     if result is None:
         assert found.definition is not None
-        raise StudyError(f"Study '{study}' has no result yet; go on with it: {words.go_on(found.definition)}")
+        raise StudyError(f"Study '{study}' has no result yet; go on with it: {words.go_on(found, found.definition)}")
     output.write(result.to_json())

@@ -22,7 +22,8 @@ def command(home: Path | None) -> None:
     workspace = folder.home(home)
     found = list(folder.studies(workspace))
     if not found:
-        output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA")
+        output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA{folder.home_option(workspace)}")
         return
     console = tables.console()
-    console.print(tables.studies(found, console.width))
+    for part in tables.studies(found, console.width):
+        console.print(part, soft_wrap=isinstance(part, str))

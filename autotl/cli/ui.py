@@ -9,7 +9,6 @@ import urllib.error
 import urllib.request
 import webbrowser
 from pathlib import Path
-from shlex import quote
 
 import click
 
@@ -42,7 +41,7 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
 
     workspace = folder.home(home)
     uri = shipping.tracking_uri(tracking_uri, workspace)
-    pages = _pages(uri, workspace, study)
+    pages = _pages(uri, tracking_uri, workspace, study)
     if uri.startswith(("http://", "https://")):  # it is served already
         _show(uri.rstrip("/"), pages, browser)
         return
@@ -76,16 +75,19 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
         server.wait()
 
 
-def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
-    """The parts of the address that lead to the trials of a study and to the study, or to all studies.
+def _pages(uri: str, named: str | None, workspace: Path, study: str | None) -> list[str]:
+    """The parts of the address that lead to the study and to its trials, or to all studies.
+
+    `named`: the server as the user named it.
 
     Raises: StudyError for one that MLflow has not heard of, and for a workspace without any.
     """
-    from autotl.tracking import folder
+    from autotl.tracking import folder, shipping
 
     if study is None:
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            raise StudyError(f"There is nothing to show in {workspace} yet. Begin: autotl search DATA")
+            begin = f"autotl search DATA{folder.home_option(workspace)}"
+            raise StudyError(f"There is nothing to show in {workspace} yet. Begin: {begin}")
         return [f"/#/experiments?{TRAINING}"]
     found = folder.find_study(workspace, study)
 
@@ -96,9 +98,8 @@ def _pages(uri: str, workspace: Path, study: str | None) -> list[str]:
     except Exception as error:  # a server, a network and a database fail in many ways
         raise StudyError(f"MLflow at {masked(uri)} does not answer: {one_line(error, 200)}") from error
     if place is None:
-        raise StudyError(
-            f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {quote(study)}"
-        )
+        again = f"{found.words}{shipping.tracking_option(named)}"
+        raise StudyError(f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {again}")
     experiment, run = place
     runs = f"/#/experiments/{experiment}/runs"
     return [f"{runs}?{TRAINING}&{page.SHARED}", f"{runs}/{run}?{TRAINING}"]

@@ -14,7 +14,8 @@ from autotl.report import output
     "--storage",
     metavar="URL",
     envvar="AUTOTL_STORAGE",
-    help="Optuna's database of the search. [default: $AUTOTL_STORAGE or that of the study's folder]",
+    help="Optuna's database of the search; better $AUTOTL_STORAGE where it has a password. "
+    "[default: $AUTOTL_STORAGE or that of the study's folder]",
 )
 @click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="The images. [default: where the search has them]"
@@ -40,7 +41,8 @@ def command(
 
     \b
     OMP_NUM_THREADS=1 autotl worker digits
-    autotl worker flowers --storage postgresql+psycopg://user:password@host/optuna --data /mnt/flowers
+    export AUTOTL_STORAGE=postgresql+psycopg://user:password@host/optuna
+    autotl worker flowers --data /mnt/flowers
     """
     from autotl.host import Host
     from autotl.report import terminal

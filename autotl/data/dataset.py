@@ -5,7 +5,6 @@ Only this module knows the labels of the test split, and only `Dataset.open_test
 
 import csv
 import io
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +12,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
 from autotl.data import index
 from autotl.data.index import Found, Listing
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign
-from autotl.errors import DataError
+from autotl.errors import DataError, reason
 from autotl.files import append_line, write
 from autotl.plan import Input, digest
 
 _SPLIT_TABLE = Path("data/split.csv")
 _PROBLEM_TABLE = Path("data/problems.csv")
 _KNOWN: dict[str, Split] = {split: split for split in SPLITS}
+
+
+class Opening(BaseModel):
+    """A line of the record that each opening of the sealed test leaves."""
+
+    time: str
+    plan: str
+    """The hash of the plan that was judged."""
+    trials: int
+    """From how many trials it was chosen."""
+    fingerprint: str
+    images: int
 
 
 class SealedTest(RuntimeError):
@@ -103,14 +115,9 @@ class Dataset:
         `plan` is the hash of the plan to be judged, `trials` how many trials it was chosen from.
         """
         at = self._at(["test"])
-        opening = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "plan": plan,
-            "trials": trials,
-            "fingerprint": self.fingerprint,
-            "images": len(at),
-        }
-        append_line(log, json.dumps(opening))
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        opening = Opening(time=time, plan=plan, trials=trials, fingerprint=self.fingerprint, images=len(at))
+        append_line(log, opening.model_dump_json())
         return self._labels[at]
 
     def counts(self) -> dict[str, dict[Split, int]]:
@@ -199,20 +206,32 @@ def read_split(folder: Path) -> dict[str, Split]:
 
     Raises: DataError when there is none, or it is damaged.
     """
-    path = folder / _SPLIT_TABLE
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return {row["sha"]: _KNOWN[row["split"]] for row in csv.DictReader(file)}
-    except (OSError, KeyError) as error:
-        raise DataError(f"The stored split {str(path)!r} cannot be read: {error!r}. Start a new study.") from None
+    return {row["sha"]: _KNOWN[row["split"]] for row in _stored_split(folder)}
 
 
 def stored_files(folder: Path, data: Path) -> list[Path]:
-    """Where the images of the split lie that `Dataset.write` left, if the folder or manifest `data` is still there."""
+    """Where the images of the split lie that `Dataset.write` left, if the folder or manifest `data` is still there.
+
+    Raises: DataError as `read_split`.
+    """
     root = data if data.is_dir() else data.parent
-    with open(folder / _SPLIT_TABLE, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        paths = [root / row["path"] for row in csv.DictReader(file)]
+    paths = [root / row["path"] for row in _stored_split(folder)]
     return [path for path in paths if path.exists()]
+
+
+def _stored_split(folder: Path) -> list[dict[str, str]]:
+    path = folder / _SPLIT_TABLE
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        text = path.read_bytes().decode(errors="surrogateescape")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        for row in rows:
+            if not row["path"] or not row["sha"] or row["split"] not in _KNOWN or "\0" in row["path"]:
+                raise ValueError(f"a row is {row}")
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DataError(f"The stored split {str(path)!r} cannot be read: {reason(error)}. Start a new study.") from None
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from autotl.errors import StudyError, TrainingError
 T = TypeVar("T")
 CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux says how much memory a container may have, by the newer and by the older of two ways."""
+OTHERWISE = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps"}
+"""What people call devices, and torch does."""
 TOO_LITTLE = "One image alone does not fit into the device's memory: leave out the largest backbones, or take another."
 
 
@@ -24,7 +26,9 @@ def resolve(name: str) -> str:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if kind(name) not in ("cpu", "cuda", "mps"):
-        raise StudyError(f"Unknown device '{name}'. Known: auto, cpu, cuda, cuda:1 …, mps.")
+        meant = OTHERWISE.get(kind(name).lower(), kind(name).lower())
+        guess = f"Did you mean '{meant}{name[len(kind(name)) :]}'? " if meant in ("cpu", "cuda", "mps") else ""
+        raise StudyError(f"Unknown device '{name}'. {guess}Known: auto, cpu, cuda, cuda:1 …, mps.")
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

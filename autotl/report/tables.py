@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from autotl.errors import AutotlError, one_line
 from autotl.plan import TransferPlan
 from autotl.report.layout import shortened
 from autotl.report.output import Console, printable
@@ -187,25 +188,32 @@ def count(number: float) -> str:
     return f"{rounded / 1000**power:.3g}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
-def studies(folders: Iterable[StudyFolder], width: int) -> Table:
+def studies(folders: Iterable[StudyFolder], width: int) -> Iterator[Table | str]:
+    """A row for each study that can be read, and then a line for each other one, with what is wrong with it."""
     columns: dict[str, list[str]] = {
         name: [] for name in ("study", "classes", "trials", "metric", "validation", "test")
     }
+    problems = []
     for folder in folders:
-        definition, result = folder.definition, results.load(folder)
-        assert definition is not None
-        done = sum(record.state in ENDED for record in folder.log.records())
-        row = (
-            folder.name,
-            str(len(definition.classes)),
-            str(done),
-            definition.metric,
-            f"{result.best.validation:.1%}" if result else "",
-            f"{result.test.value:.1%}" if result else "",
-        )
+        try:
+            row = list(_study(folder))
+        except (AutotlError, OSError) as error:
+            problems.append(f"Study '{folder.name}' cannot be read: {one_line(error)}")
+            continue
         for column, cell in zip(columns.values(), row, strict=True):
             column.append(cell)
-    return fitted(columns, width, names=("study", "metric"), left_out={"classes": 24, "trials": 16})
+    yield fitted(columns, width, names=("study", "metric"), left_out={"classes": 24, "trials": 16})
+    yield from problems
+
+
+def _study(folder: StudyFolder) -> Iterator[str]:
+    definition, result = folder.require_definition(), results.load(folder)
+    yield folder.name
+    yield str(len(definition.classes))
+    yield str(sum(record.state in ENDED for record in folder.log.records()))
+    yield definition.metric
+    yield f"{result.best.validation:.1%}" if result else ""
+    yield f"{result.test.value:.1%}" if result else ""
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:

@@ -225,13 +225,13 @@ def show_result(folder: StudyFolder) -> None:
         say(console, f"Trial {record.number} failed: {record.reason}")
     console.print()
     if result is None:
-        say(console, f"No winner yet. While it is searched, wait; else go on: {words.go_on(definition)}")
+        say(console, f"No winner yet. While it is searched, wait; else go on: {words.go_on(folder, definition)}")
         return
     for line in words.summary(result):
         say(console, line)
     console.print(f"Bundle: {result.bundle}", soft_wrap=True)
     console.print("\nNext:")
-    for line in words.next_steps(result):
+    for line in words.next_steps(folder, result):
         say(console, f"  {line}")
 
 

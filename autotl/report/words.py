@@ -1,12 +1,13 @@
 """The result of a study in words."""
 
-import shlex
 from collections.abc import Iterator
+from shlex import quote
 
 from autotl.export.export import Exported
 from autotl.plan import TransferPlan
 from autotl.report.tables import count
-from autotl.tracking.folder import Definition
+from autotl.study.settings import Settings
+from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.result import Comparison, Result
 
 POOLING = {"avg": "averaged", "max": "max-pooled", "token": "read off the class token"}
@@ -100,14 +101,17 @@ def exported(found: Exported) -> Iterator[str]:
     yield f"Terms of the weights: {found.folder / 'LICENSE'}"
 
 
-def go_on(definition: Definition) -> str:
+def go_on(folder: StudyFolder, definition: Definition) -> str:
     """The command that goes on with a study."""
-    return f"autotl search {shlex.quote(definition.data)} --study {shlex.quote(definition.name)}"
+    chosen = {"metric": definition.metric, "seed": definition.seed, "storage": definition.storage}
+    usual = {name: Settings.model_fields[name].default for name in chosen}
+    options = [f" --{name} {quote(str(value))}" for name, value in chosen.items() if value != usual[name]]
+    return f"autotl search {quote(definition.data)} --study {folder.words}{''.join(options)}"
 
 
-def next_steps(result: Result) -> Iterator[str]:
+def next_steps(folder: StudyFolder, result: Result) -> Iterator[str]:
     """What to type next."""
-    study = shlex.quote(result.study)
+    study = folder.words
     yield f"autotl predict {study} IMAGE_OR_FOLDER"
     yield f"autotl ui {study}   # every trial, epoch by epoch, in MLflow"
     yield f"autotl export {study} --format onnx"

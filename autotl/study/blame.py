@@ -5,7 +5,7 @@ It is read from Optuna's trials alone, so that whoever carries out a trial comes
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import optuna
@@ -17,8 +17,8 @@ from autotl.errors import PluginError
 
 FAILURES = 3
 """After so many failures without a success something is out."""
-KINDS = ("strategy", "backbone", "augmentation")
-"""The parameters of a trial that name what may be out."""
+KINDS = {"strategy": "strategies", "backbone": "backbones", "augmentation": "augmentations"}
+"""The parameters of a trial that name what may be out, with the kind of plugin that offers it."""
 BLAMED = "blamed"
 """The user attribute of a failed trial that says by whose fault: one of `KINDS`, with its value."""
 
@@ -38,6 +38,12 @@ def out_of(trials: Iterable[FrozenTrial]) -> Out:
             sound.update((kind, trial.params[kind]) for kind in KINDS if kind in trial.params)
     lost = {what for what, times in failures.items() if times >= FAILURES and what not in sound}
     return {kind: {value for other, value in lost if other == kind} for kind in KINDS}
+
+
+def names(missing: Set[str], params: Mapping[str, Any]) -> bool:
+    """Whether parameters name something that is missing, of backbones by their family."""
+    chosen = [f"{kind} {str(params[name]).partition(':')[0]}" for name, kind in KINDS.items() if name in params]
+    return not missing.isdisjoint(chosen)
 
 
 def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str]:
@@ -68,18 +74,19 @@ class Without:
     would hear of the successes alone.
     """
 
-    def __init__(self, study: optuna.Study, number: int) -> None:
+    def __init__(self, study: optuna.Study, number: int, missing: Set[str]) -> None:
+        """`missing`: what is out because it is not here, as in `autotl.study.owners.Owners`."""
         self._study = study
         self._out = out_of(before(study, number))
+        self._missing = missing
         self._whole: dict[str, BaseDistribution] = {}
 
     def narrowed(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
         """A parameter's distribution without the choices that are out, unless all are."""
-        out = self._out.get(name)
-        if not out or not isinstance(distribution, CategoricalDistribution):
+        if name not in KINDS or not isinstance(distribution, CategoricalDistribution):
             return distribution
-        left = [choice for choice in distribution.choices if choice not in out]
-        if not left:
+        left = [choice for choice in distribution.choices if not self._lacks(name, choice)]
+        if len(left) in (0, len(distribution.choices)):
             return distribution
         self._whole[name] = distribution
         return CategoricalDistribution(left)
@@ -97,11 +104,14 @@ class Without:
         return [self._seen(trial) for trial in found if not self._is_out(trial)]
 
     def _is_out(self, trial: FrozenTrial) -> bool:
-        return any(trial.params.get(kind) in values for kind, values in self._out.items())
+        return any(name in KINDS and self._lacks(name, value) for name, value in trial.params.items())
+
+    def _lacks(self, kind: str, value: object) -> bool:
+        return value in self._out[kind] or names(self._missing, {kind: value})
 
     def _seen(self, trial: FrozenTrial) -> FrozenTrial:
         failed = trial.state == TrialState.FAIL
-        if not failed and not any(self._out.values()):
+        if not failed and not any(self._out.values()) and not self._missing:
             return trial
         seen = copy.copy(trial)
         seen.distributions = {name: self.narrowed(name, each) for name, each in trial.distributions.items()}

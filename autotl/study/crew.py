@@ -5,7 +5,6 @@ from contextlib import suppress
 
 from optuna.trial import TrialState
 
-from autotl.errors import StudyError
 from autotl.study.storage import SEARCH, SharedStudy, TakenAway
 from autotl.study.trials import Trials
 from autotl.tracking.folder import StudyFolder
@@ -19,16 +18,8 @@ class Crew:
     """All who carry out trials of a study, seen by the process that holds its lock."""
 
     def __init__(self, study: SharedStudy, folder: StudyFolder, trials: Trials) -> None:
-        """Raises: StudyError when the storage has lost trials that the study folder has."""
         self.study, self.folder, self.trials = study, folder, trials
         self._ended: set[int] = set()
-        stored = {trial.number for trial in study.trials()}
-        lost = [record.number for record in folder.log.records() if record.number not in stored]
-        if lost:
-            raise StudyError(
-                f"Optuna's storage of study '{folder.name}' lacks trials that the study has, such as number "
-                f"{lost[0]}. Put the storage back as it was, or start another study: --study NAME"
-            )
         self.catch_up()
 
     def run(self, total: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from autotl.data.dataset import Dataset
+from autotl.data.dataset import Dataset, Opening
 from autotl.engine import metrics
 from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit, on_all_images
@@ -24,7 +24,7 @@ from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking import result as results
-from autotl.tracking.folder import StudyFolder
+from autotl.tracking.folder import Rerun, StudyFolder
 from autotl.tracking.log import ENDED, STATES, TrialRecord
 from autotl.tracking.probe import read_probe
 from autotl.tracking.result import Best, Comparison, Result, Run, Test
@@ -79,7 +79,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         test=test,
         comparisons=comparisons,
         left_out=tuple(end.left_out),
-        test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings)}),
+        test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings, Opening.model_validate)}),
         made_from=made_from,
         seconds=budget.used,
         bundle=str(folder.bundle),
@@ -307,7 +307,8 @@ class _End:
 
     def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[Control]:
         """What the winner is measured against."""
-        catalogue, rows, note = self.bench.catalogue, read_probe(self.folder), self.watcher.note
+        catalogue, note = self.bench.catalogue, self.watcher.note
+        rows = [row for row in read_probe(self.folder) if row.backbone.partition(":")[0] in catalogue.host.backbones]
         run = winner.median
         return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, note)
 
@@ -362,7 +363,7 @@ class _End:
 
 def _reruns(folder: StudyFolder) -> dict[str, dict[str, float]]:
     """What was measured in runs with fresh seeds, by the hash of the plan."""
-    return {event["plan"]: event["metrics"] for event in read_lines(folder.reruns)}
+    return {event["plan"]: event["metrics"] for event in read_lines(folder.reruns, Rerun.model_validate)}
 
 
 def _seconds(record: TrialRecord) -> float:

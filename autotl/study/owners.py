@@ -1,14 +1,17 @@
-"""Which plugins a study depends on: noted when it is begun, required wherever it goes on."""
+"""Which plugins a study depends on: noted when it is begun, required where its trials used them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.errors import StudyError
-from autotl.host import Host
-from autotl.registry import Entry, to_install
+from autotl.errors import PluginError, StudyError
+from autotl.host import KINDS, Host
+from autotl.registry import Entry, Owner, to_install
+from autotl.tracking.log import TrialRecord
 
 Owners = dict[str, dict[str, str]]
 """By kind and name, as in `strategies fine-tune`: the distribution that provides it, with its version."""
+OF_AUTOTL = ("autotl", "optuna", "torch")
+"""The libraries that the numbers of every study depend on."""
 
 
 def owners_of(
@@ -28,24 +31,78 @@ def owners_of(
     return {name: {owner.distribution: owner.version} for name, owner in owners.items()}
 
 
-def require_installed(host: Host, owners: Owners) -> None:
-    """Raises: StudyError, with what to install, for what is not here."""
+def used_by(records: Iterable[TrialRecord]) -> tuple[set[str], set[str]]:
+    """What trials of a study have really used, as in `Owners`; and the libraries that their numbers depend on."""
+    used, libraries = set[str](), set(OF_AUTOTL)
+    for record in records:
+        if plan := record.plan:
+            used |= {f"strategies {record.params['strategy']}", f"backbones {plan.backbone.partition(':')[0]}"}
+            used |= {f"augmentations {plan.augmentation.name}", *(f"methods {phase.method}" for phase in plan.phases)}
+            libraries |= set(plan.requires)
+    return used, libraries
+
+
+def missing(host: Host, owners: Owners, needed: Collection[str], say: Callable[[str], None]) -> frozenset[str]:
+    """What a study may use and is not here; the search goes on without it, and without a word on what is `needed`.
+
+    Raises: StudyError, with what to install, where something is needed that is not here or of another version.
+    """
+    lacking = set()
     for what, owner in owners.items():
-        kind, _, name = what.partition(" ")
-        if name not in host.registries[kind]:
-            ((distribution, version),) = owner.items()
+        here = _here(host, what)
+        if here == owner:
+            continue
+        if what in needed:
             raise StudyError(
-                f"The study uses '{name}' of {distribution} {version}, which is not here or is broken. "
-                f"Install it{to_install(owner)}, and see: autotl doctor"
+                f"The study uses {_words(what, owner)}, which is {_state(here)}. Install that version"
+                f"{to_install(owner)}, see autotl doctor, or start another study: --study NAME"
             )
+        if here:
+            say(f"{_words(what, owner)}, which no trial has used, is {_state(here)}.")
+        else:
+            lacking.add(what)
+            say(f"Warning: the search goes on without {_words(what, owner)}, which is {_state(here)}.")
+    return frozenset(lacking)
 
 
-def require_same(theirs: Owners, ours: Owners) -> None:
-    """Raises: StudyError where a search has something from another distribution, or another version of it."""
+def absent(what: str, owner: Mapping[str, str]) -> Entry:
+    """An entry in the place of one that is not here: Optuna wants the same choices throughout a study."""
+    ((distribution, version),) = owner.items()
+
+    def load() -> None:
+        raise PluginError(f"{_words(what, owner)} is not here.")
+
+    return Entry(what.partition(" ")[2], "", Owner("", distribution, version, ""), load)
+
+
+def require_same(theirs: Owners, ours: Owners, lacking: Collection[str]) -> None:
+    """Raises: StudyError where a search has something from another distribution, or another version of it.
+
+    `lacking`: what the search itself goes on without.
+    """
     for what, owner in theirs.items():
-        if ours.get(what) != owner:
-            ((distribution, version),) = owner.items()
-            here = " ".join(" ".join(each) for each in ours.get(what, {}).items()) or "nothing"
+        here = ours.get(what, {})
+        if here != owner and what not in lacking:
             raise StudyError(
-                f"The search has {what} of {distribution} {version}, here it is of {here}. Install the same version."
+                f"The search has {_words(what, owner)}, which is {_state(here)}. "
+                f"Install that version{to_install(owner)}."
             )
+
+
+def _here(host: Host, what: str) -> dict[str, str]:
+    kind, _, name = what.partition(" ")
+    if kind not in KINDS or name not in host.registries[kind]:
+        return {}
+    owner = host.registries[kind][name].owner
+    return {owner.distribution: owner.version}
+
+
+def _words(what: str, owner: Mapping[str, str]) -> str:
+    """`strategies late-probe` → `strategy 'late-probe' of autotl-late-probe 0.1.0`."""
+    kind, _, name = what.partition(" ")
+    singular = {"strategies": "strategy", "backbones": "backbone family"}.get(kind, kind.removesuffix("s"))
+    return f"{singular} '{name}' of {' '.join(*owner.items())}"
+
+
+def _state(here: Mapping[str, str]) -> str:
+    return f"of {' '.join(*here.items())} here" if here else "not here or is broken"

@@ -5,6 +5,7 @@ So a search that was interrupted and resumed draws what an uninterrupted one wou
 
 import hashlib
 import warnings
+from collections.abc import Set
 from typing import Any
 
 import optuna
@@ -26,18 +27,20 @@ class NumberedSampler(BaseSampler):
     trial is not drawn for it.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, missing: Set[str] = frozenset()) -> None:
+        """`missing`: what is not drawn, for it is not here; as in `autotl.study.owners.Owners`."""
         self._seed = seed
+        self._missing = missing
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        seen = Without(study, trial.number)
+        seen = Without(study, trial.number, self._missing)
         space = self._sampler(trial.number).infer_relative_search_space(seen, trial)  # type: ignore[arg-type]
         return {name: seen.whole(name, distribution) for name, distribution in space.items()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        seen, sampler = Without(study, trial.number), self._sampler(trial.number)
+        seen, sampler = Without(study, trial.number, self._missing), self._sampler(trial.number)
         # It remembers how the parameters are grouped.
         sampler.infer_relative_search_space(seen, trial)  # type: ignore[arg-type]
         return sampler.sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
@@ -49,7 +52,7 @@ class NumberedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        seen = Without(study, trial.number)
+        seen = Without(study, trial.number, self._missing)
         return self._sampler(trial.number, param_name).sample_independent(
             seen,  # type: ignore[arg-type]
             trial,

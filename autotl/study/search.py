@@ -1,10 +1,10 @@
 """The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
 
 import json
-import shlex
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 
 from autotl.backbones.catalogue import Catalogue
@@ -20,22 +20,22 @@ from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, 
 from autotl.files import append_line, settle
 from autotl.host import Host
 from autotl.plan import Network
-from autotl.registry import Entry, Registry
-from autotl.study import controls, estimate, guesses, select
+from autotl.registry import Entry
+from autotl.study import controls, estimate, guesses, recovery, select
 from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
 from autotl.study.finish import finish
 from autotl.study.machine import one_line_each
-from autotl.study.owners import owners_of, require_installed
+from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import Settings
-from autotl.study.storage import SharedStudy, check_url
+from autotl.study.storage import GUESS, SharedStudy, check_url
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
 from autotl.tracking.probe import ProbeRow, read_probe, write_probe
 from autotl.tracking.result import Result
-from autotl.tracking.shipping import PATIENCE, Shipping, tracking_uri
+from autotl.tracking.shipping import PATIENCE, Shipping, tracking_option, tracking_uri
 
 FIRST_PASSES = 0.35
 """The share of a budget that may go into the first pass of the images through the backbones."""
@@ -65,18 +65,21 @@ class Search:
         index.find(settings.data)  # what is wrong there is said before anybody asks a hub, or writes anything
         self._shipping: Shipping | None = None
         # A study without a single trial has decided nothing yet: it is begun anew.
-        before = self.before = self.folder.definition if any(self.folder.log.records()) else None
-        if before:
-            require_installed(host, before.owners)
-        self.strategies = self._chosen(host.strategies, settings.strategies, before.strategies if before else None)
+        before = self.before = recovery.definition_of(self.folder, settings.storage, watcher.note)
+        self._used, self._libraries = used_by(self.folder.log.records() if before else ())
+        self.missing = (
+            missing(host, before.owners, self._used | self._asked_for(), watcher.note) if before else frozenset()
+        )
+        self.strategies = self._chosen("strategies", settings.strategies, before.strategies if before else None)
         self.augmentations = self._chosen(
-            host.augmentations, settings.augmentations, before.augmentations if before else None
+            "augmentations", settings.augmentations, before.augmentations if before else None
         )
         self._named = self._expanded(settings.backbones)
         if before:
+            here = [name for name in before.backbones if self._has("backbones", name.partition(":")[0])]
             if self._named:
-                _require_same("backbones", set(self._named) - set(before.left_out), before.backbones)
-            self._named = list(before.backbones)
+                _require_same("backbones", set(self._named) - set(before.left_out), here)
+            self._named = here
         self._required = self._named if before else settings.backbones
         self.pool = pools.choose(
             self.catalogue, self._named, self._required, settings.pool, self.device, self._leave_out
@@ -107,7 +110,7 @@ class Search:
                     self.folder,
                     self.settings,
                     bench,
-                    backbones=backbones,
+                    backbones=tuple(self.before.backbones) if self.before else backbones,
                     strategies=self.strategies,
                     augmentations=self.augmentations,
                     watcher=self.watcher,
@@ -125,9 +128,7 @@ class Search:
         if not self._shipping:
             return
         uri = self.settings.tracking_uri
-        options = {"--home": self.settings.home, "--tracking-uri": masked(uri) if uri else None}
-        given = [word for flag, value in options.items() if value for word in (flag, str(value))]
-        again = shlex.join([self.folder.name, *given])
+        again = f"{self.folder.words}{tracking_option(uri)}"
         at_once = self._shipping.wait(1)
         if not at_once:
             self.watcher.note("Telling MLflow the rest …")
@@ -166,28 +167,44 @@ class Search:
             self._leave_out(problem)
         return list(found)
 
-    def _chosen(self, registry: Registry, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
+    def _asked_for(self) -> set[str]:
+        """What the user names for a study that goes on, as in `Owners`."""
+        families = [f"backbones {name.partition(':')[0]}" for name in self.settings.backbones]
+        strategies = [f"strategies {name}" for name in self.settings.strategies]
+        return {*families, *strategies, *(f"augmentations {name}" for name in self.settings.augmentations)}
+
+    def _chosen(self, kind: str, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
         """The entries that the user named, all where none are named; those it was begun with when it goes on.
 
-        One that cannot be loaded is left out, unless its name was written out in full.
+        One that cannot be loaded is left out, unless its name was written out in full or a trial has used it.
         """
+        registry = self.host.registries[kind]
         named = {entry.name: entry for pattern in patterns for entry in registry.match(pattern)}
-        entries = list(named.values()) or ([registry[name] for name in before] if before else list(registry))
+        here = list(registry) if before is None else [registry[name] for name in before if self._has(kind, name)]
+        entries = list(named.values()) or here
         chosen = {}
         for entry in entries:
             try:
                 _ = entry.item
             except PluginError as error:
-                if entry.name in (*patterns, *(before or ())):
+                if entry.name in patterns or f"{kind} {entry.name}" in self._used:
                     raise
                 self._leave_out(error)
+                if before is not None:
+                    self.missing |= {f"{kind} {entry.name}"}
             else:
                 chosen[entry.name] = entry
-        if before is not None:
-            _require_same(registry.kind, chosen, before)
         if not chosen:
             raise StudyError(f"No {registry.kind} is left to search. {registry.hint}")
-        return chosen
+        if self.before is None or before is None:
+            return chosen
+        _require_same(registry.kind, chosen, [name for name in before if self._has(kind, name)])
+        owners = self.before.owners
+        return {name: chosen.get(name) or absent(f"{kind} {name}", owners[f"{kind} {name}"]) for name in before}
+
+    def _has(self, kind: str, name: str) -> bool:
+        """Whether the study need not go on without this."""
+        return f"{kind} {name}" not in self.missing
 
     def _begin_logging(self) -> None:
         if self.settings.mlflow:
@@ -224,7 +241,7 @@ class Search:
     def _usable(self, bench: Bench) -> tuple[str, ...]:
         """The backbones of the study, the cheapest first; without those that fail, or that a budget has no time for."""
         if self.before:
-            return tuple(self.before.backbones)
+            return self.pool.backbones
         infos = map(self.catalogue.info, self.pool.backbones)
         allowed = FIRST_PASSES * self.budget.seconds
         kept: list[str] = []
@@ -255,6 +272,11 @@ class Search:
         before, storage = self.before, self.settings.storage
         if storage:
             check_url(storage)
+        weights = {name: self._network(name).weights for name in backbones}
+        theirs = {}
+        if before:  # of what is not here no trial makes any use, and there it may be again
+            weights = {name: weights.get(name, known) for name, known in before.backbones.items()}
+            theirs = {what: before.owners[what] for what in self.missing}
         definition = Definition(
             name=self.folder.name,
             data=str(self.settings.data.resolve()),
@@ -262,44 +284,54 @@ class Search:
             storage=masked(storage) if storage else None,
             fingerprint=dataset.fingerprint,
             classes=dataset.classes,
-            backbones={name: self._network(name).weights for name in backbones},
+            backbones=weights,
             left_out=before.left_out
             if before
             else tuple(sorted({*self._named, *self.pool.backbones} - set(backbones))),
             strategies=tuple(self.strategies),
             augmentations=tuple(self.augmentations),
-            owners=owners_of(self.catalogue, backbones, self.strategies, self.augmentations),
+            owners=owners_of(self.catalogue, backbones, self.strategies, self.augmentations) | theirs,
             metric=self.settings.metric,
             seed=self.settings.seed,
             device=devices.kind(self.device),
             versions={name: version(name) for name in ("autotl", "optuna", "torch", "torchvision", "timm")},
         )
         differences = before.differences(definition) if before else {}
+        # What no trial used may be of another version by now.
+        unused = [key for key in differences if key.startswith("owners ")]
+        unused += [f"versions {name}" for name in definition.versions if name not in self._libraries]
+        differences = {key: change for key, change in differences.items() if key not in unused}
         if differences.keys() - {"fingerprint"}:
             raise StudyError(
                 f"Study '{self.folder.name}' was begun otherwise "
                 f"({'; '.join(f'{key}: {change}' for key, change in differences.items())}). "
                 "Go on with what it was begun with, or start another: --study NAME"
             )
-        begun = self.folder.definition
-        if begun and not before:
-            SharedStudy.forget(storage or self.folder.storage, begun.optuna)
-        study = SharedStudy.create(storage or self.folder.storage, definition.optuna, self.settings.seed)
+        if not before:
+            self._forget()
+        study, made_again = recovery.opened(self.folder, definition, storage, self.missing, self.watcher.note)
         if differences:
             self.watcher.note("The images have changed since the study was begun: only new trials count for them.")
         if differences or not before:
             self.folder.probe.unlink(missing_ok=True)
             dataset.write(self.folder.path)
         self.folder.define(definition)
-        split = {image.sha: image.split for image in dataset.images} if differences else None
+        split = {image.sha: image.split for image in dataset.images} if differences or made_again else None
         terms = {
             "definition": definition.to_json(),
             "seed": definition.seed,
             "prune": self.settings.prune,
             "strict_plugins": self.settings.strict_plugins,
+            "missing": sorted(self.missing),
         }
         study.agree(terms, split)
         return study
+
+    def _forget(self) -> None:
+        """Delete from Optuna's storage what was begun under this name and came to nothing."""
+        with suppress(StudyError):  # damaged, and in nobody's way
+            if begun := self.folder.definition:
+                SharedStudy.forget(self.settings.storage or self.folder.storage_of(begun), begun.optuna)
 
     def _try_out(self, bench: Bench, backbones: Sequence[str], study: SharedStudy, trials: Trials) -> None:
         """The probe and the trials, as far as the budget goes.
@@ -307,7 +339,9 @@ class Search:
         The cheapest backbone comes first, and its best cut is the first trial: so a usable model is there early.
         """
         crew = Crew(study, self.folder, trials)
-        known = guesses.Guesses(self.catalogue, self.strategies, self.augmentations, self._leave_out)
+        strategies = {name: each for name, each in self.strategies.items() if self._has("strategies", name)}
+        augmentations = {name: each for name, each in self.augmentations.items() if self._has("augmentations", name)}
+        known = guesses.Guesses(self.catalogue, strategies, augmentations, self._leave_out)
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
@@ -316,7 +350,7 @@ class Search:
                 "larger --trials adds some. What an earlier run had no time for after them is made up for."
             )
         try:
-            rows = read_probe(self.folder)
+            rows = [row for row in read_probe(self.folder) if row.backbone in backbones]
             for name in backbones:
                 progress = self.budget.watched(self.watcher, f"features of {name}")
                 try:
@@ -327,8 +361,9 @@ class Search:
                     self._leave_out(error)
                     continue
                 if name not in {row.backbone for row in rows}:
-                    rows += self._probe(name, bench)
-                    write_probe(self.folder, rows)
+                    fresh = self._probe(name, bench)
+                    write_probe(self.folder, [*read_probe(self.folder), *fresh])
+                    rows += fresh
                 if name == rows[0].backbone:
                     first = known.linear_probes(rows)[:1]
                     self._enqueue(study, f"{bench.dataset.fingerprint} first", first)
@@ -364,10 +399,10 @@ class Search:
 
     def _enqueue(self, study: SharedStudy, what: str, trials: Sequence[Mapping[str, object]]) -> None:
         """Trials with parameters that are known beforehand; once in a study, however often it is interrupted."""
-        waiting = {trial.user_attrs.get("guess") for trial in study.trials()}
+        waiting = {trial.user_attrs.get(GUESS) for trial in study.trials()}
         for at, guess in enumerate(trials):
             if f"{what} {at}" not in waiting:
-                study.optuna.enqueue_trial(dict(guess), user_attrs={"guess": f"{what} {at}"})
+                study.optuna.enqueue_trial(dict(guess), user_attrs={GUESS: f"{what} {at}"})
 
     def _first_trained(self, rows: Sequence[ProbeRow], trials: Trials) -> ProbeRow:
         """Where the strategies begin: the backbone that looks best, of those that a budget has time to train."""

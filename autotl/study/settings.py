@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,27 +14,45 @@ from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
 from autotl.plan import Record
 
-UNITS = {"s": 1, "m": 60, "h": 3600}
 OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
 """What the next search of the same study may say otherwise, and what can change its result."""
+UNITS = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600),
+    **dict.fromkeys(("d", "day", "days"), 86400),
+}
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]+)[\s,]*")
+_CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
 
 
-def seconds(value: str | float | None) -> float | None:
-    """`90s`, `30m`, `2h`, or seconds alone.
+def seconds(value: str | float | timedelta | None) -> float | None:
+    """`90s`, `5min`, `1.5h`, `1h 30m`, `2 hours`, `1:30:00`, or seconds alone.
 
     Raises: ValueError for anything else, and for less than a minute.
     """
     if value is None:
         return None
-    text = str(value)
-    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
-    try:
-        found = float(number) * UNITS[unit]
-    except ValueError:
-        raise ValueError(f"'{text}' is no time, such as 90s, 30m or 2h") from None
+    found = value.total_seconds() if isinstance(value, timedelta) else _seconds(str(value).strip().lower())
+    if found is None:
+        raise ValueError(f"'{value}' is no time, such as 90s, 30m, 1.5h or 1h30m")
     if not 60 <= found < math.inf:
-        raise ValueError(f"'{text}' is too little for a search and its test: at least 60s")
+        raise ValueError(f"'{value}' is too little for a search and its test: at least 60s")
     return found
+
+
+def _seconds(text: str) -> float | None:
+    """None for what is no time."""
+    if clock := _CLOCK.fullmatch(text):
+        hours, minutes, rest = map(int, clock.groups())
+        return 3600.0 * hours + 60 * minutes + rest
+    parts = _PART.findall(text)
+    if parts and not _PART.sub("", text) and all(unit in UNITS for _, unit in parts):
+        return sum(float(number) * UNITS[unit] for number, unit in parts)
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]

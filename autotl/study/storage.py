@@ -5,9 +5,10 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,7 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autotl.errors import StudyError, masked, one_line, unknown
-from autotl.study.blame import BLAMED
+from autotl.study.blame import BLAMED, names
 from autotl.study.pruner import SameImagesPruner
 from autotl.study.sampler import NumberedSampler
 
@@ -31,8 +32,12 @@ OPTUNA_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "
 """How Optuna calls the states in which a log says that a trial has ended."""
 SEARCH = "search"
 """Who carries out a trial: this, or a worker's name."""
+GUESS = "guess"
+"""The user attribute of a trial whose parameters were known beforehand: which guess it is."""
 _TERMS, _SPLIT, _JOINED = "autotl", "split", "joined"
 _WHO, _PLACE, _EVENTS = "worker", "place", "events"
+_FIXED = "fixed_params"
+"""Where Optuna keeps the parameters of a trial that are known beforehand."""
 
 
 class TakenAway(Exception):
@@ -79,17 +84,36 @@ class SharedStudy:
         self._one_at_a_time: AbstractContextManager[object] = FileLock(f"{file}.lock") if file else nullcontext()
 
     @classmethod
-    def create(cls, url: str, name: str, seed: int) -> "SharedStudy":
-        """The study of this name, for the search; made where there is none.
+    def create(cls, url: str, name: str, seed: int, missing: Set[str] = frozenset()) -> "SharedStudy":
+        """The study of this name, for the search; made where there is none. Nothing `missing` is drawn.
 
         Raises: StudyError when the storage cannot be used.
         """
         storage = _open(url)
         with _one_kind_of_error(url):
             study = optuna.create_study(
-                study_name=name, storage=storage, direction="maximize", load_if_exists=True, **_how(seed)
+                study_name=name, storage=storage, direction="maximize", load_if_exists=True, **_how(seed, missing)
             )
-        return cls(study, storage, SEARCH)
+        made = cls(study, storage, SEARCH)
+        for trial in made.trials(TrialState.WAITING):
+            if names(missing, trial.system_attrs.get(_FIXED, {})):  # it is drawn instead
+                storage.set_trial_system_attr(trial._trial_id, _FIXED, {})
+        return made
+
+    @classmethod
+    def all_of(cls, url: str) -> Iterator[tuple["SharedStudy", str]]:
+        """Every study of a storage that got so far as to say what it is, with what it said."""
+        storage = _open(url)
+        with _one_kind_of_error(url):
+            for name in optuna.get_all_study_names(storage):
+                study = optuna.load_study(study_name=name, storage=storage)
+                if _TERMS in study.user_attrs:
+                    yield cls(study, storage, SEARCH), study.user_attrs[_TERMS]["definition"]
+
+    def close(self) -> None:
+        """Let go of the storage: its file may then be moved."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     @staticmethod
     def forget(url: str, name: str) -> None:
@@ -109,15 +133,16 @@ class SharedStudy:
         found = [each for each in known if name in (each, each.rpartition("-")[0])]
         if not found:
             names = sorted({each.rpartition("-")[0] for each in known})
-            raise StudyError(unknown("study", name, names, "A search must have begun it: autotl search DATA --storage"))
+            raise StudyError(unknown("study", name, names, "A search must have begun it in this storage."))
         if len(found) > 1:
             raise StudyError(f"Several studies are named '{name}' there; say which: {', '.join(found)}")
         with _one_kind_of_error(url):
             study = optuna.load_study(study_name=found[0], storage=storage)
             if _TERMS not in study.user_attrs:
                 raise StudyError(f"Study '{name}' has not got so far yet that anyone could join. Try again soon.")
-            seed = study.user_attrs[_TERMS]["seed"]
-            study = optuna.load_study(study_name=found[0], storage=storage, **_how(seed))
+            terms = study.user_attrs[_TERMS]
+            how = _how(terms["seed"], frozenset(terms.get("missing", ())))
+            study = optuna.load_study(study_name=found[0], storage=storage, **how)
             study.set_user_attr(_JOINED, True)
         return cls(study, storage, f"{socket.gethostname()}:{os.getpid()}")
 
@@ -183,6 +208,10 @@ class SharedStudy:
                 self._storage.record_heartbeat(trial._trial_id)  # that of an earlier attempt may be old
             trial.set_user_attr(_WHO, self.who)
             return trial
+
+    def has_events(self, trial: FrozenTrial) -> bool:
+        """Whether a worker has ended a trial and left what happened in it."""
+        return _EVENTS in trial.user_attrs
 
     def give_back(self, number: int) -> None:
         """Let a trial wait to be claimed again, unless it has ended meanwhile."""
@@ -288,11 +317,16 @@ class SharedStudy:
     def collected(self, known: Callable[[int], bool]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """The trials that workers have ended and that are not `known` yet, with what happened in them."""
         for trial in self.trials(*OPTUNA_STATES.values()):
-            if _EVENTS in trial.user_attrs and not known(trial.number):
+            if self.has_events(trial) and not known(trial.number):
                 yield trial.number, trial.user_attrs[_EVENTS]
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
+
+
+def lasting(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The user attributes of a trial that still count when it has ended."""
+    return {name: value for name, value in attrs.items() if name not in (_WHO, _PLACE, _EVENTS)}
 
 
 @contextmanager
@@ -304,26 +338,32 @@ def _taken_away() -> Iterator[None]:
         raise TakenAway from error
 
 
-def _how(seed: int) -> dict[str, Any]:
+def _how(seed: int, missing: Set[str] = frozenset()) -> dict[str, Any]:
     """How trials are drawn and when they are stopped early."""
-    return {"sampler": NumberedSampler(seed), "pruner": SameImagesPruner()}
+    return {"sampler": NumberedSampler(seed, missing), "pruner": SameImagesPruner()}
 
 
 def _open(url: str) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     check_url(url)
-    waiting = {"connect_args": {"timeout": BUSY}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    named = sqlalchemy.make_url(url)
+    on_disk = named.get_backend_name() == "sqlite"
+    waiting = {"connect_args": {"timeout": BUSY}} if on_disk else {"pool_pre_ping": True}
     with _one_kind_of_error(url), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if on_disk and named.database:
+            Path(named.database).touch(0o600)  # what happens in trials may name a URL
         return RDBStorage(url, engine_kwargs=waiting, heartbeat_interval=BEAT, grace_period=GRACE)
 
 
 def check_url(url: str) -> None:
-    """Raises: StudyError for what is no database URL."""
+    """Raises: StudyError for what is no database URL; without it, as who knows where in it the password is."""
     try:
-        sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise StudyError(f"--storage '{url}' is no database URL, such as postgresql://user@host/name.") from None
+        host = sqlalchemy.make_url(url).host or ""
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise StudyError("The storage is no database URL, such as postgresql://user@host/name.") from None
+    if "@" in host:
+        raise StudyError("The storage has two '@' before its host: write %40 for the one in the password.")
 
 
 @contextmanager

@@ -1,17 +1,19 @@
 """One trial after another: a strategy suggests, the engine trains, the log remembers, Optuna is told."""
 
+import json
 import math
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import distribution_to_json
 
 from autotl.backbones.catalogue import RANDOM
 from autotl.contracts import DataFacts
@@ -21,7 +23,16 @@ from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.observe import Enough
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError, StudyError, TrainingError, out_of_memory, reason, unknown
+from autotl.errors import (
+    PlanError,
+    PluginError,
+    StudyError,
+    TrainingError,
+    out_of_memory,
+    reason,
+    unknown,
+    without_secrets,
+)
 from autotl.export import bundle
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry, TooLong
@@ -33,7 +44,7 @@ from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
 from autotl.study.space import OwnTrial, SearchContext
-from autotl.study.storage import Hold, SharedStudy, TakenAway
+from autotl.study.storage import GUESS, Hold, SharedStudy, TakenAway, lasting
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
@@ -126,7 +137,7 @@ class Trials:
             with self._answerable(trial):
                 plan = observer.plan = self._in_time(number, self._suggest(trial))
             self._check_guess(trial)
-            log.planned(number, trial.params, plan)
+            log.planned(number, trial.params, plan, **_drawn(trial))
             _describe(trial, {"cut": plan.cut, "frozen": plan.phases[-1].frozen or "none"})
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
@@ -163,7 +174,8 @@ class Trials:
                 seconds=time.perf_counter() - began,
                 reason=reason(error),
                 params=trial.params,
-                traceback="".join(traceback.format_exception(error))[-TRACEBACK:],
+                **_drawn(trial),
+                traceback=without_secrets("".join(traceback.format_exception(error)))[-TRACEBACK:],
                 by_plugin=isinstance(error, PluginError),
             )
             state = "failed"
@@ -327,7 +339,7 @@ class Trials:
         Raises: PluginError where plugins are strict.
         """
         entry = self.strategies[trial.params["strategy"]]
-        first = getattr(entry.item, "first_guess", None) if "guess" in trial.user_attrs else None
+        first = getattr(entry.item, "first_guess", None) if GUESS in trial.user_attrs else None
         for name, value in (first or {}).items():
             distribution = trial.distributions.get(name)
             if name == "backbone":  # said before, and replaced
@@ -365,6 +377,8 @@ class Trials:
                 chosen = precision.choose(
                     bench.catalogue, backbone, bench.device, bench.features.cache_dir, bench.make_room
                 )
+            if earlier := self._trained_on(backbone):
+                chosen = replace(chosen, compute_dtype=earlier.compute_dtype, memory_format=earlier.memory_format)
             self.watcher.note(
                 f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
                 f"{chosen.image_seconds * len(bench.shas('train')):.1f} s for an epoch of the whole network."
@@ -372,6 +386,11 @@ class Trials:
             return asdict(chosen)
 
         return Arithmetic(**self.study.settled(f"arithmetic of {backbone}", choose))
+
+    def _trained_on(self, backbone: str) -> TransferPlan | None:
+        """A plan of this study that trained a backbone: where the storage was lost, it says what was settled."""
+        plans = [record.plan for record in self._records.values() if record.plan and record.plan.by_gradient]
+        return next((plan for plan in plans if plan.backbone.removesuffix(RANDOM) == backbone), None)
 
     def epoch_seconds(self, backbone: str) -> float:
         """What an epoch of the whole network takes; infinite where it cannot be trained, which a trial will tell."""
@@ -410,7 +429,7 @@ class _TrialObserver:
         self.share = 0
         """How much of the plan's epochs is done, in percent."""
         # What was asked for by name runs to its end, so that every strategy is seen at its best guess once.
-        self._may_prune = trials.settings.prune and "guess" not in trial.user_attrs
+        self._may_prune = trials.settings.prune and GUESS not in trial.user_attrs
 
     def step(self) -> None:
         if self._hold.taken:
@@ -421,18 +440,19 @@ class _TrialObserver:
             raise Enough
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
-        self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts)
-        self._trials.study.arrived(self._trial, phase, epoch)
         assert self.plan is not None
         before = sum(earlier.epochs for earlier in self.plan.phases[: phase - 1])
         self.share = 100 * (before + epoch) // sum(each.epochs for each in self.plan.phases)
-        self._trials.watcher.trial_epoch(self._trial.number, f"epoch {epoch} of phase {phase}, {self.share} %")
         metric = self._trials.settings.metric
         values = [facts[f"{split}.{metric}"] for split in ("stop", "rank") if f"{split}.{metric}" in facts]
-        if values and 0 < self.share < 100:
+        told = (values[0], self.share) if values and 0 < self.share < 100 else None
+        self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts, told)
+        self._trials.study.arrived(self._trial, phase, epoch)
+        self._trials.watcher.trial_epoch(self._trial.number, f"epoch {epoch} of phase {phase}, {self.share} %")
+        if told:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a trial that goes on reports its first epochs again
-                self._trial.report(values[0], self.share)
+                self._trial.report(*told)
             if self._trial.should_prune() and self._may_prune:
                 raise FellBehind
         if self.share < 100 and self._trials.seconds_left() < facts.get("seconds", 0.0):
@@ -440,6 +460,12 @@ class _TrialObserver:
 
     def note(self, text: str) -> None:
         self._trials.watcher.note(f"Trial {self._trial.number}: {text}")
+
+
+def _drawn(trial: optuna.Trial) -> dict[str, Any]:
+    """What a log keeps of a trial besides its parameters, so that Optuna's storage can be made again from logs."""
+    distributions = {name: json.loads(distribution_to_json(each)) for name, each in trial.distributions.items()}
+    return {"distributions": distributions, "attrs": lasting(trial.user_attrs)}
 
 
 def facts_of(dataset: Dataset) -> DataFacts:

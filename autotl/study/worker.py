@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.errors import StudyError, unknown
 from autotl.host import Host
-from autotl.registry import Entry, Registry
+from autotl.registry import Entry
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.machine import one_line_each
-from autotl.study.owners import owners_of, require_same
+from autotl.study.owners import absent, owners_of, require_same
 from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
 from autotl.study.trials import Trials
@@ -60,13 +60,16 @@ class Worker:
         for name, theirs in definition.versions.items():
             if version(name) != theirs:
                 raise StudyError(f"The search has {name} {theirs}, here is {version(name)}. Install the same version.")
-        for name, theirs in definition.backbones.items():
-            if self.catalogue.network(name, definition.seed).weights != theirs:
+        self.missing: list[str] = study.terms["missing"]
+        there = definition.backbones
+        self._backbones = [name for name in there if f"backbones {name.partition(':')[0]}" not in self.missing]
+        for name in self._backbones:
+            if self.catalogue.network(name, definition.seed).weights != there[name]:
                 raise StudyError(f"The search has other weights for '{name}': say --weights {name}=FILE")
-        self.strategies = _entries(host.strategies, definition.strategies)
-        self.augmentations = _entries(host.augmentations, definition.augmentations)
-        ours = owners_of(self.catalogue, definition.backbones, self.strategies, self.augmentations)
-        require_same(definition.owners, ours)
+        self.strategies = self._entries("strategies", definition.strategies)
+        self.augmentations = self._entries("augmentations", definition.augmentations)
+        ours = owners_of(self.catalogue, self._backbones, self.strategies, self.augmentations)
+        require_same(definition.owners, ours, self.missing)
 
     def run(self) -> int:
         """Carry out trials until none is left to begin; how many that were.
@@ -114,7 +117,7 @@ class Worker:
         definition = self.definition
         bench = Bench.open(
             self.data,
-            [self.catalogue.card(name).input for name in definition.backbones],
+            [self.catalogue.card(name).input for name in self._backbones],
             self.catalogue,
             self.device,
             seed=definition.seed,
@@ -138,10 +141,17 @@ class Worker:
         total: int = terms["total"]
         return total if terms["definition"] == self._joined else 0
 
-
-def _entries(registry: Registry, names: tuple[str, ...]) -> dict[str, Entry]:
-    known = [entry.name for entry in registry]
-    for name in names:
-        if name not in known:
-            raise StudyError(unknown(registry.kind, name, known, "Install the plugin that the search has."))
-    return {name: registry[name] for name in names}
+    def _entries(self, kind: str, names: Sequence[str]) -> dict[str, Entry]:
+        """What the search has of a kind; in the place of what it goes on without an entry that cannot be loaded."""
+        registry, owners = self.catalogue.host.registries[kind], self.definition.owners
+        known = [entry.name for entry in registry]
+        entries = {}
+        for name in names:
+            what = f"{kind} {name}"
+            if what in self.missing:
+                entries[name] = absent(what, owners[what])
+            elif name in known:
+                entries[name] = registry[name]
+            else:
+                raise StudyError(unknown(registry.kind, name, known, "Install the plugin that the search has."))
+        return entries

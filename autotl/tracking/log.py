@@ -7,10 +7,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+
+from autotl.errors import DamagedFile, PlanError
 from autotl.files import append_line, read_lines
 from autotl.plan import TransferPlan
 
@@ -20,6 +23,58 @@ State = Literal["running", "complete", "pruned", "failed", "interrupted"]
 STATES = get_args(State)
 ENDED = ("complete", "pruned", "failed")
 """The states that count towards a study's total."""
+MEASURED = ("rank.loss", "parameters", "flops", "seconds")
+"""What was measured of every plan that was carried out, besides the study's metric."""
+
+
+def _none_or_two(values: list[float]) -> list[float]:
+    if len(values) not in (0, 2):
+        raise ValueError("it is a value with a share, or nothing")
+    return values
+
+
+class _Line(BaseModel):
+    """What every line of a log holds. What is not named here is taken as it is."""
+
+    model_config = ConfigDict(strict=True)
+
+    time: float = 0.0
+
+
+class _Begin(_Line):
+    event: Literal["begin"]
+
+
+class _Drawn(_Line):
+    params: dict[str, Any] = {}
+    distributions: dict[str, dict[str, Any]] = {}
+    attrs: dict[str, Any] = {}
+
+
+class _Planned(_Drawn):
+    event: Literal["plan"]
+    plan: dict[str, Any]
+
+
+class _Epoch(_Line):
+    event: Literal["epoch"]
+    phase: int
+    epoch: int
+    facts: dict[str, float]
+    told: Annotated[list[float], AfterValidator(_none_or_two)] = []
+
+
+class _End(_Drawn):
+    event: Literal["end"]
+    state: State
+    value: float | None = None
+    metrics: dict[str, float] = {}
+    seconds: float = 0.0
+    reason: str = ""
+    by_plugin: bool = False
+
+
+_LINE: TypeAdapter[_Line] = TypeAdapter(Annotated[_Begin | _Planned | _Epoch | _End, Field(discriminator="event")])
 
 
 @dataclass(frozen=True)
@@ -43,6 +98,12 @@ class TrialRecord:
     """How often its process was killed at the same place, where that happened most often."""
     killed_at: str
     """That place, such as `after epoch 3 of phase 1`."""
+    told: tuple[tuple[float, int], ...] = ()
+    """What Optuna heard of it on its way: the metric, each time with the share of its epochs, in percent."""
+    distributions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each of `params` was drawn from, in Optuna's words."""
+    attrs: dict[str, Any] = field(default_factory=dict)
+    """What else Optuna knows of it, such as which guess it was."""
 
 
 class TrialLog:
@@ -55,11 +116,16 @@ class TrialLog:
         """`worker` begins a trial. What an earlier attempt at it left is kept, and no longer counts."""
         self._append(number, {"event": "begin", "worker": worker})
 
-    def planned(self, number: int, params: dict[str, Any], plan: TransferPlan) -> None:
-        self._append(number, {"event": "plan", "params": params, "plan": plan.model_dump(mode="json")})
+    def planned(self, number: int, params: dict[str, Any], plan: TransferPlan, **drawn: Any) -> None:
+        """`drawn`: `distributions` and `attrs` as in `TrialRecord`."""
+        self._append(number, {"event": "plan", "params": params, "plan": plan.model_dump(mode="json"), **drawn})
 
-    def epoch(self, number: int, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
-        self._append(number, {"event": "epoch", "phase": phase, "epoch": epoch, "facts": dict(facts)})
+    def epoch(
+        self, number: int, phase: int, epoch: int, facts: Mapping[str, float], told: tuple[float, int] | None = None
+    ) -> None:
+        """`told`: what Optuna hears of it, as in `TrialRecord`."""
+        event = {"event": "epoch", "phase": phase, "epoch": epoch, "facts": dict(facts), "told": list(told or ())}
+        self._append(number, event)
 
     def end(
         self,
@@ -72,8 +138,8 @@ class TrialLog:
         reason: str = "",
         **more: Any,
     ) -> None:
-        """`more`: of a trial that may have no plan its `params`; of a failed one the `traceback`, and `by_plugin`; of
-        one that was cut off the `plan` that was carried out."""
+        """`more`: of a trial that may have no plan its `params` as in `planned`; of a failed one the `traceback`, and
+        `by_plugin`; of one that was cut off the `plan` that was carried out."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
         self._append(number, {**event, "reason": reason, **more})
 
@@ -96,7 +162,8 @@ class TrialLog:
 
     def files(self) -> list[Path]:
         """The logs of all trials that have begun, in order of number."""
-        return sorted(self.folder.glob("*.jsonl"))
+        numbered = [file for file in self.folder.glob("*.jsonl") if file.stem.isdecimal()]
+        return sorted(numbered, key=lambda file: int(file.stem))
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.jsonl"
@@ -106,9 +173,12 @@ class TrialLog:
 
 
 def attempts(file: Path) -> list[list[Event]]:
-    """The events of each attempt at a trial: there are several where a process was killed or interrupted."""
+    """The events of each attempt at a trial: there are several where a process was killed or interrupted.
+
+    Raises: DamagedFile.
+    """
     found: list[list[Event]] = []
-    for event in read_lines(file):
+    for event in read_lines(file, _LINE.validate_python):
         if event["event"] == "begin" or not found:
             found.append([])
         found[-1].append(event)
@@ -124,19 +194,19 @@ def _place(events: Sequence[Event]) -> str:
 
 
 def _read(file: Path) -> TrialRecord:
+    """Raises: DamagedFile."""
     tried = attempts(file)
     last = tried[-1] if tried else []
     told: dict[str, Any] = {}
     for event in last:
         told |= event
-    plan = told.get("plan")
     killed = Counter(_place(events) for events in tried if events[-1]["event"] != "end")
     ((killed_at, kills),) = killed.most_common(1) or [("", 0)]
-    return TrialRecord(
+    record = TrialRecord(
         number=int(file.stem),
         state=told.get("state", "running"),
         params=told.get("params", {}),
-        plan=TransferPlan.from_json(json.dumps(plan), name=str(file)) if plan else None,
+        plan=_plan(file, told.get("plan")),
         value=told.get("value"),
         metrics=told.get("metrics", {}),
         seconds=told.get("seconds", 0.0),
@@ -149,4 +219,21 @@ def _read(file: Path) -> TrialRecord:
         ),
         kills=kills,
         killed_at=killed_at,
+        told=tuple((event["told"][0], int(event["told"][1])) for event in last if event.get("told")),
+        distributions=told.get("distributions", {}),
+        attrs=told.get("attrs", {}),
     )
+    if record.plan and "strategy" not in record.params:
+        raise DamagedFile(file, "it does not say by which strategy its plan is")
+    if record.plan and record.state == "complete":
+        missing = [name for name in MEASURED if name not in record.metrics]
+        if record.value is None or missing:
+            raise DamagedFile(file, f"the trial is complete without {', '.join(missing) or 'its value'}")
+    return record
+
+
+def _plan(file: Path, plan: dict[str, Any] | None) -> TransferPlan | None:
+    try:
+        return TransferPlan.from_json(json.dumps(plan), name="its plan") if plan else None
+    except PlanError as error:
+        raise DamagedFile(file, str(error).rstrip(".")) from None

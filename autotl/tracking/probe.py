@@ -1,10 +1,12 @@
 """What the probe saw of each cut, as the study folder keeps it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from autotl.files import as_json, write
+from pydantic import TypeAdapter, ValidationError
+
+from autotl.errors import DamagedFile
+from autotl.files import as_json, first_problem, read, write
 from autotl.plan import Pooling
 from autotl.tracking.folder import StudyFolder
 
@@ -19,11 +21,20 @@ class ProbeRow:
     accuracy: float
 
 
+_ROWS = TypeAdapter(list[ProbeRow])
+
+
 def read_probe(folder: StudyFolder) -> list[ProbeRow]:
-    """What the probe of a study has seen so far."""
+    """What the probe of a study has seen so far.
+
+    Raises: DamagedFile.
+    """
     if not folder.probe.exists():
         return []
-    return [ProbeRow(**row) for row in json.loads(folder.probe.read_text())]
+    try:
+        return _ROWS.validate_json(read(folder.probe))
+    except ValidationError as error:
+        raise DamagedFile(folder.probe, f"it holds no rows of the probe: {first_problem(error)}") from None
 
 
 def write_probe(folder: StudyFolder, rows: Sequence[ProbeRow]) -> None:

@@ -1,7 +1,18 @@
 """The result of a study as plain data: what `--json` prints and `result.json` keeps."""
 
+from typing import Annotated
+
+from pydantic import AfterValidator
+
 from autotl.plan import Record, TransferPlan
-from autotl.tracking.folder import StudyFolder
+from autotl.tracking.folder import StudyFolder, read_record
+from autotl.tracking.log import MEASURED
+
+
+def _whole(metrics: dict[str, float]) -> dict[str, float]:
+    if missing := [name for name in MEASURED if name not in metrics]:
+        raise ValueError(f"{missing[0]} is missing")
+    return metrics
 
 
 class Run(Record):
@@ -18,7 +29,7 @@ class Best(Record):
     strategy: str
     plan: TransferPlan
     validation: float
-    metrics: dict[str, float]
+    metrics: Annotated[dict[str, float], AfterValidator(_whole)]
     runs: tuple[Run, ...]
 
 
@@ -69,6 +80,8 @@ class Result(Record):
 
 
 def load(folder: StudyFolder) -> Result | None:
-    """The result of the study's last finished search, None when there is none yet."""
-    file = folder.result
-    return Result.from_json(file.read_text(), name=str(file)) if file.exists() else None
+    """The result of the study's last finished search, None when there is none yet.
+
+    Raises: DamagedFile.
+    """
+    return read_record(Result, folder.result)

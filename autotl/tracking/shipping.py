@@ -9,11 +9,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 from typing import IO, TYPE_CHECKING
 
 from filelock import FileLock
 
 from autotl.errors import masked, one_line
+from autotl.files import owner_only
 from autotl.tracking.folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ def tracking_uri(named: str | None, home: Path) -> str:
     return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
 
 
+def tracking_option(named: str | None) -> str:
+    """` --tracking-uri URI` as commands need it to find the server that the user named, without what is secret."""
+    return f" --tracking-uri {quote(masked(named))}" if named else ""
+
+
 def only_writer(folder: StudyFolder, uri: str) -> FileLock:
     """The lock that whoever ships this study to this server holds."""
     return FileLock(folder.path / f".mlflow-{sha256(uri.encode()).hexdigest()[:8]}.lock")
@@ -60,13 +67,13 @@ class Shipping:
         self._environment = {**os.environ, **SAFE_PATH, URI: uri, "OMP_NUM_THREADS": "1"}
         self._turn = threading.Lock()
         self._left = False
-        self._complaints.write_bytes(b"")
+        self._complaints.unlink(missing_ok=True)
         self._process = self._start()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
 
     def _start(self) -> "subprocess.Popen[str]":
-        with open(self._complaints, "a") as complaints:
+        with open(self._complaints, "a", opener=owner_only) as complaints:
             return subprocess.Popen(
                 [sys.executable, "-m", "autotl", *self._words],
                 stdin=subprocess.PIPE,

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from click.testing import CliRunner
 
 from autotl.cli.main import main
+from autotl.study.settings import seconds
 
 
 @pytest.fixture
@@ -127,12 +129,69 @@ def test_class_names_are_shown_as_they_are(autotl, stripes):
     assert "[b]ünlikely [red] name (30)" in out
 
 
-def test_what_to_type_next_can_be_typed_whatever_the_name_of_the_folder(autotl, stripes):
+def test_what_to_type_next_can_be_typed_whatever_the_names_of_data_and_workspace(autotl, stripes, tmp_path):
     stripes.rename(stripes.with_name("my stripes"))
-    told = autotl("search", "my stripes", "--trials", 1, "--backbones", "reference:edges", *PROBE)
-    assert "autotl predict 'my stripes' IMAGE" in told
-    word = shlex.split(next(line for line in told.splitlines() if "autotl export" in line))[2]
-    assert "Winner" in autotl("show", word)
+    words = ("search", "my stripes", "--backbones", "reference:edges", *PROBE, "--metric", "macro-f1")
+    told = autotl(*words, "--trials", 1, "--home", "my home")
+    steps = [shlex.split(line)[1:] for line in told.partition("Next:")[2].splitlines() if line]
+    assert [step[:4] for step in steps] == [
+        [word, "my stripes", "--home", "my home"] for word in ("predict", "ui", "export", "show")
+    ]
+    assert "Winner" in autotl("show", *steps[-1][1:4])
+    plan = autotl("show", "my stripes", "--home", "my home", "--plan", 9, code=2)
+    assert plan.strip().endswith("List them: autotl show 'my stripes' --home 'my home'")
+    (tmp_path / "my home" / "my stripes" / "result.json").unlink()
+    told = autotl("show", "my stripes", "--home", "my home", "--json", code=2)
+    again = shlex.split(json.loads(told)["error"].partition("go on with it: autotl ")[2])
+    assert +Counter(json.loads(autotl(*again, "--trials", 1, "--json"))["trials"]) == {"complete": 1}
+    assert "autotl search DATA --home elsewhere" in autotl("studies", "--home", "elsewhere")
+
+
+def test_a_workspace_that_commands_look_in_anyway_is_not_named(autotl, stripes, monkeypatch):
+    monkeypatch.setenv("AUTOTL_HOME", "elsewhere")
+    told = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--home", "elsewhere")
+    assert "  autotl predict stripes IMAGE" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("search", "nowhere", "--json"),
+        ("search", "stripes", "--json", "--nonsense"),
+        ("search", "stripes", "--json", "--device", "gpu"),
+        ("show", "nothing", "--json"),
+        ("predict", "nothing", "stripes", "--format", "json"),
+        ("train", "stripes/down/0.png", "stripes", "--json"),
+    ],
+)
+def test_with_json_an_error_is_json_too(autotl, stripes, words):
+    told = json.loads(autotl(*words, code=2))
+    assert list(told) == ["error"] and told["error"] and not told["error"].startswith("Error")
+
+
+@pytest.mark.filterwarnings("ignore:Query string argument")
+def test_the_secret_of_a_storage_is_neither_printed_nor_kept(autotl, stripes, tmp_path):
+    words = ("search", stripes, "--backbones", "reference:edges", *PROBE)
+    for url in (
+        "postgresql+psycopg://me:a/SECRET@127.0.0.1:1/x",
+        "postgresql+psycopg://me:a@SECRET@127.0.0.1:1/x",
+        "postgresql+psycopg://127.0.0.1:1/x?password=SECRET",
+        "postgresql:/me:SECRET@127.0.0.1/x",
+    ):
+        assert "SECRET" not in autotl(*words, "--storage", url, code=2)
+        assert "SECRET" not in autotl("worker", "stripes", "--storage", url, code=2)
+    shared = f"sqlite:///{tmp_path}/shared.db?token=SECRET"  # which SQLite ignores
+    assert "SECRET" not in autotl(*words, "--trials", 1, "--storage", shared)
+    assert "set AUTOTL_STORAGE to the whole URL" in autotl("worker", "stripes", code=2)
+    kept = [file for file in tmp_path.rglob("*") if file.is_file() and b"SECRET" in file.read_bytes()]
+    assert not kept
+
+
+def test_the_files_of_a_study_that_may_hold_a_url_are_for_its_owner_alone(autotl, stripes, tmp_path):
+    autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE)
+    study = tmp_path / "studies" / "stripes"
+    for name in ("study.json", "optuna.db", "trials/00000.jsonl"):
+        assert (study / name).stat().st_mode & 0o777 == 0o600, name
 
 
 def test_of_a_study_whose_images_have_all_changed_there_is_nothing_to_draw(autotl, stripes):
@@ -210,6 +269,9 @@ def test_a_folder_that_json_cannot_name_is_refused_before_anything_begins(autotl
         (["search", "nowhere"], "nowhere"),
         (["search", "empty"], "empty"),
         (["search", "stripes", "--backbones", "timm:resnet5"], "Did you mean 'timm:resnet50"),
+        (["search", "stripes", "--backbones", "timm:resnet19"], "Did you mean 'timm:resnet18."),
+        (["search", "stripes", "--device", "gpu"], "Did you mean 'cuda'?"),
+        (["search", "stripes", "--device", "GPU:1"], "Did you mean 'cuda:1'?"),
         (["search", "stripes", "--cache-dir", "bad.json/cache"], "Not a directory"),
         (["serch", "stripes"], "Unknown command 'serch'. Did you mean 'search'?"),
         (["search", "stripes", "--backbones", "torchvision:alexnet"], "autotl weights fetch torchvision:alexnet"),
@@ -291,7 +353,37 @@ def test_a_polite_kill_keeps_what_was_done_and_the_same_command_goes_on(stripes,
 
 
 @pytest.mark.parametrize(
-    ("budget", "says"), [("soon", "no time, such as 90s"), ("59", "too little"), ("inf", "too little")]
+    ("budget", "expected"),
+    [
+        ("90s", 90),
+        ("90", 90),
+        (90, 90),
+        ("5min", 300),
+        ("5 minutes", 300),
+        ("1.5h", 5400),
+        ("1h30m", 5400),
+        ("1 hour 30 min", 5400),
+        ("1:30:00", 5400),
+        ("2H", 7200),
+        ("1d", 86400),
+        (timedelta(hours=2), 7200),
+    ],
+)
+def test_a_time_is_written_as_people_write_it(budget, expected):
+    assert seconds(budget) == expected
+
+
+@pytest.mark.parametrize(
+    ("budget", "says"),
+    [
+        ("soon", "no time, such as 90s"),
+        ("5 parsecs", "no time"),
+        ("1:30", "no time"),
+        ("-5m", "no time"),
+        ("59", "too little"),
+        ("inf", "too little"),
+        ("nan", "too little"),
+    ],
 )
 def test_a_budget_that_is_none_is_said(stripes, budget, says):
     done = CliRunner().invoke(main, ["search", str(stripes), "--budget", budget])

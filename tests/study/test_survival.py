@@ -7,7 +7,6 @@ import resource
 import signal
 import sqlite3
 import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -200,19 +199,6 @@ def _from_trial(made, number, happens):
     return _Undo()
 
 
-def test_a_damaged_database_is_one_line(host, stripes):
-    search(host, stripes, trials=2).run()
-    made = search(host, stripes, trials=4)
-    database = made.folder.path / "optuna.db"
-    content = bytearray(database.read_bytes())
-    content[:4096] = os.urandom(4096)
-    database.write_bytes(content)
-    with pytest.raises(AutotlError, match="Optuna") as error:
-        made.run()
-    assert "\n" not in str(error.value)
-    assert +Counter(record.state for record in made.folder.log.records()) == {"complete": 2}
-
-
 def test_a_locked_database_fails_in_one_line_and_the_search_goes_on_later(host, stripes, monkeypatch):
     monkeypatch.setattr(storage, "BUSY", 1)
     search(host, stripes, trials=2).run()
@@ -280,16 +266,6 @@ def test_trials_that_fall_behind_are_stopped_and_linear_probes_never(host, strip
     assert all(record.epochs == () for record in records if record.params["strategy"] == "linear-probe")
     unpruned = search(host, stripes, trials=14, prune=False, study="unpruned").run()
     assert unpruned.trials["pruned"] == 0
-
-
-def test_a_storage_that_has_lost_trials_is_refused_and_nothing_is_overwritten(host, stripes):
-    search(host, stripes, trials=2).run()
-    made = search(host, stripes, trials=3)
-    (made.folder.path / "optuna.db").unlink()
-    before = drawn(made)
-    with pytest.raises(AutotlError, match="lacks trials that the study has, such as number 0"):
-        made.run()
-    assert drawn(made) == before
 
 
 @pytest.mark.parametrize("breaks", ["with seed 1", "on all images", "the same frozen backbone at random"])

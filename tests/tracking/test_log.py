@@ -13,25 +13,28 @@ PLAN = TransferPlan(
     requires={},
     phases=(Phase(method="closed-form", frozen="1"),),
 )
+PARAMS = {"strategy": "linear-probe", "cut": 0.1}
+SPACE = {"cut": {"name": "FloatDistribution", "attributes": {"low": 0.0, "high": 1.0, "log": False, "step": None}}}
+METRICS = {"rank.loss": 0.1, "parameters": 10.0, "flops": 20.0, "seconds": 2.0}
 
 
 def test_what_is_logged_is_read_again(tmp_path):
     log = TrialLog(tmp_path)
     log.begin(0, "search")
-    log.planned(0, {"cut": 0.1}, PLAN)
-    log.end(0, "complete", value=0.75, metrics={"rank.loss": 0.1}, seconds=2.5)
+    log.planned(0, PARAMS, PLAN, distributions=SPACE, attrs={"guess": "first 0"})
+    log.end(0, "complete", value=0.75, metrics=METRICS, seconds=2.5)
     log.begin(1, "search")
     log.end(1, "failed", reason="it rained")
     first, second = log.records()
-    assert (first.state, first.value, first.params, first.plan) == ("complete", 0.75, {"cut": 0.1}, PLAN)
-    assert first.metrics == {"rank.loss": 0.1}
+    assert (first.state, first.value, first.params, first.plan) == ("complete", 0.75, PARAMS, PLAN)
+    assert (first.metrics, first.distributions, first.attrs) == (METRICS, SPACE, {"guess": "first 0"})
     assert (second.number, second.state, second.reason, second.plan) == (1, "failed", "it rained", None)
 
 
 def test_a_trial_that_was_killed_is_running_until_it_is_run_again(tmp_path):
     log = TrialLog(tmp_path)
     log.begin(3, "search")
-    log.planned(3, {"cut": 0.1}, PLAN)
+    log.planned(3, PARAMS, PLAN)
     with (tmp_path / "trials" / "00003.jsonl").open("a") as file:
         file.write('{"time": 1, "tri')  # killed while writing
     (record,) = log.records()

@@ -22,7 +22,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 from autotl.files import read_lines, write
 from autotl.plan import TransferPlan, digest
 from autotl.tracking.flat import flat
-from autotl.tracking.folder import Definition, StudyFolder
+from autotl.tracking.folder import Definition, Rerun, SearchLine, StudyFolder
 from autotl.tracking.log import Event, attempts
 from autotl.tracking.mlflow import champion, page
 from autotl.tracking.mlflow.server import Server, as_metrics, milliseconds
@@ -312,15 +312,13 @@ class Projection:
 
     def _ship_search(self) -> None:
         """How the study was searched last; the next time it may be searched otherwise, so that these are no params."""
-        *_, last = read_lines(self.folder.searches)
+        *_, last = read_lines(self.folder.searches, SearchLine.model_validate)
         tags = {f"search.{name}": str(value) for name, value in last["options"].items()}
         self._server.log(self._parent, tags={**tags, "search.command": last["command"]})
 
     def _ship_reruns(self, definition: Definition) -> None:
-        """The best plans with fresh seeds; those of versions that kept no plan are not shown."""
-        for event in read_lines(self.folder.reruns):
-            if "carried_out" not in event:
-                continue
+        """The best plans with other seeds."""
+        for event in read_lines(self.folder.reruns, Rerun.model_validate):
             plan = TransferPlan.from_json(json.dumps(event["carried_out"]))
             number, metrics = event["trial"], event["metrics"]
             strategy = self.folder.log.read(number).params["strategy"]

@@ -1,0 +1,187 @@
+"""A study of which a part is lost or damaged: `study.json` and Optuna's storage are each made again from what is left.
+
+The trial logs are the truth. What Optuna has of a trial is what its log says; a trial whose log does not tell how it
+ended is carried out again, under its number.
+"""
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Mapping, Set
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+from optuna.distributions import json_to_distribution
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from autotl.errors import DamagedFile, StudyError, one_line
+from autotl.study.machine import STORAGE
+from autotl.study.pruner import SameImagesPruner
+from autotl.study.storage import OPTUNA_STATES, SharedStudy
+from autotl.tracking.folder import Definition, StudyFolder
+from autotl.tracking.log import ENDED, TrialRecord
+
+Say = Callable[[str], None]
+BESIDE = ("", "-journal", "-wal", "-shm")
+"""What SQLite's files are called after the name of the database."""
+OUT_OF_REACH = re.compile("locked|read-?only|full|unable to open|disk I/O")
+"""What SQLite says of a database that may well be whole."""
+
+
+def definition_of(folder: StudyFolder, storage: str | None, say: Say) -> Definition | None:
+    """What a study is that has trials already, None for one that has none: as `study.json` or else Optuna knows it.
+
+    Raises: StudyError where neither does.
+    """
+    if not folder.log.files():
+        return None
+    lost = f"{folder.path / 'study.json'} is missing"
+    try:
+        if found := folder.definition:
+            return found
+    except DamagedFile as error:
+        lost = str(error).partition(". ")[0]
+    records = {record.number: record for record in folder.log.records()}
+    url = storage or folder.storage_of(None)
+    known = []
+    if storage or (folder.database.is_file() and not _is_damaged(folder.database)):
+        known = [text for shared, text in SharedStudy.all_of(url) if not _contradiction(shared, records)]
+    if len(known) != 1:
+        raise StudyError(
+            f"{lost}, and Optuna's storage has {'several studies' if known else 'no study'} that it may be made from. "
+            "Put it back, name the storage of the study (AUTOTL_STORAGE), or start another study: --study NAME"
+        )
+    say(f"Warning: {lost}. It is made again from Optuna's storage.")
+    return Definition.from_json(known[0], name="the study in Optuna's storage")
+
+
+def opened(
+    folder: StudyFolder, definition: Definition, storage: str | None, missing: Set[str], say: Say
+) -> tuple[SharedStudy, bool]:
+    """The study in Optuna's storage, and whether it was made again from the trial logs.
+
+    `missing`: what is not drawn any more, for it is not here.
+
+    Raises: StudyError when the storage cannot be used, and when the logs do not say what trials were drawn from.
+    """
+    records = {record.number: record for record in folder.log.records()}
+    url = storage or folder.storage_of(definition)
+    own = folder.database if url == folder.storage_of(None) else None
+    study = None
+    lost = ""
+    if own and ((records and not own.exists()) or _is_damaged(own)):
+        lost = f"{own} was {'damaged' if own.exists() else 'missing'}"
+    if not lost:
+        try:
+            study = SharedStudy.create(url, definition.optuna, definition.seed, missing)
+            lost = _contradiction(study, records) or _untold(study, records)
+        except Exception as error:  # whatever Optuna makes of rows that hold nonsense
+            if own is None or OUT_OF_REACH.search(str(error)):
+                if isinstance(error, (StudyError, *STORAGE)):
+                    raise
+                raise StudyError(f"Optuna's storage of '{folder.name}' is damaged: {one_line(error, 200)}") from error
+            lost = f"{own} was damaged"
+    if study and not lost:
+        return study, False
+    told = [record for record in records.values() if _told(record)]
+    if old := next((record for record in told if record.params.keys() - record.distributions), None):
+        raise StudyError(
+            f"{lost}, and the logs of an earlier version do not say what trial {old.number} was drawn from. "
+            "Put the storage back as it was, or start another study: --study NAME"
+        )
+    if study:
+        study.close()
+    if own:
+        _set_aside(own)
+    else:
+        SharedStudy.forget(url, definition.optuna)
+    study = SharedStudy.create(url, definition.optuna, definition.seed, missing)
+    study.optuna.add_trials(_replayed(records))
+    again = [str(number) for number in range(max(records, default=0)) if not _told(records.get(number))]
+    what = f" Carried out again: trial {', '.join(again)}." if again else ""
+    say(f"Warning: {lost}. Optuna's storage was made again from the logs of {len(records)} trials.{what}")
+    return study, True
+
+
+def _is_damaged(database: Path) -> bool:
+    """Whether SQLite can read nothing in what lies there, or finds its pages in disorder."""
+    if not database.exists():
+        return False
+    if not database.is_file():
+        return True
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            return connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
+    except sqlite3.OperationalError:  # it is busy, or may not be read
+        return False
+    except sqlite3.DatabaseError:
+        return True
+
+
+def _set_aside(database: Path) -> None:
+    """Lay a database beside itself, where it is in nobody's way."""
+    for end in BESIDE:
+        file = database.with_name(database.name + end)
+        if file.exists():
+            file.rename(database.with_name(f"former-{file.name}"))
+
+
+def _contradiction(study: SharedStudy, records: Mapping[int, TrialRecord]) -> str:
+    """Where the logs tell what Optuna's storage does not, nothing where it has all of it."""
+    stored = {trial.number: trial for trial in study.trials()}
+    for number, record in records.items():
+        if number not in stored:
+            return f"Optuna's storage lacked trials that the study has, such as number {number}"
+        if _told(record) and not _agree(stored[number], record):
+            return f"Optuna's storage and the log of trial {number} did not tell the same"
+    return ""
+
+
+def _untold(study: SharedStudy, records: Mapping[int, TrialRecord]) -> str:
+    """Where a trial has ended and its log does not tell how, nothing where all do, or a worker's will."""
+    for trial in study.trials(*OPTUNA_STATES.values()):
+        if not study.has_events(trial) and not _told(records.get(trial.number)):
+            return f"The log of trial {trial.number} does not say how it ended"
+    return ""
+
+
+def _told(record: TrialRecord | None) -> bool:
+    """Whether a log tells all of a trial that has ended."""
+    return record is not None and record.state in ENDED and (record.plan is not None or record.state == "failed")
+
+
+def _agree(trial: FrozenTrial, record: TrialRecord) -> bool:
+    if trial.state == TrialState.RUNNING:
+        return True  # it has yet to be told
+    same_value = record.state != "complete" or trial.value == record.value
+    same_params = not record.params or trial.params == record.params  # of a trial that was killed there may be none
+    return trial.state == OPTUNA_STATES[record.state] and same_value and same_params
+
+
+def _replayed(records: Mapping[int, TrialRecord]) -> list[FrozenTrial]:
+    """The trials as Optuna would know them had they just been carried out, one after another.
+
+    Raises: StudyError for a log that does not fit what it says that its parameters were drawn from.
+    """
+    study = optuna.create_study(direction="maximize", pruner=SameImagesPruner(), sampler=RandomSampler())
+    for number in range(max(records, default=-1) + 1):
+        record = records.get(number)
+        if record is None or not _told(record):
+            study.enqueue_trial(record.params if record else {}, user_attrs=record.attrs if record else {})
+            continue
+        try:
+            space = {name: json_to_distribution(json.dumps(each)) for name, each in record.distributions.items()}
+            begun = create_trial(
+                state=TrialState.RUNNING, params=record.params, distributions=space, user_attrs=record.attrs
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"The log of trial {number} is damaged: {error}.") from error
+        study.add_trial(begun)
+        trial = optuna.Trial(study, number)  # in memory, trials are known by their numbers
+        for value, share in record.told:
+            trial.report(value, share)
+            trial.should_prune()  # which takes note of how far it has come
+        study.tell(number, record.value if record.state == "complete" else None, state=OPTUNA_STATES[record.state])
+    return study.trials

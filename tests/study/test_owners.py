@@ -1,0 +1,145 @@
+"""A study depends on the plugins that its trials used, and on no other that it might have used."""
+
+import shutil
+import time
+
+import pytest
+
+from autotl import hookimpl
+from autotl.builtin.linear_probe import LinearProbe
+from autotl.errors import StudyError
+from autotl.host import Host
+from autotl.registry import Owner
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.storage import SharedStudy
+from autotl.study.watch import Silent
+from autotl.study.worker import Worker
+from autotl.testing.lab import TinyFamily, TinyPlugin, write_stripes
+
+
+class Listening(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+class Extra:
+    """A strategy, a family and an augmentation, none of which comes first in a search."""
+
+    @hookimpl
+    def register_strategies(self, register):
+        register("extra", LinearProbe, summary="a strategy")
+
+    @hookimpl
+    def register_backbones(self, register):
+        class Family(TinyFamily):
+            more = {"large": 9}
+
+        register("other", Family, summary="a family")
+
+
+def host(extra=None, tiny="1.0"):
+    made = Host()
+    made._add(TinyPlugin(), Owner("tiny", "autotl-tiny", tiny, "tiny"))
+    if extra:
+        made._add(Extra(), Owner("extra", "autotl-extra", extra, "extra"))
+    assert not made.problems
+    return made
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A study of one trial, a linear probe on the cheapest backbone, that may use a plugin more."""
+    place = tmp_path_factory.mktemp("owners")
+    write_stripes(place / "stripes")
+    return search(place, host("1.0"), trials=1).run() and place
+
+
+def search(place, host, **settings):
+    values = {
+        "data": place / "stripes",
+        "home": place / "home",
+        "cache_dir": place / "cache",
+        "strategies": (),
+        "augmentations": ("none",),
+        "device": "cpu",
+        "reruns": 0,
+        "compare": False,
+        "refit": False,
+        "mlflow": False,
+        **settings,
+    }
+    if not (place / "home").exists():
+        values |= {"strategies": ("linear-probe", "extra"), "backbones": ("tiny:net", "other:large")}
+    return Search(Settings(**values), host, Listening(), began=time.monotonic())
+
+
+@pytest.fixture
+def place(begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_study_goes_on_without_a_plugin_that_no_trial_has_used_and_with_it_when_it_is_back(place):
+    made = search(place, host(), trials=8)
+    without, state = "Warning: the search goes on without", "of autotl-extra 1.0, which is not here or is broken."
+    assert made.watcher.notes == [
+        f"{without} {what} {state}" for what in ("backbone family 'other'", "strategy 'extra'")
+    ]
+    result = made.run()
+    assert result.trials["complete"] == 8  # what is not here is not drawn either
+    records = list(made.folder.log.records())
+    assert {record.params["strategy"] for record in records} == {"linear-probe"}
+    assert {record.plan.backbone for record in records} == {"tiny:net"}
+    assert list(made.folder.definition.strategies) == ["linear-probe", "extra"]
+
+    shared = SharedStudy.join(made.folder.storage, "stripes")
+    shared.open(9)
+    joined = {"data": None, "device": "cpu", "cache_dir": place / "cache", "weights": {}}
+    assert Worker(shared, host(), Silent(), **joined).run() == 1
+
+    again = search(place, host("1.0"), trials=20)
+    again.run()
+    assert again.watcher.notes == []
+    records = list(again.folder.log.records())
+    assert {record.params["strategy"] for record in records} == {"linear-probe", "extra"}
+
+
+def test_a_plugin_that_no_trial_has_used_may_be_updated(place):
+    made = search(place, host("2.0"), trials=2)
+    assert "strategy 'extra' of autotl-extra 1.0, which no trial has used, is of autotl-extra 2.0 here." in (
+        made.watcher.notes
+    )
+    made.run()
+    assert made.folder.definition.owners["strategies extra"] == {"autotl-extra": "2.0"}
+
+
+def test_a_plugin_that_a_trial_has_used_must_be_as_it_was(place):
+    with pytest.raises(StudyError) as error:
+        search(place, host("1.0", tiny="2.0"), trials=2)
+    assert str(error.value) == (
+        "The study uses backbone family 'tiny' of autotl-tiny 1.0, which is of autotl-tiny 2.0 here. Install that "
+        "version (pip install autotl-tiny==1.0), see autotl doctor, or start another study: --study NAME"
+    )
+
+
+def test_what_the_user_names_must_be_here(place):
+    with pytest.raises(StudyError, match="uses strategy 'extra' of autotl-extra 1.0, which is not here"):
+        search(place, host(), trials=2, strategies=("linear-probe", "extra"))
+    with pytest.raises(StudyError, match="uses backbone family 'other' of autotl-extra 1.0, which is not here"):
+        search(place, host(), trials=2, backbones=("tiny:net", "other:large"))
+    assert search(place, host(), trials=2, backbones=("tiny:net",), strategies=("linear-probe",)).run()
+
+
+def test_a_library_that_no_plan_needs_may_be_updated_and_another_one_is_named(place):
+    made = search(place, host("1.0"), trials=2)
+    definition = made.folder.definition
+    made.folder.define(definition.model_copy(update={"versions": {**definition.versions, "timm": "0.1"}}))
+    made.run()
+    definition = made.folder.definition
+    made.folder.define(definition.model_copy(update={"versions": {**definition.versions, "torch": "0.1"}}))
+    with pytest.raises(StudyError, match=r"was begun otherwise \(versions torch: 0\.1 → [\d.+a-z]+\)\. Go on"):
+        search(place, host("1.0"), trials=3).run()
