@@ -7,34 +7,25 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json
 
-from autotl.backbones.catalogue import RANDOM
-from autotl.contracts import DataFacts
-from autotl.data.dataset import Dataset
-from autotl.engine import precision
 from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.observe import Enough
-from autotl.engine.precision import Arithmetic
 from autotl.errors import (
-    PlanError,
     PluginError,
     StudyError,
     TrainingError,
     out_of_memory,
     reason,
-    unknown,
     without_secrets,
 )
 from autotl.export import bundle
-from autotl.plan import DataRef, TransferPlan
+from autotl.plan import TransferPlan
 from autotl.registry import Entry, TooLong
 from autotl.study import blame, patience, schedule, select
 from autotl.study.budget import Budget, OutOfTime
@@ -43,8 +34,8 @@ from autotl.study.finish import BEST, seconds_needed
 from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
-from autotl.study.space import OwnTrial, SearchContext
 from autotl.study.storage import GUESS, Hold, SharedStudy, TakenAway, lasting
+from autotl.study.suggestions import Suggestions
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
@@ -87,7 +78,7 @@ class Trials:
         """`keep`: whether the model of the best trial so far is left in the study's folder."""
         self.keep = keep
         self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
-        self.backbones, self.strategies, self.augmentations = backbones, strategies, augmentations
+        self._backbones, self._strategies = backbones, strategies
         self.watcher, self.budget = watcher, budget
         self._records = {record.number: record for record in folder.log.records()}
         # The same plan gives the same numbers, so it is not trained twice.
@@ -97,8 +88,18 @@ class Trials:
         self._refit_seconds = 0.0
         self.passed_over: list[int] = []
         """Trials that were drawn in this run and not begun, for there was no time; they wait for the next run."""
-        self._image_seconds: dict[str, float] = {}
-        self._pace = Pace(bench, self._measured_image_seconds)
+        self._suggestions = Suggestions(
+            study,
+            settings,
+            bench,
+            backbones=backbones,
+            strategies=strategies,
+            augmentations=augmentations,
+            watcher=watcher,
+            budget=budget,
+            plans=lambda: [record.plan for record in self._records.values() if record.plan],
+        )
+        self._pace = Pace(bench, self._suggestions.image_seconds)
         for record in self._records.values():
             self._pace.learn(record)
         self._remember(*self._records.values())
@@ -134,9 +135,7 @@ class Trials:
         value: float | None = None
         try:
             trial.set_user_attr(IMAGES, self.bench.dataset.fingerprint)
-            with self._answerable(trial):
-                plan = observer.plan = self._in_time(number, self._suggest(trial))
-            self._check_guess(trial)
+            plan = observer.plan = self._in_time(number, self._suggestions.suggest(trial))
             log.planned(number, trial.params, plan, **_drawn(trial))
             _describe(trial, {"cut": plan.cut, "frozen": plan.phases[-1].frozen or "none"})
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
@@ -144,7 +143,7 @@ class Trials:
             measured = self._known.get(plan.hash)
             fitted = None
             if measured is None:
-                with self._answerable(trial):
+                with self._suggestions.answerable(trial):
                     fitted = self._fit(plan, observer)
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             _describe(trial, {name: measured[key] for name, key in DESCRIBED.items()})
@@ -215,7 +214,7 @@ class Trials:
                     "succeeded in none."
                 )
         self._out = out
-        for kind, known in (("strategy", set(self.strategies)), ("backbone", set(self.backbones))):
+        for kind, known in (("strategy", set(self._strategies)), ("backbone", set(self._backbones))):
             if known <= out[kind]:
                 reasons = dict.fromkeys(each.reason for each in self._records.values() if each.state == "failed")
                 raise StudyError(
@@ -307,111 +306,12 @@ class Trials:
         except Enough:
             raise OutOfTime from None
 
-    def _suggest(self, trial: optuna.Trial) -> TransferPlan:
-        entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
-        context = SearchContext(
-            trial,
-            catalogue=self.bench.catalogue,
-            backbones=self.backbones,
-            augmentations=self.augmentations,
-            data=self._facts,
-            data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=self.settings.seed),
-            seed=self.settings.seed,
-            arithmetic=self._arithmetic,
-        )
-        what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
-        limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
-        with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Fixed parameter")  # which `_check_guess` says
-            plan = entry.item.suggest(OwnTrial(trial, entry, what, host), context)
-        if not isinstance(plan, TransferPlan):
-            raise entry.owner.fault(what, f"suggested {type(plan).__name__}, not a plan.")
-        with entry.owner.answers_for(what, "suggested a plan that cannot be written down"):
-            written = plan.model_dump_json(warnings="error")
-        plan = TransferPlan.from_json(written, name="The plan")  # what is carried out is what is logged
-        if plan.backbone.removesuffix(RANDOM) not in {name.removesuffix(RANDOM) for name in self.backbones}:
-            raise PlanError(unknown("backbone of the study", plan.backbone, self.backbones))
-        return plan
-
-    def _check_guess(self, trial: optuna.Trial) -> None:
-        """Say what a first guess names or sets that its strategy does not ask for or could not draw.
-
-        Raises: PluginError where plugins are strict.
-        """
-        entry = self.strategies[trial.params["strategy"]]
-        first = getattr(entry.item, "first_guess", None) if GUESS in trial.user_attrs else None
-        for name, value in (first or {}).items():
-            distribution = trial.distributions.get(name)
-            if name == "backbone":  # said before, and replaced
-                continue
-            if distribution is None:
-                how = f"names '{name}', which its suggest does not ask for."
-            elif not distribution._contains(distribution.to_internal_repr(trial.params[name])):
-                how = f"sets '{name}' to {value!r}, which is not in {distribution}."
-            else:
-                continue
-            problem = entry.owner.fault(f"Strategy '{entry.name}'", f"has a first guess that {how}")
-            self.settings.tolerate(problem)
-            self.watcher.note(f"Warning: {problem}")
-
-    @contextmanager
-    def _answerable(self, trial: optuna.Trial) -> Iterator[None]:
-        """Within, a plan is suggested, or one that was is carried out: what is wrong with it is its strategy's fault.
-
-        Raises: PluginError instead of PlanError.
-        """
-        try:
-            yield
-        except PlanError as error:
-            entry = self.strategies[trial.params["strategy"]]
-            how = f"suggested a plan that cannot be carried out: {error}"
-            raise entry.owner.fault(f"Strategy '{entry.name}'", how) from error
-
-    def _arithmetic(self, backbone: str) -> Arithmetic:
-        """How a backbone is trained in this study: as is fastest on the machine that trains it first."""
-
-        def choose() -> dict[str, Any]:
-            bench = self.bench
-            owner = bench.catalogue.owner(backbone)
-            with patience.paused(), owner.answers_for(f"Backbone '{backbone}'", "fails in training"):
-                chosen = precision.choose(
-                    bench.catalogue, backbone, bench.device, bench.features.cache_dir, bench.make_room
-                )
-            if earlier := self._trained_on(backbone):
-                chosen = replace(chosen, compute_dtype=earlier.compute_dtype, memory_format=earlier.memory_format)
-            self.watcher.note(
-                f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
-                f"{chosen.image_seconds * len(bench.shas('train')):.1f} s for an epoch of the whole network."
-            )
-            return asdict(chosen)
-
-        return Arithmetic(**self.study.settled(f"arithmetic of {backbone}", choose))
-
-    def _trained_on(self, backbone: str) -> TransferPlan | None:
-        """A plan of this study that trained a backbone: where the storage was lost, it says what was settled."""
-        plans = [record.plan for record in self._records.values() if record.plan and record.plan.by_gradient]
-        return next((plan for plan in plans if plan.backbone.removesuffix(RANDOM) == backbone), None)
-
     def epoch_seconds(self, backbone: str) -> float:
         """What an epoch of the whole network takes; infinite where it cannot be trained, which a trial will tell."""
         try:
             return self._pace.epoch_seconds(backbone)
         except (PluginError, TrainingError):
             return math.inf
-
-    def _measured_image_seconds(self, backbone: str) -> float:
-        """Measured once in each run: what was stored when its arithmetic was chosen may have been a busy moment."""
-        if backbone not in self._image_seconds:
-            bench, arithmetic = self.bench, self._arithmetic(backbone)
-            with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
-                self._image_seconds[backbone] = precision.image_seconds(
-                    bench.catalogue, backbone, arithmetic, bench.device, bench.make_room
-                )
-        return self._image_seconds[backbone]
-
-    @cached_property
-    def _facts(self) -> DataFacts:
-        return facts_of(self.bench.dataset)
 
 
 def _describe(trial: optuna.Trial, facts: Mapping[str, Any]) -> None:
@@ -466,16 +366,3 @@ def _drawn(trial: optuna.Trial) -> dict[str, Any]:
     """What a log keeps of a trial besides its parameters, so that Optuna's storage can be made again from logs."""
     distributions = {name: json.loads(distribution_to_json(each)) for name, each in trial.distributions.items()}
     return {"distributions": distributions, "attrs": lasting(trial.user_attrs)}
-
-
-def facts_of(dataset: Dataset) -> DataFacts:
-    """What plugins may know of the data."""
-    labels = dataset.labels("train")
-    shorter = [min(image.width, image.height) for image in dataset.of("train")]
-    return DataFacts(
-        classes=len(dataset.classes),
-        train_images=len(labels),
-        smallest_class=int(np.bincount(labels, minlength=len(dataset.classes)).min()),
-        has_stop=bool(dataset.shas("stop")),
-        image_size=int(np.median(shorter)),
-    )

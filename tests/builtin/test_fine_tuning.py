@@ -17,7 +17,7 @@ from autotl.engine.fit import check, fit
 from autotl.engine.precision import Arithmetic
 from autotl.plan import DataRef, TransferPlan
 from autotl.study.space import SearchContext
-from autotl.study.trials import facts_of
+from autotl.study.suggestions import facts_of
 
 STRATEGIES = ("fine-tune", "lp-ft", "gradual-unfreeze", "full", "scratch")
 RESNET = "autotl:resnet10"

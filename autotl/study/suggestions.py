@@ -1,0 +1,173 @@
+"""What a strategy suggests for a trial: its plan, with the arithmetic that the study has settled on."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import optuna
+
+from autotl.backbones.catalogue import RANDOM
+from autotl.contracts import DataFacts
+from autotl.data.dataset import Dataset
+from autotl.engine import precision
+from autotl.engine.bench import Bench
+from autotl.engine.precision import Arithmetic
+from autotl.errors import PlanError, unknown
+from autotl.plan import DataRef, TransferPlan
+from autotl.registry import Entry
+from autotl.study import patience
+from autotl.study.budget import Budget
+from autotl.study.settings import Settings
+from autotl.study.space import OwnTrial, SearchContext
+from autotl.study.storage import GUESS, SharedStudy
+from autotl.study.watch import Watcher
+
+
+class Suggestions:
+    """The strategies of a study, asked for one plan after another."""
+
+    def __init__(
+        self,
+        study: SharedStudy,
+        settings: Settings,
+        bench: Bench,
+        *,
+        backbones: Sequence[str],
+        strategies: Mapping[str, Entry],
+        augmentations: Mapping[str, Entry],
+        watcher: Watcher,
+        budget: Budget,
+        plans: Callable[[], list[TransferPlan]],
+    ) -> None:
+        """`plans()`: those of the trials so far."""
+        self.study, self.settings, self.bench = study, settings, bench
+        self.backbones, self.strategies, self.augmentations = backbones, strategies, augmentations
+        self.watcher, self.budget = watcher, budget
+        self._plans = plans
+        self._image_seconds: dict[str, float] = {}
+
+    def suggest(self, trial: optuna.Trial) -> TransferPlan:
+        """The plan of a trial.
+
+        Raises: PluginError, naming who is at fault.
+        """
+        with self.answerable(trial):
+            plan = self._suggest(trial)
+        self._check_guess(trial)
+        return plan
+
+    def _suggest(self, trial: optuna.Trial) -> TransferPlan:
+        entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
+        context = SearchContext(
+            trial,
+            catalogue=self.bench.catalogue,
+            backbones=self.backbones,
+            augmentations=self.augmentations,
+            data=self._facts,
+            data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=self.settings.seed),
+            seed=self.settings.seed,
+            arithmetic=self._arithmetic,
+        )
+        what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
+        limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
+        with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Fixed parameter")  # which `_check_guess` says
+            plan = entry.item.suggest(OwnTrial(trial, entry, what, host), context)
+        if not isinstance(plan, TransferPlan):
+            raise entry.owner.fault(what, f"suggested {type(plan).__name__}, not a plan.")
+        with entry.owner.answers_for(what, "suggested a plan that cannot be written down"):
+            written = plan.model_dump_json(warnings="error")
+        plan = TransferPlan.from_json(written, name="The plan")  # what is carried out is what is logged
+        if plan.backbone.removesuffix(RANDOM) not in {name.removesuffix(RANDOM) for name in self.backbones}:
+            raise PlanError(unknown("backbone of the study", plan.backbone, self.backbones))
+        return plan
+
+    def _check_guess(self, trial: optuna.Trial) -> None:
+        """Say what a first guess names or sets that its strategy does not ask for or could not draw.
+
+        Raises: PluginError where plugins are strict.
+        """
+        entry = self.strategies[trial.params["strategy"]]
+        first = getattr(entry.item, "first_guess", None) if GUESS in trial.user_attrs else None
+        for name, value in (first or {}).items():
+            distribution = trial.distributions.get(name)
+            if name == "backbone":  # said before, and replaced
+                continue
+            if distribution is None:
+                how = f"names '{name}', which its suggest does not ask for."
+            elif not distribution._contains(distribution.to_internal_repr(trial.params[name])):
+                how = f"sets '{name}' to {value!r}, which is not in {distribution}."
+            else:
+                continue
+            problem = entry.owner.fault(f"Strategy '{entry.name}'", f"has a first guess that {how}")
+            self.settings.tolerate(problem)
+            self.watcher.note(f"Warning: {problem}")
+
+    @contextmanager
+    def answerable(self, trial: optuna.Trial) -> Iterator[None]:
+        """Within, a plan is suggested, or one that was is carried out: what is wrong with it is its strategy's fault.
+
+        Raises: PluginError instead of PlanError.
+        """
+        try:
+            yield
+        except PlanError as error:
+            entry = self.strategies[trial.params["strategy"]]
+            how = f"suggested a plan that cannot be carried out: {error}"
+            raise entry.owner.fault(f"Strategy '{entry.name}'", how) from error
+
+    def _arithmetic(self, backbone: str) -> Arithmetic:
+        """How a backbone is trained in this study: as is fastest on the machine that trains it first."""
+
+        def choose() -> dict[str, Any]:
+            bench = self.bench
+            owner = bench.catalogue.owner(backbone)
+            with patience.paused(), owner.answers_for(f"Backbone '{backbone}'", "fails in training"):
+                chosen = precision.choose(
+                    bench.catalogue, backbone, bench.device, bench.features.cache_dir, bench.make_room
+                )
+            if earlier := self._trained_on(backbone):
+                chosen = replace(chosen, compute_dtype=earlier.compute_dtype, memory_format=earlier.memory_format)
+            self.watcher.note(
+                f"{backbone} is trained in {chosen.compute_dtype}, {chosen.memory_format.replace('_', ' ')}: "
+                f"{chosen.image_seconds * len(bench.shas('train')):.1f} s for an epoch of the whole network."
+            )
+            return asdict(chosen)
+
+        return Arithmetic(**self.study.settled(f"arithmetic of {backbone}", choose))
+
+    def _trained_on(self, backbone: str) -> TransferPlan | None:
+        """A plan of this study that trained a backbone: where the storage was lost, it says what was settled."""
+        trained = (plan for plan in self._plans() if plan.by_gradient)
+        return next((plan for plan in trained if plan.backbone.removesuffix(RANDOM) == backbone), None)
+
+    def image_seconds(self, backbone: str) -> float:
+        """Measured once in each run: what was stored when its arithmetic was chosen may have been a busy moment."""
+        if backbone not in self._image_seconds:
+            bench, arithmetic = self.bench, self._arithmetic(backbone)
+            with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
+                self._image_seconds[backbone] = precision.image_seconds(
+                    bench.catalogue, backbone, arithmetic, bench.device, bench.make_room
+                )
+        return self._image_seconds[backbone]
+
+    @cached_property
+    def _facts(self) -> DataFacts:
+        return facts_of(self.bench.dataset)
+
+
+def facts_of(dataset: Dataset) -> DataFacts:
+    """What plugins may know of the data."""
+    labels = dataset.labels("train")
+    shorter = [min(image.width, image.height) for image in dataset.of("train")]
+    return DataFacts(
+        classes=len(dataset.classes),
+        train_images=len(labels),
+        smallest_class=int(np.bincount(labels, minlength=len(dataset.classes)).min()),
+        has_stop=bool(dataset.shas("stop")),
+        image_size=int(np.median(shorter)),
+    )
