@@ -7,15 +7,18 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import IO
 
+COMMAND = "(?:autotl [a-z]|pip install )"
+"""How a command begins that a text may end with."""
 SHARE = 0.4
 """How much of the width names may take."""
 
 
 def width(stream: IO[str]) -> int | None:
-    """Columns as `COLUMNS` says, or of the terminal that a stream writes to; None where nobody has said."""
-    if (said := os.environ.get("COLUMNS", "")).isdigit():
-        return int(said)
-    return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
+    """Columns of the terminal that a stream writes to, or as `COLUMNS` says of it; None where it is none."""
+    if not stream.isatty():
+        return None  # whatever COLUMNS says: readline sets it unasked for all that a program starts
+    said = os.environ.get("COLUMNS", "")
+    return int(said) if said.isdigit() else os.get_terminal_size(stream.fileno()).columns or None
 
 
 def wrapped(text: str, width: int | None) -> str:
@@ -47,10 +50,11 @@ def listed(rows: Iterable[tuple[str, str]], width: int | None) -> Iterator[str]:
 
 def _wrapped(line: str, width: int, start: int, hang: int) -> list[str]:
     """A line in several, not broken before its text, which begins at `start`; the others begin at `hang`."""
-    found = re.fullmatch(r"(.+: )?((?:→ )?(?:autotl [a-z]|pip install ).+)", line[start:])
-    prose, command = found.groups(default="") if found else (line[start:], "")
-    if len(line) <= width or not prose:
+    text = line[start:]
+    if len(line) <= width or re.match(f"(→ )?{COMMAND}", text):
         return [line.rstrip()]
+    found = re.fullmatch(f"(.+:) ({COMMAND}.+)", text)
+    prose, command = found.groups() if found else (text, "")
     indent = " " * hang
     lines = textwrap.wrap(
         prose,

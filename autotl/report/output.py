@@ -64,7 +64,7 @@ class Console(RichConsole):
 
 def say(console: RichConsole, text: str) -> None:
     """Print a line for people on a console."""
-    width = console.width if console.is_terminal else layout.width(console.file)
+    width = console.width if console.is_terminal else None
     console.print(layout.wrapped(printable(text), width), soft_wrap=True)
 
 

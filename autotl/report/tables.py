@@ -1,7 +1,6 @@
 """What is shown as a table: the data, the probe's look at each cut, the leaderboard, the studies."""
 
 import math
-import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import median
@@ -35,10 +34,10 @@ SHORTEST = 12
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal, or plain text of a fixed width where there is none and `COLUMNS` does not say another one."""
+    """The terminal, or plain text of a fixed width where there is none."""
     # The stream itself, as it is now: while plugins are at work, `sys.stdout` is standard error.
     made = Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
+    if not made.is_terminal:
         made.width = PLAIN_WIDTH
     return made
 
@@ -110,7 +109,7 @@ def probe(rows: Sequence[ProbeRow], width: int) -> Table:
     for row in rows:
         cuts = best.setdefault(row.backbone, {})
         cuts[row.cut] = max(row.accuracy, cuts.get(row.cut, 0.0))
-    most = max(SHORTEST, (width - 36) // 2)  # so that some cuts stand beside the names
+    most = max(SHORTEST, (width - 30) // 2)  # so that some cuts stand beside the names
     table = Table(box=None)
     table.add_column("probe: left-out train images")
     table.add_column("best cut", no_wrap=True)

@@ -1,5 +1,8 @@
+import fcntl
 import io
 import os
+import struct
+import termios
 
 import pytest
 
@@ -21,7 +24,8 @@ def test_lines_end_between_words_and_where_there_is_no_width_a_line_stays_a_line
 def test_a_command_at_the_end_stays_whole(command):
     *prose, last = layout.wrapped(f"There is none yet. Go on with it: {command}", 24).splitlines()
     assert last == f"  {command}" and prose[-1].endswith(":")
-    assert layout.wrapped(f"   → {command}", 10) == f"   → {command}"
+    for line in (f"   → {command}", f"  {command}   # then: {command}"):
+        assert layout.wrapped(line, 10) == line
 
 
 def test_what_is_said_of_a_name_stands_beside_it_or_below():
@@ -40,16 +44,11 @@ def test_of_a_long_name_both_ends_are_shown(most, says):
     assert layout.shortened("layer4.10", most) == says
 
 
-def test_the_width_is_what_columns_says_or_the_terminal_has(monkeypatch):
-    assert layout.width(io.StringIO()) is None
-    monkeypatch.setenv("COLUMNS", "72")
-    assert layout.width(io.StringIO()) == 72
-    monkeypatch.delenv("COLUMNS")
+def test_the_width_is_what_a_terminal_has_or_columns_says_of_it(monkeypatch):
     ours, theirs = os.openpty()
     with open(theirs, "w") as terminal, os.fdopen(ours):
-        import fcntl
-        import struct
-        import termios
-
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 93, 0, 0))
         assert layout.width(terminal) == 93
+        monkeypatch.setenv("COLUMNS", "72")
+        assert layout.width(terminal) == 72
+        assert layout.width(io.StringIO()) is None
