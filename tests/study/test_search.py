@@ -29,6 +29,7 @@ from autotl.study.budget import OutOfTime
 from autotl.study.search import Search
 from autotl.study.select import leaderboard
 from autotl.study.settings import Settings
+from autotl.study.trials import FellBehind
 from autotl.study.watch import Silent
 from autotl.testing.lab import TinyFamily
 from autotl.tracking import result as results
@@ -441,7 +442,7 @@ def test_a_kill_between_the_log_and_optuna_counts_the_trial_once(host, stripes, 
 
 
 def _prune():
-    raise optuna.TrialPruned
+    raise FellBehind
 
 
 def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
@@ -469,13 +470,17 @@ def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
 
 
 def test_a_search_without_a_single_good_trial_says_why(host, stripes):
+    class Never:
+        def suggest(self, trial, context):
+            raise LookupError("nothing to suggest")
+
     class Plugin:
         @hookimpl
         def register_strategies(self, register):
-            register("never", lambda: object(), summary="has no suggest")
+            register("never", Never, summary="has nothing to suggest")
 
     host.add(Plugin(), "never-plugin")
-    with pytest.raises(StudyError, match="No trial of study 'stripes' succeeded.*suggest"):
+    with pytest.raises(StudyError, match="No trial of study 'stripes' succeeded.*nothing to suggest"):
         search(host, stripes, strategies=("never",), trials=2).run()
 
 
