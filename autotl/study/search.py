@@ -190,7 +190,7 @@ class Search:
                 if entry.name in patterns or f"{kind} {entry.name}" in self._used:
                     raise
                 self._leave_out(error)
-                if before is not None:
+                if entry.name in (before or ()):
                     self.missing |= {f"{kind} {entry.name}"}
             else:
                 chosen[entry.name] = entry
