@@ -617,7 +617,7 @@ def test_bfloat16_trains_as_well_and_what_is_measured_is_float32(bench, host, tm
     assert all(value.dtype != torch.bfloat16 for value in weights(rounded).values())
     assert rounded.metrics["rank.loss"] == pytest.approx(exact.metrics["rank.loss"], rel=0.05)
 
-    bundle.save(tmp_path / "bundle", rounded, bench.dataset.classes, {})
+    bundle.save(tmp_path / "bundle", rounded, bench.dataset.classes, {"validation": rounded.metrics})
     loaded = bundle.load(tmp_path / "bundle", Catalogue(host, tmp_path / "cache"))
     images = torch.from_numpy(bench.features.pixels.rows(rounded.plan.input).read(bench.shas("rank")))
     probabilities = loaded.probabilities(images)
