@@ -13,6 +13,7 @@ from autotl.study import search as searching
 from autotl.study.budget import END_SHARE, MARGIN, Budget, OutOfTime
 from autotl.study.search import Search
 from autotl.study.settings import Settings
+from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials, _TrialObserver
 from autotl.study.watch import Silent
 from autotl.tracking.probe import ProbeRow
@@ -57,7 +58,7 @@ def test_trainings_begin_with_the_best_backbone_that_the_budget_has_time_for(
     host, stripes, monkeypatch, seconds, budget, first
 ):
     """Of two that are too dear, with the cheaper one."""
-    monkeypatch.setattr(Trials, "_measured_image_seconds", lambda self, name: seconds[name])
+    monkeypatch.setattr(Suggestions, "image_seconds", lambda self, name: seconds[name])
     names = ("tiny:net", "tiny:deep")
     watcher = Notes()
     made = search(host, stripes, backbones=names, budget=budget, trials=3, watcher=watcher, reruns=0, compare=False)
@@ -209,7 +210,7 @@ FEW = {"reruns": 0, "compare": False, "refit": False}
 def test_a_training_gets_as_many_epochs_as_there_is_time_for_and_what_it_took_corrects_the_next(
     host, stripes, monkeypatch
 ):
-    monkeypatch.setattr(Trials, "_measured_image_seconds", lambda *_: 0.1)  # a busy moment, for a tiny network
+    monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 0.1)  # a busy moment, for a tiny network
     watcher = Notes()
     made = search(host, stripes, trials=3, strategies=("linear-probe", "fine-tune", "full"), watcher=watcher, **FEW)
     made.run()
@@ -223,7 +224,7 @@ def test_a_training_gets_as_many_epochs_as_there_is_time_for_and_what_it_took_co
 
 def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next_run(host, stripes, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Trials, "_measured_image_seconds", lambda *_: 10.0)
+        patch.setattr(Suggestions, "image_seconds", lambda *_: 10.0)
         made = search(host, stripes, trials=5, strategies=("linear-probe", "fine-tune", "full"), **FEW)
         result = made.run()
     assert result.trials["complete"] == 1
@@ -237,7 +238,7 @@ def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next
 
 
 def test_as_long_as_there_is_no_model_a_training_is_begun_however_long_it_may_take(host, stripes, monkeypatch):
-    monkeypatch.setattr(Trials, "_measured_image_seconds", lambda *_: 1_000.0)
+    monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 1_000.0)
     made = search(host, stripes, trials=1, strategies=("fine-tune",), **FEW)
     assert made.run().best.plan.phases[0].epochs == 1
 
