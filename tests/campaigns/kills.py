@@ -194,6 +194,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--mlflow", action="store_true", help="With the process that tells MLflow; slower.")
     options = parser.parse_args()
+    # A shell starts what runs in the background with SIGINT ignored, which the searches would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="autotl-kills-") as folder:
         campaign = Campaign(Path(folder), options.trials, options.seed, options.mlflow)
         campaign.run(options.kills)
