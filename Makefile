@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/lint-imports
 
 check: install
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 constraints: install
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade --no-annotate --no-header \

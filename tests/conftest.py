@@ -15,6 +15,18 @@ from autotl.study.search import Search
 from autotl.testing.lab import TinyPlugin, write_stripes
 
 torch.set_num_threads(1)
+TINY = """
+from autotl import hookimpl
+
+@hookimpl
+def register_backbones(register):
+    register("tiny", family, summary="Networks for tests")
+
+def family():
+    from autotl.testing.lab import TinyFamily
+    return TinyFamily()
+"""
+"""A module that registers the networks of the lab."""
 
 
 def pytest_configure(config):
@@ -67,6 +79,29 @@ def host():
     made.add(TinyPlugin(), "tiny-plugin")
     assert not made.problems
     return made
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """`installed(name, text)`: from then on other processes find this plugin's module as if it were installed."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
+
+    def install(name, text):
+        facts = site / f"{name}-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[autotl]\n{name} = {name}\n")
+        (site / f"{name}.py").write_text(text)
+
+    return install
+
+
+@pytest.fixture
+def tiny_installed(installed):
+    """Other processes have `tiny:net` too, which spares them a network's seconds, timm and torchvision."""
+    installed("tiny", TINY)
 
 
 @pytest.fixture

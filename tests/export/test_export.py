@@ -38,7 +38,8 @@ STRATEGIES = ("linear-probe", "fine-tune", "lp-ft", "gradual-unfreeze", "full", 
 
 def searched(host, data, **values) -> Study:
     values = {"backbones": ("autotl:resnet10",), "trials": 1, "compare": False, "device": "cpu", **values}
-    search = Search(Settings(data=data, **values), host, Silent(), time.monotonic())
+    alone = {"reruns": 0, "refit": False}  # a winner is as good to export without
+    search = Search(Settings(data=data, **alone, **values), host, Silent(), time.monotonic())
     result = search.run()
     return Study(search.folder, bundle.load(search.folder.bundle, search.catalogue), result)
 

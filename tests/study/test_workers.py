@@ -28,8 +28,34 @@ from autotl.study.worker import Worker
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import attempts
 
-TRIALS = 15
-OPTIONS = ("--backbones", "autotl:resnet10", "--strategies", "fine-tune,full,scratch", "--no-prune", "--reruns", "0")
+TRIALS = 9
+OPTIONS = ("--backbones", "tiny:net", "--strategies", "fine-tune,full,scratch", "--augmentations", "meeting")
+OPTIONS += ("--no-prune", "--reruns", "0", "--no-mlflow", "--no-compare")
+MEETING = """
+import os, time
+from pathlib import Path
+from autotl import hookimpl
+
+@hookimpl
+def register_augmentations(register):
+    register("meeting", Meeting, summary="No trial goes on before three processes carry out one")
+
+class Meeting:
+    def suggest(self, trial, context):
+        place = Path(os.environ["MEETING"])
+        (place / str(os.getpid())).touch()
+        while len(os.listdir(place)) < 3:
+            time.sleep(0.05)
+        return {}
+
+    def build(self, params):
+        def transform(images, draw):
+            time.sleep(float(os.environ.get("PAUSE", 0)))
+            return images
+
+        return transform
+"""
+"""A plugin by which all processes have a share of the trials, however long each takes to start."""
 
 
 def _binaries():
@@ -61,14 +87,18 @@ def postgresql(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, tiny_installed, installed, monkeypatch):
     """Starts `autotl …` in a process of its own, its output in a file; none is left at the end."""
+    installed("meeting", MEETING)
+    (tmp_path / "meeting").mkdir()
+    monkeypatch.setenv("MEETING", str(tmp_path / "meeting"))
     begun = []
 
-    def run(*words):
+    def run(*words, **environment):
         output = open(tmp_path / f"{len(begun)}-{words[0]}.txt", "w+")  # noqa: SIM115
         words = [sys.executable, "-m", "autotl", *map(str, words)]
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, text=True)
+        env = {**os.environ, **environment}
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, text=True, env=env)
         process.told = lambda: Path(output.name).read_text()
         begun.append(process)
         return process
@@ -87,16 +117,16 @@ def _until(condition, seconds=120):
     return found
 
 
-def _joined(start, folder, *words):
+def _joined(start, folder, *words, **environment):
     """A worker, once the search that it joins has written what it is."""
     _until(lambda: (folder.path / "study.json").exists())
     time.sleep(1)
-    return start("worker", "stripes", *words)
+    return start("worker", "stripes", *words, **environment)
 
 
 def test_workers_on_sqlite_share_the_trials_of_a_search(start, stripes, tmp_path):
     folder = StudyFolder(tmp_path / "studies" / "stripes")
-    search = start("search", stripes, "--trials", TRIALS, "--no-mlflow", "--no-compare", *OPTIONS)
+    search = start("search", stripes, "--trials", TRIALS, *OPTIONS)
     workers = [_joined(start, folder) for _ in range(2)]
     assert search.wait(240) == 0, search.told()
     assert [worker.wait(60) for worker in workers] == [0, 0], [worker.told() for worker in workers]
@@ -116,10 +146,8 @@ def test_a_worker_that_is_killed_leaves_the_total_exact(start, stripes, tmp_path
     """Two workers on PostgreSQL, which know nothing of the study's folder; one is killed within a trial."""
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     join = ("--storage", postgresql, "--home", tmp_path / "elsewhere", "--data", stripes)
-    search = start(
-        "search", stripes, "--trials", TRIALS, "--storage", postgresql, "--no-mlflow", "--no-compare", *OPTIONS
-    )
-    workers = [_joined(start, folder, *join) for _ in range(2)]
+    search = start("search", stripes, "--trials", TRIALS, "--storage", postgresql, *OPTIONS)
+    workers = [_joined(start, folder, *join, PAUSE=pause) for pause in ("0", "0.3")]
     shared = optuna.load_study(study_name=folder.definition.optuna, storage=postgresql)
 
     def in_a_training_of_the_second():

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,16 +12,19 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from autotl.export import bundle
 from autotl.files import append_line
+from autotl.host import Host
 from autotl.report.outcome import Outcome
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
+from autotl.testing.lab import TinyPlugin, write_stripes
 from autotl.tracking import shipping
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.mlflow import Projection
@@ -35,14 +39,32 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def made(host, stripes):
-    """A finished study with trials of every end: complete, pruned, failed, killed and run again."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A search that has ended: to be copied, not to be changed."""
+    place = tmp_path_factory.mktemp("finished")
     settings = Settings(
-        data=stripes, trials=4, backbones=("tiny:net",), strategies=("linear-probe", "fine-tune"), device="cpu"
+        data=write_stripes(place / "stripes"),
+        home=place / "studies",
+        cache_dir=place / "cache",
+        trials=4,
+        backbones=("tiny:net",),
+        strategies=("linear-probe", "fine-tune"),
+        device="cpu",
+        mlflow=False,
     )
+    host = Host()
+    host.add(TinyPlugin(), "tiny-plugin")
     search = Search(settings, host, Silent(), time.monotonic())
     search.run()
+    return search
+
+
+@pytest.fixture
+def made(finished, tmp_path):
+    """A finished study with trials of every end: complete, pruned, failed, killed and run again."""
+    place = shutil.copytree(finished.folder.path, tmp_path / "studies" / "stripes")
+    search = SimpleNamespace(folder=StudyFolder(place), cache_dir=finished.cache_dir, catalogue=finished.catalogue)
     log = search.folder.log
     complete = next(record for record in log.records() if record.epochs)
     for number, end in ((4, "pruned"), (5, "failed")):
@@ -61,9 +83,18 @@ def made(host, stripes):
     return search
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A database with MLflow's tables, which take it seconds to create."""
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
 @pytest.fixture
-def uri(tmp_path):
-    return f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
+def uri(empty, tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    return f"sqlite:///{shutil.copy(empty, tmp_path / 'mlflow')}"
 
 
 def projection(folder, uri):
@@ -196,7 +227,7 @@ def test_the_first_page_has_the_columns_that_matter_and_the_study_how_it_was_sea
 
     (parent,) = (run for run in everything(uri) if not run[1])
     assert (parent[3]["search.trials"], parent[3]["search.prune"]) == ("4", "True")
-    assert parent[3]["search.command"].endswith("--strategies linear-probe,fine-tune --device cpu")
+    assert " --strategies linear-probe,fine-tune --device cpu --home " in parent[3]["search.command"]
 
     append_line(made.folder.searches, json.dumps({"options": {"trials": 9}, "command": "autotl search there"}))
     shipping.ship()
@@ -387,21 +418,49 @@ def server(tmp_path):
                     time.sleep(0.2)
             raise AssertionError("the server does not start")
 
+        @property
+        def runs(self):
+            return self.process is not None
+
         def stop(self):
             if self.process:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+                self.process = None
 
     made = Server()
     yield made
     made.stop()
 
 
-def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp_path, server):
+PAUSE = """
+import os, time
+from autotl import hookimpl
+
+@hookimpl
+def register_augmentations(register):
+    register("pause", Pause, summary="No trial goes on while a file is there")
+
+class Pause:
+    def suggest(self, trial, context):
+        while os.path.exists("pause"):
+            time.sleep(0.05)
+        return {}
+
+    def build(self, params):
+        return lambda images, draw: images
+"""
+
+
+def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(
+    stripes, tmp_path, server, tiny_installed, installed
+):
+    installed("pause", PAUSE)
     server.start()
     folder = StudyFolder(tmp_path / "studies" / "stripes")
-    words = ["search", str(stripes), "--trials", "12", "--backbones", "autotl:resnet10", "--no-prune", "--reruns", "0"]
-    words += ["--strategies", "fine-tune,full", "--no-compare", "--tracking-uri", server.uri]
+    words = ["search", str(stripes), "--trials", "12", "--backbones", "tiny:net", "--no-prune", "--reruns", "0"]
+    words += ["--strategies", "fine-tune,full", "--augmentations", "pause", "--no-compare"]
+    words += ["--tracking-uri", server.uri]
     search = subprocess.Popen(
         [sys.executable, "-m", "autotl", *words],
         stdout=subprocess.PIPE,
@@ -414,9 +473,17 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp
     for line in search.stdout:
         lines.append(line)
         if "[4/12]" in line:
+            (tmp_path / "pause").touch()
+            while not any(key.startswith("system/") for key in _metric_keys(server.uri)):
+                time.sleep(0.5)
             server.stop()
+            (tmp_path / "pause").unlink()
         if "[8/12]" in line:
-            server.start()
+            (tmp_path / "pause").touch()
+        if all(any(what in line for line in lines) for what in ("[8/12]", "the search goes on without")):
+            if not server.runs:
+                server.start()
+            (tmp_path / "pause").unlink(missing_ok=True)
     assert search.wait(300) == 0, "".join(lines)
     said = "".join(lines)
     print(said)
