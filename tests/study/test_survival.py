@@ -278,7 +278,7 @@ def test_a_training_that_breaks_down_after_the_trials_is_left_out_and_said(host,
     from autotl.study import finish
 
     def fit(plan, bench, observer=None):
-        what = "with seed 1" if plan.seed == 1 else "on all images" if "rank" in plan.train_on else "as it was"
+        what = "on all images" if "rank" in plan.train_on else "with seed 1" if plan.seed == 1 else "as it was"
         broken = plan.backbone.endswith("@random") if breaks.endswith("random") else what == breaks
         if broken and not plan.backbone.startswith("reference:"):
             raise TrainingError("The loss became nan.")

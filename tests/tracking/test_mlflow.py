@@ -229,7 +229,8 @@ def test_the_first_page_has_the_columns_that_matter_and_the_study_how_it_was_sea
     assert (parent[3]["search.trials"], parent[3]["search.prune"]) == ("4", "True")
     assert " --strategies linear-probe,fine-tune --device cpu --home " in parent[3]["search.command"]
 
-    append_line(made.folder.searches, json.dumps({"options": {"trials": 9}, "command": "autotl search there"}))
+    again = {"time": 0.0, "options": {"trials": 9}, "command": "autotl search there"}
+    append_line(made.folder.searches, json.dumps(again))
     shipping.ship()
     (parent,) = (run for run in everything(uri) if not run[1])
     assert parent[3]["search.trials"] == "9"
