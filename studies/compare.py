@@ -35,6 +35,7 @@ import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from pydantic import TypeAdapter
 from scipy import stats
 
 from autotl.files import append_line, read_lines, write
@@ -44,6 +45,7 @@ from autotl.study.settings import Settings
 from autotl.study.watch import Silent
 from autotl.tracking.probe import read_probe
 
+LINE = TypeAdapter(dict[str, Any])
 EXPRESSIONS = ("happiness", "neutral", "sadness", "surprise")
 TEST = 60
 """Images of each class to test on."""
@@ -222,7 +224,7 @@ def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
 
 def read(log: Path) -> Runs:
     """What the log has by now."""
-    return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log)}
+    return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log, LINE.validate_python)}
 
 
 def cells(keys: Iterable[Key]) -> list[Cell]:

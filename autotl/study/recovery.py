@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotl.errors import DamagedFile, StudyError, one_line
 from autotl.study.machine import STORAGE
 from autotl.study.pruner import SameImagesPruner
-from autotl.study.storage import OPTUNA_STATES, SharedStudy
+from autotl.study.storage import OPTUNA_STATES, SharedStudy, described
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
 
@@ -173,9 +173,8 @@ def _replayed(records: Mapping[int, TrialRecord]) -> list[FrozenTrial]:
             continue
         try:
             space = {name: json_to_distribution(json.dumps(each)) for name, each in record.distributions.items()}
-            begun = create_trial(
-                state=TrialState.RUNNING, params=record.params, distributions=space, user_attrs=record.attrs
-            )
+            attrs = record.attrs | (described(record.plan, record.metrics) if record.plan else {})
+            begun = create_trial(state=TrialState.RUNNING, params=record.params, distributions=space, user_attrs=attrs)
         except (ValueError, KeyError, TypeError) as error:
             raise StudyError(f"The log of trial {number} is damaged: {error}.") from error
         study.add_trial(begun)

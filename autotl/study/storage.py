@@ -18,6 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autotl.errors import StudyError, masked, one_line, unknown
+from autotl.plan import TransferPlan
 from autotl.study.blame import BLAMED, names
 from autotl.study.pruner import SameImagesPruner
 from autotl.study.sampler import NumberedSampler
@@ -30,6 +31,8 @@ BUSY = 60
 """Seconds that SQLite waits for another process that is writing."""
 OPTUNA_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 """How Optuna calls the states in which a log says that a trial has ended."""
+DESCRIBED = {"log-loss": "rank.loss", "parameters": "parameters", "FLOPs": "flops"}
+"""Which measurements the user attributes of a trial hold, by the names of the leaderboard."""
 SEARCH = "search"
 """Who carries out a trial: this, or a worker's name."""
 GUESS = "guess"
@@ -322,6 +325,23 @@ class SharedStudy:
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)
+
+
+def described(plan: TransferPlan, measured: Mapping[str, float]) -> dict[str, Any]:
+    """User attributes for people who look at a trial through Optuna, whose `cut` is only a share of the depth.
+
+    `measured`: nothing as long as the plan has not been carried out.
+    """
+    costs = {name: measured[key] for name, key in DESCRIBED.items() if key in measured}
+    return {"cut": plan.cut, "frozen": plan.phases[-1].frozen or "none", **costs}
+
+
+def describe(trial: optuna.Trial, plan: TransferPlan, measured: Mapping[str, float] | None = None) -> None:
+    """Let a trial say what `described` says."""
+    known = trial.user_attrs
+    for name, value in described(plan, measured or {}).items():
+        if known.get(name) != value:
+            trial.set_user_attr(name, value)
 
 
 def lasting(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from autotl.study.finish import BEST, seconds_needed
 from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
 from autotl.study.settings import Settings
-from autotl.study.storage import GUESS, Hold, SharedStudy, TakenAway, lasting
+from autotl.study.storage import GUESS, Hold, SharedStudy, TakenAway, describe, lasting
 from autotl.study.suggestions import Suggestions
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
@@ -46,8 +46,6 @@ SLACK = 1.2
 """A training is begun where there is time for so many times what it is expected to take."""
 PASSED_OVER = 3
 """When there was no time for so many trials, no more are drawn."""
-DESCRIBED = {"log-loss": "rank.loss", "parameters": "parameters", "FLOPs": "flops"}
-"""What was measured that a trial's attributes tell, by the names of the leaderboard."""
 
 
 class NoTime(Exception):
@@ -137,7 +135,7 @@ class Trials:
             trial.set_user_attr(IMAGES, self.bench.dataset.fingerprint)
             plan = observer.plan = self._in_time(number, self._suggestions.suggest(trial))
             log.planned(number, trial.params, plan, **_drawn(trial))
-            _describe(trial, {"cut": plan.cut, "frozen": plan.phases[-1].frozen or "none"})
+            describe(trial, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
             measured = self._known.get(plan.hash)
@@ -146,7 +144,7 @@ class Trials:
                 with self._suggestions.answerable(trial):
                     fitted = self._fit(plan, observer)
                 measured = self._known[fitted.plan.hash] = fitted.metrics
-            _describe(trial, {name: measured[key] for name, key in DESCRIBED.items()})
+            describe(trial, plan, measured)
             value = measured[f"rank.{self.settings.metric}"]
             # While a worker's trial is the best, the best of this process is better than none.
             if fitted and self.keep and (self._is_best(value, measured) or not self.folder.bundle.exists()):
@@ -312,12 +310,6 @@ class Trials:
             return self._pace.epoch_seconds(backbone)
         except (PluginError, TrainingError):
             return math.inf
-
-
-def _describe(trial: optuna.Trial, facts: Mapping[str, Any]) -> None:
-    """For those who look at the study through Optuna, which knows of a cut no more than where in its backbone it is."""
-    for name, value in facts.items():
-        trial.set_user_attr(name, value)
 
 
 class _TrialObserver:

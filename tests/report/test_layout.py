@@ -45,6 +45,7 @@ def test_of_a_long_name_both_ends_are_shown(most, says):
 
 
 def test_the_width_is_what_a_terminal_has_or_columns_says_of_it(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     ours, theirs = os.openpty()
     with open(theirs, "w") as terminal, os.fdopen(ours):
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 93, 0, 0))
