@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from autotl.errors import StudyError
@@ -41,11 +42,11 @@ class Terminal:
         """Only what the user must know, and no tables: the result is printed elsewhere."""
         self._left: Callable[[], float] = lambda: math.inf
         self._live = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            _Words(lambda task: task.description),
+            BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True)),
             _Clock(lambda: self._left()),
-            TextColumn("{task.fields[detail]}", markup=False),
+            _Words(lambda task: task.fields["detail"]),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -158,17 +159,28 @@ class Terminal:
         return "  ".join(part for part in (best, running) if part)
 
 
+class _Words(ProgressColumn):
+    """What is said of a task, in one line that is cut off where there is no room."""
+
+    def __init__(self, of: Callable[[Task], str]) -> None:
+        super().__init__()
+        self._of = of
+
+    def render(self, task: Task) -> Text:
+        return Text(self._of(task), no_wrap=True, overflow="ellipsis")
+
+
 class _Clock(ProgressColumn):
     """What is left of the budget; without one what is left of a task that goes on evenly, else how long it takes."""
 
     def __init__(self, left: Callable[[], float]) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self._budget_left = left
 
     def render(self, task: Task) -> Text:
         left, to_go = self._budget_left(), task.time_remaining
         if math.isfinite(left):
-            return Text(f"{_clock(left)} of the budget left")
+            return Text(f"{_clock(left)} left")
         # Trials differ too much for what some took to say anything about the others.
         if to_go is not None and task.description != TRIALS:
             return Text(f"about {_clock(to_go)} to go")

@@ -59,8 +59,8 @@ def test_who_wants_the_result_alone_hears_nothing_in_between(log):
 @pytest.mark.parametrize(
     ("left", "task", "says"),
     [
-        (125.0, TRIALS, "2:05 of the budget left"),
-        (3725.0, "trial 3 with seed 1", "1:02:05 of the budget left"),
+        (125.0, TRIALS, "2:05 left"),
+        (3725.0, "trial 3 with seed 1", "1:02:05 left"),
         (math.inf, TRIALS, "1:15 so far"),
         (math.inf, "trial 3 with seed 1", "1:15 so far"),
         (math.inf, "reading images", "about 0:15 to go"),
@@ -76,3 +76,17 @@ def test_no_time_is_foretold_that_nobody_can_know(left, task, says):
             progress.update(number, completed=at)
     (shown,) = progress.tasks
     assert str(terminal._Clock(lambda: left).render(shown)) == says
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_each_task_that_is_under_way_takes_one_line(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    made = Terminal(console, brief=False)
+    made.budget(lambda: 3725.0)
+    made.trial_planned(3, "gradual-unfreeze timm:tf_efficientnet_lite0.in1k → blocks.6.0", 2, 10)
+    made.progress("reference:pixels, on all images", 0, 1)
+    lines = console.render_lines(made._live.get_renderable(), console.options)
+    said = ["".join(segment.text for segment in line) for line in lines]
+    assert len(said) == 2
+    assert all("1:02:05 left" in line and len(line) <= width for line in said)
+    assert "2/10" in said[0] and "0/1" in said[1]
