@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -261,6 +262,10 @@ def test_an_export_predicts_without_autotl(model, stripes, tmp_path, kind, runti
     assert [row[0] for row in rows] == [files[0], *(f"{folder}/\\udce9\\x1b{number}.png" for number in (0, 1))]
     assert [row[1] for row in rows] == model.predict(files)
     np.testing.assert_allclose([float(row[2]) for row in rows], model.predict_proba(files).max(1), atol=1e-5)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as unread:
+        unread.stdout.close()  # as `head` does when it has enough
+        assert "Traceback" not in unread.stderr.read()
+    assert unread.returncode == -signal.SIGPIPE
 
 
 def _photos():

@@ -1,6 +1,7 @@
 """Classify image files: python predict.py photo.jpg more-photos/. Needs onnxruntime, Pillow and NumPy."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -24,4 +25,6 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the output may leave early, as `head` does
     sys.exit(main(sys.argv[1:]) if sys.argv[1:] else __doc__)
