@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from autotl.data import index
 from autotl.data.index import Found, Listing
 from autotl.data.pixels import PixelStore, Progress
-from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign
+from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign, unit_numbers
 from autotl.errors import DataError, reason
 from autotl.files import append_line, write
 from autotl.plan import Input, digest
@@ -83,6 +83,8 @@ class Dataset:
     notes: tuple[str, ...]
     _labels: np.ndarray = field(repr=False)
     """The class numbers of `images`, [N] int64."""
+    _units: np.ndarray = field(repr=False)
+    """The numbers of their units, [N] int64."""
 
     def of(self, *splits: Split) -> list[Image]:
         """The images of these splits, in the order of `images`. So are `shas` and `labels`."""
@@ -108,6 +110,11 @@ class Dataset:
         if "test" in splits:
             raise SealedTest("The labels of the test split are sealed; `open_test` opens them, on the record.")
         return self._labels[self._at(splits)]
+
+    def units(self, *splits: Split) -> np.ndarray:
+        """The number of the unit of each image of these splits, [N] int64: images of one unit, copies of one another or
+        of one group, are never divided between splits, and tell no more than one of them would."""
+        return self._units[self._at(splits)]
 
     def open_test(self, log: Path, *, plan: str, trials: int) -> np.ndarray:
         """The class numbers of the test split, [N] int64, once the opening is recorded as a line of `log`.
@@ -171,9 +178,8 @@ def open_dataset(
     files, leaks = _set_aside(files, _leak(files))
     problems = sorted([*unreadable, *contradictions, *leaks], key=lambda problem: problem.path)
     _require_usable(listing, files, problems)
-    splits = assign(
-        [Member(file.sha, file.label, file.split, file.group) for file in files], seed=seed, previous=previous
-    )
+    members = [Member(file.sha, file.label, file.split, file.group) for file in files]
+    splits = assign(members, seed=seed, previous=previous)
     classes = tuple(sorted({file.label for file in files}))
     counted = (
         (len(unreadable), "could not be read"),
@@ -198,6 +204,7 @@ def open_dataset(
             *_gaps(files, splits),
         ),
         _labels=_numbers(files, classes),
+        _units=np.array(unit_numbers(members), np.int64),
     )
 
 

@@ -55,6 +55,15 @@ def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split
     return splits
 
 
+def unit_numbers(members: Sequence[Member]) -> list[int]:
+    """For each member the number of its unit: those of one number say the same twice rather than two things."""
+    numbers = [0] * len(members)
+    for number, ats in enumerate(_together(members)):
+        for at in ats:
+            numbers[at] = number
+    return numbers
+
+
 @dataclass
 class _Unit:
     """Members, by position, that stay together, and how many of them each class has."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import struct
 from collections import Counter
 
@@ -13,6 +14,7 @@ from PIL import Image
 from autotl.data.dataset import Problem, SealedTest, open_dataset, read_split
 from autotl.data.images import FORMATS
 from autotl.data.pixels import PixelStore
+from autotl.data.split import SPLITS
 from autotl.errors import DataError
 from autotl.plan import Input
 
@@ -200,6 +202,19 @@ def test_a_manifest_with_groups(opened, tmp_path):
     homes = Counter((image.group, image.split) for image in dataset.images)
     assert len(homes) == 15 and set(homes.values()) == {4}
     assert dataset.root == data
+
+
+def test_copies_and_groups_are_units(opened, tmp_path):
+    data = folder(tmp_path / "data", a=15, b=15)
+    shutil.copy(data / "a" / "0.png", data / "a" / "copy.png")
+    rows = [f"a/{n}.png,a,{'one' if n < 5 else ''}" for n in range(15)] + ["a/copy.png,a,"]
+    rows += [f"b/{n}.png,b,{'two' if n < 5 else ''}" for n in range(15)]
+    (data / "m.csv").write_text("\n".join(["path,label,group", *rows]))
+    dataset = opened(data / "m.csv")
+    every = dict(zip([image.path for image in dataset.images], dataset.units(*SPLITS), strict=True))
+    assert len({every[f"a/{n}.png"] for n in range(5)} | {every["a/copy.png"]}) == 1
+    assert len(set(every.values())) == 2 + 20
+    assert len(dataset.units("test")) == len(dataset.of("test"))
 
 
 def test_no_stop_split_is_said(opened, tmp_path):
