@@ -18,6 +18,7 @@ Pooling = Literal["avg", "max", "token"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
+NearCopies = Literal["together", "apart"]
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
 
@@ -118,6 +119,8 @@ class DataRef(Record):
 
     fingerprint: str
     split_seed: int
+    near_copies: NearCopies = "together"
+    """Where the split puts images that look nearly the same: into one split, or wherever each falls."""
 
 
 class Stop(Record):

@@ -58,6 +58,7 @@ def command(
             catalogue,
             devices.resolve(device),
             seed=setup.data.split_seed,
+            near_copies=setup.data.near_copies,
             progress=partial(watcher.progress, "reading images"),
             note=watcher.note,
         )

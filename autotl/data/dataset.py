@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
-from autotl.data import index
+from autotl.data import copies, index
 from autotl.data.index import Found, Listing
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign, unit_numbers
 from autotl.errors import DataError, reason
 from autotl.files import append_line, write
-from autotl.plan import Input, digest
+from autotl.plan import Input, NearCopies, digest
 
 _SPLIT_TABLE = Path("data/split.csv")
 _PROBLEM_TABLE = Path("data/problems.csv")
@@ -71,7 +71,7 @@ class Problem:
 class Dataset:
     """Images sorted by path, each in one split. `notes` say what a user should know about them.
 
-    Two rows of `images` may have one hash, for exact duplicates are kept within a class and a split.
+    Two rows of `images` may have one hash, for copies are kept within a class and a split.
     """
 
     root: Path
@@ -164,11 +164,13 @@ def open_dataset(
     inputs: Sequence[Input],
     pixels: PixelStore,
     previous: Mapping[str, Split] | None = None,
+    near_copies: NearCopies = "together",
     progress: Progress | None = None,
 ) -> Dataset:
     """Read a folder or a manifest, put its pixels for `inputs` into the store, and split it.
 
-    `previous` is the split that a study has stored (`read_split`): its images stay where they are.
+    `previous` is the split that a study has stored (`read_split`): its images stay where they are. `near_copies` says
+    whether images that look nearly the same are kept in one split, as those are that look the same.
 
     Raises: DataError, in one line.
     """
@@ -176,16 +178,35 @@ def open_dataset(
     files, unreadable = _read(listing, pixels, inputs, progress)
     files, contradictions = _set_aside(files, _contradiction(files))
     files, leaks = _set_aside(files, _leak(files))
-    problems = sorted([*unreadable, *contradictions, *leaks], key=lambda problem: problem.path)
+    pairs = _near_copies(listing, files, pixels)
+    near_leaks: list[Problem] = []
+    if near_copies == "together":
+        files, near_leaks = _set_aside(files, _near_leak(pairs, previous or {}))
+    problems = sorted([*unreadable, *contradictions, *leaks, *near_leaks], key=lambda problem: problem.path)
     _require_usable(listing, files, problems)
-    members = [Member(file.sha, file.label, file.split, file.group) for file in files]
+    at = {file: number for number, file in enumerate(files)}
+    near = [(at[one], at[other]) for one, other in pairs if one in at and other in at]
+    together = _keepable(near, files, previous) if near_copies == "together" else []
+    clusters = copies.clusters([file.picture for file in files], together)
+    members = [
+        Member(file.sha, file.label, file.split, file.group, cluster)
+        for file, cluster in zip(files, clusters, strict=True)
+    ]
     splits = assign(members, seed=seed, previous=previous)
+    apart = [(one, other) for one, other in near if splits[one] != splits[other]]
     classes = tuple(sorted({file.label for file in files}))
     counted = (
         (len(unreadable), "could not be read"),
         (len(contradictions), "set aside: the same picture has another label elsewhere"),
         (len(leaks), "set aside: the same picture is in rank or test"),
-        (len(files) - len({file.sha for file in files}), "copies of another image, in the same split"),
+        (len(near_leaks), "set aside: nearly the same picture is in rank or test"),
+        (len(files) - len({file.picture for file in files}), "copies of another image, in the same split"),
+        (len({at for pair in together for at in pair}), "nearly the same as another one, in the same split"),
+        (
+            len({at for pair in apart for at in pair}),
+            "nearly the same as one in another split, which makes results look better than they are: a manifest can "
+            "put them into groups",
+        ),
         (_moved(files, splits), "kept in the split that the study stored, though now given another one"),
     )
     return Dataset(
@@ -204,7 +225,7 @@ def open_dataset(
             *_gaps(files, splits),
         ),
         _labels=_numbers(files, classes),
-        _units=np.array(unit_numbers(members), np.int64),
+        _units=unit_numbers(members).astype(np.int64),
     )
 
 
@@ -214,6 +235,23 @@ def read_split(folder: Path) -> dict[str, Split]:
     Raises: DataError when there is none, or it is damaged.
     """
     return {row["sha"]: _KNOWN[row["split"]] for row in _stored_split(folder)}
+
+
+def changes(folder: Path, dataset: Dataset) -> str:
+    """What has changed since `Dataset.write` left its table below the study's folder, in words.
+
+    Raises: DataError as `read_split`.
+    """
+    stored = {row["sha"]: row["path"] for row in _stored_split(folder)}
+    now = {image.sha: image.path for image in dataset.images}
+    gone = [path for sha, path in stored.items() if sha not in now]
+    new = [path for sha, path in now.items() if sha not in stored]
+    told = [
+        f"{len(paths)} {what} ({paths[0]!r}{' and others' if len(paths) > 1 else ''})"
+        for paths, what in ((gone, "gone"), (new, "new"))
+        if paths
+    ]
+    return "; ".join(told) or "other names or labels"
 
 
 def stored_files(folder: Path, data: Path) -> list[Path]:
@@ -248,19 +286,22 @@ class _File(Found):
     sha: str
     width: int
     height: int
+    picture: str
+    """What it shares with files that show the same picture."""
 
 
 def _read(
     listing: Listing, pixels: PixelStore, inputs: Sequence[Input], progress: Progress | None
 ) -> tuple[list[_File], list[Problem]]:
-    files, problems = [], []
-    paths = [listing.root / found.path for found in listing.files]
-    for found, seen in zip(listing.files, pixels.look(paths, inputs, progress), strict=True):
-        if isinstance(seen, str):
-            problems.append(Problem(found.path, seen))
-        else:
-            files.append(_File(**vars(found), **vars(seen)))
-    return files, problems
+    looked = pixels.look([listing.root / found.path for found in listing.files], inputs, progress)
+    pairs = list(zip(listing.files, looked, strict=True))
+    problems = [Problem(found.path, seen) for found, seen in pairs if isinstance(seen, str)]
+    seen_files = [(found, seen) for found, seen in pairs if not isinstance(seen, str)]
+    pictures = pixels.pictures([(seen.sha, listing.root / found.path) for found, seen in seen_files])
+    words = copies.same(pictures)
+    return [
+        _File(**vars(found), **vars(seen), picture=word) for (found, seen), word in zip(seen_files, words, strict=True)
+    ], problems
 
 
 def _set_aside(files: Sequence[_File], why: Callable[[_File], str | None]) -> tuple[list[_File], list[Problem]]:
@@ -273,10 +314,10 @@ def _contradiction(files: Iterable[_File]) -> Callable[[_File], str | None]:
     """Of a picture under two labels nobody knows which is right: no copy is kept."""
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     for file in files:
-        labels[file.sha].setdefault(file.label, file.path)
+        labels[file.picture].setdefault(file.label, file.path)
 
     def why(file: _File) -> str | None:
-        others = [(label, path) for label, path in labels[file.sha].items() if label != file.label]
+        others = [(label, path) for label, path in labels[file.picture].items() if label != file.label]
         return f"the same picture is labelled {others[0][0]!r} as {others[0][1]!r}" if others else None
 
     return why
@@ -286,15 +327,56 @@ def _leak(files: Iterable[_File]) -> Callable[[_File], str | None]:
     """Of a picture in two given splits the copy in the later one is kept: test stays as it was given."""
     latest: dict[str, _File] = {}
     for file in files:
-        other = latest.setdefault(file.sha, file)
-        if SPLITS.index(file.split) > SPLITS.index(other.split):
-            latest[file.sha] = file
+        other = latest.setdefault(file.picture, file)
+        if _is_later(file, other):
+            latest[file.picture] = file
 
     def why(file: _File) -> str | None:
-        kept = latest[file.sha]
+        kept = latest[file.picture]
         return f"the same picture is in {kept.split} as {kept.path!r}" if kept.split != file.split else None
 
     return why
+
+
+_Pair = tuple[_File, _File]
+
+
+def _near_copies(listing: Listing, files: Sequence[_File], pixels: PixelStore) -> list[_Pair]:
+    """Files of nearly the same picture; the closest first."""
+    pictures = pixels.pictures([(file.sha, listing.root / file.path) for file in files])
+    return [(files[one], files[other]) for one, other in copies.near(pictures, [file.label for file in files])]
+
+
+def _near_leak(pairs: Iterable[_Pair], previous: Mapping[str, Split]) -> Callable[[_File], str | None]:
+    """Of near-copies in two given splits the one in the later split is kept, and what a study trained on before."""
+    later: dict[_File, _File] = {}
+    for one, other in pairs:
+        file, kept = (other, one) if _is_later(one, other) else (one, other)
+        if file.split != kept.split and file.sha not in previous:
+            later.setdefault(file, kept)
+
+    def why(file: _File) -> str | None:
+        kept = later.get(file)
+        return f"nearly the same picture is in {kept.split} as {kept.path!r}" if kept else None
+
+    return why
+
+
+def _is_later(file: _File, other: _File) -> bool:
+    return SPLITS.index(file.split) > SPLITS.index(other.split)
+
+
+def _keepable(
+    near: Sequence[tuple[int, int]], files: Sequence[_File], previous: Mapping[str, Split] | None
+) -> list[tuple[int, int]]:
+    """The pairs of near-copies, by their positions, that can be kept in one split."""
+
+    def fixed(file: _File) -> Split | None:
+        if previous is None:
+            return file.split
+        return previous.get(file.sha, None if file.split == "train" else file.split)
+
+    return copies.keepable(near, [file.label for file in files], [fixed(file) for file in files])
 
 
 def _require_usable(listing: Listing, files: Sequence[_File], problems: Sequence[Problem]) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock, RLock
 
@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 from PIL.Image import Image
 
-from autotl.data import images
+from autotl.data import copies, images
 from autotl.data.images import UnreadableImage
 from autotl.data.rows import FORMAT, DamagedRows, RowStore
 from autotl.errors import DataError
@@ -52,6 +52,8 @@ class PixelStore:
         self.locate: Callable[[Collection[str]], Mapping[str, Path]] = lambda shas: {}
         """Where images lie, by their hashes, of which pixels must be made again."""
         self._stores: dict[str, RowStore] = {}
+        key = digest({"pictures": copies.FORMAT, **_decoded()})
+        self.pictures_store = RowStore(Path(cache_dir) / "pictures" / key, (copies.PICTURE.itemsize,), np.uint8)
         self._compared: set[RowStore] = set()
         self._mending = RLock()
 
@@ -60,14 +62,27 @@ class PixelStore:
         key = digest(
             {
                 **input.model_dump(include={"size", "resize", "interpolation"}),
-                "decoder": images.DECODER,
-                "pillow": PIL.__version__,
-                "rows": FORMAT,
+                **_decoded(),
             }
         )
         if key not in self._stores:
             self._stores[key] = RowStore(self.folder / key, (3, input.size, input.size), np.uint8)
         return self._stores[key]
+
+    def pictures(self, files: Iterable[tuple[str, Path]]) -> np.ndarray:
+        """What is kept of the pictures of `files`, hashes with paths, that have been looked at: [N] `copies.PICTURE`.
+
+        Raises: DataError as `add`.
+        """
+        known = list(files)
+        shas = [sha for sha, _ in known]
+        try:
+            rows = self.pictures_store.read(shas)
+        except DamagedRows as error:
+            self.note(error.note)
+            self.add(known, [])
+            rows = self.pictures_store.read(shas)
+        return rows.view(copies.PICTURE).reshape(-1)
 
     def read(self, input: Input, shas: Sequence[str]) -> np.ndarray:
         """The pixels of images, [N, 3, S, S] uint8. What is damaged is made again.
@@ -121,7 +136,7 @@ class PixelStore:
         Raises: DataError for a file that is no longer what its hash says.
         """
         known = dict(files)
-        lacking = {sha for input in inputs for sha in self.rows(input).missing(known)}
+        lacking = {sha for store in self._wanted(inputs) for sha in store.missing(known)}
         wanted = {sha: path for sha, path in known.items() if sha in lacking}
         found = self.look(list(wanted.values()), inputs, progress)
         for (sha, path), seen in zip(wanted.items(), found, strict=True):
@@ -132,6 +147,12 @@ class PixelStore:
                     f"while it is used, and start again."
                 )
 
+    def _wanted(self, inputs: Sequence[Input]) -> "dict[RowStore, Callable[[Image], np.ndarray]]":
+        """The stores that each image has a row in, and how it is made from the upright image."""
+        return {self.pictures_store: copies.picture} | {
+            self.rows(input): partial(images.fit, input=input) for input in inputs
+        }
+
     def look(
         self, paths: Sequence[Path], inputs: Sequence[Input], progress: Progress | None = None
     ) -> list[Seen | str]:
@@ -139,7 +160,7 @@ class PixelStore:
 
         A file that gives no pixels gives the reason instead.
         """
-        stores = {self.rows(input): input for input in inputs}
+        stores = self._wanted(inputs)
         run = _Pass(stores)
         chunk = max(16, min(1024, _CHUNK_BYTES // max(1, sum(map(_row_bytes, stores)))))
         found: list[Seen | str] = []
@@ -162,7 +183,7 @@ class PixelStore:
 class _Pass:
     """One look at many files: what its threads share. `fresh` holds the rows that are not stored yet."""
 
-    def __init__(self, stores: Mapping[RowStore, Input]) -> None:
+    def __init__(self, stores: Mapping[RowStore, Callable[[Image], np.ndarray]]) -> None:
         self.stores = stores
         self.decoded = 0
         self.unreadable: dict[str, str] = {}
@@ -204,7 +225,7 @@ class _Pass:
             self.unreadable[sha] = str(error)
             return
         for store in lacking:
-            self.fresh[store][sha] = images.fit(image, self.stores[store])
+            self.fresh[store][sha] = self.stores[store](image)
         with self._lock:
             self.decoded += 1
 
@@ -215,6 +236,11 @@ def read_file(path: Path) -> bytes:
         return read_regular(path, LARGEST_FILE)
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from None
+
+
+def _decoded() -> dict[str, object]:
+    """What every store's rows depend on."""
+    return {"decoder": images.DECODER, "pillow": PIL.__version__, "rows": FORMAT}
 
 
 def _row_bytes(store: RowStore) -> int:

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
+from autotl.data.copies import alike, connected
 from autotl.errors import DataError
 
 Split = Literal["train", "stop", "rank", "test"]
@@ -26,18 +29,23 @@ LEAST_STOP = 3
 
 @dataclass(frozen=True)
 class Member:
-    """An image as far as splitting goes. `given` is the user's split: train where nothing else was said."""
+    """An image as far as splitting goes. `given` is the user's split: train where nothing else was said.
+
+    `picture` is the number of a cluster of images that show the same picture, or nearly; None: no others do but those
+    of the same `sha`.
+    """
 
     sha: str
     label: str
     given: Split = "train"
     group: str | None = None
+    picture: int | None = None
 
 
 def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split] | None = None) -> list[Split]:
     """The split of each member: stratified by class, the same for the same images, seed and given splits.
 
-    Exact duplicates and a group are a unit, which never straddles splits. With `previous`, splits by image
+    Copies of a picture and a group are a unit, which never straddles splits. With `previous`, splits by image
     hash, nothing is carved: what is in it stays where it is, and what is new joins train unless given.
 
     Raises: DataError for a class that is too small, and for a unit that cannot stay in one split.
@@ -55,13 +63,15 @@ def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split
     return splits
 
 
-def unit_numbers(members: Sequence[Member]) -> list[int]:
-    """For each member the number of its unit: those of one number say the same twice rather than two things."""
-    numbers = [0] * len(members)
-    for number, ats in enumerate(_together(members)):
-        for at in ats:
-            numbers[at] = number
-    return numbers
+def unit_numbers(members: Sequence[Member]) -> np.ndarray:
+    """[N] for each member the number of its unit: members that share a picture or a group, or are linked by others.
+
+    Those of one number say the same twice rather than two things.
+    """
+    pictures = alike(member.sha if member.picture is None else member.picture for member in members)
+    # A member without a group has one of its own.
+    groups = alike(at if member.group is None else member.group for at, member in enumerate(members))
+    return connected(len(members), [*pictures, *groups])
 
 
 @dataclass
@@ -80,27 +90,11 @@ def _units(members: Sequence[Member], seed: int) -> list[_Unit]:
         first = min(members[at].sha for at in unit.members)
         return hashlib.sha256(f"{seed}:{first}".encode()).hexdigest()
 
-    units = [_Unit(ats, Counter(members[at].label for at in ats)) for ats in _together(members)]
+    together = defaultdict(list)
+    for at, number in enumerate(unit_numbers(members).tolist()):
+        together[number].append(at)
+    units = [_Unit(ats, Counter(members[at].label for at in ats)) for ats in together.values()]
     return sorted(units, key=order)
-
-
-def _together(members: Sequence[Member]) -> Iterable[list[int]]:
-    """Positions of members that share a hash or a group, directly or through others (union-find)."""
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while (above := parent.setdefault(node, node)) != node:
-            parent[node] = parent[above]
-            node = above
-        return node
-
-    for member in members:
-        if member.group is not None:
-            parent[root(("sha", member.sha))] = root(("group", member.group))
-    found = defaultdict(list)
-    for at, member in enumerate(members):
-        found[root(("sha", member.sha))].append(at)
-    return found.values()
 
 
 def _give(units: Iterable[_Unit], members: Sequence[Member]) -> None:
@@ -164,7 +158,7 @@ def _require(pool: Sequence[_Unit], least: int) -> None:
         others = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
         raise DataError(
             f"Class {small[0]!r}{others} is too small to be split: {units[small[0]]} of at least {least} "
-            f"images (exact duplicates, and a group, count as one). Add images, leave the class out, or give "
+            f"images (copies of a picture, and a group, count as one). Add images, leave the class out, or give "
             f"val and test splits of your own."
         )
 

@@ -13,7 +13,7 @@ from autotl.data.split import SPLITS, Split
 from autotl.engine.activations import Activations
 from autotl.engine.device import release
 from autotl.engine.features import FeatureStore
-from autotl.plan import Input, TransferPlan
+from autotl.plan import Input, NearCopies, TransferPlan
 
 
 class Bench:
@@ -38,6 +38,7 @@ class Bench:
         *,
         seed: int,
         previous: Mapping[str, Split] | None = None,
+        near_copies: NearCopies = "together",
         progress: Progress | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> "Bench":
@@ -48,7 +49,15 @@ class Bench:
         Raises: DataError.
         """
         pixels = PixelStore(catalogue.cache_dir, note)
-        dataset = open_dataset(data, seed=seed, inputs=inputs, pixels=pixels, previous=previous, progress=progress)
+        dataset = open_dataset(
+            data,
+            seed=seed,
+            inputs=inputs,
+            pixels=pixels,
+            previous=previous,
+            near_copies=near_copies,
+            progress=progress,
+        )
         return cls(dataset, FeatureStore(catalogue.cache_dir, catalogue, pixels, device))
 
     def shas(self, *splits: Split) -> list[str]:

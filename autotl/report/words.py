@@ -103,9 +103,11 @@ def exported(found: Exported) -> Iterator[str]:
 
 def go_on(folder: StudyFolder, definition: Definition) -> str:
     """The command that goes on with a study."""
-    chosen = {"metric": definition.metric, "seed": definition.seed, "storage": definition.storage}
+    chosen = definition.model_dump(include={"metric", "near_copies", "seed", "storage"})
     usual = {name: Settings.model_fields[name].default for name in chosen}
-    options = [f" --{name} {quote(str(value))}" for name, value in chosen.items() if value != usual[name]]
+    options = [
+        f" --{name.replace('_', '-')} {quote(str(value))}" for name, value in chosen.items() if value != usual[name]
+    ]
     return f"autotl search {quote(definition.data)} --study {folder.words}{''.join(options)}"
 
 

@@ -108,6 +108,11 @@ def _board(records: Sequence[TrialRecord], study: str, dataset: Dataset) -> list
     board = select.leaderboard(records, dataset.fingerprint)
     if board:
         return board
+    if earlier := sum(record.state == "complete" for record in records):
+        raise StudyError(
+            f"The images have changed: the {earlier} complete trials of study '{study}' were on others than these. "
+            f"Search these with --trials {len(records) + 1} or more, or put back what was there."
+        )
     reasons = sorted({record.reason for record in records if record.reason})
     raise StudyError(
         f"No trial of study '{study}' succeeded on these images"

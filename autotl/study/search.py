@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data import index
-from autotl.data.dataset import Dataset, read_split
+from autotl.data.dataset import Dataset, changes, read_split
 from autotl.data.rows import trim
 from autotl.data.split import SPLITS
 from autotl.engine import device as devices
@@ -224,6 +224,7 @@ class Search:
                 self.device,
                 seed=self.settings.seed,
                 previous=read_split(self.folder.path) if self.before else None,
+                near_copies=self.settings.near_copies,
                 progress=self.budget.watched(self.watcher, "reading images"),
                 note=self.watcher.note,
             )
@@ -293,6 +294,7 @@ class Search:
             owners=owners_of(self.catalogue, backbones, self.strategies, self.augmentations) | theirs,
             metric=self.settings.metric,
             seed=self.settings.seed,
+            near_copies=self.settings.near_copies,
             device=devices.kind(self.device),
             versions={name: version(name) for name in ("autotl", "optuna", "torch", "torchvision", "timm")},
         )
@@ -311,7 +313,8 @@ class Search:
             self._forget()
         study, made_again = recovery.opened(self.folder, definition, storage, self.missing, self.watcher.note)
         if differences:
-            self.watcher.note("The images have changed since the study was begun: only new trials count for them.")
+            what = changes(self.folder.path, dataset)
+            self.watcher.note(f"The images have changed since the study was begun ({what}): only new trials count.")
         if differences or not before:
             self.folder.probe.unlink(missing_ok=True)
             dataset.write(self.folder.path)

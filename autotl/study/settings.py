@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 
 from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
-from autotl.plan import Record
+from autotl.plan import NearCopies, Record
 
 OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
 """What the next search of the same study may say otherwise, and what can change its result."""
@@ -87,6 +87,8 @@ class Settings(Record):
     """Names or globs of the augmentations to consider; empty: all."""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """What is maximised: accuracy, balanced-accuracy or macro-f1."""
+    near_copies: NearCopies = "together"
+    """`together`: images that look nearly the same stay in one split; `apart`: each is split by itself."""
     seed: int = Field(default=0, ge=0)
     """Seed of splits, sampler and training."""
     device: str = "auto"

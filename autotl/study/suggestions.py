@@ -68,7 +68,11 @@ class Suggestions:
             backbones=self.backbones,
             augmentations=self.augmentations,
             data=self._facts,
-            data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=self.settings.seed),
+            data_ref=DataRef(
+                fingerprint=self.bench.dataset.fingerprint,
+                split_seed=self.settings.seed,
+                near_copies=self.settings.near_copies,
+            ),
             seed=self.settings.seed,
             arithmetic=self._arithmetic,
         )

@@ -87,6 +87,7 @@ class Worker:
                 "trials": max(1, self._total()),
                 "metric": definition.metric,
                 "seed": definition.seed,
+                "near_copies": definition.near_copies,
                 "prune": self.study.terms["prune"],
                 "strict_plugins": self.study.terms["strict_plugins"],
             }
@@ -122,6 +123,7 @@ class Worker:
             self.device,
             seed=definition.seed,
             previous=self.study.split,
+            near_copies=definition.near_copies,
             progress=self.budget.watched(self.watcher, "reading images"),
             note=self.watcher.note,
         )

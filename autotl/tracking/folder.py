@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from autotl.errors import DamagedFile, PlanError, StudyError, unknown
 from autotl.files import is_utf8, read, write
-from autotl.plan import Record
+from autotl.plan import NearCopies, Record
 from autotl.tracking.log import TrialLog
 
 
@@ -39,6 +39,8 @@ class Definition(Record):
     """Who provides what it may use, by kind and name: the distribution with its version."""
     metric: str
     seed: int
+    near_copies: NearCopies = "together"
+    """As in `DataRef`."""
     device: str
     """Its kind, such as `cuda`."""
     versions: dict[str, str]

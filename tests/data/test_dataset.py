@@ -148,6 +148,82 @@ def test_copies_within_a_class_stay_together(opened, tmp_path):
     assert dataset.notes == ("30 of 90 files copies of another image, in the same split",)
 
 
+def photo(number):
+    """An uneven picture that no other number gives, [48, 64, 3]."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+def photos(root, start=0, **classes):
+    """As `folder`, of photos."""
+    number = start
+    for label, count in classes.items():
+        place = root / label.replace("__", "/")
+        place.mkdir(parents=True)
+        for n in range(count):
+            photo(number).save(place / f"{n}.png")
+            number += 1
+    return root
+
+
+def test_the_same_pixels_in_other_files_stay_together(opened, tmp_path):
+    data = photos(tmp_path / "data", cat=30, dog=30)
+    for n in range(30):
+        photo(n).save(data / f"cat/{n}.bmp")
+    found = splits(opened(data))
+    assert all(found[f"cat/{n}.png"] == found[f"cat/{n}.bmp"] for n in range(30))
+
+
+def test_the_same_pixels_under_two_labels_are_set_aside(opened, tmp_path):
+    data = photos(tmp_path / "data", cat=10, dog=10)
+    photo(3).save(data / "dog/too.bmp")
+    assert [problem.path for problem in opened(data).problems] == ["cat/3.png", "dog/too.bmp"]
+
+
+def near_copies(root):
+    """Photos of cats, each beside a worse copy of itself, and dogs."""
+    data = photos(root, cat=30, dog=30)
+    for n in range(30):
+        photo(n).save(data / f"cat/{n}.jpg", quality=80)
+    return data
+
+
+def test_near_copies_stay_together(opened, tmp_path):
+    dataset = opened(near_copies(tmp_path / "data"))
+    found = splits(dataset)
+    assert all(found[f"cat/{n}.png"] == found[f"cat/{n}.jpg"] for n in range(30))
+    assert dataset.notes == ("60 of 90 files nearly the same as another one, in the same split",)
+    assert len(set(dataset.units(*SPLITS).tolist())) == 60
+
+
+def test_near_copies_may_be_told_apart(opened, tmp_path):
+    dataset = opened(near_copies(tmp_path / "data"), near_copies="apart")
+    found = splits(dataset)
+    divided = sum(found[f"cat/{n}.png"] != found[f"cat/{n}.jpg"] for n in range(30))
+    assert divided and f"{2 * divided} of 90 files nearly the same as one in another split" in dataset.notes[0]
+
+
+def test_near_copies_in_given_splits(opened, tmp_path):
+    data = photos(tmp_path / "data", train__cat=20, train__dog=20, test__cat=5, test__dog=5)
+    photo(40).save(data / "train/cat/in test.jpg", quality=80)
+    dataset = opened(data)
+    assert dataset.problems == (
+        Problem("train/cat/in test.jpg", "nearly the same picture is in test as 'test/cat/0.png'"),
+    )
+    assert dataset.notes[0] == "1 of 51 files set aside: nearly the same picture is in rank or test"
+    again = opened(data, previous={image.sha: image.split for image in dataset.images})
+    assert again.fingerprint == dataset.fingerprint and again.problems == dataset.problems
+
+
+def test_a_near_copy_joins_the_split_that_a_study_has_stored(opened, tmp_path):
+    data = photos(tmp_path / "data", cat=30, dog=30)
+    before = opened(data)
+    at = next(image.path for image in before.images if image.split == "test" and image.path.startswith("cat"))
+    photo(int(at.removeprefix("cat/").removesuffix(".png"))).save(data / "cat/again.jpg", quality=80)
+    after = opened(data, previous={image.sha: image.split for image in before.images})
+    assert splits(after) == splits(before) | {"cat/again.jpg": "test"}
+
+
 def test_one_picture_under_two_labels(opened, tmp_path):
     data = folder(tmp_path / "data", cat=30, dog=30)
     picture(data / "dog/really.png", 4)

@@ -169,9 +169,25 @@ def test_progress_is_told_from_the_calling_thread(store, photos):
     assert told == [(n, 12, threading.get_ident()) for n in range(1, 13)]
 
 
-def test_no_input_means_no_decoding(store, photos):
-    assert store.look(photos, []) == [Seen(sha(path), 40, 30) for path in photos]
-    assert store.decoded == 0
+def test_without_an_input_pictures_are_decoded_all_the_same_and_once(store, photos):
+    for _ in range(2):
+        assert store.look(photos, []) == [Seen(sha(path), 40, 30) for path in photos]
+    assert store.decoded == 12
+
+
+def test_damaged_pictures_are_made_again(photos, tmp_path):
+    told = []
+    store = PixelStore(tmp_path / "cache", told.append)
+    files = [(sha(path), path) for path in photos]
+    store.add(files, [SMALL])
+    before = store.pictures(files)
+    rows = store.pictures_store.folder / "rows.bin"
+    data = bytearray(rows.read_bytes())
+    data[40] ^= 1
+    rows.write_bytes(data)
+    again = PixelStore(tmp_path / "cache", told.append)
+    assert again.pictures(files).tobytes() == before.tobytes()
+    assert again.decoded == 1 and len(told) == 1 and "damaged" in told[0]
 
 
 # Known files

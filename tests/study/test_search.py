@@ -237,6 +237,15 @@ def test_new_images_join_train_and_only_new_trials_count(host, stripes):
     assert {row["split"] for row in rows if row["path"].endswith("new.png")} == {"train"}
 
 
+def test_images_that_are_gone_are_said_and_what_to_do(host, stripes):
+    search(host, stripes, trials=1).run()
+    (stripes / "across" / "3.png").unlink()
+    watcher = Recorder()
+    with pytest.raises(StudyError, match=r"The images have changed: the 1 complete trials .* with --trials 2 or more"):
+        search(host, stripes, watcher, trials=1).run()
+    assert any("(1 gone ('across/3.png'))" in note for note in watcher.notes)
+
+
 def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes, monkeypatch):
     search(host, stripes, trials=2).run()
     with monkeypatch.context() as patch:
