@@ -37,7 +37,7 @@ def picture(image: Image.Image) -> np.ndarray:
     """What is kept of an upright RGB image: one `PICTURE` as [296] uint8."""
     from imagehash import phash
 
-    small = image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BOX).convert("L")
+    small = image.convert("L").resize((2 * SIDE, 2 * SIDE), Image.Resampling.BOX)
     kept = np.zeros(1, PICTURE)
     pixels = hashlib.sha256(b"%d x %d " % image.size)
     pixels.update(image.tobytes())
