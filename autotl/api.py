@@ -58,8 +58,8 @@ class Model:
         """The probability of each class for each image, [N, classes].
 
         An image is the path of a file, an image of Pillow, or an array, uint8 [H, W, 3] in RGB; an array [N, H, W, 3]
-        is N images. A folder stands for all files below it that are not hidden, in order of name; those that cannot be
-        read are left out, with a warning.
+        is N images. A folder stands for all files below it that are neither hidden nor litter, in order of
+        name; those that cannot be read are left out, with a warning.
 
         Raises: DataError for what is no image.
         """
@@ -233,21 +233,28 @@ def load(
 
 
 def files_in(paths: Paths) -> list[Path]:
-    """Files as named; of folders every file below that is not hidden, in order of name.
+    """Files as named, but for litter; of folders every file below that is neither hidden nor litter, in order of name.
 
-    What is named and not there is a file that cannot be read.
+    Litter is what Windows and others leave beside a user's files, so that `photos/*` names it too. What is named and
+    not there is a file that cannot be read.
 
-    Raises: DataError for a folder without files.
+    Raises: DataError for a folder without files, and where litter alone is named.
     """
-    return [file for path in ([paths] if isinstance(paths, str | Path) else paths) for file in _files(Path(path))]
+    from autotl.data.names import is_litter
+
+    named = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    meant = [path for path in named if path.is_dir() or not is_litter(path.name)]
+    if named and not meant:
+        raise DataError(f"{named[0]} is no image: systems and programs leave such files. Name images or folders.")
+    return [file for path in meant for file in _files(path)]
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    from autotl.data.index import files_below
+    from autotl.data.walk import files_below
 
-    found = sorted(map(Path, files_below(path)))
+    found = sorted(files_below(path))
     if not found:
         raise DataError(f"No files in {path}.")
     return found

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from autotl.data import copies, index
-from autotl.data.index import Found, Listing
+from autotl.data.listing import BY_NAME, Columns, Found, Listing
+from autotl.data.names import one_form
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign, unit_numbers
 from autotl.errors import DataError, reason
@@ -163,6 +164,7 @@ def open_dataset(
     seed: int,
     inputs: Sequence[Input],
     pixels: PixelStore,
+    columns: Columns = BY_NAME,
     previous: Mapping[str, Split] | None = None,
     near_copies: NearCopies = "together",
     progress: Progress | None = None,
@@ -174,7 +176,7 @@ def open_dataset(
 
     Raises: DataError, in one line.
     """
-    listing = index.find(path)
+    listing = index.find(path, columns)
     files, unreadable = _read(listing, pixels, inputs, progress)
     files, contradictions = _set_aside(files, _contradiction(files))
     files, leaks = _set_aside(files, _leak(files))
@@ -393,7 +395,8 @@ def _require_usable(listing: Listing, files: Sequence[_File], problems: Sequence
 
 
 def _fingerprint(files: Iterable[_File], splits: Iterable[Split]) -> str:
-    return digest(sorted([file.path, file.sha, file.label, split] for file, split in zip(files, splits, strict=True)))
+    rows = zip(files, splits, strict=True)
+    return digest(sorted([one_form(file.path), file.sha, file.label, split] for file, split in rows))
 
 
 def _numbers(files: Sequence[_File], classes: Sequence[str]) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -100,6 +101,14 @@ def test_the_seed_and_the_images_decide(opened, tmp_path):
     os.rename(data, tmp_path / "moved")
     again = opened(tmp_path / "moved")
     assert splits(again) == splits(first) and again.fingerprint == first.fingerprint
+
+
+def test_the_unicode_form_of_names_makes_no_other_data(opened, tmp_path):
+    names = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    one, other = (opened(folder(tmp_path / form, **{form: 9, "b": 9})) for form in names)
+    assert one.classes == other.classes == ("b", names[0])
+    assert one.fingerprint == other.fingerprint
+    assert one.locate(one.shas("train")).keys() == other.locate(one.shas("train")).keys()
 
 
 def test_the_fingerprint_covers_path_contents_label_and_split(opened, tmp_path):

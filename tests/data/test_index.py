@@ -1,13 +1,15 @@
 """What a user may point at, and the one line that says what is wrong with it."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet
 import pytest
 
-from autotl.data.index import Found, find
+from autotl.data.index import find
+from autotl.data.listing import BY_NAME, Columns, Found
 from autotl.errors import DataError
 
 
@@ -20,10 +22,10 @@ def tree(root, *paths):
     return root
 
 
-def refused(path, *said):
+def refused(path, *said, columns=BY_NAME):
     """Pointing there is a DataError in one line that says all of this."""
     with pytest.raises(DataError) as caught:
-        find(path)
+        find(path, columns)
     message = str(caught.value)
     assert "\n" not in message
     for part in said:
@@ -60,10 +62,67 @@ def test_splits_of_class_folders(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "dev", "Val", "VALIDATION"])
-def test_names_of_the_validation_split(tmp_path, name):
-    tree(tmp_path, "train/a/1", "train/b/2", f"{name}/a/3")
-    assert [file.split for file in find(tmp_path).files if file.path.endswith("3")] == ["rank"]
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "Val", "TEST"),
+        ("Training", "valid", "Testing"),
+        ("train_set", "validation-set", "test set"),
+        ("seg_train/seg_train", "dev", "seg_test/seg_test"),
+        ("train/Train", "VALIDATION", "test_images"),
+    ],
+)
+def test_folders_of_splits_by_their_usual_names(tmp_path, train, val, test):
+    tree(tmp_path, f"{train}/a/1", f"{train}/b/2", f"{val}/a/3", f"{test}/b/4")
+    listing = find(tmp_path)
+    assert {(file.path, file.label, file.split) for file in listing.files} == {
+        (f"{train}/a/1", "a", "train"),
+        (f"{train}/b/2", "b", "train"),
+        (f"{val}/a/3", "a", "rank"),
+        (f"{test}/b/4", "b", "test"),
+    }
+    assert listing.layout == "split folders"
+    assert dict(listing.read_as) == {train: "train", val: "rank", test: "test"} and listing.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("folders", "advice"),
+    [
+        (("fold_0", "fold_1"), "Folds are not splits: put one into test/"),
+        (("images", "masks"), "name one of them alone"),
+        (("eval", "first half"), "rename the folders to train, val and test"),
+    ],
+)
+def test_folders_that_share_sub_folders_may_be_splits_or_classes(tmp_path, folders, advice):
+    one, other = folders
+    tree(tmp_path, f"{one}/a/1", f"{one}/b/2", f"{one}/c/3", f"{other}/A/4", f"{other}/b/5", f"{other}/notes.txt")
+    refused(tmp_path, "ambiguous", f"{one!r}, {other!r} hold no images themselves", "'a', 'b'", advice, "in a CSV")
+
+
+def test_folders_within_a_split_may_be_ambiguous_too(tmp_path):
+    tree(tmp_path, *(f"{split}/{kind}/{name}/1" for split in ("train", "test") for kind in "ix" for name in "ab"))
+    refused(tmp_path, f"{str(tmp_path / 'test')!r} is ambiguous: 'i', 'x'", "'a', 'b'")
+
+
+def test_splits_below_the_classes_are_not_merged(tmp_path):
+    tree(tmp_path, "a/train/1", "a/test/2", "b/train/3", "b/test/4")
+    refused(tmp_path, "ambiguous", "'test', 'train'", "put them on top, as in train/CLASS")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("animal/cat/1", "animal/dog/2", "vehicle/car/3", "vehicle/bus/4"),  # nothing is shared
+        ("animal/cat/1", "animal/dog/2", "animal/misc/3", "vehicle/car/4", "vehicle/bus/5", "vehicle/misc/6"),
+        ("animal/images/1", "vehicle/images/2"),  # by the sub-folders there would be one class
+        ("animal/1.jpg", "animal/old/2", "animal/new/3", "vehicle/4.jpg", "vehicle/old/5", "vehicle/new/6"),
+        ("animal/old/1", "animal/new/2", "vehicle/old/3", "vehicle/new/4", "a/5", "b/6", "c/7"),
+    ],
+)
+def test_classes_may_have_sub_folders(tmp_path, paths):
+    listing = find(tree(tmp_path, *paths))
+    assert [file.path for file in listing.files] == sorted(paths) and listing.layout == "class folders"
+    assert all(file.label == file.path.split("/")[0] for file in listing.files)
 
 
 def test_train_alone(tmp_path):
@@ -81,11 +140,63 @@ def test_split_names_may_be_classes_beside_others(tmp_path):
     ]
 
 
-def test_hidden_and_empty_things_are_passed_over(tmp_path):
-    tree(tmp_path, "a/1", "b/2", "a/.DS_Store", ".git/x", "a/.thumbs/3", ".hidden")
-    (tmp_path / "empty").mkdir()
+def test_hidden_things_and_litter_are_passed_over(tmp_path):
+    litter = ("a/.DS_Store", ".git/x", "a/.thumbs/3", ".hidden", "a/Thumbs.db", "b/Desktop.ini", "b/deep/._2.jpg")
+    tree(tmp_path, "a/1", "b/2", *litter, "__MACOSX/a/._1", "b/__pycache__/x.pyc", "a/1.jpg:Zone.Identifier")
     listing = find(tmp_path)
     assert [file.path for file in listing.files] == ["a/1", "b/2"] and listing.notes == ()
+    assert listing.litter == tuple(
+        sorted(
+            {path.replace("/x", "").replace("/3", "") for path in litter}
+            | {"__MACOSX", "b/__pycache__", "a/1.jpg:Zone.Identifier"}
+        )
+    )
+
+
+def test_class_folders_without_images_are_named(tmp_path):
+    tree(tmp_path, "train/a/1", "train/b/2", "train/c/Thumbs.db", "val/a/3")
+    (tmp_path / "val/d").mkdir()
+    (tmp_path / "test").mkdir()
+    listing = find(tmp_path)
+    assert {file.label for file in listing.files} == {"a", "b"} and listing.empty == ("test", "train/c", "val/d")
+    assert listing.notes == ("folders without images, left out: 'test', 'train/c', 'val/d'",)
+
+
+def test_empty_class_folders_that_leave_one_class_are_the_reason(tmp_path):
+    tree(tmp_path, "a/1", "b/Thumbs.db", "c/__pycache__/x")
+    refused(tmp_path, "only one class, 'a'", "No images are in 'b', 'c'.")
+
+
+def test_an_empty_train_folder_is_the_reason(tmp_path):
+    tree(tmp_path, "train/a/Thumbs.db", "test/a/1")
+    refused(tmp_path, "has 'test' but no train folder that holds images")
+
+
+def test_labels_of_one_name_in_two_unicode_forms_are_one(tmp_path):
+    one, two = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
+    tree(tmp_path, f"train/{two}/1", "train/b/2", f"val/{one}/3")
+    listing = find(tmp_path)
+    assert [(file.label, file.split) for file in listing.files if file.label != "b"] == [
+        (one, "train"),
+        (one, "rank"),
+    ]
+    assert all((tmp_path / file.path).is_file() for file in listing.files)
+
+
+@pytest.mark.parametrize("other", ["dog ", " dog", "dog\u00a0"])
+def test_labels_that_differ_in_spaces_are_one_line(tmp_path, other):
+    tree(tmp_path, "cat/1", "dog/2", f"{other}/3")
+    refused(tmp_path, repr(other), "'dog'", "differ only in spaces", "Give them one name")
+
+
+def test_a_label_with_a_space_in_one_split_alone_is_one_line(tmp_path):
+    tree(tmp_path, "train/cat/1", "train/dog /2", "val/dog/3")
+    refused(tmp_path, "'dog' and 'dog '", "differ only in spaces")
+
+
+def test_labels_that_differ_in_case_are_mentioned(tmp_path):
+    tree(tmp_path, "Dog/1", "cat/2", "dog/3")
+    assert find(tmp_path).notes == ("classes whose names differ only in upper and lower case: 'Dog', 'dog'",)
 
 
 def test_files_beside_the_class_folders_are_mentioned(tmp_path):
@@ -325,8 +436,14 @@ def test_a_parquet_manifest_of_categories(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("file,class\n1,a\n", ["no column path and no column label", "'file', 'class'"]),
-        ("path;label\n1;a\n", ["no column path", "'path;label'", "separated by commas"]),
+        ("id,kind\n1,a\n", ["no column path and no column label", "'id', 'kind'", "--path-column", "--label-column"]),
+        ("path label\n1 a\n", ["no column path", "'path label'", "separated by commas, semicolons or tabs"]),
+        ("1,a\n2,b\n", ["no column path", "first line names a file", "path,label"]),
+        ("file,image,label\n1,1,a\n", ["several columns that may be the path: 'file', 'image'", "--path-column"]),
+        ("path,class,category\n1,a,b\n", ["several columns that may be the label", "--label-column"]),
+        ("path,label;x\n1,a\n", ["divided by commas and by semicolons"]),
+        ("path,label,split\n1,a,0\n2,b,1\n", ["split '0'", "Folds are not splits"]),
+        ("path,label\nC:\\me\\1,a\n2,b\n", ["not there", "Windows", "relative to the manifest"]),
         ("path,label\n", ["holds no images"]),
         ("", ["cannot be read"]),
         ("path,label\n1,a\n2,\n1,\n", ["lacks a label in rows '2', '3'"]),
@@ -344,10 +461,98 @@ def test_manifests_that_are_refused(tmp_path, text, said):
     refused(manifest(tmp_path, text), *said)
 
 
-def test_a_csv_that_is_not_utf8(tmp_path):
-    tree(tmp_path, "1", "2")
-    (tmp_path / "m.csv").write_bytes("path,label\n1,Gänse\n2,b\n".encode("latin-1"))
-    refused(tmp_path / "m.csv", "cannot be read", "UTF-8")
+ROWS = [("in/1.jpg", "Gänse"), ("in/2.jpg", "b")]
+
+
+def excel(root, encoding="utf-8", delimiter=",", header="path,label", rows=ROWS, before="", name="m.csv"):
+    """A manifest as Windows writes it, of two files that are there."""
+    tree(root, "in/1.jpg", "in/2.jpg")
+    lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
+    (root / name).write_bytes((before + "".join(f"{line}\r\n" for line in lines)).encode(encoding))
+    return root / name
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"delimiter": ";"},
+        {"delimiter": "\t"},
+        {"delimiter": "\t", "name": "m.tsv"},
+        {"delimiter": ";", "before": "sep=;\r\n"},
+        {"encoding": "utf-16"},
+        {"encoding": "utf-16", "delimiter": "\t"},
+        {"encoding": "utf-8-sig", "header": "Path,Label"},
+        {"header": "filename,class"},
+        {"header": "Image Path,CATEGORY"},
+        {"header": "file_name,label"},
+        {"rows": [(path.replace("/", "\\"), label) for path, label in ROWS]},
+        {"rows": [*ROWS, ("", "")]},
+        {"rows": [(path, unicodedata.normalize("NFD", label)) for path, label in ROWS]},
+    ],
+)
+def test_manifests_as_windows_and_excel_write_them(tmp_path, said):
+    listing = find(excel(tmp_path, **said))
+    assert listing.files == (Found("in/1.jpg", "Gänse"), Found("in/2.jpg", "b"))
+    assert listing.layout == "manifest" and listing.notes == ()
+    assert [meant for _, meant in listing.read_as] == ["path", "label"]
+
+
+def test_a_csv_of_windows_is_read_and_said(tmp_path):
+    listing = find(excel(tmp_path, "cp1252"))
+    assert listing.files[0].label == "Gänse"
+    assert listing.notes == (
+        "m.csv is not UTF-8 and was read as Windows-1252: see whether the classes have their names",
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "label"), [("mac-roman", "Gänse"), ("cp850", "Gänse"), ("cp1251", "кошка"), ("gbk", "小狗")]
+)
+def test_a_csv_whose_encoding_cannot_be_told_is_refused(tmp_path, encoding, label):
+    path = excel(tmp_path, encoding, rows=[("in/1.jpg", label), ("in/2.jpg", "b")])
+    refused(path, "cannot be read", "not UTF-8", "Save it as CSV in UTF-8")
+
+
+def test_columns_that_the_user_names(tmp_path):
+    path = excel(tmp_path, header="where,what,file,label", rows=[(*row, "x", "y") for row in ROWS])
+    named = Columns("where", "what")
+    assert find(path, named).files == (Found("in/1.jpg", "Gänse"), Found("in/2.jpg", "b"))
+    refused(path, "no column 'wher'", "'where', 'what', 'file', 'label'", "--path-column", columns=Columns("wher"))
+    refused(tmp_path, "has no columns", "--path-column", columns=named)
+
+
+@pytest.mark.parametrize("column", ["split", "Split", "data set", "subset"])
+def test_a_column_of_splits_is_known_by_its_name_and_its_words(tmp_path, column):
+    tree(tmp_path, "3")
+    path = excel(
+        tmp_path,
+        header=f"path,label,{column}",
+        rows=[("in/1.jpg", "a", "Training"), ("in/2.jpg", "b", "train_set"), ("3", "a", "Test Set")],
+    )
+    assert [file.split for file in find(path).files] == ["test", "train", "train"]
+
+
+def test_a_column_set_of_something_else_is_none_of_splits(tmp_path):
+    path = excel(tmp_path, header="path,label,set", rows=[("in/1.jpg", "a", "red"), ("in/2.jpg", "b", "blue")])
+    assert [file.split for file in find(path).files] == ["train", "train"]
+
+
+@pytest.mark.parametrize(("written", "there"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_manifest_finds_files_whose_names_have_the_other_unicode_form(tmp_path, written, there):
+    on_disk = unicodedata.normalize(there, "für/é 1")
+    tree(tmp_path, on_disk, "2")
+    path = manifest(tmp_path, f"path,label\n{unicodedata.normalize(written, 'für/é 1')},a\n2,b\n")
+    assert [file.path for file in find(path).files] == ["2", on_disk]
+
+
+def test_litter_in_a_manifest_is_passed_over(tmp_path):
+    tree(tmp_path, "1", "2", "Thumbs.db")
+    listing = find(manifest(tmp_path, "path,label\n1,a\n2,b\nThumbs.db,a\n"))
+    assert [file.path for file in listing.files] == ["1", "2"] and listing.litter == ("Thumbs.db",)
+
+
+def test_a_workbook_is_refused_with_the_way_out(tmp_path):
+    refused(manifest(tmp_path, "PK", "m.xlsx"), "workbook", "Save its table as a CSV")
 
 
 def test_a_parquet_file_that_is_none(tmp_path):

@@ -1,0 +1,157 @@
+"""A folder of images: which of the folders in it are classes, and which are splits."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from mimetypes import MimeTypes
+from pathlib import Path
+
+from autotl.data.listing import Found, Layout, Listing, some
+from autotl.data.names import is_fold, one_form, split_of
+from autotl.data.split import Split
+from autotl.data.walk import Walk
+from autotl.errors import DataError
+
+SHAPES = (
+    "Give a folder with a sub-folder for each class, a folder of train/, val/ and test/ with such "
+    "sub-folders, or a CSV or Parquet manifest with the columns path and label."
+)
+_TYPES = MimeTypes()  # Python's own, as a machine's may differ
+
+
+@dataclass
+class _Level:
+    """A folder whose sub-folders are the classes, as far as that can be said by looking at it alone."""
+
+    folder: str
+    beside: list[str] = field(default_factory=list)
+    """The files right in it."""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """The files below each of its sub-folders."""
+
+    @property
+    def labelled(self) -> bool:
+        return any(self.classes.values())
+
+    @property
+    def empty(self) -> bool:
+        return not self.labelled and not self.beside
+
+
+def read_folder(root: Path) -> Listing:
+    """The labelled files of a folder.
+
+    Raises: DataError for one that is neither of classes nor of splits, or may be either.
+    """
+    walk = Walk(root)
+    beside, tops = walk.look()
+    splits = {top: _level(walk, top) for top in tops if split_of(top)}
+    level = _Level("", beside, {top: list(walk.files(top)) for top in tops if top not in splits})
+    named = [top for top, split in splits.items() if not split.empty]
+    if level.beside and not level.labelled and not named:
+        raise DataError(f"{str(root)!r} holds {len(level.beside)} files but no class folders. {SHAPES}")
+    if level.labelled and any(split.labelled for split in splits.values()):
+        classes = [top for top, files in level.classes.items() if files]
+        raise DataError(
+            f"{str(root)!r} is ambiguous: {some(named)} look like splits, {some(classes)} like classes. "
+            f"Move either elsewhere, or rename it."
+        )
+    if named and not level.labelled:
+        return _splits(walk, {top: splits[top] for top in named}, [*level.classes, *(splits.keys() - named)], beside)
+    level.classes |= {top: split.beside for top, split in splits.items()}  # a class `train` beside a class `bus`
+    _require_classes(walk.root, level)
+    return _listing(walk, "class folders", {"": "train"}, [level], [])
+
+
+def _level(walk: Walk, folder: str) -> _Level:
+    """A folder of a split. `seg_train/seg_train/`, as unpacked archives have it, is one folder."""
+    beside, folders = walk.look(folder)
+    if len(folders) == 1 and split_of(folders[0].rpartition("/")[2]) == split_of(folder.rpartition("/")[2]):
+        inner = _level(walk, folders[0])
+        return _Level(inner.folder, beside + inner.beside, inner.classes)
+    return _Level(folder, beside, {path: list(walk.files(path)) for path in folders})
+
+
+def _splits(walk: Walk, levels: Mapping[str, _Level], empty: Sequence[str], beside: Sequence[str]) -> Listing:
+    root, folders = walk.root, sorted(levels)
+    split_in = {top: split for top in folders if (split := split_of(top))}
+    if len(set(split_in.values())) < len(folders):
+        raise DataError(f"Of {some(folders)} in {str(root)!r} two are the same split. Merge them, or rename one.")
+    if "train" not in split_in.values():
+        holding = " that holds images" * any(split_of(folder) == "train" for folder in empty)
+        raise DataError(
+            f"{str(root)!r} has {some(folders)} but no train folder{holding}. Add train/, or, if these are classes, "
+            f"rename them."
+        )
+    for top, level in levels.items():
+        if not level.labelled:
+            raise DataError(
+                f"{str(root / top)!r} holds files but no class folders, so their labels are unknown. Sort "
+                f"them into a sub-folder for each class, or move {top!r} elsewhere."
+            )
+        _require_classes(root, level)
+    given = {level.folder: split_in[top] for top, level in levels.items()}
+    return _listing(walk, "split folders", given, [*levels.values(), _Level("", list(beside))], empty)
+
+
+def _listing(
+    walk: Walk, layout: Layout, splits: Mapping[str, Split], levels: Sequence[_Level], empty: Sequence[str]
+) -> Listing:
+    """`splits`: of each folder of classes."""
+    found = [
+        Found(path, one_form(folder.rpartition("/")[2]), splits[level.folder])
+        for level in levels
+        for folder, files in level.classes.items()
+        for path in files
+    ]
+    bare = [folder for level in levels for folder, files in level.classes.items() if not files]
+    return Listing(
+        walk.root,
+        tuple(sorted(found, key=lambda file: file.path)),
+        layout=layout,
+        read_as=tuple(sorted((folder, split) for folder, split in splits.items() if folder)),
+        unlabelled=tuple(sorted(path for level in levels for path in level.beside)),
+        empty=tuple(sorted([*empty, *bare])),
+        litter=tuple(sorted(set(walk.litter))),
+    )
+
+
+def _require_classes(root: Path, level: _Level) -> None:
+    """Folders that hold no images themselves, and whose sub-folders have the same names, may as well be splits.
+
+    Raises: DataError for such.
+    """
+    inner = {folder: _sub_folders(folder, files) for folder, files in level.classes.items() if files}
+    times = Counter(name for names in inner.values() for name in names)
+    shared = {name for name, folders in times.items() if folders > 1}
+    sharing = [folder for folder, names in inner.items() if names & shared]
+    mostly = any(2 * len(inner[folder] & shared) > len(inner[folder]) for folder in sharing)
+    if len(times) > 1 and mostly and 2 * len(sharing) >= len(inner):
+        raise DataError(
+            f"{str(root / level.folder)!r} is ambiguous: {some([path.rpartition('/')[2] for path in sharing])} hold no "
+            f"images themselves and share sub-folders such as {some(sorted(shared))}. {_which(sharing, shared)} If the "
+            f"folders are the classes, list their files in a CSV with the columns path and label."
+        )
+
+
+def _which(folders: Sequence[str], shared: Collection[str]) -> str:
+    """What to do where the folders are no classes."""
+    if all(map(split_of, shared)):
+        return "If the sub-folders are splits, put them on top, as in train/CLASS, or name one of the folders alone."
+    if all(is_fold(folder.rpartition("/")[2]) for folder in folders):
+        return "Folds are not splits: put one into test/ and the others into train/, or all of them into train/."
+    return "If the sub-folders are the classes, rename the folders to train, val and test, or name one of them alone."
+
+
+def _sub_folders(folder: str, files: Sequence[str]) -> set[str]:
+    """The sub-folders that hold files, for comparison; none where the folder holds images itself."""
+    inside = [path[len(folder) + 1 :].split("/", 1) for path in files]
+    if any(len(parts) == 1 and _may_be_image(parts[0]) for parts in inside):
+        return set()
+    return {one_form(parts[0]).casefold() for parts in inside if len(parts) > 1}
+
+
+def _may_be_image(name: str) -> bool:
+    """By its name, as files are not opened here."""
+    kind, _ = _TYPES.guess_type(name)
+    return kind is None or kind.startswith("image/")

@@ -1,0 +1,92 @@
+"""What was found in a folder or a manifest: the labelled files, and how everything else there was understood."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from autotl.data.split import Split
+
+Layout = Literal["class folders", "split folders", "manifest"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a manifest that hold paths and labels; None: known by their names."""
+
+    path: str | None = None
+    label: str | None = None
+
+    def said(self) -> dict[str, str]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def or_those(self, remembered: Mapping[str, str], data: Path) -> "Columns":
+        """These, and what they leave open as it was said of a study's manifest before. A folder has no columns."""
+        return self if data.is_dir() else Columns(**{**remembered, **self.said()})
+
+
+BY_NAME = Columns()
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file and what the user said of it. `path` is relative to the root, with forward slashes.
+
+    It is the name that the disk has, while a label is in one Unicode form.
+    """
+
+    path: str
+    label: str
+    split: Split = "train"
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Every labelled file below `root`, sorted by path, and how all that lies there was understood.
+
+    Paths are relative to `root`, with forward slashes.
+    """
+
+    root: Path
+    files: tuple[Found, ...]
+    layout: Layout = field(kw_only=True)
+    read_as: tuple[tuple[str, str], ...] = field(kw_only=True)
+    """Folders with their splits, or columns with what they were taken for."""
+    unlabelled: tuple[str, ...] = ()
+    """Files beside the class folders."""
+    empty: tuple[str, ...] = ()
+    """Folders, of classes or of splits, without files."""
+    litter: tuple[str, ...] = ()
+    """What is hidden, or known to be no user's data; of a folder nothing that lies in it."""
+    remarks: tuple[str, ...] = ()
+    """What else a user should know of how it was read."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know, in words."""
+        return tuple(self._notes())
+
+    def _notes(self) -> Iterator[str]:
+        if self.unlabelled:
+            yield f"passed over beside the class folders: {some(self.unlabelled)}"
+        if self.empty:
+            yield f"folders without images, left out: {some(self.empty)}"
+        alike = sorted(_alike({file.label for file in self.files}))
+        if alike:
+            yield f"classes whose names differ only in upper and lower case: {some(alike)}"
+        yield from self.remarks
+
+
+def _alike(labels: Iterable[str]) -> Iterator[str]:
+    named = defaultdict(list)
+    for label in labels:
+        named[label.casefold()].append(label)
+    return (label for same in named.values() if len(same) > 1 for label in same)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three, and how many there are."""
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,282 @@
+"""A manifest: a table, CSV or Parquet, that says which file has which label, as people and their programs write it."""
+
+import codecs
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from autotl.data.folders import SHAPES
+from autotl.data.listing import Columns, Found, Listing, some
+from autotl.data.names import is_fold, is_litter, one_form, split_of
+from autotl.data.split import Split
+from autotl.errors import DataError, one_line
+
+_USUAL = {
+    "path": (
+        *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "images", "image_path"),
+        *("imagepath", "image_name", "image_file", "image_filename", "img", "img_path", "img_name"),
+    ),
+    "label": ("label", "labels", "class", "class_name", "class_label", "classname", "category", "target"),
+    "split": ("split", "set", "subset", "data_set", "dataset", "partition"),
+    "group": ("group",),
+}
+"""By which names a column is known, without regard to case, spaces, `-` and `_`; the first of them comes first."""
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_NOT_WESTERN = re.compile(rb"[\x80-\x9f]|[\xa0-\xff]{3}")
+"""In cp1252 these are rare signs, or three accented letters in a row: other encodings have common letters there."""
+_ON_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+def read_manifest(path: Path, columns: Columns) -> Listing:
+    """The files that a manifest labels.
+
+    Raises: DataError for one that cannot be read, or may be read in several ways.
+    """
+    remarks: list[str] = []
+    table = _table(path, columns, remarks.append)
+    taken = _taken(table, columns, path)
+    rows = [row for row in zip(*(table[name] for name in taken.values()), strict=True) if any(map(str.strip, row))]
+    cells = {meant: [row[at] for row in rows] for at, meant in enumerate(taken)}
+    for meant in cells.keys() - {"path"}:  # a file name may begin with a space
+        cells[meant] = [one_form(value).strip() for value in cells[meant]]
+    for meant in ("path", "label"):
+        empty = [str(number) for number, value in enumerate(cells[meant], 1) if not value]
+        if empty:
+            raise DataError(
+                f"The manifest {str(path)!r} lacks a {meant} in rows {some(empty)}. Fill in or remove them."
+            )
+    blank = [""] * len(rows)
+    splits = [_split(word, path) for word in cells.get("split", blank)]
+    groups = [group or None for group in cells.get("group", blank)]
+    found = map(Found, _on_disk(path, cells["path"]), cells["label"], splits, groups)
+    files = sorted(found, key=lambda file: (file.path, file.label, file.split, file.group or ""))
+    litter = {file.path for file in files if is_litter(file.path.rpartition("/")[2])}
+    return Listing(
+        path.parent,
+        tuple(file for file in files if file.path not in litter),
+        layout="manifest",
+        read_as=tuple((name, meant) for meant, name in taken.items()),
+        litter=tuple(sorted(litter)),
+        remarks=tuple(remarks),
+    )
+
+
+# Columns
+
+
+def _taken(table: Mapping[str, Sequence[str]], columns: Columns, path: Path) -> dict[str, str]:
+    """Which column is taken for `path`, `label` and, where there are such, `split` and `group`.
+
+    Raises: DataError where that cannot be told.
+    """
+    names = list(table)
+    splits = [name for name in names if _plain(name) == "split" or any(map(split_of, table[name]))]
+    found = {
+        "path": _column(names, "path", columns, path),
+        "label": _column(names, "label", columns, path),
+        "split": _column(splits, "split", columns, path),  # a column `set` may be of something else
+        "group": _column(names, "group", columns, path),
+    }
+    missing = [meant for meant in ("path", "label") if not found[meant]]
+    if missing:
+        raise DataError(_without(path, missing, names))
+    return {meant: name for meant, name in found.items() if name}
+
+
+def _column(names: Sequence[str], meant: str, columns: Columns, path: Path) -> str | None:
+    """Raises: DataError for a column that is not there, and where several may be meant."""
+    said = columns.said().get(meant)
+    if said and said not in names:
+        raise DataError(
+            f"The manifest {str(path)!r} has no column {said!r}; it has {', '.join(map(repr, names))}. "
+            f"Say --{meant}-column NAME."
+        )
+    found = _candidates(names, meant, said)
+    if len(found) > 1:
+        raise DataError(
+            f"The manifest {str(path)!r} has several columns that may be the {meant}: {some(found)}. "
+            f"Name one of them {meant}{_or_say([meant])}."
+        )
+    return found[0] if found else None
+
+
+def _candidates(names: Sequence[str], meant: str, said: str | None) -> list[str]:
+    """The columns that fit best: the one that the user said, of the very name, of the plain name, of a usual name."""
+    if (exact := said or meant) in names:
+        return [exact]
+    if said:
+        return []
+    usual = set(map(_plain, _USUAL[meant]))
+    return [name for name in names if _plain(name) == meant] or [name for name in names if _plain(name) in usual]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _or_say(meant: Sequence[str]) -> str:
+    options = " ".join(f"--{each}-column NAME" for each in meant if each in ("path", "label"))
+    return options and f", or say {options}"
+
+
+def _without(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
+    said = (
+        f"The manifest {str(path)!r} has no column {' and no column '.join(missing)}; it has "
+        f"{', '.join(map(repr, names))}."
+    )
+    if any(os.path.isfile(path.parent / name) for name in names):
+        return f"{said} Its first line names a file: write the names of the columns above it, such as path,label."
+    return (
+        f"{said} Name columns {' and '.join(missing)}{_or_say(missing)}. In a CSV they are separated by commas, "
+        f"semicolons or tabs."
+    )
+
+
+def _split(word: str, path: Path) -> Split:
+    if not word:
+        return "train"
+    split = split_of(word)
+    if split is None:
+        folds = " Folds are not splits: write test for one of them and train for the others." * is_fold(word)
+        raise DataError(
+            f"The manifest {str(path)!r} has the split {word!r}. Splits are train, val and test, or nothing "
+            f"to have them carved.{folds}"
+        )
+    return split
+
+
+# Files
+
+
+def _on_disk(path: Path, names: Sequence[str]) -> list[str]:
+    """Where the files lie, relative to the manifest's folder.
+
+    Raises: DataError for what is not there.
+    """
+    locate = _locator(str(path.parent))
+    places = [locate(name) for name in names]
+    absent = [name for name, place in zip(names, places, strict=True) if place is None]
+    if absent:
+        advice = "Paths are relative to the manifest's folder, or absolute."
+        if any(map(_ON_WINDOWS.match, absent)):
+            advice = "They are paths of a computer with Windows: write them relative to the manifest's folder."
+        raise DataError(
+            f"The manifest {str(path)!r} labels {len(absent)} files that are not there: {some(absent)}. {advice}"
+        )
+    return [place for place in places if place is not None]
+
+
+def _locator(folder: str) -> Callable[[str], str | None]:
+    """From a name in a manifest to the file, relative to the folder: backslashes may divide it, and of letters with
+    accents the disk may have the other Unicode form."""
+
+    @cache
+    def listed(place: str) -> dict[str, list[str]]:
+        """What lies there, by Unicode's one form."""
+        forms: dict[str, list[str]] = {}
+        with suppress(OSError):
+            for name in os.listdir(place):
+                forms.setdefault(one_form(name), []).append(name)
+        return forms
+
+    def in_other_form(name: str) -> str | None:
+        place = "/" if name.startswith("/") else folder
+        for part in name.split("/"):
+            if os.path.lexists(os.path.join(place, part)):
+                place = os.path.join(place, part)
+                continue
+            fitting = listed(place).get(one_form(part), [])
+            if len(fitting) != 1:
+                return None
+            place = os.path.join(place, fitting[0])
+        return place
+
+    def locate(name: str) -> str | None:
+        for spelled in (name, name.replace("\\", "/")):
+            place = os.path.join(folder, spelled)
+            if not os.path.isfile(place) and not spelled.isascii():
+                place = in_other_form(spelled) or place
+            if os.path.isfile(place):
+                return os.path.relpath(place, folder).replace(os.sep, "/")
+        return None
+
+    return locate
+
+
+# Tables
+
+
+def _table(path: Path, columns: Columns, remark: Callable[[str], None]) -> dict[str, list[str]]:
+    """The manifest's columns as text; but for paths, without spaces around."""
+    suffix = path.suffix.lower()
+    if suffix in (".xlsx", ".xls", ".ods"):
+        raise DataError(f"{str(path)!r} is a workbook, but no manifest. Save its table as a CSV in UTF-8.")
+    if suffix not in (".csv", ".tsv", ".parquet", ".pq"):
+        raise DataError(f"{str(path)!r} is a file, but no manifest. {SHAPES}")
+    import pandas as pd
+
+    try:
+        if suffix in (".csv", ".tsv"):
+            # A class may be called "NA" or "007".
+            text, delimiter = _divided(_text(path, remark), columns, path)
+            frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, index_col=False)
+        else:
+            # Of whole numbers with gaps numpy would make 7.0.
+            frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    except DataError:
+        raise
+    except Exception as error:  # pandas and pyarrow have no error in common.
+        raise DataError(
+            f"The manifest {str(path)!r} cannot be read: {one_line(error)}. It must be CSV in UTF-8, or Parquet."
+        ) from None
+    return {
+        one_form(str(column)).strip(): ["" if pd.isna(value) else str(value) for value in frame[column]]
+        for column in frame
+    }
+
+
+def _text(path: Path, remark: Callable[[str], None]) -> str:
+    """Raises: DataError for an encoding that cannot be told."""
+    data = path.read_bytes()
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        if b"\0" in data or _NOT_WESTERN.search(data):
+            raise DataError(
+                f"The manifest {str(path)!r} cannot be read: it is not UTF-8, and may be in one of several other "
+                f"encodings. Save it as CSV in UTF-8."
+            ) from None
+        remark(f"{path.name} is not UTF-8 and was read as Windows-1252: see whether the classes have their names")
+        return data.decode("cp1252")
+
+
+def _divided(text: str, columns: Columns, path: Path) -> tuple[str, str]:
+    """The text of a CSV, and what divides its columns: what Excel's line `sep=` says, or what divides its first line.
+
+    Raises: DataError where that may be several.
+    """
+    first, _, rest = text.partition("\n")
+    if marked := re.fullmatch(r'"?sep=(.)"?\r?', first):
+        return rest, marked[1]
+    headers = {each: next(csv.reader(io.StringIO(text), delimiter=each), []) for each in _DELIMITERS}
+    dividing = [each for each, names in headers.items() if len(names) > 1]
+    fitting = [each for each in dividing if _fits(headers[each], columns)]
+    if len(dividing) > 1 and len(fitting) != 1:
+        by = " and by ".join(_DELIMITERS[each] for each in dividing)
+        raise DataError(f"The first line of the manifest {str(path)!r} is divided by {by}. Use one of them alone.")
+    return text, (fitting or dividing or [","])[0]
+
+
+def _fits(header: Sequence[str], columns: Columns) -> bool:
+    """Whether there are columns for paths and labels."""
+    names = [name.strip() for name in header]
+    return all(_candidates(names, meant, columns.said().get(meant)) for meant in ("path", "label"))

@@ -1,0 +1,58 @@
+"""What the name of a file or folder tells: whether it is litter, which split it stands for, and how to compare it."""
+
+import re
+import unicodedata
+
+from autotl.data.split import Split
+
+LITTER = (
+    *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"),
+    *("__macosx", "__pycache__", "$recycle.bin", "system volume information", "@eadir", "#recycle", "lost+found"),
+    *(".ds_store", ".ipynb_checkpoints"),
+)
+"""Names, in lower case, of what operating systems and programs leave beside a user's files."""
+LITTER_BEGINS = ("._", "~$")
+LITTER_ENDS = (":zone.identifier",)
+
+_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "rank",
+    "valid": "rank",
+    "validation": "rank",
+    "dev": "rank",
+    "test": "test",
+    "testing": "test",
+}
+_BESIDE = "(?:set|data|dataset|images?|split|folder|seg)"
+_SPLIT = re.compile(rf"(?:{_BESIDE}_)*({'|'.join(_WORDS)})(?:_?{_BESIDE})*")
+_FOLD = re.compile(r"(?:(?:cv|k)?_?folds?_?)?\d+")
+
+
+def is_litter(name: str) -> bool:
+    """Whether no user means a file or folder of this name, wherever it lies."""
+    name = name.casefold()
+    return name in LITTER or name.startswith(LITTER_BEGINS) or name.endswith(LITTER_ENDS)
+
+
+def split_of(name: str) -> Split | None:
+    """The split that a folder, or a word in a manifest, stands for: `train`, `Training`, `seg_train`, `Test Set` …
+
+    `eval` and `holdout` are none: for some they are what chooses, for others what judges.
+    """
+    found = _SPLIT.fullmatch(_words(name))
+    return _WORDS[found[1]] if found else None
+
+
+def is_fold(name: str) -> bool:
+    """Whether it is a part of a cross-validation, such as `fold_0`, or a number alone."""
+    return _FOLD.fullmatch(_words(name)) is not None
+
+
+def one_form(text: str) -> str:
+    """The text in Unicode's form NFC. macOS writes `é` as two characters, others as one: they are the same name."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", one_form(name).casefold().strip())
