@@ -70,10 +70,12 @@ def test_predictions_are_the_likeliest_classes(found, stripes):
     broken = stripes / "down" / "broken.png"
     broken.write_bytes(b"no image")
     (stripes / "down" / "gone.png").symlink_to("nowhere.png")
+    litter = stripes / "down" / "Thumbs.db"
+    litter.write_bytes(b"no image")
     with pytest.warns(UserWarning, match=r"(broken|gone)\.png is left out: ") as told:
         assert len(found.predict(stripes / "down")) == 30
     assert len(told) == 2
-    for file in (broken, stripes / "nothing.png"):
+    for file in (broken, litter, stripes / "nothing.png"):
         with pytest.raises(AutotlError, match=rf"{file.name} cannot be read: "):
             found.predict([*files, file])
 

@@ -217,6 +217,8 @@ def test_whatever_lies_among_the_images_is_named_and_the_others_are_classified(a
         file.write_bytes(good)
     (mixed / "b.png").write_bytes(good[:200])
     (mixed / "c.txt").write_text("no image")
+    for litter in ("Thumbs.db", "desktop.ini", "._a.png"):
+        (mixed / litter).write_text("what Windows and macOS leave")
     (mixed / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(mixed / "pipe")
     (mixed / ".hidden").mkdir()
@@ -229,8 +231,24 @@ def test_whatever_lies_among_the_images_is_named_and_the_others_are_classified(a
     assert {name for name, row in rows.items() if row["problem"] and not row["class"]} == {
         "mixed/b.png", "mixed/c.txt", "mixed/gone.png", "mixed/pipe", "nothing.png"
     }  # fmt: skip
-    told = json.loads(autotl("predict", "stripes", "mixed", "nothing.png", "--format", "json", code=1))
+    told = json.loads(
+        autotl("predict", "stripes", "mixed", "mixed/Thumbs.db", "nothing.png", "--format", "json", code=1)
+    )
     assert [row["path"] for row in told] == list(rows)
+    assert "mixed/Thumbs.db is no image" in autotl("predict", "stripes", "mixed/Thumbs.db", code=2)
+
+
+def test_a_manifest_with_columns_of_other_names(autotl, stripes, tmp_path):
+    rows = [f"{file.relative_to(tmp_path)};{file.parent.name};?" for file in sorted(stripes.glob("*/*.png"))]
+    (tmp_path / "m.csv").write_text("\n".join(["where;what;file", *rows]).replace("/", "\\"))
+    columns = ("--path-column", "where", "--label-column", "what")
+    words = ("--backbones", "reference:edges", *PROBE, "--json")
+    assert "no column label" in autotl("search", "m.csv", *words, code=2)
+    found = json.loads(autotl("search", "m.csv", "--trials", 1, *columns, *words))
+    autotl("search", "m.csv", "--trials", 2, *words)  # it goes on with the columns that it was begun with
+    (tmp_path / "plan.json").write_text(autotl("show", "m", "--plan", "0"))
+    told = json.loads(autotl("train", "plan.json", "m.csv", *columns, "--json"))
+    assert told["metrics"]["rank.accuracy"] == found["best"]["validation"]
 
 
 def test_a_path_is_no_formula_and_a_class_is_never_changed(autotl, stripes, tmp_path):

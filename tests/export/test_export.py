@@ -20,10 +20,10 @@ import torch
 from packaging.requirements import Requirement
 from PIL import Image, UnidentifiedImageError
 
-from autotl.api import Model, Study
+from autotl.api import Model, Study, files_in
 from autotl.backbones.catalogue import Catalogue
 from autotl.builtin import shipped
-from autotl.data import images
+from autotl.data import images, names
 from autotl.data.dataset import stored_files
 from autotl.errors import StudyError
 from autotl.export import bundle, export, formats
@@ -233,6 +233,22 @@ def _linked(folder: Path, *names: str) -> None:
                 link.symlink_to(found.locate_file(entry))
         needs = [Requirement(text) for text in found.requires or ()]
         wanted += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+
+
+def test_the_script_takes_the_files_that_predict_takes(tmp_path):
+    shutil.copy(export.STANDALONE / "preprocess.py", tmp_path)
+    (tmp_path / "preprocessing.json").write_text("{}")
+    script = runpy.run_path(str(tmp_path / "preprocess.py"))
+    for name in ("LITTER", "LITTER_BEGINS", "LITTER_ENDS"):
+        assert script[name] == getattr(names, name)
+    folder = tmp_path / "photos"
+    for path in ("1.png", "deep/2.png", "deep/Thumbs.db", "__MACOSX/3.png", "a b/._4.png", "desktop.ini", ".git/5.png"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    (folder / "gone.png").symlink_to("nowhere.png")
+    words = [str(folder), str(folder / "desktop.ini"), str(folder / "1.png"), "nothing.png"]
+    taken = [str(folder / path) for path in ("1.png", "deep/2.png", "gone.png", "1.png")]
+    assert script["files_in"](words) == [*taken, "nothing.png"] == list(map(str, files_in(words)))
 
 
 @pytest.mark.parametrize(("kind", "runtime"), [("onnx", "onnxruntime"), ("torch-export", "torch")])

@@ -17,6 +17,13 @@ from PIL import Image
 
 SPEC = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")  # EPS starts programs
+LITTER = (
+    *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"),
+    *("__macosx", "__pycache__", "$recycle.bin", "system volume information", "@eadir", "#recycle", "lost+found"),
+    *(".ds_store", ".ipynb_checkpoints"),
+)
+LITTER_BEGINS = ("._", "~$")
+LITTER_ENDS = (":zone.identifier",)
 LONGEST = 4
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,13 +55,26 @@ def prepare(file: str | Path) -> np.ndarray:
 
 
 def files_in(paths: Iterable[str]) -> list[str]:
-    """Files as named; of folders every file below that is not hidden, in order of name."""
+    """Files as named, but for litter; of folders every file below that is not hidden or litter, in order of name."""
     files = []
     for path in paths:
-        below = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
-        seen = [file for file in below if not any(part[0] == "." for part in Path(os.path.relpath(file, path)).parts)]
-        files += sorted(seen, key=Path) if os.path.isdir(path) else [path]
+        if os.path.isdir(path):
+            files += sorted(_below(path), key=Path)
+        elif not _is_litter(os.path.basename(path)):
+            files.append(path)
     return files
+
+
+def _below(folder: str) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_litter(name)]
+        yield from (os.path.join(place, name) for name in names if not name.startswith(".") and not _is_litter(name))
+
+
+def _is_litter(name: str) -> bool:
+    """Whether it is what a system or a program leaves beside a user's files."""
+    name = name.casefold()
+    return name in LITTER or name.startswith(LITTER_BEGINS) or name.endswith(LITTER_ENDS)
 
 
 def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
