@@ -18,6 +18,16 @@ cache_dir = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Where decoded images and features are kept. [default: the user's cache folder]",
 )
+path_column = click.option(
+    "--path-column",
+    metavar="NAME",
+    help="The manifest's column with the paths of the images. [default: path, or a usual name such as filename]",
+)
+label_column = click.option(
+    "--label-column",
+    metavar="NAME",
+    help="The manifest's column with the classes. [default: label, or a usual name such as class]",
+)
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
 
 tracking_uri = click.option(

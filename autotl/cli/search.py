@@ -58,6 +58,8 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     callback=_study_file,
     help="A study file: any of these options as TOML keys.",
 )
+@options.path_column
+@options.label_column
 @click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Trials of the study in all.")
 @click.option(
     "--budget",

@@ -14,6 +14,8 @@ from autotl.report import output
 @click.argument("plan", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to leave the model as a bundle.")
+@options.path_column
+@options.label_column
 @options.device
 @options.weights
 @options.cache_dir
@@ -22,6 +24,8 @@ def command(
     plan: Path,
     data: Path,
     out: Path | None,
+    path_column: str | None,
+    label_column: str | None,
     device: str,
     weights: dict[str, Path],
     cache_dir: Path | None,
@@ -38,6 +42,7 @@ def command(
     autotl train plan.json data/digits --out model
     """
     from autotl.backbones.catalogue import Catalogue
+    from autotl.data.listing import Columns
     from autotl.engine import device as devices
     from autotl.engine.bench import Bench
     from autotl.engine.fit import fit
@@ -58,6 +63,7 @@ def command(
             catalogue,
             devices.resolve(device),
             seed=setup.data.split_seed,
+            columns=Columns(path_column, label_column),
             near_copies=setup.data.near_copies,
             progress=partial(watcher.progress, "reading images"),
             note=watcher.note,

@@ -20,6 +20,8 @@ from autotl.report import output
 @click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="The images. [default: where the search has them]"
 )
+@options.path_column
+@options.label_column
 @options.device
 @options.weights
 @options.home
@@ -28,6 +30,8 @@ def command(
     study: str,
     storage: str | None,
     data: Path | None,
+    path_column: str | None,
+    label_column: str | None,
     device: str,
     weights: dict[str, Path],
     home: Path | None,
@@ -44,6 +48,7 @@ def command(
     export AUTOTL_STORAGE=postgresql+psycopg://user:password@host/optuna
     autotl worker flowers --data /mnt/flowers
     """
+    from autotl.data.listing import Columns
     from autotl.host import Host
     from autotl.report import terminal
     from autotl.study.storage import SharedStudy
@@ -61,6 +66,7 @@ def command(
             Host.from_environment(),
             watcher,
             data=data,
+            columns=Columns(path_column, label_column),
             device=device,
             cache_dir=folder.cache_dir(cache_dir),
             weights=weights,

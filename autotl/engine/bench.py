@@ -8,6 +8,7 @@ from torch import Tensor
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data.dataset import Dataset, open_dataset
+from autotl.data.listing import BY_NAME, Columns
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import SPLITS, Split
 from autotl.engine.activations import Activations
@@ -37,6 +38,7 @@ class Bench:
         device: str,
         *,
         seed: int,
+        columns: Columns = BY_NAME,
         previous: Mapping[str, Split] | None = None,
         near_copies: NearCopies = "together",
         progress: Progress | None = None,
@@ -54,6 +56,7 @@ class Bench:
             seed=seed,
             inputs=inputs,
             pixels=pixels,
+            columns=columns,
             previous=previous,
             near_copies=near_copies,
             progress=progress,

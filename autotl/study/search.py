@@ -62,10 +62,11 @@ class Search:
         self.cache_dir = cache_dir(settings.cache_dir)
         self.catalogue = Catalogue(host, self.cache_dir, settings.weights)
         self.folder = StudyFolder(home(settings.home) / settings.study_name)
-        index.find(settings.data)  # what is wrong there is said before anybody asks a hub, or writes anything
         self._shipping: Shipping | None = None
         # A study without a single trial has decided nothing yet: it is begun anew.
         before = self.before = recovery.definition_of(self.folder, settings.storage, watcher.note)
+        self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
+        index.find(settings.data, self.columns)  # what is wrong there is said before anybody asks a hub
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
             missing(host, before.owners, self._used | self._asked_for(), watcher.note) if before else frozenset()
@@ -223,6 +224,7 @@ class Search:
                 self.catalogue,
                 self.device,
                 seed=self.settings.seed,
+                columns=self.columns,
                 previous=read_split(self.folder.path) if self.before else None,
                 near_copies=self.settings.near_copies,
                 progress=self.budget.watched(self.watcher, "reading images"),
@@ -281,6 +283,7 @@ class Search:
         definition = Definition(
             name=self.folder.name,
             data=str(self.settings.data.resolve()),
+            columns=self.columns.said(),
             optuna=before.optuna if before else f"{self.folder.name}-{uuid.uuid4().hex[:8]}",
             storage=masked(storage) if storage else None,
             fingerprint=dataset.fingerprint,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
+from autotl.data.listing import Columns
 from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
 from autotl.plan import NearCopies, Record
@@ -71,6 +72,10 @@ class Settings(Record):
 
     data: Annotated[Path, AfterValidator(_text)]
     """A folder with a sub-folder for each class, or with train/, val/ and test/ of such folders, or a manifest."""
+    path_column: str | None = None
+    """The manifest's column with the paths of the images; None: known by its name, or as the study was begun."""
+    label_column: str | None = None
+    """The manifest's column with the classes; None: known by its name, or as the study was begun."""
     trials: int = Field(default=50, ge=1)
     """How many trials the study has in all, those of earlier runs included."""
     budget: Annotated[float | None, BeforeValidator(seconds)] = None
@@ -167,6 +172,11 @@ class Settings(Record):
                 yield from (flag, ",".join(value))
             else:
                 yield from (flag, f"{value:g}s" if name == "budget" else masked(str(value)))
+
+    @property
+    def columns(self) -> Columns:
+        """What was said of the manifest's columns."""
+        return Columns(self.path_column, self.label_column)
 
     @property
     def study_name(self) -> str:

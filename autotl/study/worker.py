@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.data.listing import BY_NAME, Columns
 from autotl.engine import device as devices
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
@@ -40,6 +41,7 @@ class Worker:
         watcher: Watcher,
         *,
         data: Path | None,
+        columns: Columns = BY_NAME,
         device: str,
         cache_dir: Path,
         weights: Mapping[str, Path],
@@ -51,6 +53,7 @@ class Worker:
         self._joined: str = study.terms["definition"]
         self.definition = definition = Definition.from_json(self._joined)
         self.data = data or Path(definition.data)
+        self.columns = columns.or_those(definition.columns, self.data)
         self.device = devices.resolve(device)
         self.budget = Budget(None, time.monotonic())
         self.catalogue = Catalogue(host, cache_dir, weights)
@@ -122,6 +125,7 @@ class Worker:
             self.catalogue,
             self.device,
             seed=definition.seed,
+            columns=self.columns,
             previous=self.study.split,
             near_copies=definition.near_copies,
             progress=self.budget.watched(self.watcher, "reading images"),

@@ -23,6 +23,8 @@ class Definition(Record):
     name: str
     data: str = ""
     """The folder or manifest of the images, where it lay when the study was last searched."""
+    columns: dict[str, str] = Field(default={})
+    """The columns that the user named, where the data is a manifest: of `path` and of `label`."""
     optuna: str
     """The study's name in Optuna's storage: unique, as several workspaces may share one."""
     storage: str | None
@@ -48,9 +50,9 @@ class Definition(Record):
     def differences(self, other: "Definition") -> dict[str, str]:
         """Each key that differs, with `this → other`; of a table each name in it, as in `versions timm`.
 
-        Where the images lie makes no difference.
+        Where the images lie, and by which columns they are known, makes no difference.
         """
-        mine, theirs = self.model_dump(exclude={"data"}), other.model_dump()
+        mine, theirs = self.model_dump(exclude={"data", "columns"}), other.model_dump()
         found = {}
         for key, value in mine.items():
             named = isinstance(value, dict)

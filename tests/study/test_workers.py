@@ -17,6 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
+from autotl.data.listing import BY_NAME, Columns
 from autotl.errors import DataError, PluginError, StudyError
 from autotl.study import storage as storages
 from autotl.study.crew import Crew
@@ -192,13 +193,13 @@ def joining(host, stripes, tmp_path):
     search = Search(settings, host, Silent(), time.monotonic())
     search.run()
 
-    def join(said=None, data=None, host=host):
+    def join(said=None, data=None, host=host, columns=BY_NAME):
         shared = SharedStudy.join(search.folder.storage, "stripes")
         definition = search.folder.definition.model_copy(update=said or {})
         shared.agree({**shared.terms, "definition": definition.to_json()}, None)
         shared.open(4)
         cache = tmp_path / "elsewhere"
-        return Worker(shared, host, Silent(), data=data, device="cpu", cache_dir=cache, weights={})
+        return Worker(shared, host, Silent(), data=data, columns=columns, device="cpu", cache_dir=cache, weights={})
 
     return join
 
@@ -251,6 +252,17 @@ def test_a_worker_whose_numbers_would_be_others_does_not_begin(joining, stripes,
     with pytest.raises(DataError, match="There is no file or folder"):
         joining().run()
     assert joining(data=moved).run() == 2
+
+
+def test_a_worker_knows_the_columns_of_a_manifest(joining, stripes):
+    rows = "".join(f"{file.relative_to(stripes)},{file.parent.name}\n" for file in stripes.glob("*/*.png"))
+    for name in ("of the search", "another"):
+        (stripes / f"{name}.csv").write_text(f"{name} 1,{name} 2\n{rows}")
+    said = {"columns": {"path": "of the search 1", "label": "of the search 2"}}
+    for data, columns in (("of the search", BY_NAME), ("another", Columns("another 1", "another 2"))):
+        worker = joining(said, stripes / f"{data}.csv", columns=columns)
+        assert worker._open().dataset.fingerprint == worker.definition.fingerprint
+    assert joining(said).columns == BY_NAME  # a folder has none
 
 
 def test_images_that_came_later_are_where_the_search_has_them(host, stripes, tmp_path):
