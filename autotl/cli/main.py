@@ -27,6 +27,7 @@ COMMANDS = {
     "plugins": "List backbones, augmentations and strategies; begin a plugin.",
     "weights": "List and fetch pretrained weights.",
     "doctor": "See what is here to search with, and what is wrong.",
+    "unpack": "Turn an archive or a data set of another library into a folder of images.",
     "sample": "Write a small real data set to try things on.",
 }
 

@@ -1,0 +1,84 @@
+"""`autotl unpack`: an archive, or a data set of another library, as a folder that a search reads."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import click
+
+from autotl.errors import DataError
+from autotl.report import output
+
+if TYPE_CHECKING:
+    from autotl.data.listing import Listing
+
+_MOST_CLASSES = 30
+"""Of which each is named with its count."""
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where torchvision's data set lies."
+)
+@click.option("--label-column", metavar="NAME", help="The column, or the key of each sample's JSON, that is the class.")
+def command(sources: tuple[str, ...], folder: Path, root: Path | None, label_column: str | None) -> None:
+    """Write the images of SOURCE into FOLDER, which is new or empty, as `autotl search FOLDER` reads them.
+
+    SOURCE is a zip or tar archive of an image folder; WebDataset shards, or a folder of them; a data set of
+    Hugging Face's `datasets` as `save_to_disk` wrote it, or in Parquet or Arrow files; or torchvision:NAME,
+    downloaded before to --root. Nothing is fetched from a network.
+
+    Images keep their bytes; arrays become PNG. Splits become train, val and test. In the name of a class
+    `_` stands for what no folder's name can hold: a slash, a dot at its beginning, what cannot be printed.
+    torchvision's classes read their own files, and pickles only after they have compared the checksums.
+
+    \b
+    autotl unpack flowers.zip data/flowers
+    autotl unpack shards/ data/birds
+    autotl unpack beans-train.parquet data/beans --label-column labels
+    autotl unpack torchvision:CIFAR10 data/cifar10 --root downloads
+    """
+    from autotl.data import index
+    from autotl.data.foreign import unpack
+    from autotl.report import terminal
+
+    unpack.check_new(folder)
+    try:
+        with terminal.watcher(quiet=False) as watcher:
+            source = unpack.open_source(sources, root=root, label_column=label_column, tell=watcher.note)
+            unpack.write(source, folder, partial(watcher.progress, f"unpacking {source.what}"))
+    except KeyboardInterrupt:
+        output.echo("Stopped: nothing was written.", err=True)
+        sys.exit(130)
+    try:
+        listing = index.find(folder)
+    except DataError as error:
+        output.echo(f"Written: {folder}. A search cannot read it as it is: {error}")
+        return
+    for line in _counts(listing):
+        output.echo(line)
+    output.echo(f"Next: autotl search {quote(str(folder))}")
+
+
+def _counts(listing: "Listing") -> Iterator[str]:
+    """How many images each class has in each split."""
+    from autotl.data.foreign.samples import FOLDERS
+
+    counts = Counter((file.split, file.label) for file in listing.files)
+    for split, name in FOLDERS.items():
+        each = {label: count for (of, label), count in sorted(counts.items()) if of == split}
+        if each:
+            yield f"{name}: {sum(each.values()):,} images in {len(each):,} classes: {_each(each)}"
+
+
+def _each(counts: dict[str, int]) -> str:
+    if len(counts) <= _MOST_CLASSES:
+        return ", ".join(f"{label} {count:,}" for label, count in counts.items())
+    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    return f"from {counts[least]:,} ({least}) to {counts[most]:,} ({most}) each"

@@ -1,0 +1,99 @@
+"""A data set that no search reads, written once as class folders.
+
+Encoded images keep their bytes, arrays become PNG. Nothing is fetched from a network.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from autotl.data.foreign import archives, shards, tables, vision
+from autotl.data.foreign.recognize import Recognized, foreign, recognize
+from autotl.data.foreign.samples import Source, Tell
+from autotl.data.pixels import Progress
+from autotl.errors import DataError
+from autotl.files import replacing
+
+TORCHVISION = "torchvision:"
+KNOWN = (
+    "Known are a zip or tar archive, WebDataset shards, a Hugging Face data set as a folder or in Parquet files, and "
+    "torchvision:NAME."
+)
+
+
+def open_source(
+    sources: Sequence[str], *, root: Path | None = None, label_column: str | None = None, tell: Tell
+) -> Source:
+    """What is named so, ready to be written. `root` is torchvision's; `label_column` the column of the classes.
+
+    Raises: DataError.
+    """
+    if sources[0].startswith(TORCHVISION) and len(sources) == 1:
+        if root is None or label_column is not None:
+            raise DataError(f"{sources[0]} wants --root, the folder that it was downloaded to, and nothing else.")
+        return vision.read(sources[0].removeprefix(TORCHVISION), root, tell)
+    if root is not None:
+        raise DataError(f"--root is for {TORCHVISION}NAME alone, such as {TORCHVISION}CIFAR10.")
+    return _read([Path(os.path.abspath(source)) for source in sources], label_column, tell)
+
+
+def write(source: Source, folder: Path, progress: Progress) -> None:
+    """Fill a folder that is new or empty; it appears once all is written.
+
+    Raises: DataError, and leaves the folder as it was.
+    """
+    folder = check_new(folder)
+    written, largest = 0, archives.most(source.size) if source.size is not None else None
+    with replacing(folder) as made:
+        for done, (name, content) in enumerate(source.files):
+            progress(done, source.total)
+            written += len(content)
+            if largest is not None and written > largest:
+                raise DataError(f"{source.what} holds more than {largest:,} bytes: no images are compressed so well.")
+            file = made / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        if not written:
+            raise DataError(f"{source.what} holds no image that has a label.")
+    progress(source.total, source.total)
+
+
+def check_new(folder: Path) -> Path:
+    """The folder as an absolute path, if it may be filled.
+
+    Raises: DataError.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder == Path.cwd() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        raise DataError(f"{str(folder)!r} is not new; name a folder that is new or empty, and not the current one.")
+    return folder
+
+
+def _read(paths: Sequence[Path], label_column: str | None, tell: Tell) -> Source:
+    found = [_recognized(path) for path in paths]
+    first, kinds = found[0], {each.kind for each in found}
+    files = [file for each in found for file in each.files]
+    if len(kinds) > 1 or (len(found) > 1 and first.kind in ("zip", "saved")):
+        raise DataError("Several sources at once can only be shards of one data set: tar, Parquet or Arrow files.")
+    if first.kind in ("saved", "parquet", "arrow"):
+        return tables.read(replace(first, files=tuple(files)), label_column, tell)
+    if first.kind == "tar" and shards.is_shard(files[0], label_column):
+        return shards.read(files, label_column, tell)
+    if len(files) > 1:
+        raise DataError(
+            f"{str(files[0])!r} is no WebDataset shard: no image in it has a label beside it. "
+            f"Unpack one archive at a time."
+        )
+    if label_column is not None:
+        raise DataError(f"{str(files[0])!r} holds a tree of files and no columns. Leave out --label-column.")
+    return archives.tree(files[0], tell)
+
+
+def _recognized(path: Path) -> Recognized:
+    if not path.exists():
+        raise DataError(f"There is no file or folder {str(path)!r}. {KNOWN}")
+    found = recognize(path)
+    if found is None:
+        raise DataError(foreign(path) or f"{str(path)!r} is nothing that can be unpacked. {KNOWN}")
+    return found
