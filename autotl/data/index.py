@@ -11,6 +11,7 @@ What has no split is in train, and missing splits are carved from train.
 from pathlib import Path
 
 from autotl.data.folders import SHAPES, read_folder
+from autotl.data.foreign.recognize import foreign
 from autotl.data.listing import BY_NAME, Columns, Listing, some
 from autotl.data.manifest import read_manifest
 from autotl.errors import DataError
@@ -22,6 +23,15 @@ def find(path: Path, columns: Columns = BY_NAME) -> Listing:
     Raises: DataError, in one line.
     """
     path = Path(path).resolve()
+    try:
+        return _find(path, columns)
+    except DataError:
+        if line := foreign(path):
+            raise DataError(line) from None
+        raise
+
+
+def _find(path: Path, columns: Columns) -> Listing:
     if path.is_dir():
         if columns.said():
             raise DataError(

@@ -559,6 +559,6 @@ def test_a_parquet_file_that_is_none(tmp_path):
     refused(manifest(tmp_path, "PAR1 no", "m.parquet"), "cannot be read")
 
 
-@pytest.mark.parametrize("name", ["m.txt", "photo.jpg", "data.zip"])
+@pytest.mark.parametrize("name", ["m.txt", "photo.jpg", "data.rar"])
 def test_a_file_that_is_no_manifest(tmp_path, name):
     refused(manifest(tmp_path, "path,label\n", name), "is a file, but no manifest")

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from autotl.cli.main import main
+from autotl.data import index
 from autotl.data.foreign import archives, unpack, vision
 from autotl.data.foreign.recognize import foreign
 from autotl.errors import DataError
@@ -471,7 +472,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.zip"]
 
 
-# The command
+# The command, and the search that is given such a source
 
 
 def test_the_command_counts_and_says_what_to_do_next(tmp_path, monkeypatch):
@@ -506,6 +507,36 @@ def test_what_a_search_cannot_read_yet_is_said(tmp_path, monkeypatch):
     done = CliRunner().invoke(main, ["unpack", "a.zip", "pets"])
     assert done.exit_code == 0, done.output
     assert "Written: pets. A search cannot read it as it is: " in done.output
+
+
+def test_a_search_says_what_a_foreign_source_is_and_how_to_convert_it(datasets, tmp_path):
+    zipped(tmp_path / "pets.zip", TREE)
+    tarred(tmp_path / "pets.tar.gz", TREE, "w:gz")
+    rows(datasets, [0, 1]).to_parquet(tmp_path / "a.parquet")
+    datasets.DatasetDict({"train": rows(datasets, [0]), "test": rows(datasets, [1])}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    rows(datasets, [0, 1]).to_parquet(tmp_path / "hub" / "data" / "train-00000.parquet")
+    for name in ("shards", "shards/train"):
+        (tmp_path / name).mkdir()
+    shard(tmp_path / "shards" / "train" / "0.tar", 0, ["cat"])
+    (tmp_path / "root" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "root" / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"")
+
+    def says(name, what, source=None):
+        path = tmp_path / name
+        with pytest.raises(DataError) as caught:
+            index.find(path)
+        assert f"{str(path)!r} is {what}; " in str(caught.value)
+        assert f": autotl unpack {source or path} " in str(caught.value)
+
+    says("pets.zip", "a zip archive")
+    says("pets.tar.gz", "a tar archive")
+    says("a.parquet", "a Hugging Face data set in Parquet files")
+    says("saved", "a Hugging Face data set")
+    says("hub", "a Hugging Face data set in Parquet files")
+    says("shards", "a folder of tar archives")
+    says("root", "torchvision's CIFAR10", "torchvision:CIFAR10")
+    says("root/cifar-10-batches-py", "torchvision's CIFAR10", "torchvision:CIFAR10")
 
 
 def test_a_folder_or_manifest_that_is_only_wrong_keeps_its_own_message(tmp_path):
