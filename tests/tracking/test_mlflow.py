@@ -322,6 +322,24 @@ def test_shipping_again_changes_nothing_wherever_it_broke_off(made, uri, tmp_pat
     assert everything(other) == whole
 
 
+def test_what_was_deleted_in_mlflow_is_told_again_and_no_trial_is_left_without_its_study(made, uri):
+    projection(made.folder, uri).end(Told(made))
+    whole, client = everything(uri), MlflowClient(uri)
+    experiment, study = projection(made.folder, uri).find()
+    (rerun_or_trial, *_) = client.search_runs([experiment], "tags.`autotl.trial` = '1'")
+    for run in (study, rerun_or_trial.info.run_id):
+        client.delete_run(run)
+    assert projection(made.folder, uri).find() is None
+    projection(made.folder, uri).end(Told(made))
+    assert everything(uri) == whole
+    _, again = projection(made.folder, uri).find()
+    assert again != study
+    client.restore_run(study)  # somebody changed their mind: now there are two
+    projection(made.folder, uri).end(Told(made))
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in client.search_runs([experiment])}
+    assert parents == {None, projection(made.folder, uri).find()[1]}
+
+
 def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeypatch):
     projection(made.folder, uri).end(Told(made))
     projection(made.folder, uri).end(Told(made))

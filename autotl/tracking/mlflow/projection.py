@@ -105,8 +105,8 @@ class Projection:
         server = Server(self.uri, definition.name)
         experiment = server.experiment
         runs = server.runs(experiment.experiment_id, STUDY, definition.optuna) if experiment else []
-        parents = [run for run in runs if PARENT not in run.data.tags]
-        return (parents[0].info.experiment_id, parents[0].info.run_id) if parents else None
+        parent = _parent_of(runs)
+        return (parent.info.experiment_id, parent.info.run_id) if parent else None
 
     def ship(self) -> None:
         """Bring the server up to what the study folder says by now."""
@@ -171,18 +171,17 @@ class Projection:
         self._server = Server(self.uri, definition.name)
         home = self.folder.path.resolve().parent
         self._experiment = self._server.begin_experiment(home, page.tags(definition.metric))
-        parent: Run | None = None
-        for run in self._server.runs(self._experiment, STUDY, definition.optuna):
+        runs = self._server.runs(self._experiment, STUDY, definition.optuna)
+        parent = _parent_of(runs) or self._begin_study(self._experiment, definition)
+        for run in runs:
             tags = run.data.tags
+            if PARENT in tags and tags[PARENT] != parent.info.run_id:  # the study's run before this one was deleted
+                self._server.client.set_tag(run.info.run_id, PARENT, parent.info.run_id)
             if TRIAL in tags:
                 shown = _Shown(run.info.run_id, int(tags.get(EVENTS, 0)), run.info.status == "RUNNING")
                 self._shown[int(tags[TRIAL]), int(tags[ATTEMPT])] = shown
             elif AFTER in tags:
                 self._after[tags[AFTER]] = run.info.run_id, tags.get(SHIPPED, "")
-            else:
-                parent = run
-        if parent is None:
-            parent = self._begin_study(self._experiment, definition)
         if parent.info.status != "RUNNING":
             self._server.client.update_run(parent.info.run_id, status="RUNNING")
         if EVENTS not in parent.data.tags:
@@ -414,6 +413,11 @@ class Projection:
         if not runs:
             return []
         return [f"[The run of trial {number}](#/experiments/{self._experiment}/runs/{runs[max(runs)]})"]
+
+
+def _parent_of(runs: Sequence[Run]) -> Run | None:
+    """The study's own run among all that it has; None where it was never begun, or was deleted."""
+    return next((run for run in runs if PARENT not in run.data.tags), None)
 
 
 def _what(strategy: str, plan: TransferPlan) -> str:
