@@ -124,4 +124,13 @@ def _user_alone(found: re.Match[str]) -> str:
 
 def one_line(text: object, most: int | None = None) -> str:
     """A text, or an error's message, without secrets and line breaks and of `most` characters at most."""
-    return " ".join(without_secrets(str(text)).split())[:most]
+    line = " ".join(without_secrets(str(text)).split())
+    return line if most is None else shortened(line, most)  # what to do often stands at the end of a message
+
+
+def shortened(text: str, most: int) -> str:
+    """The text in `most` characters, its middle left out where it is longer."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :] if end else ''}"

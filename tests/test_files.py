@@ -1,6 +1,6 @@
 import pytest
 
-from autotl.errors import StudyError, masked
+from autotl.errors import StudyError, masked, one_line, shortened
 from autotl.files import append_line, holds_only, replacing, settle, where_it_is, write
 
 
@@ -73,6 +73,16 @@ def test_secrets_of_a_url_are_not_shown(url, shown):
 )
 def test_a_url_without_a_secret_is_shown_as_it_is(url):
     assert masked(url) == url
+
+
+@pytest.mark.parametrize(("most", "says"), [(9, "layer4.10"), (8, "laye….10"), (5, "la…10"), (2, "l…")])
+def test_of_a_long_name_both_ends_are_shown(most, says):
+    assert shortened("layer4.10", most) == says
+
+
+def test_of_a_long_reason_both_ends_are_shown_for_what_to_do_stands_at_the_end():
+    told = one_line(f"This is wrong\n{'and here is how ' * 50}\nSet FIX=true to mend it.", 60)
+    assert len(told) == 60 and told.startswith("This is wrong and") and told.endswith("Set FIX=true to mend it.")
 
 
 def test_what_may_hold_a_url_is_for_its_owner_alone(tmp_path):

@@ -28,7 +28,7 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
     """
     from filelock import Timeout
 
-    from autotl.errors import StudyError, masked, one_line
+    from autotl.errors import StudyError, masked
     from autotl.report.outcome import Outcome
     from autotl.tracking import folder, shipping
     from autotl.tracking.mlflow import Projection
@@ -46,6 +46,6 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
     except Timeout:
         raise StudyError(f"A search is logging study '{study}' to {masked(uri)} just now.") from None
     except Exception as error:
-        raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {one_line(error, 300)}") from error
+        raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {shipping.why(error)}") from error
     again = f"{found.words}{shipping.tracking_option(tracking_uri)}"
     output.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {again}")

@@ -65,11 +65,3 @@ def _wrapped(line: str, width: int, start: int, hang: int) -> list[str]:
         break_on_hyphens=False,
     )
     return [*lines, indent + command] if command else lines
-
-
-def shortened(text: str, most: int) -> str:
-    """The text in `most` characters, its middle left out where it is longer."""
-    if len(text) <= most:
-        return text
-    end = (most - 1) // 2
-    return f"{text[: most - 1 - end]}…{text[len(text) - end :] if end else ''}"

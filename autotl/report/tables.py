@@ -10,9 +10,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from autotl.errors import AutotlError, one_line
+from autotl.errors import AutotlError, one_line, shortened
 from autotl.plan import TransferPlan
-from autotl.report.layout import shortened
 from autotl.report.output import Console, printable
 from autotl.study.select import LOSS_DIGITS, front, plan_of
 from autotl.tracking import result as results

@@ -43,12 +43,20 @@ def tracking_uri(named: str | None, home: Path) -> str:
     """MLflow's server or store: what the user named, `MLFLOW_TRACKING_URI`, or SQLite in the workspace."""
     uri = named or os.environ.get(URI) or f"{SQLITE}{home / 'mlflow.db'}"
     # Wherever the process runs that opens it: a relative path is meant from here.
-    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}" if uri.startswith(SQLITE) else uri
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
+    folder = uri.removeprefix("file:")
+    return uri if ":" in folder or folder.startswith("/") or folder == "databricks" else str(Path(folder).resolve())
 
 
 def tracking_option(named: str | None) -> str:
     """` --tracking-uri URI` as commands need it to find the server that the user named, without what is secret."""
     return f" --tracking-uri {quote(masked(named))}" if named else ""
+
+
+def why(error: Exception) -> str:
+    """What MLflow, or the way to it, says of a failure; both ends of what is longer than any reason, such as a page."""
+    return one_line(error, 700)
 
 
 def only_writer(folder: StudyFolder, uri: str) -> FileLock:
@@ -150,7 +158,7 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
         over.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    failures, watched, warm = 0, False, False
+    failures, watched, warm, told = 0, False, False, ""
     watching = ExitStack()
     with only_writer(projection.folder, projection.uri):
         while not over.wait(min(EVERY * 2 ** min(failures, 8), LONGEST_PAUSE)):
@@ -167,17 +175,17 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
             except Exception as error:  # a server, a network and a database fail in many ways
                 failures += 1
                 if failures == 1:
-                    say(f"MLflow at {place} fails, the search goes on without: {one_line(error, 200)}")
+                    told = why(error)
+                    say(f"MLflow at {place} fails, the search goes on without: {told}")
         watching.close()
         for pause in LAST_TRIES if watched else (0.0,):  # one that was there may come back
             try:
                 projection.end(outcome)
                 return True
             except Exception as error:
-                reason = one_line(error, 200)
+                reason = why(error)
                 time.sleep(pause)
-    say(
-        f"MLflow at {place} lacks the last of study '{projection.folder.name}': {reason} "
-        "What there is lies in the study's folder."
-    )
+    lacks = f"lacks the last of study '{projection.folder.name}'" if watched else "has received nothing of this search"
+    because = "." if reason == told else f": {reason}"
+    say(f"MLflow at {place} {lacks}{because} What there is lies in the study's folder.")
     return False

@@ -106,7 +106,10 @@ def test_a_relative_database_is_the_same_one_wherever_it_is_opened(tmp_path, mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///here.db")
     assert tracking_uri(None, tmp_path / "studies") == f"sqlite:///{tmp_path}/here.db"
     assert tracking_uri("sqlite:////there/it.db", tmp_path) == "sqlite:////there/it.db"
-    assert tracking_uri("http://somewhere:5000", tmp_path) == "http://somewhere:5000"
+    for elsewhere in ("http://somewhere:5000", "databricks", "databricks://mine", f"file://{tmp_path}", str(tmp_path)):
+        assert tracking_uri(elsewhere, tmp_path) == elsewhere
+    for folder in ("./mlruns", "mlruns", "file:mlruns", "file:./mlruns"):
+        assert tracking_uri(folder, tmp_path / "studies") == f"{tmp_path}/mlruns"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking_uri(None, Path("studies")) == f"sqlite:///{tmp_path}/studies/mlflow.db"
 

@@ -39,11 +39,6 @@ def test_what_is_said_of_a_name_stands_beside_it_or_below():
     assert next(layout.listed(rows, None)) == f"{'resnet':<37}not here"
 
 
-@pytest.mark.parametrize(("most", "says"), [(9, "layer4.10"), (8, "laye….10"), (5, "la…10"), (2, "l…")])
-def test_of_a_long_name_both_ends_are_shown(most, says):
-    assert layout.shortened("layer4.10", most) == says
-
-
 def test_the_width_is_what_a_terminal_has_or_columns_says_of_it(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     ours, theirs = os.openpty()

@@ -386,7 +386,28 @@ def test_an_unreachable_server_is_one_line_and_ends_with_the_search(made, monkey
     assert time.monotonic() - end < 20
     assert len(told) == 2
     assert told[0].startswith("MLflow at http://127.0.0.1:9 fails, the search goes on without: ")
-    assert "lacks the last of study 'stripes'" in told[1]
+    assert "has received nothing of this search" in told[1]
+
+
+def test_a_folder_as_the_store_is_refused_with_what_to_do_and_works_where_it_is_allowed(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipping, "EVERY", 0.1)
+    monkeypatch.setattr(os, "nice", lambda by: by)
+    folder = projection(made.folder, str(tmp_path / "mlruns"))
+    reading, writing = os.pipe()
+    told = []
+
+    def say(text):
+        if not told:
+            os.close(writing)  # the search is over
+        told.append(text)
+
+    assert not shipping.follow(folder, Told(made), say, os.fdopen(reading))
+    assert len(told) == 2
+    assert "migrate-filestore" in told[0] and "MLFLOW_ALLOW_FILE_STORE=true" in told[0]
+    assert told[1].endswith("has received nothing of this search. What there is lies in the study's folder.")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    folder.ship()
+    assert sum("autotl.trial" in run[3] for run in everything(folder.uri)) == 8
 
 
 # With a server, as users have it
