@@ -1,43 +1,67 @@
 """`autotl ui`: MLflow's pages on the studies of the workspace."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from autotl.cli import completion, options
-from autotl.errors import StudyError, masked, one_line
+from autotl.errors import StudyError, masked
 from autotl.report import output
 
 TRAINING = "workflowType=machine_learning"
 """MLflow's pages on training, not those on language models."""
-STARTS_WITHIN = 120.0
-"""Seconds."""
+
+
+def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Of hosts, separated by commas."""
+    names = tuple(name for part in (value or "").split(",") if (name := part.strip()))
+    if "*" in names:
+        raise click.BadParameter("'*' alone lets any web page act on MLflow. Name the hosts, such as '*.example.org'.")
+    return names
 
 
 @click.command()
 @click.argument("study", required=False, shell_complete=completion.studies)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where the pages are served; 0.0.0.0: on all addresses of this machine, as in a container.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option(
+    "--allowed-hosts",
+    metavar="NAME,…",
+    callback=_names,
+    help="Further names by which browsers reach the pages, such as that of a proxy or of a container's machine; "
+    "'*.example.org' for many. MLflow refuses all but these and the names and addresses of this machine.",
+)
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
 @options.tracking_uri
 @options.home
-def command(study: str | None, port: int, browser: bool, tracking_uri: str | None, home: Path | None) -> None:
+def command(
+    study: str | None,
+    host: str,
+    port: int,
+    allowed_hosts: tuple[str, ...],
+    browser: bool,
+    tracking_uri: str | None,
+    home: Path | None,
+) -> None:
     """Browse what was searched, in MLflow's own pages; of STUDY at once where it is named.
 
-    They are served on this machine alone, until Ctrl-C.
+    They are served until Ctrl-C, on this machine alone unless --host says otherwise. MLflow asks for no
+    password.
 
     \b
     autotl ui
     autotl ui digits --port 5001
+    autotl ui --host 0.0.0.0 --allowed-hosts gpu1.example.org
     """
-    from autotl.tracking import folder, shipping
+    from autotl.tracking import folder, serving, shipping
 
     workspace = folder.home(home)
     uri = shipping.tracking_uri(tracking_uri, workspace)
@@ -45,34 +69,16 @@ def command(study: str | None, port: int, browser: bool, tracking_uri: str | Non
     if uri.startswith(("http://", "https://")):  # it is served already
         _show(uri.rstrip("/"), pages, browser)
         return
-    if not _free(port):
-        raise StudyError(f"Port {port} is in use. Say another one: --port {port + 1}")
-    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    workspace.mkdir(parents=True, exist_ok=True)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *words],
-        cwd=workspace,
-        env={
-            **os.environ,
-            **shipping.SAFE_PATH,
-            "UVICORN_APP_DIR": os.devnull,  # else it puts the folder it runs in first, whatever Python is told
-            "MLFLOW_BACKEND_STORE_URI": uri,  # not among the words, where everybody could read its password
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait(server, port)
-        _show(f"http://127.0.0.1:{port}", pages, browser)
+    server = serving.Server(uri, workspace, host, port, allowed_hosts)
+    output.echo("MLflow starts …")
+    with suppress(KeyboardInterrupt), server.served() as process:
+        if not server.is_local:
+            can = "can read, change and delete all of it, for MLflow asks for no password."
+            output.echo(f"Warning: whoever reaches {server.elsewhere} {can}", err=True)
+        _show(server.here, pages, browser)
         output.echo("Ctrl-C ends it.")
-        server.wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.terminate()
-        server.wait()
+        process.wait()
+        raise server.ended()
 
 
 def _pages(uri: str, named: str | None, workspace: Path, study: str | None) -> list[str]:
@@ -96,39 +102,13 @@ def _pages(uri: str, named: str | None, workspace: Path, study: str | None) -> l
     try:
         place = Projection(found, uri).find()
     except Exception as error:  # a server, a network and a database fail in many ways
-        raise StudyError(f"MLflow at {masked(uri)} does not answer: {one_line(error, 200)}") from error
+        raise StudyError(f"MLflow at {masked(uri)} does not answer: {shipping.why(error)}") from error
     if place is None:
         again = f"{found.words}{shipping.tracking_option(named)}"
         raise StudyError(f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {again}")
     experiment, run = place
     runs = f"/#/experiments/{experiment}/runs"
     return [f"{runs}?{TRAINING}&{page.SHARED}", f"{runs}/{run}?{TRAINING}"]
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _wait(server: "subprocess.Popen[bytes]", port: int) -> None:
-    """Until the server answers."""
-    output.echo("MLflow starts …")
-    straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    began = time.monotonic()
-    while time.monotonic() - began < STARTS_WITHIN:
-        if server.poll() is not None:
-            raise StudyError(f"MLflow's server ended at once. See why: mlflow server --port {port}")
-        try:
-            straight.open(f"http://127.0.0.1:{port}/health", timeout=2).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise StudyError(f"MLflow's server has not answered within {STARTS_WITHIN:.0f} s.")
 
 
 def _show(server: str, pages: list[str], browser: bool) -> None:

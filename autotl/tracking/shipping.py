@@ -54,7 +54,7 @@ def tracking_option(named: str | None) -> str:
     return f" --tracking-uri {quote(masked(named))}" if named else ""
 
 
-def why(error: Exception) -> str:
+def why(error: object) -> str:
     """What MLflow, or the way to it, says of a failure; both ends of what is longer than any reason, such as a page."""
     return one_line(error, 700)
 

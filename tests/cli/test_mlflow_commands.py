@@ -56,6 +56,7 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [sys.executable, "-P", "-m", "autotl", "ui", "stripes", "--port", str(port), "--no-browser"]
+    words += ["--allowed-hosts", "gpu1.example.org,[fd00::7]"]
     ui = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         address, study = (line.split()[0] for line in islice(ui.stdout, 1, 3))
@@ -64,6 +65,12 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
         assert address.endswith("&viewStateShareKey=autotl")
         with urllib.request.urlopen(address) as page:
             assert b"MLflow" in page.read()
+        ours = ("127.0.0.1:9", "localhost", f"gpu1.example.org:{port}", "gpu1.example.org", "[fd00::7]:9")
+        assert {_asked(port, name, f"http://{name}") for name in ours} == {200}
+        assert _asked(port, "gpu1.example.org", "https://gpu1.example.org") == 200
+        foreign = ("evil.example.org", "gpu1.example.org.evil.com", "gpu1.example.orgs:80", "7:9")
+        assert {_asked(port, name, "http://localhost") for name in foreign} == {403}
+        assert {_asked(port, "localhost", f"http://{name}") for name in foreign} == {403}
         assert "is in use. Say another one: --port" in autotl("ui", "--port", port, "--no-browser", code=2)
         if browser := shutil.which("chromium"):
             words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
@@ -81,6 +88,17 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+def _asked(port, host, origin):
+    """What the server answers to a page of this origin that asks for experiments by this name of the host."""
+    headers = {"Host": host, "Origin": origin, "Content-Type": "application/json"}
+    place = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/search"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(place, b'{"max_results": 1}', headers)) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def _run_names(client):
     runs = client.search_runs([client.get_experiment_by_name("autotl-stripes").experiment_id])
     return sorted(run.info.run_name for run in runs)
@@ -92,6 +110,8 @@ def _run_names(client):
         (["log", "nothing"], "Unknown study 'nothing'"),
         (["ui", "nothing"], "Unknown study 'nothing'"),
         (["ui"], "There is nothing to show"),
+        (["ui", "--tracking-uri", "sqlite://", "--host", "192.0.2.1"], "cannot listen on port 5000 of 192.0.2.1: "),
+        (["ui", "--tracking-uri", "sqlite://", "--host", "no host"], "cannot listen on port 5000 of no host: "),
         (["export", "nothing"], "Unknown study 'nothing'"),
         (["worker", "nothing"], "Unknown study 'nothing'"),
     ],
@@ -99,6 +119,22 @@ def _run_names(client):
 def test_what_is_not_there_is_said_in_one_line(words, says):
     error = autotl(*words, code=2)
     assert error.startswith("Error: ") and says in error and error.count("\n") == 1
+
+
+def test_pages_that_answer_to_every_name_are_refused():
+    assert "lets any web page act on MLflow" in autotl("ui", "--allowed-hosts", "gpu1, *", code=2)
+
+
+def test_why_the_pages_cannot_be_served_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    said = autotl("ui", "--port", port, "--no-browser", "--tracking-uri", "./mlruns", code=2)
+    (error,) = (line for line in said.splitlines() if line.startswith("Error: "))
+    assert "is in maintenance mode" in error and "`MLFLOW_ALLOW_FILE_STORE=true`" in error
+    log = Path(error.rpartition(" ")[2])
+    assert "Traceback" in log.read_text() and log.stat().st_mode & 0o077 == 0
 
 
 def test_a_relative_database_is_the_same_one_wherever_it_is_opened(tmp_path, monkeypatch):
