@@ -14,7 +14,7 @@ from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
 
-HEAVY = ("torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "sklearn")
+HEAVY = ("torch", "torchvision", "timm", "mlflow", "optuna", "pandas", "sklearn", "rich")
 
 
 def test_what_ships_is_registered_through_the_hooks():

@@ -5,7 +5,7 @@ import io
 import sys
 import warnings
 
-from autotl.report.output import Console
+from autotl.report.console import Console
 
 WIDTH = 110
 """Characters that fit below a cell."""

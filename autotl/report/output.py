@@ -3,13 +3,8 @@
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 import click
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
 
 from autotl.report import layout
 
@@ -49,23 +44,6 @@ def write(text: str) -> None:
 def escape_what_cannot_be_encoded() -> None:
     """Let standard output print escapes, as standard error does, where its encoding lacks a character."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
-class Console(RichConsole):
-    """A console of rich that shows texts as `printable` gives them, and of control codes none but its own."""
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options)  # before it is measured
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else printable(text), style, control)
-
-
-def say(console: RichConsole, text: str) -> None:
-    """Print a line for people on a console."""
-    width = console.width if console.is_terminal else None
-    console.print(layout.wrapped(printable(text), width), soft_wrap=True)
 
 
 def _escape(found: re.Match[str]) -> str:

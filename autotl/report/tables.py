@@ -12,7 +12,8 @@ from rich.text import Text
 
 from autotl.errors import AutotlError, one_line, shortened
 from autotl.plan import TransferPlan
-from autotl.report.output import Console, printable
+from autotl.report.console import Console
+from autotl.report.output import printable
 from autotl.study.select import LOSS_DIGITS, front, plan_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder

@@ -17,7 +17,8 @@ from rich.text import Text
 from autotl.errors import StudyError
 from autotl.registry import on_stderr
 from autotl.report import notebook, tables, words
-from autotl.report.output import Console, printable, say
+from autotl.report.console import Console, say
+from autotl.report.output import printable
 from autotl.study.select import leaderboard
 from autotl.study.watch import Estimate
 from autotl.tracking import result as results
