@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -350,6 +352,16 @@ def test_the_command_is_installed_and_leaves_its_errors_as_one_line(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_python_still_imports_leaves_no_traceback(tmp_path, monkeypatch):
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    module, _, name = pyproject["project"]["scripts"]["autotl"].partition(":")
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    for words in (["-m", "autotl"], ["-c", f"from {module} import {name}; {name}()"]):
+        done = subprocess.run([sys.executable, *words, "studies"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_polite_kill_keeps_what_was_done_and_the_same_command_goes_on(stripes, tmp_path):
