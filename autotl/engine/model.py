@@ -1,12 +1,13 @@
 """The model: what a plan trains, from one phase to the next."""
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from autotl.backbones.stages import Stages
 from autotl.data.split import Split
+from autotl.engine import feed
 from autotl.engine.bench import Bench
 from autotl.engine.device import in_parts
 from autotl.engine.features import batch_size, normalise, on_device, seen_by
@@ -55,19 +56,17 @@ class Model:
             read = self.bench.features.read
             seen = (*plan.head.taps, plan.cut)
             return torch.cat([read(plan.network, stage, plan.head.pooling, shas) for stage in seen], 1)
-        pixels = self.bench.features.pixels
+        pixels = partial(self.bench.features.pixels.read, plan.input)
         stages = on_device(self.stages, self.bench.device)
         size = batch_size(plan.input, self.bench.device)
+        batches = (shas[start : start + size] for start in range(0, len(shas), size))
 
         def see(images: Tensor) -> Tensor:
             return seen_by(plan.head, stages, normalise(images, plan.input))
 
-        values = []
         with torch.no_grad():  # a method may go on from them by gradient, which tensors of inference mode do not allow
-            for start in range(0, len(shas), size):
-                images = torch.from_numpy(pixels.read(plan.input, shas[start : start + size])).to(self.bench.device)
-                values.append(in_parts(see, images, self.bench.make_room))
-        return torch.cat(values)
+            images = feed.images(pixels, batches, self.bench.device)
+            return torch.cat([in_parts(see, batch, self.bench.make_room) for batch in images])
 
     def logits(self, *splits: Split) -> Tensor:
         """[N, C] for the images of these splits, in the data set's order."""
