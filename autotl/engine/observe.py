@@ -14,6 +14,9 @@ class Enough(Exception):
 class Observer(Protocol):
     """Told by the engine what happens. Whatever a method raises ends the training; `Enough` keeps what it made."""
 
+    may_have_enough: bool
+    """Whether it may raise `Enough`: only then are the weights kept after each epoch for it."""
+
     def step(self) -> None:
         """Called after every batch and every iteration of a solver; must be quick."""
 
@@ -26,6 +29,8 @@ class Observer(Protocol):
 
 class Nobody:
     """An observer that lets everything go its way."""
+
+    may_have_enough = False
 
     def step(self) -> None: ...
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None: ...

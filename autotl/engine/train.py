@@ -68,7 +68,9 @@ def sgd(model: Model, number: int) -> dict[str, float]:
 
     with _seeded(plan.seed, number, model.bench.device):
         training = _Training(model, phase, number, options)
-        best = _Best(training, phase.stop.patience if phase.stop else None, begun=model.head is not None)
+        patience = phase.stop.patience if phase.stop else None
+        kept = patience is not None or observer.may_have_enough
+        best = _Best(training, patience, begun=model.head is not None, kept=kept)
         try:
             judge = Source(model, phase.frozen, judges[:1]) if judges else None
             if model.head is not None and judge:  # what another phase has made may be better than what comes
@@ -298,10 +300,14 @@ class _Head(nn.Module):
 class _Best:
     """The epoch with the lowest loss on `stop`, kept to be restored; without a patience the last one."""
 
-    def __init__(self, training: _Training, patience: int | None, *, begun: bool) -> None:
-        """`begun`: whether an earlier phase has left a model, which then counts as epoch 0."""
+    def __init__(self, training: _Training, patience: int | None, *, begun: bool, kept: bool) -> None:
+        """`begun`: whether an earlier phase has left a model, which then counts as epoch 0.
+
+        `kept`: whether another epoch than the last may be wanted; where it may not, no weights are copied.
+        """
         self._training = training
         self._patience = patience
+        self._kept = kept
         self.epoch = 0
         self._facts: dict[str, float] = {}
         self._state = self._copies() if begun else {}
@@ -320,7 +326,8 @@ class _Best:
         return self._patience is not None and epoch - self.epoch >= self._patience
 
     def _copies(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._training.state().items()}
+        state = self._training.state() if self._kept else {}
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     @torch.no_grad()
     def restore(self) -> dict[str, float]:

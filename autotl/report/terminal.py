@@ -191,6 +191,8 @@ class _Clock(ProgressColumn):
 class Epochs:
     """Shows a single training, epoch by epoch; see `autotl.engine.observe.Observer`."""
 
+    may_have_enough = False
+
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
 

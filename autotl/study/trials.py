@@ -317,6 +317,7 @@ class _TrialObserver:
 
     def __init__(self, trial: optuna.Trial, trials: Trials, hold: Hold) -> None:
         self._trial, self._trials, self._hold = trial, trials, hold
+        self.may_have_enough = trials.budget.limited
         self.plan: TransferPlan | None = None
         self.share = 0
         """How much of the plan's epochs is done, in percent."""

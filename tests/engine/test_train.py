@@ -315,6 +315,23 @@ def test_without_patience_the_last_epoch_stays(bench):
     assert judged == pytest.approx(observer.epochs[-1][2]["stop.loss"], rel=1e-4)
 
 
+def test_weights_are_copied_where_an_earlier_epoch_may_be_wanted_alone(bench, monkeypatch):
+    really, copied = train._Training.state, []
+    monkeypatch.setattr(train._Training, "state", lambda training: copied.append(training) or really(training))
+
+    def copies(observer=None, **options):
+        copied.clear()
+        fit(plan(bench, PROBE, phase(epochs=3, **options)), bench, observer)
+        return len(copied) - 1  # the last time to put it back
+
+    class Limited(Nobody):
+        may_have_enough = True
+
+    assert copies() == 0
+    assert copies(Limited()) == 5  # with what the phase begins with, before and after it was judged
+    assert copies(rates=SLOW, stop=Stop(patience=3)) >= 2
+
+
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
 def test_what_a_phase_only_makes_worse_is_left_as_it_was(bench, batch_norm):
     observer = Recorder()
@@ -369,6 +386,8 @@ def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, mo
 
 class Impatient(Nobody):
     """Has enough of phase `number` at step `step` after the end of epoch `epoch`; at step 0 at once."""
+
+    may_have_enough = True
 
     def __init__(self, number, epoch, step):
         self.at, self.left, self.reached = (number, epoch), step, False
