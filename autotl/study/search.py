@@ -30,6 +30,7 @@ from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import Settings
 from autotl.study.storage import GUESS, SharedStudy, check_url
+from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
@@ -106,7 +107,7 @@ class Search:
                 study = self._define(bench.dataset, backbones)
                 append_line(self.folder.searches, json.dumps({"time": time.time(), **self.settings.told()}))
                 self._begin_logging()
-                trials = Trials(
+                suggestions = Suggestions(
                     study,
                     self.folder,
                     self.settings,
@@ -116,9 +117,8 @@ class Search:
                     augmentations=self.augmentations,
                     watcher=self.watcher,
                     budget=self.budget,
-                    keep=True,
                 )
-                self._try_out(bench, backbones, study, trials)
+                self._try_out(bench, backbones, study, Trials(suggestions, keep=True))
                 return finish(self.folder, self.settings, bench, self.watcher, self.budget)
         finally:
             if self._shipping:

@@ -1,7 +1,7 @@
 """What a strategy suggests for a trial: its plan, with the arithmetic that the study has settled on."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -25,6 +25,7 @@ from autotl.study.settings import Settings
 from autotl.study.space import OwnTrial, SearchContext
 from autotl.study.storage import GUESS, SharedStudy
 from autotl.study.watch import Watcher
+from autotl.tracking.folder import StudyFolder
 
 
 class Suggestions:
@@ -33,6 +34,7 @@ class Suggestions:
     def __init__(
         self,
         study: SharedStudy,
+        folder: StudyFolder,
         settings: Settings,
         bench: Bench,
         *,
@@ -41,13 +43,10 @@ class Suggestions:
         augmentations: Mapping[str, Entry],
         watcher: Watcher,
         budget: Budget,
-        plans: Callable[[], list[TransferPlan]],
     ) -> None:
-        """`plans()`: those of the trials so far."""
-        self.study, self.settings, self.bench = study, settings, bench
+        self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
         self.backbones, self.strategies, self.augmentations = backbones, strategies, augmentations
         self.watcher, self.budget = watcher, budget
-        self._plans = plans
         self._image_seconds: dict[str, float] = {}
 
     def suggest(self, trial: optuna.Trial) -> TransferPlan:
@@ -146,7 +145,8 @@ class Suggestions:
 
     def _trained_on(self, backbone: str) -> TransferPlan | None:
         """A plan of this study that trained a backbone: where the storage was lost, it says what was settled."""
-        trained = (plan for plan in self._plans() if plan.by_gradient)
+        plans = (record.plan for record in self.folder.log.records() if record.plan)
+        trained = (plan for plan in plans if plan.by_gradient)
         return next((plan for plan in trained if plan.backbone.removesuffix(RANDOM) == backbone), None)
 
     def image_seconds(self, backbone: str) -> float:

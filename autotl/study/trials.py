@@ -5,7 +5,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 from optuna.distributions import distribution_to_json
 
-from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.observe import Enough
 from autotl.errors import (
@@ -26,18 +25,15 @@ from autotl.errors import (
 )
 from autotl.export import bundle
 from autotl.plan import TransferPlan
-from autotl.registry import Entry, TooLong
+from autotl.registry import TooLong
 from autotl.study import blame, patience, schedule, select
-from autotl.study.budget import Budget, OutOfTime
+from autotl.study.budget import OutOfTime
 from autotl.study.estimate import Pace
 from autotl.study.finish import BEST, seconds_needed
 from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
-from autotl.study.settings import Settings
-from autotl.study.storage import GUESS, Hold, SharedStudy, TakenAway, describe, lasting
+from autotl.study.storage import GUESS, Hold, TakenAway, describe, lasting
 from autotl.study.suggestions import Suggestions
-from autotl.study.watch import Watcher
-from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
 
 TRACEBACK = 4_000
@@ -59,26 +55,13 @@ class FellBehind(Exception):
 class Trials:
     """The trials of one study, carried out one by one."""
 
-    def __init__(
-        self,
-        study: SharedStudy,
-        folder: StudyFolder,
-        settings: Settings,
-        bench: Bench,
-        *,
-        backbones: Sequence[str],
-        strategies: Mapping[str, Entry],
-        augmentations: Mapping[str, Entry],
-        watcher: Watcher,
-        budget: Budget,
-        keep: bool,
-    ) -> None:
+    def __init__(self, suggestions: Suggestions, *, keep: bool) -> None:
         """`keep`: whether the model of the best trial so far is left in the study's folder."""
         self.keep = keep
-        self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
-        self._backbones, self._strategies = backbones, strategies
-        self.watcher, self.budget = watcher, budget
-        self._records = {record.number: record for record in folder.log.records()}
+        self._suggestions = suggestions
+        self.study, self.folder, self.settings = suggestions.study, suggestions.folder, suggestions.settings
+        self.bench, self.watcher, self.budget = suggestions.bench, suggestions.watcher, suggestions.budget
+        self._records = {record.number: record for record in self.folder.log.records()}
         # The same plan gives the same numbers, so it is not trained twice.
         self._known: dict[str, dict[str, float]] = {}
         self._best: TrialRecord | None = None
@@ -86,18 +69,7 @@ class Trials:
         self._refit_seconds = 0.0
         self.passed_over: list[int] = []
         """Trials that were drawn in this run and not begun, for there was no time; they wait for the next run."""
-        self._suggestions = Suggestions(
-            study,
-            settings,
-            bench,
-            backbones=backbones,
-            strategies=strategies,
-            augmentations=augmentations,
-            watcher=watcher,
-            budget=budget,
-            plans=lambda: [record.plan for record in self._records.values() if record.plan],
-        )
-        self._pace = Pace(bench, self._suggestions.image_seconds)
+        self._pace = Pace(self.bench, suggestions.image_seconds)
         for record in self._records.values():
             self._pace.learn(record)
         self._remember(*self._records.values())
@@ -212,8 +184,9 @@ class Trials:
                     "succeeded in none."
                 )
         self._out = out
-        for kind, known in (("strategy", set(self._strategies)), ("backbone", set(self._backbones))):
-            if known <= out[kind]:
+        asked = self._suggestions
+        for kind, known in (("strategy", asked.strategies), ("backbone", asked.backbones)):
+            if set(known) <= out[kind]:
                 reasons = dict.fromkeys(each.reason for each in self._records.values() if each.state == "failed")
                 raise StudyError(
                     f"No {kind} of study '{self.folder.name}' is left: each failed in {blame.FAILURES} trials and "

@@ -19,6 +19,7 @@ from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, owners_of, require_same
 from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
+from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder
@@ -94,7 +95,7 @@ class Worker:
                 "prune": self.study.terms["prune"],
                 "strict_plugins": self.study.terms["strict_plugins"],
             }
-            trials = Trials(
+            suggestions = Suggestions(
                 self.study,
                 StudyFolder(Path(place) / definition.name),
                 Settings.of(settings),
@@ -104,9 +105,8 @@ class Worker:
                 augmentations=self.augmentations,
                 watcher=self.watcher,
                 budget=self.budget,
-                keep=False,
             )
-            done = 0
+            trials, done = Trials(suggestions, keep=False), 0
             try:
                 while trials.carry_out_one(self._total()):
                     done += 1
