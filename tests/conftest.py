@@ -28,6 +28,51 @@ def family():
 """
 """A module that registers the networks of the lab."""
 
+GATE = """
+import os, time
+from pathlib import Path
+from autotl import hookimpl
+
+PLACE = Path("{place}")
+
+@hookimpl
+def register_augmentations(register):
+    register("gate", Gate, summary="No trial goes on while it is shut")
+
+class Gate:
+    def suggest(self, trial, context):
+        (PLACE / str(os.getpid())).touch()
+        while (PLACE / "shut").exists():
+            time.sleep(0.05)
+        return {{}}
+
+    def build(self, params):
+        def transform(images, draw):
+            time.sleep(float(os.environ.get("PAUSE", 0)))
+            return images
+
+        return transform
+"""
+
+
+class Gate:
+    """The augmentation `gate` of other processes: none of them goes on with a trial while it is shut."""
+
+    def __init__(self, place):
+        self._place, self._bar = place, place / "shut"
+        place.mkdir()
+
+    def shut(self):
+        self._bar.touch()
+
+    def open(self):
+        self._bar.unlink(missing_ok=True)
+
+    @property
+    def came(self):
+        """How many processes have come to it."""
+        return sum(name.isdecimal() for name in os.listdir(self._place))
+
 
 def pytest_configure(config):
     """Unless they are asked for by `-m gpu`, tests see no GPU: `auto` is the CPU, as for most who run them."""
@@ -102,6 +147,14 @@ def installed(tmp_path, monkeypatch):
 def tiny_installed(installed):
     """Other processes have `tiny:net` too, which spares them a network's seconds, timm and torchvision."""
     installed("tiny", TINY)
+
+
+@pytest.fixture
+def gate(installed, tmp_path):
+    """Other processes have the augmentation `gate`, which is open."""
+    made = Gate(tmp_path / "gate")
+    installed("gate", GATE.format(place=tmp_path / "gate"))
+    return made
 
 
 @pytest.fixture

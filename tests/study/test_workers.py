@@ -30,33 +30,8 @@ from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import attempts
 
 TRIALS = 9
-OPTIONS = ("--backbones", "tiny:net", "--strategies", "fine-tune,full,scratch", "--augmentations", "meeting")
+OPTIONS = ("--backbones", "tiny:net", "--strategies", "fine-tune,full,scratch", "--augmentations", "gate")
 OPTIONS += ("--no-prune", "--reruns", "0", "--no-mlflow", "--no-compare")
-MEETING = """
-import os, time
-from pathlib import Path
-from autotl import hookimpl
-
-@hookimpl
-def register_augmentations(register):
-    register("meeting", Meeting, summary="No trial goes on before three processes carry out one")
-
-class Meeting:
-    def suggest(self, trial, context):
-        place = Path(os.environ["MEETING"])
-        (place / str(os.getpid())).touch()
-        while len(os.listdir(place)) < 3:
-            time.sleep(0.05)
-        return {}
-
-    def build(self, params):
-        def transform(images, draw):
-            time.sleep(float(os.environ.get("PAUSE", 0)))
-            return images
-
-        return transform
-"""
-"""A plugin by which all processes have a share of the trials, however long each takes to start."""
 
 
 def _binaries():
@@ -88,11 +63,8 @@ def postgresql(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tmp_path, tiny_installed, installed, monkeypatch):
+def start(tmp_path, tiny_installed, gate):
     """Starts `autotl …` in a process of its own, its output in a file; none is left at the end."""
-    installed("meeting", MEETING)
-    (tmp_path / "meeting").mkdir()
-    monkeypatch.setenv("MEETING", str(tmp_path / "meeting"))
     begun = []
 
     def run(*words, **environment):
@@ -125,10 +97,18 @@ def _joined(start, folder, *words, **environment):
     return start("worker", "stripes", *words, **environment)
 
 
-def test_workers_on_sqlite_share_the_trials_of_a_search(start, stripes, tmp_path):
+def _together(gate):
+    """Open the gate once three processes wait: all have a share of the trials, however long each takes to start."""
+    _until(lambda: gate.came == 3)
+    gate.open()
+
+
+def test_workers_on_sqlite_share_the_trials_of_a_search(start, gate, stripes, tmp_path):
     folder = StudyFolder(tmp_path / "studies" / "stripes")
+    gate.shut()
     search = start("search", stripes, "--trials", TRIALS, *OPTIONS)
     workers = [_joined(start, folder) for _ in range(2)]
+    _together(gate)
     assert search.wait(240) == 0, search.told()
     assert [worker.wait(60) for worker in workers] == [0, 0], [worker.told() for worker in workers]
 
@@ -143,12 +123,14 @@ def test_workers_on_sqlite_share_the_trials_of_a_search(start, stripes, tmp_path
     assert all(f"/{TRIALS}] trial {record.number}  " in search.told() for record in records)
 
 
-def test_a_worker_that_is_killed_leaves_the_total_exact(start, stripes, tmp_path, postgresql):
+def test_a_worker_that_is_killed_leaves_the_total_exact(start, gate, stripes, tmp_path, postgresql):
     """Two workers on PostgreSQL, which know nothing of the study's folder; one is killed within a trial."""
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     join = ("--storage", postgresql, "--home", tmp_path / "elsewhere", "--data", stripes)
+    gate.shut()
     search = start("search", stripes, "--trials", TRIALS, "--storage", postgresql, *OPTIONS)
     workers = [_joined(start, folder, *join, PAUSE=pause) for pause in ("0", "0.3")]
+    _together(gate)
     shared = optuna.load_study(study_name=folder.definition.optuna, storage=postgresql)
 
     def in_a_training_of_the_second():

@@ -473,33 +473,11 @@ def server(tmp_path):
     made.stop()
 
 
-PAUSE = """
-import os, time
-from autotl import hookimpl
-
-@hookimpl
-def register_augmentations(register):
-    register("pause", Pause, summary="No trial goes on while a file is there")
-
-class Pause:
-    def suggest(self, trial, context):
-        while os.path.exists("pause"):
-            time.sleep(0.05)
-        return {}
-
-    def build(self, params):
-        return lambda images, draw: images
-"""
-
-
-def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(
-    stripes, tmp_path, server, tiny_installed, installed
-):
-    installed("pause", PAUSE)
+def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp_path, server, tiny_installed, gate):
     server.start()
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     words = ["search", str(stripes), "--trials", "12", "--backbones", "tiny:net", "--no-prune", "--reruns", "0"]
-    words += ["--strategies", "fine-tune,full", "--augmentations", "pause", "--no-compare"]
+    words += ["--strategies", "fine-tune,full", "--augmentations", "gate", "--no-compare"]
     words += ["--tracking-uri", server.uri]
     search = subprocess.Popen(
         [sys.executable, "-m", "autotl", *words],
@@ -513,17 +491,17 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(
     for line in search.stdout:
         lines.append(line)
         if "[4/12]" in line:
-            (tmp_path / "pause").touch()
+            gate.shut()
             while not any(key.startswith("system/") for key in _metric_keys(server.uri)):
                 time.sleep(0.5)
             server.stop()
-            (tmp_path / "pause").unlink()
+            gate.open()
         if "[8/12]" in line:
-            (tmp_path / "pause").touch()
+            gate.shut()
         if all(any(what in line for line in lines) for what in ("[8/12]", "the search goes on without")):
             if not server.runs:
                 server.start()
-            (tmp_path / "pause").unlink(missing_ok=True)
+            gate.open()
     assert search.wait(300) == 0, "".join(lines)
     said = "".join(lines)
     print(said)
