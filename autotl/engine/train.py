@@ -27,8 +27,8 @@ from autotl.plan import Phase, Record, TransferPlan
 
 SCALING_IMAGES = 512
 """From how many images the scale of the features is taken with which a head begins."""
-
-
+ONE_VALUE = "Expected more than 1 value per channel"
+"""What torch says where batch-norm in training mode has a single value to go by."""
 LEAST_STD = 0.05
 """The least standard deviation that a feature is divided by, as a share of the middle one."""
 
@@ -118,6 +118,8 @@ class _Training:
         self.micro_batch = options.batch_size
         self.number = number
         self._train_mode()
+        if phase.batch_norm == "train" and len(self.source) // self.steps == 1:
+            self._try_one_image()
         self.head = _Head(self._scaling(), model.head, len(model.bench.dataset.classes), options.dropout)
         self.optimizer = _optimizer(self.stages, self.head, phase, options)
         model.change(phase.frozen, f"{plan.hash}.{number}")
@@ -231,6 +233,7 @@ class _Training:
         with (
             owner.answers_for(f"Backbone '{name}'", "fails in training"),
             precision.computing(self.model.plan.compute_dtype, self.device),
+            _enough_for_batch_norm(self.phase),
         ):
             value = self.stages(value, start=self.phase.frozen)
         return pool(value.float(), self.stages.boundaries[-1], self.model.plan.head.pooling)
@@ -244,13 +247,8 @@ class _Training:
         """
         seen = torch.linspace(0, len(self.source) - 1, min(SCALING_IMAGES, len(self.source))).round().long()
         batches = self.source.batches(seen, math.ceil(len(seen) / self.options.batch_size))
-        # Looking is not training: batch-norm keeps the statistics that it had. In parts it sees those of each part.
-        buffers = [(buffer, buffer.clone()) for buffer in self.stages.buffers()]
-        try:
+        with self._only_looking():  # in parts batch-norm sees those of each part
             scaling = Scaling.of(torch.cat([self._in_parts(self._pooled, value) for value, _ in batches]))
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
         # A feature that is rarely there would shout when it is; one that is never there may still have a weight
         # in a head that another phase has made.
         constant = scaling.std.isinf()
@@ -258,6 +256,25 @@ class _Training:
             return scaling
         std = scaling.std.clamp(min=LEAST_STD * scaling.std[~constant].median())
         return Scaling(scaling.mean, torch.where(constant, 1.0 if self.model.head else torch.inf, std))
+
+    @torch.no_grad()
+    def _try_one_image(self) -> None:
+        """Where a step sees one image alone: tell before the first of them whether batch-norm can go by that.
+
+        Raises: PlanError.
+        """
+        with self._only_looking():
+            self._pooled(next(self.source.batches(torch.zeros(1, dtype=torch.long), 1))[0])
+
+    @contextmanager
+    def _only_looking(self) -> Iterator[None]:
+        """Looking is not training: batch-norm keeps the statistics that it had."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.stages.buffers()]
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _train_mode(self) -> None:
         self.stages.train()
@@ -410,6 +427,21 @@ def _schedule(share: float, options: Options) -> float:
     if options.schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (share - options.warm_up) / (1 - options.warm_up)))
+
+
+@contextmanager
+def _enough_for_batch_norm(phase: Phase) -> Iterator[None]:
+    """Raises: PlanError where a batch leaves batch-norm one value a channel, which has no deviation to divide by."""
+    try:
+        yield
+    except ValueError as error:
+        if phase.batch_norm == "train" and ONE_VALUE in str(error):
+            raise PlanError(
+                '"batch_norm": "train" normalises by each batch, and with a batch_size of '
+                f"{phase.options['batch_size']} a batch here is one image, which has one value per channel: "
+                'say a larger batch_size, or "batch_norm": "eval".'
+            ) from None
+        raise
 
 
 @contextmanager

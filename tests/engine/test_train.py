@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from autotl import hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.splitting import split
 from autotl.backbones.stages import Stages
@@ -22,6 +24,7 @@ from autotl.engine.observe import Enough, Nobody
 from autotl.errors import PlanError, TrainingError
 from autotl.export import bundle
 from autotl.plan import Component, DataRef, Head, Phase, Stop, TransferPlan
+from autotl.testing.lab import TinyFamily
 
 TIMES = {"seconds": 0, "rank.seconds": 0}
 
@@ -105,6 +108,46 @@ class Recorder(Nobody):
 
     def note(self, text):
         self.notes.append(text)
+
+
+class OneValue:
+    """A network whose last batch-norm sees one place of each image."""
+
+    def names(self):
+        return ["net"]
+
+    def card(self, name):
+        return TinyFamily().card("net")
+
+    def build(self, name, weights):
+        small = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 16, 1), nn.BatchNorm2d(16))
+        return nn.Sequential(*list(TinyFamily().build("net", None))[:2], small, nn.Flatten(), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_batch_that_leaves_batch_norm_one_value_is_said_before_the_first_step(host, bench, batch_size, monkeypatch):
+    """Also where it is the last of an epoch: of an odd number of images in twos."""
+
+    class Plugin:
+        @hookimpl
+        def register_backbones(self, register):
+            register("one", OneValue, summary="For a test")
+
+    host.add(Plugin(), "one")
+    names, splits = bench.catalogue.info("one:net").names, ("train", "stop")
+    assert len(bench.shas(*splits)) % 2
+
+    def one(batch_norm, batch_size):
+        values = {"stage_rates": dict.fromkeys(names, 1e-5), "head_rate": 1e-5, "epochs": 1, "batch_norm": batch_norm}
+        each = Phase(method="sgd", frozen=None, options={**PLAIN, "batch_size": batch_size}, **values)
+        return plan(bench, each, backbone="one:net@random", cut=names[-1], train_on=splits)
+
+    fit(one("eval", batch_size), bench)
+    fit(one("train", batch_size + 2), bench)
+    monkeypatch.setattr(train, "SCALING_IMAGES", 10)  # fewer than there are, so that it does not come across the last
+    monkeypatch.setattr(train._Training, "_step", None)
+    with pytest.raises(PlanError, match=f"batch_size of {batch_size} a batch here is one image.*say a larger"):
+        fit(one("train", batch_size), bench)
 
 
 # What is trained, and at which rate
