@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from autotl.plan import Component, Head, Input, Phase, Pooling, Record, TransferPlan
+from autotl.plan import ClassWeights, Component, Head, Input, Phase, Pooling, Record, TransferPlan
 
 if TYPE_CHECKING:
     import torch
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
+UNEQUAL = 3.0
+"""Above this imbalance rare classes are easily missed: class weights are searched, other metrics recommended."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,17 @@ class DataFacts:
     """Images of the train split alone."""
     smallest_class: int
     """Train images of the class that has fewest."""
+    largest_class: int
+    """Train images of the class that has most."""
     has_stop: bool
     """Whether there were enough images to carve a split for choosing the epoch."""
     image_size: int
     """The median over the train images of the shorter side, in px."""
+
+    @property
+    def imbalance(self) -> float:
+        """How many times the images of the smallest class the largest has."""
+        return self.largest_class / max(1, self.smallest_class)
 
 
 class Trial(Protocol):
@@ -191,6 +200,9 @@ class Context(Protocol):
 
     def augmentation(self) -> Component:
         """The augmentation of this trial with its parameters."""
+
+    def class_weights(self) -> ClassWeights:
+        """How much each class weighs where a head is fitted; "none" unless the classes are unequal, see `UNEQUAL`."""
 
     def plan(
         self,
@@ -247,10 +259,14 @@ class Method(Protocol):
 
     The engine offers what a phase's `options` say, each as a list of alternatives; takes, of several heads, the
     one with the lowest loss on images that were not fitted on; and later asks for that head alone, on more images.
+
+    It may have an attribute `defaults`, more options by name with the value that holds where a plan leaves them out.
+    An option named `class_weights`, "none" or "balanced", says how classes weigh in the loss that chooses, too.
     """
 
     options: Sequence[str]
-    """The names of the options. A plan must give each of them, a value or a list of values, and no others."""
+    """The names of the options. A plan must give each of them, a value or a list of values, and no others but those
+    that have defaults."""
 
     def fit(
         self,

@@ -19,6 +19,8 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 NearCopies = Literal["together", "apart"]
+ClassWeights = Literal["none", "balanced"]
+"""How much the images of a class weigh in a loss: all alike, or so that each class weighs as much as any other."""
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
 
@@ -157,9 +159,10 @@ class Phase(Record):
     """What the method needs to know besides, by its own names."""
 
     @classmethod
-    def linear_probe(cls, cut: str) -> Self:
+    def linear_probe(cls, cut: str, class_weights: ClassWeights = "none") -> Self:
         """The usual classifier on frozen features: one fit goes through `PENALTIES`, so that they cost no trial."""
-        return cls(method="closed-form", frozen=cut, options={"penalty": list(PENALTIES)})
+        weighted = {} if class_weights == "none" else {"class_weights": class_weights}
+        return cls(method="closed-form", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
 
     @property
     def by_gradient(self) -> bool:

@@ -1,5 +1,7 @@
 """The method `closed-form`: a multinomial logistic regression, fitted to its minimum."""
 
+from typing import ClassVar
+
 from autotl import FittedHead, PlanError, hookimpl
 
 
@@ -9,17 +11,20 @@ def register_methods(register):
 
 
 class ClosedForm:
-    """`penalty` is that of `autotl.logistic_path`: of several, all are fitted in one go."""
+    """`penalty` and `class_weights` are those of `autotl.logistic_path`: all penalties are fitted in one go."""
 
     options = ("penalty",)
+    defaults: ClassVar = {"class_weights": "none"}
 
     def fit(self, features, labels, classes, options, step):
         from autotl import logistic_path
 
-        penalties = options["penalty"]
+        penalties, (class_weights, *others) = options["penalty"], options["class_weights"]
+        if others or class_weights not in ("none", "balanced"):
+            raise PlanError(f"closed-form takes class_weights none or balanced, not {[class_weights, *others]}.")
         if not all(isinstance(penalty, int | float) and penalty > 0 for penalty in penalties):
             raise PlanError(f"closed-form needs a penalty above zero, or a list of such, not {penalties}.")
-        heads = logistic_path(features, labels, classes, penalties, step)
+        heads = logistic_path(features, labels, classes, penalties, step, class_weights)
         return [
             FittedHead(head.weight, head.bias, {"penalty": penalty})
             for head, penalty in zip(heads, penalties, strict=True)

@@ -53,7 +53,7 @@ class LinearProbeThenFineTune:
     def suggest(self, trial, context):
         setup = _Setup(trial, context)
         rates = setup.falling(trial.suggest_float("lp-ft.depth_ratio", *DEPTH_RATIO, log=True))
-        return setup.plan([Phase.linear_probe(setup.cut), setup.phase(setup.frozen, rates)])
+        return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, rates)])
 
 
 class GradualUnfreeze:
@@ -73,14 +73,14 @@ class GradualUnfreeze:
         wanted = trial.suggest_int("gradual-unfreeze.steps", 2, 6)
         trained = setup.trained
         if not trained:
-            return setup.plan([Phase.linear_probe(setup.cut), setup.phase(setup.frozen, {})])
+            return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, {})])
         # In each step more of the top is trained, in the last one all that is not frozen for good.
         steps = min(wanted, len(trained))
         tops = [trained[len(trained) * (steps - step) // steps :] for step in range(1, steps + 1)]
         phases = [
             setup.phase(setup.before(top[0]), {name: rates[name] for name in top}, share=1 / steps) for top in tops
         ]
-        return setup.plan([Phase.linear_probe(setup.cut), *phases])
+        return setup.plan([setup.linear_probe(), *phases])
 
 
 class Full:
@@ -136,6 +136,10 @@ class _Setup:
         """A rate for each trained stage by the third of the backbone's depth that it lies in."""
         third = {name: len(GROUPS) * at // len(self.names) for at, name in enumerate(self.names)}
         return {name: self.recipe.rate * factors[third[name]] for name in self.trained}
+
+    def linear_probe(self):
+        """The phase that fits the head before anything else is trained."""
+        return Phase.linear_probe(self.cut, self.context.class_weights())
 
     def phase(self, frozen, rates, share=1.0):
         """A phase of this share of the recipe's epochs."""

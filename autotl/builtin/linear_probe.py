@@ -18,6 +18,6 @@ class LinearProbe:
         return context.plan(
             cut=cut,
             head=Head(pooling=context.pooling(cut)),
-            phases=[Phase.linear_probe(cut)],
+            phases=[Phase.linear_probe(cut, context.class_weights())],
             input=context.input(),
         )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autotl.plan import ClassWeights
+
 L_BFGS = {"maxiter": 1000, "gtol": 1e-6, "ftol": 0.0}
 """The gradient alone says when a minimum is reached: a weak penalty makes for a long, flat valley."""
 
@@ -58,22 +60,35 @@ def standardised(features: Tensor) -> Tensor:
     return Scaling.of(features).apply(features)
 
 
+def weights_of(class_weights: ClassWeights, labels: Tensor, classes: int) -> Tensor:
+    """How much an image of each class weighs, [C]: 1, or N / (C · N_c), so that each class of `labels` weighs the same.
+
+    labels: [N] int64. The weights of the images are 1 on average. The remedy for rare events of King and Zeng 2001.
+    """
+    if class_weights == "none":
+        return torch.ones(classes, device=labels.device)
+    images = torch.bincount(labels, minlength=classes).float()
+    return len(labels) / (images.count_nonzero() * images.clamp(min=1))
+
+
 def logistic_path(
     features: Tensor,
     labels: Tensor,
     classes: int,
     penalties: Sequence[float],
     step: Callable[[], None] = lambda: None,
+    class_weights: ClassWeights = "none",
 ) -> list[LinearHead]:
     """A multinomial logistic regression for each of `penalties`, in their order.
 
     features: [N, D] float32, raw: they are standardised here and the scaling is folded into the
-    heads. labels: [N] int64. The objective is the mean log-loss plus penalty / 2 · ‖W‖², minimised by
-    L-BFGS from the strongest penalty to the weakest, each starting where the last one ended. `step` is
-    called after each of its iterations.
+    heads. labels: [N] int64. The objective is the mean log-loss, images weighing by `class_weights`, plus
+    penalty / 2 · ‖W‖², minimised by L-BFGS from the strongest penalty to the weakest, each starting where the
+    last one ended. `step` is called after each of its iterations.
     """
     scaling = Scaling.of(features)
-    problem = _Regression(scaling.apply(features), F.one_hot(labels, classes).to(features.dtype))
+    weights = weights_of(class_weights, labels, classes).to(features.dtype)[labels, None]
+    problem = _Regression(scaling.apply(features), F.one_hot(labels, classes) * weights, weights)
     heads: dict[float, LinearHead] = {}
     start = np.zeros((features.shape[1] + 1) * classes)
     for penalty in sorted(set(penalties), reverse=True):
@@ -97,13 +112,15 @@ class _Regression:
     features: Tensor
     """[N, D], standardised."""
     target: Tensor
-    """[N, C], one-hot."""
+    """[N, C], one-hot, times the image's weight."""
+    weights: Tensor
+    """[N, 1], 1 on average."""
 
     def loss_and_gradient(self, flat: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
         weight, bias = self._unpack(flat)
         log_share = torch.addmm(bias, self.features, weight).log_softmax(1)
         loss = penalty / 2 * weight.square().sum() - (self.target * log_share).sum() / len(self.target)
-        error = (log_share.exp() - self.target) / len(self.target)
+        error = (self.weights * log_share.exp() - self.target) / len(self.target)
         gradient = torch.cat([self.features.T @ error + penalty * weight, error.sum(0, keepdim=True)])
         return loss.item(), gradient.flatten().cpu().double().numpy()
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from autotl.contracts import FittedHead, Method
 from autotl.data.split import Split
-from autotl.engine.heads import LinearHead
+from autotl.engine.heads import LinearHead, weights_of
 from autotl.engine.model import Model
 from autotl.errors import PlanError, unknown
 from autotl.plan import Phase, TransferPlan
@@ -22,8 +22,9 @@ Alternatives = Mapping[str, list[Any]]
 def solve(model: Model, number: int) -> dict[str, float]:
     """Carry out phase `number` of the plan; returns what was chosen by the names of the method's options.
 
-    Of several heads the one with the lowest log-loss on `stop` wins; where the head is what the plan ends
-    with, it is then fitted again with `stop` added to what is trained on. Without `stop`, `rank` chooses.
+    Of several heads the one with the lowest log-loss on `stop` wins, classes weighing as in the fit; where the head
+    is what the plan ends with, it is then fitted again with `stop` added to what is trained on. Without `stop`, `rank`
+    chooses.
     """
     plan, phase = model.plan, model.plan.phases[number - 1]
     entry = model.bench.catalogue.host.methods[phase.method]
@@ -33,7 +34,11 @@ def solve(model: Model, number: int) -> dict[str, float]:
     best, measured = heads[0], {}
     if len(heads) > 1:
         features, labels = model.features(judges[0]), model.bench.labels(judges[0])
-        losses = [F.cross_entropy(LinearHead(each.weight, each.bias)(features), labels).item() for each in heads]
+        balanced = options.get("class_weights") == ["balanced"]
+        trained, classes = model.bench.labels(*plan.train_on), len(model.bench.dataset.classes)
+        weights = weights_of("balanced", trained, classes) if balanced else None
+        logits = [LinearHead(each.weight, each.bias)(features) for each in heads]
+        losses = [F.cross_entropy(each, labels, weight=weights).item() for each in logits]
         best = heads[min(range(len(heads)), key=losses.__getitem__)]
         measured = {f"{judges[0]}.loss_at_choice": min(losses)}
     head = best
@@ -61,11 +66,13 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
     if len(plan.phases) == 1 and plan.augmentation.name != "none":
         raise PlanError(f"{name} looks at each image once as it is: augmentation '{plan.augmentation.name}'.")
     with entry.owner.answers_for(f"Method '{name}'"):
-        known = tuple(entry.item.options)
+        defaults = dict(getattr(entry.item, "defaults", {}))
+        known = (*entry.item.options, *defaults)
     for option in phase.options:
         if option not in known:
             raise PlanError(unknown(f"option of {name}", option, known))
-    options = {key: value if isinstance(value, list) else [value] for key, value in phase.options.items()}
+    given = {**defaults, **phase.options}
+    options = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
     for option in known:
         if not options.get(option):
             raise PlanError(f"{name} needs options.{option}: a value, or a list of values to choose from.")

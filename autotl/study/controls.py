@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.fit import requires
-from autotl.plan import Component, Head, Phase, Pooling, TransferPlan
+from autotl.plan import ClassWeights, Component, Head, Phase, Pooling, TransferPlan
 from autotl.study import select
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
@@ -76,10 +76,11 @@ def _on_pixels(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
 
 
 def _linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue) -> TransferPlan:
-    """A linear classifier on a frozen backbone, for the data of `plan`."""
+    """A linear classifier on a frozen backbone, for the data of `plan`, whose classes weigh as they do there."""
     network = catalogue.network(backbone, plan.seed)
     none = catalogue.host.augmentations["none"]
-    probe = Phase.linear_probe(cut)
+    weights: ClassWeights = "balanced" if _is_balanced(plan) else "none"
+    probe = Phase.linear_probe(cut, weights)
     return TransferPlan(
         backbone=backbone,
         weights=network.weights,
@@ -92,3 +93,8 @@ def _linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling,
         requires=requires(catalogue, backbone, (probe,), "none"),
         phases=(probe,),
     )
+
+
+def _is_balanced(plan: TransferPlan) -> bool:
+    """Whether a head of it was fitted with each class weighing as much as any other."""
+    return any(phase.options.get("class_weights") == "balanced" for phase in plan.phases)

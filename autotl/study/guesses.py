@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import PluginError
+from autotl.plan import ClassWeights
 from autotl.registry import Entry
 from autotl.study import select
 from autotl.study.space import pooling_name, share_of
@@ -28,10 +29,13 @@ class Guesses:
         strategies: Mapping[str, Entry],
         augmentations: Mapping[str, Entry],
         leave_out: Callable[[PluginError], None],
+        *,
+        metric: str,
     ) -> None:
         """`leave_out` is told of a first guess that cannot be tried, or not as it stands."""
         self._catalogue, self._strategies, self._augmentations = catalogue, strategies, augmentations
         self._leave_out = leave_out
+        self._class_weights: ClassWeights = "none" if metric == "accuracy" else "balanced"
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
         """Linear probes at the best cut of each backbone, best first."""
@@ -77,13 +81,14 @@ class Guesses:
             self._leave_out(entry.owner.fault(f"Strategy '{entry.name}'", how))
 
     def _place(self, row: ProbeRow) -> Guess:
-        """A backbone, a cut and a pooling as parameters of a trial."""
+        """A backbone, a cut and a pooling as parameters of a trial, with class weights that suit the metric."""
         info = self._catalogue.info(row.backbone)
         return {
             "backbone": row.backbone,
             "cut": share_of(info.names.index(row.cut), len(info.names)),
             pooling_name(info.stage(row.cut).poolings): row.pooling,
             "input_size": 0.0,
+            "class_weights": self._class_weights,
         }
 
 

@@ -347,7 +347,7 @@ class Search:
         crew = Crew(study, self.folder, trials)
         strategies = {name: each for name, each in self.strategies.items() if self._has("strategies", name)}
         augmentations = {name: each for name, each in self.augmentations.items() if self._has("augmentations", name)}
-        known = guesses.Guesses(self.catalogue, strategies, augmentations, self._leave_out)
+        known = guesses.Guesses(self.catalogue, strategies, augmentations, self._leave_out, metric=self.settings.metric)
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.contracts import BackboneInfo, DataFacts
+from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts
 from autotl.engine.fit import requires
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
-from autotl.plan import Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
+from autotl.plan import ClassWeights, Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
 from autotl.registry import Entry
 
 if TYPE_CHECKING:
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SHARED = ("strategy", "backbone", "cut", "frozen", "pooling", "token_pooling", "input_size", "augmentation")
+SHARED = (
+    "strategy",
+    "backbone",
+    "cut",
+    "frozen",
+    "pooling",
+    "token_pooling",
+    "input_size",
+    "augmentation",
+    "class_weights",
+)
 """Parameters that are drawn for all strategies alike."""
 RECIPE = "recipe"
 """The prefix of parameters that the strategies of autotl itself share."""
@@ -141,6 +151,12 @@ class SearchContext:
         with entry.owner.answers_for(what):
             params = entry.item.suggest(OwnTrial(self._trial, entry, what, self._catalogue.host), self)
             return _component(entry, params)
+
+    def class_weights(self) -> ClassWeights:
+        if self.data.imbalance <= UNEQUAL:
+            return "none"
+        chosen: ClassWeights = self._trial.suggest_categorical("class_weights", get_args(ClassWeights))
+        return chosen
 
     def plan(
         self,

@@ -28,10 +28,11 @@ from autotl.study.space import OwnTrial, SearchContext
 SEED = 7
 EPOCHS = 2
 """Epochs of a phase at most: enough to see what moves."""
-FACTS = DataFacts(classes=3, train_images=900, smallest_class=12, has_stop=True, image_size=400)
-"""What strategies are told of the data: more than there is, so that nothing is settled by there being so little."""
-FEWER = DataFacts(classes=2, train_images=30, smallest_class=5, has_stop=False, image_size=32)
-"""The same of a small set of two classes."""
+FACTS = DataFacts(classes=3, train_images=900, smallest_class=12, largest_class=600, has_stop=True, image_size=400)
+"""What strategies are told of the data: more than there is, so that nothing is settled by there being so little, and
+classes so unequal that weights are searched."""
+FEWER = DataFacts(classes=2, train_images=30, smallest_class=12, largest_class=18, has_stop=False, image_size=32)
+"""The same of a small set of two classes, about as large as one another."""
 TIMES = ("seconds", "rank.seconds")
 
 

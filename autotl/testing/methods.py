@@ -46,7 +46,8 @@ class MethodTests(PluginTests):
             self.fit(lab, name)
 
     def test_its_options_are_the_ones_it_names(self, lab: Lab, name: str) -> None:
-        known, given = set(_method(lab, name).options), set(self.options[name])
+        method = _method(lab, name)
+        known, given = {*method.options, *getattr(method, "defaults", {})}, set(self.options[name])
         assert known == given, f"'{name}' names the options {sorted(known)}, the test gives {sorted(given)}."
 
     def test_every_alternative_gives_another_head(self, lab: Lab, name: str) -> None:

@@ -41,7 +41,14 @@ def suggest(host, catalogue):
     """Asks a strategy for a plan."""
 
     def ask(strategy, trial, backbones=("tiny:net", RESNET), **facts):
-        values = {"classes": 3, "train_images": 900, "smallest_class": 12, "has_stop": True, "image_size": 400}
+        values = {
+            "classes": 3,
+            "train_images": 900,
+            "smallest_class": 12,
+            "largest_class": 30,
+            "has_stop": True,
+            "image_size": 400,
+        }
         context = SearchContext(
             trial,
             catalogue=catalogue,

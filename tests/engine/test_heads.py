@@ -29,6 +29,17 @@ def test_a_head_is_scikit_learns_logistic_regression_on_standardised_features(pe
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
+def test_balanced_weights_are_scikit_learns():
+    features, labels = blobs()
+    kept = (labels != 3) | (torch.arange(len(labels)) < 20)  # of one class there are few
+    features, labels = features[kept], labels[kept]
+    (head,) = logistic_path(features, labels, 4, [0.1], class_weights="balanced")
+    scaled = StandardScaler().fit_transform(features.double().numpy())
+    theirs = LogisticRegression(C=10 / len(labels), tol=1e-9, max_iter=5000, class_weight="balanced")
+    expected = theirs.fit(scaled, labels.numpy()).predict_proba(scaled)
+    np.testing.assert_allclose(head(features).softmax(1).numpy(), expected, atol=2e-3)
+
+
 def test_the_path_comes_in_the_order_of_its_penalties():
     features, labels = blobs()
     norms = [

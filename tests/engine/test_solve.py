@@ -9,6 +9,7 @@ from autotl import FittedHead, Head, Phase, PlanError, hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit, on_all_images
+from autotl.engine.heads import logistic_path
 from autotl.errors import PluginError
 from autotl.export import bundle
 from autotl.export.export import export
@@ -138,6 +139,34 @@ def test_the_head_with_the_lowest_loss_wins_and_is_fitted_again_on_all(bench):
         lambda: None,
     )
     assert torch.equal(last.model.head.weight, expected[0].weight)
+
+
+def test_classes_weigh_in_the_choice_as_in_the_fit(bench):
+    """And a plan that does not say how they weigh is the one where all images weigh alike."""
+    penalties = [1e-3, 1.0, 1e3]
+    heads = {}
+    for weights in ("none", "balanced"):
+        probe = Phase(method="closed-form", frozen="2.1", options={"penalty": penalties, "class_weights": weights})
+        bench.dataset._labels[bench.dataset._labels == 2] = 1  # one class has none, another twice as many
+        fitted = fit(plan(bench, probe), bench)
+        features, labels = fitted.model.features("stop"), bench.labels("stop")
+        by_class = torch.bincount(bench.labels("train"), minlength=3)
+        weight = len(bench.labels("train")) / (2 * by_class.clamp(min=1)) if weights == "balanced" else None
+        path = logistic_path(fitted.model.features("train"), bench.labels("train"), 3, penalties, class_weights=weights)
+        losses = [F.cross_entropy(head(features), labels, weight=weight).item() for head in path]
+        assert fitted.metrics["phase1.stop.loss_at_choice"] == pytest.approx(min(losses))
+        assert fitted.metrics["phase1.penalty"] == penalties[int(np.argmin(losses))]
+        heads[weights] = fitted.model.head.weight
+    silent = fit(plan(bench, Phase(method="closed-form", frozen="2.1", options={"penalty": penalties})), bench)
+    assert torch.equal(silent.model.head.weight, heads["none"])
+    assert not torch.equal(heads["balanced"], heads["none"])
+
+
+@pytest.mark.parametrize("weights", ["evenly", ["none", "balanced"]])
+def test_closed_form_takes_one_known_way_to_weigh_classes(bench, weights):
+    probe = Phase(method="closed-form", frozen="2.1", options={"penalty": 0.1, "class_weights": weights})
+    with pytest.raises(PlanError, match="closed-form takes class_weights none or balanced, not"):
+        fit(plan(bench, probe), bench)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import optuna
 import pytest
 
@@ -22,7 +24,9 @@ def context_of(host, tmp_path):
             catalogue=catalogue,
             backbones=["tiny:net", "reference:edges"],
             augmentations={entry.name: entry for entry in host.augmentations},
-            data=DataFacts(classes=3, train_images=50, smallest_class=12, has_stop=True, image_size=32),
+            data=DataFacts(
+                classes=3, train_images=50, smallest_class=12, largest_class=30, has_stop=True, image_size=32
+            ),
             data_ref=DataRef(fingerprint="f", split_seed=7),
             seed=7,
             arithmetic=lambda name: Arithmetic("bfloat16", "contiguous"),
@@ -178,7 +182,9 @@ def test_input_sizes_are_searched_up_to_that_of_the_images(host, tmp_path):
             catalogue=catalogue,
             backbones=[name],
             augmentations={},
-            data=DataFacts(classes=3, train_images=50, smallest_class=12, has_stop=True, image_size=image_size),
+            data=DataFacts(
+                classes=3, train_images=50, smallest_class=12, largest_class=30, has_stop=True, image_size=image_size
+            ),
             data_ref=DataRef(fingerprint="f", split_seed=7),
             seed=7,
             arithmetic=lambda name: Arithmetic(),
@@ -189,6 +195,17 @@ def test_input_sizes_are_searched_up_to_that_of_the_images(host, tmp_path):
     assert drawn(max(sizes), 0.0) == (sizes[0], True)
     assert drawn(max(sizes), 1.0) == (max(sizes), True)
     assert drawn(max(sizes) - 1, 1.0)[0] < max(sizes)
+
+
+@pytest.mark.parametrize(("largest", "drawn"), [(36, False), (37, True)])
+def test_class_weights_are_searched_where_one_class_has_over_three_times_the_images_of_another(
+    context_of, largest, drawn
+):
+    trial = optuna.trial.FixedTrial({"class_weights": "balanced"})
+    context = context_of(trial)
+    context.data = replace(context.data, smallest_class=12, largest_class=largest)
+    assert context.class_weights() == ("balanced" if drawn else "none")
+    assert ("class_weights" in trial.params) is drawn
 
 
 def _objective(trial):

@@ -19,7 +19,7 @@ class TestAugmentations(AugmentationTests):
 
 class TestClosedForm(MethodTests):
     plugin = closed_form
-    options = {"closed-form": {"penalty": [1.0, 0.1, 0.01]}}
+    options = {"closed-form": {"penalty": [1.0, 0.1, 0.01], "class_weights": "balanced"}}
 
 
 class TestFineTuning(StrategyTests):

@@ -41,6 +41,7 @@ class Head2Toe:
             "strength": trial.suggest_float("head2toe.strength", 1e-3, 0.5, log=True),
             "keep": KEEP,
             "penalty": PENALTIES,
+            "class_weights": context.class_weights(),
         }
         phase = Phase(method="head2toe", frozen=cut, options=options)
         return context.plan(cut=cut, head=Head(pooling=pooling, taps=taps), phases=[phase], input=input)

@@ -1,5 +1,7 @@
 """The method `head2toe`: features scored by a regularised fit, a logistic regression on the best of them."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -12,13 +14,18 @@ ITERATIONS = 200
 class Select:
     """Options: `scores` is "ridge" or "group-lasso", `strength` how strongly it is regularised: for the group lasso
     as a share of what would make every weight zero, for ridge regression as the penalty on standardised features.
-    `keep` is the share of features that is kept, `penalty` that of the classifier on them.
+    `keep` is the share of features that is kept, `penalty` that of the classifier on them, `class_weights` how much
+    each class weighs in it; the scores take all images alike.
     """
 
     options = ("scores", "strength", "keep", "penalty")
+    defaults: ClassVar = {"class_weights": "none"}
 
     def fit(self, features, labels, classes, options, step):
         scores, strength = self._one(options, "scores"), self._one(options, "strength")
+        class_weights = self._one(options, "class_weights")
+        if class_weights not in ("none", "balanced"):
+            raise PlanError(f"head2toe takes class_weights none or balanced, not {class_weights!r}.")
         if scores not in SCORES:
             raise PlanError(f"head2toe scores by {' or '.join(SCORES)}, not {scores!r}.")
         # A group lasso of strength 1 leaves nothing.
@@ -33,7 +40,9 @@ class Select:
         for share in options["keep"]:
             kept = order[: max(1, round(share * features.shape[1]))].sort().values
             if len(kept) not in fitted:  # where few have a score, several shares keep the same
-                fitted[len(kept)] = logistic_path(features[:, kept], labels, classes, options["penalty"], step)
+                fitted[len(kept)] = logistic_path(
+                    features[:, kept], labels, classes, options["penalty"], step, class_weights
+                )
             for head, penalty in zip(fitted[len(kept)], options["penalty"], strict=True):
                 weight = features.new_zeros(classes, features.shape[1])
                 weight[:, kept] = head.weight

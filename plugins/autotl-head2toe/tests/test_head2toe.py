@@ -16,12 +16,28 @@ class TestStrategy(StrategyTests):
 
 class TestMethod(MethodTests):
     plugin = autotl_head2toe
-    options = {"head2toe": {"scores": "group-lasso", "strength": 0.01, "keep": [0.05, 0.15], "penalty": [0.01, 0.1]}}
+    options = {
+        "head2toe": {
+            "scores": "group-lasso",
+            "strength": 0.01,
+            "keep": [0.05, 0.15],
+            "penalty": [0.01, 0.1],
+            "class_weights": "none",
+        }
+    }
 
 
 class TestMethodByRidge(MethodTests):
     plugin = autotl_head2toe
-    options = {"head2toe": {"scores": "ridge", "strength": 0.1, "keep": [0.25, 0.5], "penalty": [0.01, 0.1]}}
+    options = {
+        "head2toe": {
+            "scores": "ridge",
+            "strength": 0.1,
+            "keep": [0.25, 0.5],
+            "penalty": [0.01, 0.1],
+            "class_weights": "balanced",
+        }
+    }
 
 
 def data(images=200, width=60, classes=4):
@@ -74,7 +90,13 @@ def test_group_lasso_is_at_its_minimum():
 
 def test_a_strength_of_nearly_one_leaves_the_feature_that_tells_most():
     features, labels = data()
-    options = {"scores": ["group-lasso"], "strength": [0.99], "keep": [0.1, 0.5], "penalty": [0.1]}
+    options = {
+        "scores": ["group-lasso"],
+        "strength": [0.99],
+        "keep": [0.1, 0.5],
+        "penalty": [0.1],
+        "class_weights": ["none"],
+    }
     heads = Select().fit(features, labels, 4, options, lambda: None)
     target = F.one_hot(labels, 4).float()
     most = (standardised(features).T @ (target - target.mean(0))).norm(dim=1).argmax()
@@ -84,7 +106,7 @@ def test_a_strength_of_nearly_one_leaves_the_feature_that_tells_most():
 def test_only_what_is_kept_has_weight_and_constant_features_never_have():
     features, labels = data()
     features[:, 7] = 3.0
-    options = {"scores": ["ridge"], "strength": [0.1], "keep": [0.1, 1.0], "penalty": [0.1]}
+    options = {"scores": ["ridge"], "strength": [0.1], "keep": [0.1, 1.0], "penalty": [0.1], "class_weights": ["none"]}
     few, most = Select().fit(features, labels, 4, options, lambda: None)
     assert few.weight.any(0).sum() == 6
     assert most.weight.any(0).sum() == 59
@@ -101,10 +123,11 @@ def test_only_what_is_kept_has_weight_and_constant_features_never_have():
         ({"strength": ["weak"]}, "a strength above 0"),
         ({"strength": [1.0]}, "a strength above 0 and of at most 0.99"),
         ({"penalty": [-1]}, "a penalty above 0"),
+        ({"class_weights": ["evenly"]}, "class_weights none or balanced, not 'evenly'"),
     ],
 )
 def test_bad_options_are_named(change, says):
     features, labels = data()
-    options = {"scores": ["ridge"], "strength": [0.1], "keep": [0.5], "penalty": [0.1]}
+    options = {"scores": ["ridge"], "strength": [0.1], "keep": [0.5], "penalty": [0.1], "class_weights": ["none"]}
     with pytest.raises(PlanError, match=says):
         Select().fit(features, labels, 4, {**options, **change}, lambda: None)
