@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 Predictor = Callable[[np.ndarray, np.ndarray], float]
 RESAMPLES = 2_000
@@ -21,6 +22,8 @@ class Score:
     low: float
     high: float
     images: int
+    units: int
+    """Of images that tell no more than one of them would; see `design_effect`."""
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -51,25 +54,31 @@ class ClassMean:
         whole = self.whole(counts)
         return self.of_share(counts.both / np.maximum(whole, 1)).sum(-1) / (whole > 0).sum(-1)
 
-    def interval(self, labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    def interval(self, labels: np.ndarray, predicted: np.ndarray, units: np.ndarray) -> tuple[float, float]:
         """The middle 95 % over images drawn with replacement within each class (Efron 1979), or wider.
 
         Where few images of a class are wrong, such draws see too little of what might be. So no end is nearer to the
         value than the ends of Wilson's intervals of all classes together, their distances added in squares (Zou and
         Donner 2008), nor than that of the accuracy: a mean over classes knows no more than all images together.
+        Where units hold several images, each class tells as much as so many fewer.
         """
-        counts, share = _counts(labels, predicted), accuracy(labels, predicted)
+        counts, right = _counts(labels, predicted), labels == predicted
+        effect = design_effect(right, units, labels)
         value, drawn = float(self.mean(counts)), np.quantile(self.mean(_redrawn(labels, predicted)), [0.025, 0.975])
         low, high = (
-            max(sign * (float(drawn[end]) - value), self._together(counts, end), sign * (all_images - share))
-            for end, (sign, all_images) in enumerate(zip((-1, 1), wilson(share, len(labels)), strict=True))
+            max(
+                sign * (float(drawn[end]) - value) * math.sqrt(effect),
+                self._together(counts, effect, end),
+                sign * (all_images - right.mean()),
+            )
+            for end, (sign, all_images) in enumerate(zip((-1, 1), share_interval(right, units), strict=True))
         )
         return max(0.0, value - low), min(1.0, value + high)
 
-    def _together(self, counts: Counts, end: int) -> float:
+    def _together(self, counts: Counts, effect: float, end: int) -> float:
         """How far the end of the interval is from the mean, by Wilson's interval of each class."""
-        whole = self.whole(counts)
-        shares = [(both / of, wilson(both / of, of)[end]) for both, of in zip(counts.both, whole, strict=True) if of]
+        classes = zip(counts.both, self.whole(counts), strict=True)
+        shares = [(both / of, wilson(both / of, of / effect)[end]) for both, of in classes if of]
         distances = [self.of_share(bound) - self.of_share(share) for share, bound in shares]
         return math.sqrt(sum(distance**2 for distance in distances)) / len(distances)
 
@@ -85,30 +94,100 @@ METRICS: dict[str, Predictor] = {
 }
 
 
-def score(name: str, labels: np.ndarray, predicted: np.ndarray) -> Score:
-    """labels, predicted: [N] class indices. Wilson's interval for accuracy; `ClassMean.interval` for the others."""
-    metric, n = METRICS[name], len(labels)
+def score(name: str, labels: np.ndarray, predicted: np.ndarray, units: np.ndarray) -> Score:
+    """A metric with its interval: `share_interval` for accuracy, `ClassMean.interval` for the others.
+
+    labels, predicted: [N] class indices. units: [N] the number of the unit of each image, from 0.
+    """
+    metric, n, several = METRICS[name], len(labels), len(np.unique(units))
     value = metric(labels, predicted)
-    low, high = metric.interval(labels, predicted) if isinstance(metric, ClassMean) else wilson(value, n)
-    return Score(name, value, low, high, n)
+    if several == 1 < n:  # nobody knows how another unit would be
+        low, high = 0.0, 1.0
+    elif isinstance(metric, ClassMean):
+        low, high = metric.interval(labels, predicted, units)
+    else:
+        low, high = share_interval(labels == predicted, units)
+    return Score(name, value, low, high, n, several)
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def most_frequent(name: str, labels: np.ndarray) -> float:
+    """A metric of a model that always names the class that most of these images have."""
+    return METRICS[name](labels, np.full_like(labels, np.bincount(labels).argmax()))
+
+
+def by_class(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
+    """Each class that any image has, with how many have it and how many of these are recognised."""
+    counts = _counts(labels, predicted)
+    found = enumerate(zip(counts.labelled.tolist(), counts.both.tolist(), strict=True))
+    return [(number, images, right) for number, (images, right) in found if images]
+
+
+def share_interval(right: np.ndarray, units: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the share of images that are right; Wilson's where each image is a unit of its own."""
+    return wilson(float(right.mean()), len(right) / design_effect(right, units))
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share of `n` trials (Wilson 1927)."""
     centre = share + Z * Z / (2 * n)
     half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return max(0.0, (centre - half) / (1 + Z * Z / n)), min(1.0, (centre + half) / (1 + Z * Z / n))
 
 
-def paired_difference(right: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+def design_effect(values: np.ndarray, units: np.ndarray, classes: np.ndarray | None = None) -> float:
+    """How many of these images tell as much as one that is a unit of its own; 1 where each image is, never less.
+
+    values: [N], what is averaged over all images; over those of each of `classes`, [N], first, where they are given.
+
+    The variance of the mean over units against that over images (Kish 1965), each value taken from the mean of the
+    other units of its class, and the effective number of images made smaller by Student's t for as few units (Korn
+    and Graubard 1998, Survey Methodology 24). Few deviations say little of how alike the images of a unit are: so
+    that nothing is made of it that there are none, one image more deviates, together with all of a unit. A few large
+    units may all be right by chance: so the small ones say, too, how alike the images of a unit are.
+    """
+    values, classes = values.astype(float), np.zeros_like(units) if classes is None else classes
+    units = np.unique(units, return_inverse=True)[1]
+    weights = 1 / np.bincount(classes)[classes]
+    sizes, squares = np.bincount(units, weights), np.bincount(units, weights**2)
+    alone, together = squares.sum(), (sizes**2).sum()
+    deviations = weights * (values - _mean_of_others(values, units, classes))
+    own, whole = np.bincount(units, deviations**2), np.bincount(units, deviations) ** 2
+    pairs = ((sizes**2 - squares) / sizes).sum()
+    alike = ((whole - own) / sizes).sum() / pairs if pairs > 0 else 0.0
+    variance = max(whole.sum(), own.sum() + alike * (together - alone))
+    one = alone / len(values)
+    effect = max(1.0, (variance + one * together / alone) / (own.sum() + one))
+    few, many = (_students_t(weights.sum() ** 2 / each - 1) for each in (together, alone))
+    return float(effect * (few / many) ** 2)
+
+
+def _mean_of_others(values: np.ndarray, units: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """For each image the mean of its class over other units, [N]; of all images where its unit is the only one."""
+    cells = classes * (units.max() + 1) + units
+    total, images = (
+        np.bincount(classes, weights)[classes] - np.bincount(cells, weights)[cells]
+        for weights in (values, np.ones_like(values))
+    )
+    return np.where(images > 0, total / np.maximum(images, 1), values.mean())
+
+
+def _students_t(freedom: float) -> float:
+    """The two-sided 95 % quantile; that of hardly any degree of freedom where there is none."""
+    return float(stdtrit(max(0.05, freedom), 0.975))
+
+
+def paired_difference(right: np.ndarray, other: np.ndarray, units: np.ndarray) -> tuple[float, float, float]:
     """Difference in accuracy of two classifiers on the same images, with its 95 % interval.
 
-    right, other: [N] booleans, whether each classifier was right on each image. The interval is that of
-    Agresti and Min (2005), which adds half an image to each of the four outcomes, so that it holds for
-    few images too.
+    right, other: [N] booleans, whether each classifier was right on each image. units: as in `score`. The interval
+    is that of Agresti and Min (2005), which adds half an image to each of the four outcomes, so that it holds for
+    few images too; where units hold several images, for as many as tell as much.
     """
-    n = len(right)
-    ours, theirs = float((right & ~other).sum()), float((other & ~right).sum())
+    difference = right.astype(float) - other
+    if len(np.unique(units)) == 1 < len(right):
+        return float(difference.mean()), -1.0, 1.0
+    effect = design_effect(difference, units)
+    n, ours, theirs = (float(count) / effect for count in (len(right), (right & ~other).sum(), (other & ~right).sum()))
     middle = (ours - theirs) / (n + 2)
     half = Z * math.sqrt((ours + theirs + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
     return (ours - theirs) / n, max(-1.0, middle - half), min(1.0, middle + half)

@@ -18,8 +18,17 @@ class Costs(BaseModel):
     flops: float
 
 
+class OfClass(BaseModel):
+    """How many sealed images a class has, and how many of them the model recognises."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    images: int
+    right: int
+
+
 class Score(BaseModel):
-    """The model on the sealed images, with the 95 % interval."""
+    """The model on the sealed images, with the 95 % interval; what is None or empty older bundles do not say."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -28,6 +37,9 @@ class Score(BaseModel):
     low: float
     high: float
     images: int
+    units: int | None = None
+    most_frequent: float | None = None
+    classes: dict[str, OfClass] = {}
 
 
 class Metrics(BaseModel):
@@ -72,13 +84,18 @@ def readme(plan: TransferPlan, classes: Sequence[str], metrics: Metrics, use: st
         "parameters": f"{metrics.validation.parameters:,.0f}",
         "FLOPs an image": f"{metrics.validation.flops:,.0f}",
     }
+    recalls: dict[str, str] = {}
     if test := metrics.test:
+        of_groups = f" of {test.units:,} groups" if test.units and test.units < test.images else ""
         facts[f"test {test.metric}"] = (
             f"{test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
-            f"({test.images:,} images that it was neither trained nor chosen on)"
+            f"({test.images:,} images{of_groups} that it was neither trained nor chosen on)"
         )
+        if test.most_frequent is not None:
+            facts["the most frequent class alone"] = f"{test.most_frequent:.1%}"
+        recalls = {name: f": {found.right:,} of {found.images:,} recognised" for name, found in test.classes.items()}
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])
-    names = "\n".join(f"    {name}" for name in classes)
+    names = "\n".join(f"    {name}{recalls.get(name, '')}" for name in classes)
     return f"""# An image classifier for {len(classes)} classes
 
 Made by autotl {plan.requires.get("autotl", "")}: plan.json says how, metrics.json what was measured.

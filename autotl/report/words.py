@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from shlex import quote
 
+from autotl.contracts import UNEQUAL
 from autotl.export.export import Exported
 from autotl.plan import TransferPlan
 from autotl.report.tables import count
 from autotl.study.settings import Settings
 from autotl.tracking.folder import Definition, StudyFolder
-from autotl.tracking.result import Comparison, Result
+from autotl.tracking.result import Comparison, Result, Test
 
 POOLING = {"avg": "averaged", "max": "max-pooled", "token": "read off the class token"}
+WORST = 5
+"""Of more classes, only so many with the lowest recall are told."""
 
 
 def summary(result: Result) -> Iterator[str]:
@@ -22,10 +25,17 @@ def summary(result: Result) -> Iterator[str]:
         f"by {result.best.strategy} (trial {result.best.trial}); "
         f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs an image."
     )
+    of_groups = f" of {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
     yield (
         f"Test {test.metric} {test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
-        f"({test.images:,} sealed images)."
+        f"({test.images:,} sealed images{of_groups})."
     )
+    yield from by_class(test)
+    if result.imbalance > UNEQUAL and test.metric == "accuracy":
+        yield (
+            f"The largest class has {result.imbalance:.3g} times the train images of the smallest: where each class "
+            "matters as much as any other, search with --metric balanced-accuracy or macro-f1."
+        )
     for name, comparison in result.comparisons.items():
         yield against(name, test.metric, comparison)
     runs = [f"{run.value:.1%}" for run in result.best.runs]
@@ -41,6 +51,15 @@ def summary(result: Result) -> Iterator[str]:
         )
 
 
+def by_class(test: Test) -> Iterator[str]:
+    """What the most frequent class alone would give, and what each class got, or the worst of many."""
+    yield f"The most frequent class alone would give {test.most_frequent:.1%}."
+    worst = sorted(test.classes.items(), key=lambda item: item[1].recall)[:WORST]
+    which = f"Lowest recall, {len(worst)} of {len(test.classes)} classes" if len(test.classes) > WORST else "Recall"
+    each = [f"{name} {found.recall:.1%} ({found.right:,} of {found.images:,})" for name, found in worst]
+    yield f"{which}: {', '.join(each)}."
+
+
 def against(name: str, metric: str, comparison: Comparison) -> str:
     """A control, and what the winner gained over it."""
     return f"Against {name} ({metric} {comparison.value:.1%}): {_gain(comparison)}"
@@ -51,7 +70,8 @@ def trained(plan: TransferPlan) -> Iterator[str]:
     for phase in plan.phases:
         if not phase.by_gradient:
             taps = f" of {len(plan.head.taps) + 1} stages" if plan.head.taps else ""
-            yield f"  The head by {phase.method}, on the frozen features{taps}."
+            weights = ", each class weighing alike" if phase.options.get("class_weights") == "balanced" else ""
+            yield f"  The head by {phase.method}, on the frozen features{taps}{weights}."
             continue
         rates = list(phase.stage_rates.values())
         stages = list(phase.stage_rates)

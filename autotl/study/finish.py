@@ -22,12 +22,13 @@ from autotl.study.budget import Budget, OutOfTime
 from autotl.study.controls import PROBE_SECONDS, Control, controls_of
 from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
+from autotl.study.suggestions import facts_of
 from autotl.study.watch import Watcher
 from autotl.tracking import result as results
 from autotl.tracking.folder import Rerun, StudyFolder
 from autotl.tracking.log import ENDED, STATES, TrialRecord
 from autotl.tracking.probe import read_probe
-from autotl.tracking.result import Best, Comparison, Result, Run, Test
+from autotl.tracking.result import Best, Comparison, OfClass, Result, Run, Test
 
 BEST = 3
 """So many of the best plans are run again with fresh seeds."""
@@ -76,6 +77,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
             runs=tuple(Run(seed=run.plan.seed, value=run.value) for run in winner.runs),
         ),
         final=final,
+        imbalance=facts_of(bench.dataset).imbalance,
         test=test,
         comparisons=comparisons,
         left_out=tuple(end.left_out),
@@ -345,14 +347,23 @@ class _End:
         """Open the sealed test, once, for the bundle and the controls together."""
         guessed = self._guesses()
         guesses = {name: control.logits("test").argmax(1) for name, control in controls}
-        labels = self.bench.dataset.open_test(self.folder.test_openings, plan=final.hash, trials=trials)
-        metric = self.settings.metric
+        dataset, metric = self.bench.dataset, self.settings.metric
+        labels = dataset.open_test(self.folder.test_openings, plan=final.hash, trials=trials)
+        units = dataset.units("test")
         comparisons = {}
         for name, control in controls:
-            difference, low, high = metrics.paired_difference(guessed == labels, guesses[name] == labels)
+            difference, low, high = metrics.paired_difference(guessed == labels, guesses[name] == labels, units)
             value = metrics.METRICS[metric](labels, guesses[name])
             comparisons[name] = Comparison(plan=control.plan, value=value, difference=difference, low=low, high=high)
-        return Test(**asdict(metrics.score(metric, labels, guessed))), comparisons
+        test = Test(
+            **asdict(metrics.score(metric, labels, guessed, units)),
+            most_frequent=metrics.most_frequent(metric, labels),
+            classes={
+                dataset.classes[number]: OfClass(images=images, right=right)
+                for number, images, right in metrics.by_class(labels, guessed)
+            },
+        )
+        return test, comparisons
 
     def _guesses(self) -> np.ndarray:
         """What the bundle, as it lies on disk, says of the test images: [N] class numbers."""

@@ -33,6 +33,17 @@ class Best(Record):
     runs: tuple[Run, ...]
 
 
+class OfClass(Record):
+    """How many test images a class has, and how many of them the winner recognised."""
+
+    images: int
+    right: int
+
+    @property
+    def recall(self) -> float:
+        return self.right / self.images
+
+
 class Test(Record):
     """The winner on the sealed test split, with the 95 % interval of its metric."""
 
@@ -41,12 +52,18 @@ class Test(Record):
     low: float
     high: float
     images: int
+    units: int
+    """Of images that tell no more than one of them would, being of one group or copies of one another."""
+    most_frequent: float
+    """The metric of a model that always names the class that most of these images have."""
+    classes: dict[str, OfClass]
+    """What each class got, in their order; without those of which there is no test image."""
 
 
 class Comparison(Record):
     """A control on the same test images: its metric, and by how much the winner's accuracy is higher.
 
-    `low` and `high` bound the difference with 95 % confidence, paired over the images.
+    `low` and `high` bound the difference with 95 % confidence, paired over the images, and over their units.
     """
 
     plan: TransferPlan
@@ -73,6 +90,8 @@ class Result(Record):
     """What was trained last, tested, and lies in the bundle: the best plan, on more images if so wished."""
     made_from: str
     """A hash of the trials, images and settings that this result depends on."""
+    imbalance: float
+    """How many times the train images of the smallest class the largest has."""
     test_opened: int
     """For how many plans the test split was opened in this study; the first time is the honest one."""
     seconds: float

@@ -11,6 +11,13 @@ PLAN = TransferPlan.model_construct(
     input=Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3),
     phases=(Phase.linear_probe("2.1"),),
 )
+OF_CLASS = results.OfClass(images=50, right=40)
+
+
+def of_test(value=0.95, units=50, **classes):
+    found = {name: results.OfClass(images=images, right=right) for name, (right, images) in classes.items()}
+    numbers = {"metric": "accuracy", "value": value, "low": 0.0, "high": 1.0, "images": 50}
+    return results.Test(**numbers, units=units, most_frequent=0.5, classes=found or {"a": OF_CLASS})
 
 
 def result(plans, validation, test, **metrics):
@@ -24,7 +31,8 @@ def result(plans, validation, test, **metrics):
             metrics={"parameters": 1e6, "flops": 1e6, **metrics},
             runs=(results.Run(seed=0, value=validation),),
         ),
-        test=results.Test(metric="accuracy", value=test, low=0.0, high=1.0, images=50),
+        test=of_test(test),
+        imbalance=1.0,
         comparisons={},
         left_out=(),
         test_opened=1,
@@ -45,3 +53,37 @@ def result(plans, validation, test, **metrics):
 def test_a_number_that_chose_the_winner_comes_with_a_caution_unless_the_test_came_out_higher(found, cautions):
     (line,) = [line for line in words.summary(found) if line.startswith("On the rank split its accuracy was 98.0%.")]
     assert ("expect less on new images" in line) is cautions
+
+
+def told(**changes):
+    return "\n".join(words.summary(result(plans=5, validation=0.9, test=0.95).model_copy(update=changes)))
+
+
+def test_beside_the_accuracy_stands_what_each_class_got_and_what_the_most_frequent_alone_would_give():
+    said = told(test=of_test(ok=(57, 57), rare=(0, 3)))
+    assert "The most frequent class alone would give 50.0%.\n" in said
+    assert "\nRecall: rare 0.0% (0 of 3), ok 100.0% (57 of 57).\n" in said
+    many = of_test(**{f"class {number}": (9 - number, 10) for number in range(9)})
+    assert "\nLowest recall, 5 of 9 classes: class 8 10.0% (1 of 10), class 7" in told(test=many)
+
+
+def test_how_many_groups_there_were_is_said_where_images_share_them():
+    assert "(50 sealed images)." in told()
+    assert "(50 sealed images of 8 groups; copies of an image are one group)." in told(test=of_test(units=8))
+
+
+@pytest.mark.parametrize(
+    ("imbalance", "metric", "says"), [(3.0, "accuracy", False), (19.0, "accuracy", True), (19.0, "macro-f1", False)]
+)
+def test_another_metric_is_recommended_where_classes_are_unequal(imbalance, metric, says):
+    said = told(imbalance=imbalance, test=of_test().model_copy(update={"metric": metric}))
+    assert ("The largest class has 19 times the train images of the smallest" in said) is says
+    assert ("--metric balanced-accuracy" in said) is says
+
+
+def test_that_classes_weigh_alike_is_said_of_a_head():
+    plan = PLAN.model_copy(update={"phases": (Phase.linear_probe("2.1", "balanced"),)})
+    assert list(words.trained(plan)) == [
+        "  The head by closed-form, on the frozen features, each class weighing alike."
+    ]
+    assert "weighing" not in "".join(words.trained(PLAN))

@@ -648,3 +648,40 @@ def test_a_study_on_disk_is_shown_without_its_data(host, stripes, capsys):
     assert result.best.plan.backbone in shown
     assert f"{result.test.value:.1%}" in shown
     assert results.load(made.folder) == result
+
+
+def test_the_test_counts_groups_and_classes(host, stripes):
+    """Five images of a group each: what one of them gets the others get, too."""
+    rows = [
+        f"{file.relative_to(stripes)},{file.parent.name},{file.parent.name}{int(file.stem) // 5}"
+        for file in sorted(stripes.rglob("*.png"))
+    ]
+    (stripes / "manifest.csv").write_text("\n".join(["path,label,group", *rows]))
+    made = search(host, stripes / "manifest.csv", trials=1, backbones=("tiny:net",))
+    result = made.run()
+    assert (result.test.images, result.test.units, result.test.most_frequent) == (15, 3, pytest.approx(1 / 3))
+    assert {name: each.images for name, each in result.test.classes.items()} == dict.fromkeys(
+        ("across", "checks", "down"), 5
+    )
+    right = sum(each.right for each in result.test.classes.values())
+    assert result.test.value == right / 15
+    assert result.test.high - result.test.low > 0.5
+    (comparison, *_) = result.comparisons.values()
+    assert comparison.high - comparison.low > 0.5
+    card = (made.folder.bundle / "README.md").read_text()
+    assert "(15 images of 3 groups that it" in card and "of 5 recognised" in card
+    assert "| the most frequent class alone | 33.3% |" in card
+
+
+@pytest.mark.parametrize(("metric", "first"), [("accuracy", "none"), ("balanced-accuracy", "balanced")])
+def test_classes_weigh_at_first_as_the_metric_says_where_they_are_unequal(host, stripes, metric, first):
+    for number in range(7, 30):
+        (stripes / "checks" / f"{number}.png").unlink()
+    made = search(host, stripes, trials=1, backbones=("tiny:net",), metric=metric)
+    result = made.run()
+    (record,) = made.folder.log.records()
+    assert record.params["class_weights"] == first
+    assert result.best.plan.phases[0].options.get("class_weights", "none") == first
+    assert result.imbalance > 3
+    pixels = result.comparisons["reference:pixels"].plan
+    assert pixels.phases[0].options.get("class_weights", "none") == first

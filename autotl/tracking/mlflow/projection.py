@@ -384,7 +384,10 @@ class Projection:
         metric = result.test.metric
         metrics = {
             f"rank.{metric}": result.best.validation,
-            **{f"test.{name}": getattr(result.test, name) for name in ("low", "high", "images")},
+            **{
+                f"test.{name}": getattr(result.test, name)
+                for name in ("low", "high", "images", "units", "most_frequent")
+            },
             f"test.{metric}": result.test.value,
             "seconds": result.seconds,
         }
