@@ -122,10 +122,8 @@ class Catalogue:
         return self.file(name) is not None or self._kind(name) != "sha256"
 
     def reachable(self, name: str) -> bool:
-        """Whether the backbone's weights are here or could be downloaded; known within a second."""
-        if self.available(name):
-            return True
-        return weights_files.reachable(weights_files.server(self._source(name)))
+        """Whether the backbone's weights are here or could be downloaded; known within seconds."""
+        return self.available(name) or weights_files.reachable(self._source(name))
 
     def obtain(self, name: str) -> None:
         """Make sure that the backbone's weights are on this machine, downloading them if need be.

@@ -5,13 +5,12 @@ the hub itself. Nothing here ever puts random weights in the place of pretrained
 """
 
 import hashlib
-import os
+import queue
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlparse
@@ -22,8 +21,13 @@ from autotl.errors import WeightsError, one_line
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REACH_SECONDS = 0.9
-"""How long a server may take to answer before it counts as out of reach."""
+REACH_SECONDS = 5.0
+"""How long a server may take to answer before what nobody named is left out; mirrors and proxies take a second or two.
+"""
+ASK_SECONDS = 10
+"""How long one that is not the hub may take to say how large a file is; of the hub its own client knows."""
+_silent: set[str] = set()
+"""Servers that did not answer in that time: each is waited for once."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,16 @@ def find(name: str, source: WeightsSource, named: Path | None = None) -> Weights
 def fetch(name: str, source: WeightsSource) -> WeightsFile:
     """Download the weights of backbone `name` into the cache of the hub or of torch.
 
-    Raises: WeightsError when the server is out of reach, known within a second, or says no.
+    Raises: WeightsError when the server does not answer, as long as its client waits, or says no.
     """
-    if not reachable(server(source)):
+    try:
+        _ask(source)  # once: told to download, the hub's client asks a silent server for a minute
+    except Exception as error:
         raise WeightsError(
-            f"The weights of '{name}' are not on this machine and {server(source)} is out of reach. On a machine "
-            f"with network run: autotl weights fetch {name}   then copy the file that it prints and say "
-            f"--weights {name}=FILE"
-        )
+            f"The weights of '{name}' are not on this machine and {server(source)} is out of reach or refuses: "
+            f"{one_line(error, 200)} On a machine with network run: autotl weights fetch {name}   then copy the file "
+            f"that it prints and say --weights {name}=FILE"
+        ) from error
     try:
         if source.repo:
             from huggingface_hub import hf_hub_download
@@ -85,40 +91,55 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
 
 def download_bytes(source: WeightsSource) -> int | None:
     """How much `fetch` would download, None when the server does not say."""
-    if source.repo:
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-        try:
-            return get_hf_file_metadata(hf_hub_url(source.repo, source.filename or "model.safetensors")).size
-        except Exception:
-            return None
     try:
-        with urllib.request.urlopen(urllib.request.Request(str(source.url), method="HEAD"), timeout=5) as answer:
-            return int(answer.headers["Content-Length"])
-    except (OSError, TypeError, ValueError):
+        return _ask(source)
+    except Exception:
         return None
 
 
-@cache
-def reachable(server: str) -> bool:
-    """Whether `server` (scheme and host) answers at all; decided within a second, asked once a process."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+def reachable(source: WeightsSource) -> bool:
+    """Whether the server that has these weights would give them; known within `REACH_SECONDS`."""
+    if server(source) in _silent:
         return False
-    answered = threading.Event()
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(server, method="HEAD"), timeout=REACH_SECONDS).close()
-        except urllib.error.HTTPError:
-            answered.set()  # it refused, so it is there
-        except OSError:
-            pass
+            _ask(source)
+        except Exception:
+            answers.put(False)
         else:
-            answered.set()
+            answers.put(True)
 
-    # Looking up a name ignores urlopen's timeout, so the wait is bounded from outside.
+    # Looking up a name heeds no timeout, so the wait is bounded from outside.
     threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(REACH_SECONDS)
+    try:
+        return answers.get(timeout=REACH_SECONDS)
+    except queue.Empty:
+        _silent.add(server(source))
+        return False
+
+
+def _ask(source: WeightsSource) -> int | None:
+    """How many bytes a file of weights has, None where its server does not say.
+
+    It is asked by the client that would download it: that one knows of mirrors, proxies and being offline.
+
+    Raises: whatever that client raises where the server is silent, and the hub's where it refuses.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode
+
+    if source.repo:
+        return get_hf_file_metadata(hf_hub_url(source.repo, source.filename or "model.safetensors")).size
+    if is_offline_mode():
+        raise WeightsError("HF_HUB_OFFLINE is set.")
+    request = urllib.request.Request(str(source.url), method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
+            length = answer.headers["Content-Length"]
+            return int(length) if length else None
+    except urllib.error.HTTPError:  # it is there, and may give what it does not tell of
+        return None
 
 
 def load_weights(model: "nn.Module", file: Path, *, ignore: Sequence[str] = ()) -> None:

@@ -1,5 +1,8 @@
+import os
 import pickle
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -125,17 +128,96 @@ def test_the_hubs_cache_is_found(tmp_path, state, monkeypatch):
     assert weights.find("timm:other", WeightsSource(repo="someone/other")) is None
 
 
-def test_without_network_the_answer_comes_within_a_second(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    weights.reachable.cache_clear()
+class Mirror(BaseHTTPRequestHandler):
+    """A stand-in for a mirror of the hub, or for a proxy before it: it answers every question, some time later."""
+
+    delay = 0.0
+    content = b"weights"
+
+    def do_HEAD(self):
+        time.sleep(self.delay)
+        self.send_response(200)
+        for name, value in (("ETag", '"1"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", str(len(self.content)))):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(self.content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """The address of a server, while the hub's client believes that it may use the network."""
+    from huggingface_hub import close_session, constants
+
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(weights, "_silent", set())
+    close_session()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    close_session()
+
+
+HUB = WeightsSource(repo="someone/net")
+
+
+def at(monkeypatch, endpoint):
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    for module in (constants, file_download):
+        if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+def test_a_mirror_that_answers_slowly_is_within_reach(mirror, monkeypatch):
+    at(monkeypatch, mirror)
+    monkeypatch.setattr(Mirror, "delay", 1.1)
+    assert weights.reachable(HUB)
+
+
+def test_a_hub_behind_a_proxy_for_everything_is_within_reach_and_fetched_from(mirror, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    at(monkeypatch, "http://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert not weights.reachable(HUB)
+    from huggingface_hub import close_session
+
+    close_session()  # what it knows of proxies it has read by then
+    monkeypatch.setenv("ALL_PROXY", mirror)
+    assert weights.reachable(HUB)
+    assert weights.download_bytes(HUB) == len(Mirror.content)
+    found = weights.fetch("timm:net", HUB)
+    assert (found.path.read_bytes(), found.origin) == (Mirror.content, "downloaded")
+
+
+def test_a_silent_server_is_waited_for_once_and_not_for_long_but_asked_again_where_it_is_named(mirror, monkeypatch):
+    at(monkeypatch, mirror)
+    monkeypatch.setattr(weights, "REACH_SECONDS", 0.2)
+    monkeypatch.setattr(Mirror, "delay", 0.6)
     began = time.perf_counter()
-    # A test address (RFC 5737) that nobody answers at; where a proxy refuses it, that is an answer too.
-    weights.reachable("https://192.0.2.1")
-    assert time.perf_counter() - began < 1.5
-    weights.reachable.cache_clear()
+    assert not weights.reachable(HUB)
+    assert not weights.reachable(WeightsSource(repo="someone/other"))
+    assert time.perf_counter() - began < 0.4
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, filename: __file__)
+    assert weights.fetch("timm:net", HUB).origin == "downloaded"
 
 
 def test_offline_is_said_with_what_to_do():
-    weights.reachable.cache_clear()
-    with pytest.raises(WeightsError, match=r"autotl weights fetch timm:net.*--weights timm:net=FILE"):
-        weights.fetch("timm:net", WeightsSource(repo="someone/net"))
+    began = time.perf_counter()
+    for source in (HUB, WeightsSource(url="https://unreachable.invalid/net.pth")):
+        assert not weights.reachable(source)
+        with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE.*weights fetch timm:net.*--weights timm:net=FILE"):
+            weights.fetch("timm:net", source)
+    assert time.perf_counter() - began < 1
