@@ -64,7 +64,8 @@ class Family(Protocol):
         """The whole network on the CPU, in float32; it is split into stages afterwards.
 
         With `weights` None its parameters are random, drawn from torch's global generator. Otherwise
-        they are read from the file; a file that does not fit must raise, never be half-loaded.
+        they are read from the file; one that lacks something of what is kept, all but the classifier, must raise.
+        `load_weights` sees to that.
 
         A network may have a method `no_weight_decay()`, as timm's have: the names of parameters to which weight
         decay is not applied, such as position embeddings and class tokens. Norms and biases need not be named.

@@ -4,7 +4,7 @@ A name is `family:architecture[.tag]`; `@random` appended asks for random weight
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from autotl.backbones import sources
 from autotl.backbones import weights as weights_files
-from autotl.backbones.weights import WeightsFile
+from autotl.backbones.weights import Given, WeightsFile
 from autotl.contracts import BackboneInfo, Family, ModelCard, WeightsSource
 from autotl.errors import PlanError, PluginError, WeightsError, unknown
 from autotl.files import seal, unseal
@@ -22,6 +22,8 @@ from autotl.plan import Input, Network, Record, digest
 from autotl.registry import Entry, Owner, on_stderr
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from autotl.backbones.stages import Stages
 
 RANDOM = "@random"
@@ -45,14 +47,22 @@ class Facts(Record):
 class Catalogue:
     """Backbones by name.
 
-    `named` maps full names to weights files that the user gave. Facts about stages are kept as JSON
-    under `cache_dir`, so that a network is traced once.
+    `named` maps full names to weights files that the user gave; `note` is told once what was read from each. Facts
+    about stages are kept as JSON under `cache_dir`, so that a network is traced once.
     """
 
-    def __init__(self, host: Host, cache_dir: Path, named: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        cache_dir: Path,
+        named: Mapping[str, Given] | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.host = host
         self.cache_dir = cache_dir
         self.named = dict(named or {})
+        self._note = note
+        self._noted: set[str] = set()
         self._files: dict[str, WeightsFile] = {}
         self._facts: dict[tuple[str, Input], Facts] = {}
         for name in self.named:
@@ -162,12 +172,14 @@ class Catalogue:
 
     def file(self, name: str) -> WeightsFile | None:
         """The weights file of a backbone, if it has one and it lies on this machine."""
-        if name not in self._files and self._kind(name) == "sha256":
-            found = weights_files.find(name, self._source(name), self.named.get(name))
-            if found is None:
-                return None
-            self._files[name] = found
-        return self._files.get(name)
+        found = self._files.get(name)
+        if found is None or found.changed:
+            named = self.named.get(name)
+            path = named.path if named else None
+            found = weights_files.find(name, self._source(name), path) if self._kind(name) == "sha256" else None
+            if found:
+                self._files[name] = found
+        return found
 
     def build(self, network: Network) -> "Stages":
         """The backbone's stages on the CPU, with the weights that a plan recorded.
@@ -191,16 +203,27 @@ class Catalogue:
             stages = self._split(name, network.input, None, seed=int(value or 0))
         if stages.graph != self.facts(name, network.input).graph:
             # What it is made by has changed where neither versions nor the source tell.
-            self._facts[name, network.input] = self._measured(name, network.input, stages)
-        return stages
+            self._facts[name, network.input] = self._measured(name, network.input, self.structure(name, network.input))
+        return stages.cut(self.info(name, network.input).names[-1])
 
     def structure(self, name: str, input: Input) -> "Stages":
         """The backbone's stages on the CPU with weights of no meaning, to be filled from a bundle."""
         return self._split(name, input, None, seed=0)
 
     def info(self, name: str, input: Input | None = None) -> BackboneInfo:
-        """The backbone's stages with their costs and shapes."""
-        return self.facts(name, input or self.card(name).input).info
+        """The backbone's stages with their costs and shapes, as far as there are weights for them.
+
+        The fingerprint is that of all of its stages: it is the same network.
+
+        Raises: WeightsError where the named weights are those of a network that was cut elsewhere.
+        """
+        info = self.facts(name, input or self.card(name).input).info
+        named = self.named.get(name)
+        if named is None or named.upto is None:
+            return info
+        if named.upto not in info.names:
+            raise WeightsError(f"{named.path} ends with the stage '{named.upto}', which '{name}' does not have here.")
+        return info.model_copy(update={"stages": info.upto(named.upto)})
 
     def facts(self, name: str, input: Input) -> Facts:
         """Traced once for each input, then read from disk."""
@@ -271,12 +294,34 @@ class Catalogue:
                 with entry.owner.answers_for(f"Backbone '{name}'", "cannot be built"):
                     model = _family(entry).build(rest, file).float().eval()
             except WeightsError as error:
-                raise WeightsError(f"The weights of '{name}' cannot be used: {error}") from error
+                raise _unusable(name, error) from error
         try:
             with on_stderr():
-                return split(model, input.size)
+                stages = split(model, input.size)
         except PluginError as error:
             raise entry.owner.fault(f"Backbone '{name}'", f"cannot be used: {error}") from error
+        if file:
+            self._accept(name, model, stages)
+        return stages
+
+    def _accept(self, name: str, model: "nn.Module", stages: "Stages") -> None:
+        """Raises: WeightsError unless its file of weights gave a network all of its stages that are kept."""
+        from autotl.backbones.checkpoint import accept
+
+        named = self.named.get(name)
+        try:
+            read = accept(model, stages.cut(named.upto) if named and named.upto else stages)
+        except WeightsError as error:
+            raise _unusable(name, error) from error
+        if named and name not in self._noted:
+            self._noted.add(name)
+            end = f"; it ends with {named.upto}, and so does the backbone" if named.upto else ""
+            for line in read:
+                self._note(f"Weights of {name}: {line}{end}")
+
+
+def _unusable(name: str, error: WeightsError) -> WeightsError:
+    return WeightsError(f"The weights of '{name}' cannot be used: {error}")
 
 
 @cache

@@ -78,13 +78,21 @@ def _shadow(model: nn.Module, size: int) -> tuple[nn.Module, FakeTensor]:
     """A copy of the model and images for it that have shapes, but neither memory nor values."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     state = [*model.parameters(), *model.buffers()]
+    device = next((tensor.device for tensor in state if not tensor.is_meta), None)
     try:
-        shadow = copy.deepcopy(model, {id(tensor): fake.from_tensor(tensor) for tensor in state})
+        shadow = copy.deepcopy(model, {id(tensor): fake.from_tensor(_placed(tensor, device)) for tensor in state})
     except Exception as error:
         raise _NoSplitError(f"it cannot be copied: {_reason(error)}.") from error
     # Two images, as batch norm in training refuses a single value a channel.
-    device = state[0].device if state else None
     return shadow, fake.from_tensor(torch.zeros(2, 3, size, size, device=device))
+
+
+def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """A tensor where the others are: one that has lost its values (`checkpoint`) is nowhere, but has its shape."""
+    if not tensor.is_meta:
+        return tensor
+    empty = torch.empty_like(tensor, device=device)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _piece(evaluation: fx.Graph, training: fx.Graph) -> Piece:

@@ -1,4 +1,4 @@
-"""Pretrained weights: where they lie, where they can be had, and reading them safely.
+"""Pretrained weights: where they lie and where they can be had; `checkpoint` reads them.
 
 The order is: the file the user names, the shipped file, the local caches of the hub and of torch,
 the hub itself. Nothing here ever puts random weights in the place of pretrained ones.
@@ -12,14 +12,16 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urlparse
 
 from autotl.contracts import WeightsSource
 from autotl.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from autotl.backbones.checkpoint import Convert
 
 REACH_SECONDS = 5.0
 """How long a server may take to answer before what nobody named is left out; mirrors and proxies take a second or two.
@@ -31,12 +33,35 @@ _silent: set[str] = set()
 
 
 @dataclass(frozen=True)
+class Given:
+    """A file of weights that the user names for a backbone."""
+
+    path: Path
+    upto: str | None = None
+    """The last stage that there are weights for, None: all. A network that was trained has none beyond its cut."""
+    terms: str = ""
+    """The terms of its weights, where the file came with some."""
+
+
+@dataclass(frozen=True)
 class WeightsFile:
     """A weights file on this machine, its hash, and where it was found."""
 
     path: Path
     sha256: str
     origin: Literal["named", "shipped", "cache", "downloaded"]
+    stamp: tuple[int, ...]
+    """What changes with the file, and can be asked for at any time."""
+
+    @classmethod
+    def at(cls, path: Path, origin: Literal["named", "shipped", "cache", "downloaded"]) -> Self:
+        stamp = _stamp(path)
+        return cls(path, file_hash(path), origin, stamp)
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is not the file any more that was hashed."""
+        return not self.path.is_file() or _stamp(self.path) != self.stamp
 
 
 def find(name: str, source: WeightsSource, named: Path | None = None) -> WeightsFile | None:
@@ -48,7 +73,7 @@ def find(name: str, source: WeightsSource, named: Path | None = None) -> Weights
     if named is not None:
         if not named.is_file():
             raise WeightsError(f"No weights for '{name}' at {named}: there is no such file.")
-        return WeightsFile(named, file_hash(named), "named")
+        return WeightsFile.at(named, "named")
     path = source.file or _cached(source)
     if path is None:
         return None
@@ -57,7 +82,7 @@ def find(name: str, source: WeightsSource, named: Path | None = None) -> Weights
             f"The weights of '{name}' should have come with its plugin, at {path}, and are not there: "
             "install it again, or tell its author."
         )
-    return _checked(name, source, WeightsFile(path, file_hash(path), "shipped" if source.file else "cache"))
+    return _checked(name, source, WeightsFile.at(path, "shipped" if source.file else "cache"))
 
 
 def fetch(name: str, source: WeightsSource) -> WeightsFile:
@@ -86,7 +111,7 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
             torch.hub.download_url_to_file(str(source.url), str(path), hash_prefix=source.sha256, progress=False)
     except Exception as error:
         raise WeightsError(f"The weights of '{name}' could not be downloaded: {one_line(error, 300)}") from error
-    return _checked(name, source, WeightsFile(path, file_hash(path), "downloaded"))
+    return _checked(name, source, WeightsFile.at(path, "downloaded"))
 
 
 def download_bytes(source: WeightsSource) -> int | None:
@@ -142,60 +167,36 @@ def _ask(source: WeightsSource) -> int | None:
         return None
 
 
-def load_weights(model: "nn.Module", file: Path, *, ignore: Sequence[str] = ()) -> None:
-    """Read a safetensors file or a state dict into `model`: every parameter and buffer must be there.
+def load_weights(
+    model: "nn.Module", file: Path, *, ignore: Sequence[str] = (), convert: "Convert | None" = None
+) -> None:
+    """Fill `model` from a file of weights: safetensors, a state dict, or a checkpoint of a training that holds one.
 
-    Entries of the file whose name begins with one of `ignore` are passed over. Half-precision values
-    are converted to the model's type.
+    Names may have something in common before them, such as `module.`, and stand in a table of any name; where a
+    checkpoint has averaged weights beside the others (`model_ema`), these are taken. Half-precision values are
+    converted to the model's type. Entries whose names begin with one of `ignore` are passed over. `convert` makes the
+    network's own names and shapes of those under which its weights were published.
 
-    Raises: WeightsError, naming the first entries that are missing, unexpected or of another shape.
+    A tensor that the file does not have, or has in another shape, loses its values: it is moved to torch's device
+    `meta`. Among what autotl throws away, the classifier, that does no harm; a stage that lacks one is refused. So a
+    random value never takes the place of a pretrained one: whoever computes with such a tensor gets an error.
+
+    Raises: WeightsError for what cannot be read, and where nothing in it belongs to this network.
     """
-    state = {name: value for name, value in read_state(file).items() if not name.startswith(tuple(ignore))}
-    wanted = model.state_dict()
-    # The counter of old checkpoints' batch norms may be absent; evaluation does not use it.
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
-    extra = [name for name in state if name not in wanted]
-    differ = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    faults = [
-        f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-        for what, names in (("it lacks", missing), ("it has an unknown", extra), ("it has", differ))
-        if names
-    ]
-    if faults:
-        raise WeightsError(f"{file} does not fit a {type(model).__name__}: {'; '.join(faults)}.")
-    model.load_state_dict(state, strict=False)
+    from autotl.backbones.checkpoint import fill  # which needs torch, and this module is imported by plugins
 
-
-def read_state(file: Path) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file or of a state dict saved by torch; no code in it is run.
-
-    Raises: WeightsError when it is neither.
-    """
-    import torch
-
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = one_line(error, 200)
-        raise WeightsError(f"{file} cannot be read as safetensors or as a plain state dict: {reason}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{file} holds no state dict: expected names with tensors.")
-    return state
+    fill(model, file, ignore, convert)
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _checked(name: str, source: WeightsSource, found: WeightsFile) -> WeightsFile:

@@ -1,8 +1,9 @@
 """The family `timm:`: every pretrained network of timm, classifier or not, `timm:resnet18.a1_in1k`."""
 
 import math
+from unittest.mock import patch
 
-from autotl import Input, ModelCard, WeightsSource, hookimpl
+from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 
 @hookimpl
@@ -13,8 +14,9 @@ def register_backbones(register):
 class Timm:
     def __init__(self):
         import timm
+        from timm.models import _builder
 
-        self.timm = timm
+        self.timm, self.builder = timm, _builder
 
     def names(self):
         return self.timm.list_models(pretrained=True)
@@ -40,9 +42,33 @@ class Timm:
     def build(self, name, weights):
         self._facts(name)
         if weights is None:
-            return self.timm.create_model(name.partition(".")[0], pretrained=False)
-        # timm itself converts the many layouts in which its checkpoints were published.
-        return self.timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)})
+            return self.timm.create_model(name, pretrained=False)
+        model, convert = self._convertible(name)
+        load_weights(model, weights, convert=convert)
+        return model
+
+    def _convertible(self, name):
+        """A network as it is before timm loads its weights, and how timm converts a state dict for it.
+
+        The layouts in which its networks were published are many, and what converts them is known to timm's loading
+        alone. Of that only this is wanted: timm loads a head of the wrong shape not at all, or in silence.
+        """
+        known = {}
+
+        def load_pretrained(model, *, filter_fn=None, **options):
+            known["filter"] = filter_fn
+
+        with patch.object(self.builder, "load_pretrained", load_pretrained):
+            model = self.timm.create_model(name, pretrained=True)
+        change = known["filter"]
+
+        def convert(state):
+            try:
+                return change(state, model) if change else state
+            except Exception:  # of another network; what does not fit is said by whoever loads it
+                return state
+
+        return model, convert
 
     def _facts(self, name):
         try:

@@ -39,7 +39,7 @@ tracking_uri = click.option(
 
 
 def _weights(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | dict[str, str]) -> dict[str, Path]:
-    """`NAME=FILE`, as often as wanted, or a table in a study file."""
+    """`NAME=FILE` or `NAME=BUNDLE`, as often as wanted, or a table in a study file."""
     if isinstance(values, dict):
         return {name: Path(file) for name, file in values.items()}
     named = {}
@@ -56,7 +56,7 @@ weights = click.option(
     multiple=True,
     metavar="NAME=FILE",
     callback=_weights,
-    help="Pretrained weights of a backbone. Repeat.",
+    help="Weights that a backbone starts from: safetensors, a checkpoint of PyTorch, or a bundle of autotl. Repeat.",
 )
 
 

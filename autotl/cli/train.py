@@ -55,8 +55,9 @@ def command(
     if out:
         bundle.check_target(out)
     setup = TransferPlan.from_json(plan.read_bytes(), name=str(plan))
-    catalogue = Catalogue(Host.from_environment(), folder.cache_dir(cache_dir), weights)
     with terminal.watcher(quiet=as_json) as watcher:
+        given = bundle.given(weights)
+        catalogue = Catalogue(Host.from_environment(), folder.cache_dir(cache_dir), given, watcher.note)
         bench = Bench.open(
             data,
             [setup.input],

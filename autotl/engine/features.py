@@ -142,7 +142,7 @@ class FeatureStore:
 
     def _rows(self, network: Network) -> RowStore:
         facts = self.catalogue.facts(network.backbone, network.input)
-        width = _width(facts.info)
+        width = _width(self.catalogue.info(network.backbone, network.input))
         key = digest(
             {
                 "backbone": network.backbone,

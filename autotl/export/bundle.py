@@ -21,7 +21,8 @@ from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.catalogue import RANDOM, Catalogue
+from autotl.backbones.weights import Given
 from autotl.data import images
 from autotl.data.images import UnreadableImage
 from autotl.data.pixels import read_file
@@ -29,7 +30,7 @@ from autotl.engine.device import in_parts
 from autotl.engine.exact import exact
 from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
-from autotl.errors import PlanError, PluginError, StudyError, one_line
+from autotl.errors import PlanError, PluginError, StudyError, WeightsError, one_line
 from autotl.export import card
 from autotl.export.graph import Graph
 from autotl.files import as_json, holds_only, read_regular, replacing, settle, where_it_is, write
@@ -165,6 +166,24 @@ def plan_of(folder: Path) -> TransferPlan | None:
         return TransferPlan.from_json(_files(folder)["plan.json"])
     except (StudyError, PlanError):
         return None
+
+
+def given(named: Mapping[str, Path]) -> dict[str, Given]:
+    """What the user names for the weights of backbones: files, and bundles that hold a network of this name.
+
+    Raises: StudyError or PlanError for a folder that is no bundle or is damaged, WeightsError for another network's.
+    """
+    return {name: _given(name, path) if path.is_dir() else Given(path) for name, path in named.items()}
+
+
+def _given(name: str, folder: Path) -> Given:
+    files = _files(folder)
+    plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
+    backbone = plan.backbone.removesuffix(RANDOM)
+    if backbone != name:
+        raise WeightsError(f"{folder} holds a '{backbone}', not a '{name}': say --weights {backbone}={folder}")
+    terms = files["LICENSE"].decode(errors="replace")
+    return Given(where_it_is(folder) / WEIGHTS, plan.cut, terms)
 
 
 def load(folder: Path, catalogue: Catalogue) -> Bundle:

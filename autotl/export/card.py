@@ -53,23 +53,33 @@ class Metrics(BaseModel):
 
 def licence(plan: TransferPlan, catalogue: Catalogue) -> str:
     """The terms of the weights that a plan leads to: those of the weights that it begins with."""
-    known = catalogue.card(plan.backbone)
-    return "\n\n".join(["Terms of the weights in this folder", *_terms(plan, known), _OWN]) + "\n"
-
-
-def _terms(plan: TransferPlan, known: ModelCard) -> list[str]:
+    known, given = catalogue.card(plan.backbone), catalogue.named.get(plan.backbone)
     if not plan.weights.startswith("sha256:"):
-        return ["They were trained from random numbers, or are fixed: no weights of others are among them."]
-    terms = [
-        f"They were made from the pretrained weights of {plan.backbone}, whose terms hold for them too.",
-        f"Pretrained on: {known.source}\nTerms: {known.licence}",
-    ]
+        terms = ["They were trained from random numbers, or are fixed: no weights of others are among them."]
+    elif given and given.terms:
+        terms = [_OF_A_MODEL, given.terms.removeprefix(_TITLE).removesuffix(f"{_OWN}\n").strip()]
+    elif given:
+        terms = [f"{_OF_A_FILE} {plan.backbone}:", *_published(known)]
+    else:
+        of = f"They were made from the pretrained weights of {plan.backbone}, whose terms hold for them too."
+        terms = [of, *_published(known)]
+    return "\n\n".join([_TITLE, *terms, _OWN]) + "\n"
+
+
+def _published(known: ModelCard) -> list[str]:
+    """The terms of the weights that a backbone has of itself."""
+    terms = [f"Pretrained on: {known.source}\nTerms: {known.licence}"]
     shipped = known.weights.file.with_name("LICENSE") if known.weights and known.weights.file else None
     if shipped and shipped.is_file():
         terms.append(shipped.read_text(encoding="utf-8").strip())
     return terms
 
 
+_TITLE = "Terms of the weights in this folder"
+_OF_A_MODEL = """They were made from the weights of another model that autotl trained. Its terms hold for them too, and
+the images that it was trained on may have terms of their own:"""
+_OF_A_FILE = """They were made from a file of weights that the user gave. The terms of that file hold for them too. If
+the file was made from the published weights, so do the terms of"""
 _OWN = """The images that they were trained on last may have terms of their own.
 
 Scripts (*.py) beside the weights are part of autotl, under the Apache License 2.0."""

@@ -17,6 +17,7 @@ from autotl.engine import probe
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
+from autotl.export import bundle
 from autotl.files import append_line, settle
 from autotl.host import Host
 from autotl.plan import Network
@@ -61,7 +62,7 @@ class Search:
         watcher.budget(self.budget.until_the_end)
         self.device = devices.resolve(settings.device)
         self.cache_dir = cache_dir(settings.cache_dir)
-        self.catalogue = Catalogue(host, self.cache_dir, settings.weights)
+        self.catalogue = Catalogue(host, self.cache_dir, bundle.given(settings.weights), watcher.note)
         self.folder = StudyFolder(home(settings.home) / settings.study_name)
         self._shipping: Shipping | None = None
         # A study without a single trial has decided nothing yet: it is begun anew.
@@ -91,6 +92,7 @@ class Search:
                 raise StudyError(
                     f"--weights names '{name}', which is not among the backbones: name it in --backbones too."
                 )
+            self.catalogue.build(self._network(name))  # a file that does not fit is found before any image is read
 
     def run(self) -> Result:
         """From the images to the tested bundle; goes on where an earlier run of the study stopped.

@@ -111,7 +111,7 @@ class Settings(Record):
     max_kills: int = Field(default=3, ge=1)
     """A trial counts as failed when its process was killed so often at the same place of its training."""
     weights: dict[str, Path] = Field(default={})
-    """Files of pretrained weights by the names of their backbones."""
+    """Files of weights, or bundles, by the names of their backbones."""
     home: Path | None = None
     """The workspace with all studies; None: `AUTOTL_HOME`, else ./autotl-studies."""
     cache_dir: Path | None = None

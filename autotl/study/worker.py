@@ -12,6 +12,7 @@ from autotl.engine import device as devices
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.errors import StudyError, unknown
+from autotl.export import bundle
 from autotl.host import Host
 from autotl.registry import Entry
 from autotl.study.budget import Budget, OutOfTime
@@ -57,7 +58,7 @@ class Worker:
         self.columns = columns.or_those(definition.columns, self.data)
         self.device = devices.resolve(device)
         self.budget = Budget(None, time.monotonic())
-        self.catalogue = Catalogue(host, cache_dir, weights)
+        self.catalogue = Catalogue(host, cache_dir, bundle.given(weights), watcher.note)
         kind, wanted = devices.kind(self.device), definition.device
         if kind != wanted:
             raise StudyError(f"The search runs on {wanted}, this worker would on {kind}. Say --device {wanted}.")
@@ -69,7 +70,7 @@ class Worker:
         self._backbones = [name for name in there if f"backbones {name.partition(':')[0]}" not in self.missing]
         for name in self._backbones:
             if self.catalogue.network(name, definition.seed).weights != there[name]:
-                raise StudyError(f"The search has other weights for '{name}': say --weights {name}=FILE")
+                raise StudyError(f"The search has other weights for '{name}': say --weights {name}=FILE, or =BUNDLE")
         self.strategies = self._entries("strategies", definition.strategies)
         self.augmentations = self._entries("augmentations", definition.augmentations)
         ours = owners_of(self.catalogue, self._backbones, self.strategies, self.augmentations)

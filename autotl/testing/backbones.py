@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autotl.backbones.splitting import split_with_tail
+from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.splitting import split, split_with_tail
+from autotl.backbones.weights import Given
 from autotl.contracts import Family, ModelCard, WeightsSource
 from autotl.errors import PluginError, WeightsError
 from autotl.testing.lab import SEED, Lab, assert_only_trained_moves, assert_same, linear_probe, sgd, stir, well_behaved
@@ -60,7 +62,7 @@ class BackboneTests(PluginTests):
                     network(torch.zeros(1, 3, size, size))
 
     def test_a_weights_file_is_loaded_whole_or_not_at_all(self, lab: Lab, name: str, tmp_path: Path) -> None:
-        """What comes out of a file does not depend on chance; a file that lacks something is refused.
+        """What comes out of a file does not depend on chance; a file that lacks something of a stage is refused.
 
         The file is the network's own, for only that has the names and the layout which the family has to know. Where it
         is not here, the network's own state is tried, and skipped where the family wants another layout.
@@ -81,13 +83,16 @@ class BackboneTests(PluginTests):
                 if file is None:
                     pytest.skip(f"'{name}:{each}' reads another layout: say files = {{'{each}': PATH}}, a real one")
                 raise AssertionError(f"'{name}:{each}' cannot read its own weights file {file}: {error}") from error
-            wrong = [key for key, value in one.state_dict().items() if not torch.equal(value, two.state_dict()[key])]
+            stages = split(one, _family(lab, name).card(each).input.size)
+            wrong = [key for key, value in stages.state_dict().items() if not torch.equal(value, two.state_dict()[key])]
             assert not wrong, f"'{name}:{each}' does not take {wrong[0]} from its weights file."
             part = tmp_path / f"part{made.suffix}"
-            if not _without_one(file or made, one, part):
+            if not _without_one(file or made, stages, part):
                 continue
+            backbone = f"{name}:{each}"
+            catalogue = Catalogue(lab.host, tmp_path / "cache", {backbone: Given(part)})
             try:
-                _built(lab, name, each, seed=2, weights=part)
+                catalogue.build(catalogue.network(backbone, SEED))
             except Exception:
                 continue
             raise AssertionError(f"'{name}:{each}' takes a weights file that lacks a tensor: it must raise.")
@@ -192,10 +197,10 @@ def _save(state: dict[str, Any], file: Path) -> None:
         torch.save(state, file)
 
 
-def _without_one(file: Path, network: nn.Module, target: Path) -> bool:
-    """Write a weights file without the tensor from which a matrix in the middle of a network came; False for none."""
+def _without_one(file: Path, stages: nn.Module, target: Path) -> bool:
+    """Write a weights file without the tensor from which a matrix in the middle of the stages came; False for none."""
     state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
-    matrices = [value for value in network.parameters() if value.ndim > 1]
+    matrices = [value for value in stages.parameters() if value.ndim > 1]
     for value in matrices[len(matrices) // 2 :]:
         if _dropped(state, value):
             _save(state, target)

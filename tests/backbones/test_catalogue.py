@@ -1,3 +1,5 @@
+import re
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -6,8 +8,12 @@ from safetensors.torch import save_file
 
 from autotl import Input
 from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.weights import Given
 from autotl.errors import PluginError, WeightsError
 from autotl.plan import Network
+
+SQUEEZENET = "torchvision:squeezenet1_1"
+CONVNEXT = "timm:convnext_atto.d2_in1k"
 
 
 @pytest.fixture
@@ -73,7 +79,7 @@ def test_named_weights_are_loaded_and_recorded(host, tmp_path, name):
         torch.nn.init.normal_(parameter, std=0.1)
     file = tmp_path / "weights.safetensors"
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
-    named = Catalogue(host, tmp_path / "cache", {name: file})
+    named = Catalogue(host, tmp_path / "cache", {name: Given(file)})
     recorded = named.weights(name, seed=0)
     assert recorded.startswith("sha256:")
     stages = named.build(named.network(name, seed=0))
@@ -89,9 +95,84 @@ def test_weights_of_another_network_are_refused(host, tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file({"conv.weight": torch.zeros(3)}, file)
     for name in ("torchvision:squeezenet1_1", "timm:test_resnet.r160_in1k"):
-        named = Catalogue(host, tmp_path / "cache", {name: file})
+        named = Catalogue(host, tmp_path / "cache", {name: Given(file)})
         with pytest.raises((WeightsError, PluginError), match=name):
             named.build(named.network(name, seed=0))
+
+
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:test_resnet.r160_in1k"])
+def test_weights_with_the_head_of_other_classes_give_the_stages_the_same(host, tmp_path, name):
+    family, _, rest = name.partition(":")
+    model = host.backbones[family].item.build(rest, None)
+    state = {key: value for key, value in model.state_dict().items() if "fc" not in key and "classifier" not in key}
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "args": Namespace()}, file)
+    said = []
+    named = Catalogue(host, tmp_path / "cache", {name: Given(file)}, said.append)
+    for _ in range(2):
+        stages = named.build(named.network(name, seed=0))
+    assert all(torch.equal(value, state[key]) for key, value in stages.state_dict().items())
+    (line,) = said
+    assert line.startswith(f"Weights of {name}: ") and "state_dict 'module.'" in line
+
+
+def test_timm_converts_what_was_published_in_another_layout_whatever_its_head(host, tmp_path):
+    family = host.backbones["timm"].item
+    torch.manual_seed(3)
+    theirs = family.build("convnext_atto.d2_in1k", None)
+    renamed = {}
+    for key, value in theirs.state_dict().items():  # as ConvNeXt's authors name them
+        for ours, published in (
+            (r"^stem\.", "downsample_layers.0."),
+            (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+            (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+            ("conv_dw", "dwconv"),
+            (r"mlp\.fc", "pwconv"),
+            ("head.fc", "head"),
+            (r"^head\.norm", "norm"),
+        ):
+            key = re.sub(ours, published, key)
+        renamed[key] = value
+    renamed |= {"head.weight": torch.zeros(5, 320), "head.bias": torch.zeros(5)}
+    torch.save({"model": renamed}, tmp_path / "weights.pth")
+    named = Catalogue(host, tmp_path / "cache", {CONVNEXT: Given(tmp_path / "weights.pth")})
+    stages = named.build(named.network(CONVNEXT, seed=0))
+    for key, value in stages.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[key]), key
+
+
+def test_weights_of_a_network_that_was_cut_end_the_backbone_there(host, tmp_path):
+    plain = Catalogue(host, tmp_path / "cache")
+    *_, middle, last = plain.info(SQUEEZENET).names
+    torch.manual_seed(5)
+    kept = plain.structure(SQUEEZENET, plain.card(SQUEEZENET).input).cut(middle)
+    file = tmp_path / "weights.safetensors"
+    save_file({f"backbone.{key}": value for key, value in kept.state_dict().items()}, file)
+    named = Catalogue(host, tmp_path / "cache", {SQUEEZENET: Given(file, upto=middle)})
+    network = named.network(SQUEEZENET, seed=0)
+    stages = named.build(network)
+    assert stages.names == named.info(SQUEEZENET).names
+    assert stages.names[-1] == middle
+    assert named.requires(SQUEEZENET) == plain.requires(SQUEEZENET)
+    assert all(torch.equal(value, kept.state_dict()[key]) for key, value in stages.state_dict().items())
+    assert named.info(f"{SQUEEZENET}@random").names[-1] == last
+    whole = Catalogue(host, tmp_path / "cache", {SQUEEZENET: Given(file)})
+    with pytest.raises(WeightsError, match="it lacks"):
+        whole.build(network)
+    elsewhere = Catalogue(host, tmp_path / "cache", {SQUEEZENET: Given(file, upto="nowhere")})
+    with pytest.raises(WeightsError, match="'nowhere', which 'torchvision:squeezenet1_1' does not have"):
+        elsewhere.info(SQUEEZENET)
+
+
+def test_a_file_that_changes_while_it_is_used_is_not_taken_for_the_one_of_the_plan(host, tmp_path):
+    model = host.backbones["torchvision"].item.build("squeezenet1_1", None)
+    file = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), file)
+    named = Catalogue(host, tmp_path / "cache", {SQUEEZENET: Given(file)})
+    network = named.network(SQUEEZENET, seed=0)
+    save_file({key: value + 1 for key, value in model.state_dict().items()}, file)
+    with pytest.raises(WeightsError, match="The plan wants"):
+        named.build(network)
 
 
 def test_random_weights_come_only_when_asked_for_and_from_their_seed(catalogue):

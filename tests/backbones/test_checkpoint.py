@@ -1,0 +1,213 @@
+"""Files of weights as people have them, and what of them a network is given."""
+
+import argparse
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from autotl import load_weights
+from autotl.backbones.checkpoint import READING, accept
+from autotl.backbones.splitting import split
+from autotl.errors import WeightsError
+
+
+class Network(nn.Module):
+    """Two stages and a classifier."""
+
+    def __init__(self, classes=2, hidden=None):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        layers = [nn.Linear(6, hidden), nn.Linear(hidden, classes)] if hidden else [nn.Linear(6, classes)]
+        self.classifier = nn.Sequential(*layers)
+
+    def forward(self, images):
+        return self.classifier(self.pool(self.last(self.stem(images))).flatten(1))
+
+
+def values(model, seed=0):
+    """A state dict of a network that somebody has trained."""
+    generator = torch.Generator().manual_seed(seed)
+    state = model.state_dict()
+    return {
+        name: torch.rand(value.shape, generator=generator) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+
+
+def under(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+STATE = values(Network())
+OTHER = values(Network(), seed=1)
+STAGES = {name: value for name, value in STATE.items() if not name.startswith("classifier")}
+OPTIONS = argparse.Namespace(lr=0.1, model="net")
+
+
+def given(file, network=Network):
+    """The stages of a network that was filled from a file, once they are known to be whole, and what was said."""
+    model = network()
+    load_weights(model, file)
+    stages = split(model, 32)
+    return stages, accept(model, stages)
+
+
+FORMS = {
+    "plain": STATE,
+    "state_dict": {"state_dict": STATE},
+    "other classes": values(Network(classes=5)) | STAGES,
+    "another head": values(Network(hidden=3)) | STAGES,
+    "no head": STAGES,
+    "parallel": under("module.", STATE),
+    "compiled": under("_orig_mod.", STATE),
+    "both": {"state_dict": under("module._orig_mod.", STATE)},
+    "part of a module": under("encoder.", STAGES) | {"decoder.weight": torch.zeros(3)},
+    "lightning": {"state_dict": under("model.", STATE), "hyper_parameters": {"lr": 0.1}, "epoch": 3},
+    "any name": {"net": STATE, "acc": 93.1},
+    "optimizer beside it": {"model_state_dict": STATE, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+    "torchvision's training": {
+        "model": OTHER,
+        "model_ema": {"n_averaged": torch.tensor(3), **under("module.", STATE)},
+        "args": OPTIONS,
+    },
+    "timm's training": {"arch": "net", "state_dict": OTHER, "state_dict_ema": STATE, "args": OPTIONS},
+    "averaged beside it": {"state_dict": under("model.", OTHER) | under("ema_model.", STATE)},
+    "twice the same": {"state_dict": under("model.", STATE) | under("backbone.", STATE)},
+    "parameters": {name: nn.Parameter(value, value.is_floating_point()) for name, value in STATE.items()},
+    "old batch norm": {name: value for name, value in STATE.items() if "num_batches" not in name},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_stages_get_their_weights_from_whatever_they_were_saved_in(tmp_path, form):
+    file = tmp_path / "weights.pth"
+    torch.save(FORMS[form], file)
+    stages, _ = given(file)
+    for name, value in stages.state_dict().items():
+        assert torch.equal(value, STATE[name]), name
+
+
+def test_safetensors_are_known_by_what_they_hold_and_half_precision_is_converted(tmp_path):
+    file = tmp_path / "weights.pth"
+    save_file({name: value.half() if value.is_floating_point() else value for name, value in STATE.items()}, file)
+    stages, _ = given(file)
+    for name, value in stages.state_dict().items():
+        assert value.dtype == STATE[name].dtype
+        torch.testing.assert_close(value, STATE[name], atol=1e-3, rtol=0)
+    torch.save(STATE, tmp_path / "weights.safetensors")
+    given(tmp_path / "weights.safetensors")
+
+
+def test_what_is_not_used_is_named_and_counted(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"model_ema": under("net.", values(Network(classes=5))) | {"loss.weight": torch.ones(2)}}, file)
+    _, said = given(file)
+    assert said == [
+        f"14 tensors of {file} (in model_ema 'net.'); not used: 3: classifier.0.weight, classifier.0.bias, loss.weight"
+    ]
+
+
+def test_a_head_that_the_file_does_not_have_has_no_values(tmp_path):
+    torch.save(STAGES, tmp_path / "weights.pth")
+    model = Network()
+    load_weights(model, tmp_path / "weights.pth")
+    stages = split(model, 32)
+    with torch.no_grad():
+        assert stages(torch.rand(1, 3, 32, 32)).isfinite().all()
+    with pytest.raises((RuntimeError, NotImplementedError)):  # nothing is ever computed with chance
+        model(torch.rand(1, 3, 32, 32)).sum().item()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("last.0.bias"), r"have 14 tensors: it lacks 1: last.0.bias"),
+        (
+            lambda state: [state.pop(name) for name in list(state) if name.startswith("last")],
+            r"it lacks 6: last.0.weight, last.0.bias, last.1.weight …",
+        ),
+        (
+            lambda state: state.update({"last.0.weight": torch.zeros(6, 4, 5, 5)}),
+            r"another shape 1: last.0.weight \(6, 4, 5, 5\) instead of \(6, 4, 3, 3\)",
+        ),
+        (lambda state: state.update({"stem.3.weight": torch.zeros(4)}), "has not 1: stem.3.weight"),
+    ],
+)
+def test_a_file_that_does_not_give_the_stages_all_of_their_weights_is_refused(tmp_path, change, says):
+    state = dict(STATE)
+    change(state)
+    torch.save(under("module.", state), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=says):
+        given(tmp_path / "weights.pth")
+
+
+def test_a_network_within_another_is_known_for_what_it_is(tmp_path):
+    torch.save({name: value for name, value in STATE.items() if name != "stem.0.weight"}, tmp_path / "weights.pth")
+
+    class Wrapped(nn.Sequential):
+        def __init__(self):
+            inner = Network()
+            load_weights(inner, tmp_path / "weights.pth")
+            super().__init__(inner)
+
+    model = Wrapped()
+    with pytest.raises(WeightsError, match="it lacks 1: stem.0.weight"):
+        accept(model, split(model, 32))
+
+
+def test_another_networks_file_and_one_with_several_are_refused(tmp_path):
+    file = tmp_path / "weights.pth"
+    for content, says in (
+        ({"conv.weight": torch.zeros(3)}, "is no Network: it has 1: conv.weight; expected 16: stem.0.weight"),
+        ({"student": STATE, "teacher": OTHER}, "several networks that fit, in student, teacher"),
+        ({"epoch": 3}, "no state dict"),
+        ([STATE], "no state dict but a list"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(WeightsError, match=says):
+            load_weights(Network(), file)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(WeightsError, match="git lfs pull"):
+        load_weights(Network(), file)
+
+
+class Trap:
+    def __reduce__(self):
+        return pytest.fail, ("code in a weights file was run",)
+
+
+@pytest.mark.parametrize("content", [{"0.weight": Trap()}, {"model": STATE, "args": argparse.Namespace(hook=Trap())}])
+def test_code_in_a_weights_file_is_not_run(tmp_path, content):
+    file = tmp_path / "weights.pth"
+    torch.save(content, file)
+    with pytest.raises(WeightsError, match=r"code would have to be run \(.+\).*save the weights alone"):
+        load_weights(Network(), file)
+    file.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_weights(Network(), file)
+
+
+def test_side_exits_may_be_passed_over(tmp_path):
+    torch.save({**STATE, "AuxLogits.conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
+    model = Network()
+    load_weights(model, tmp_path / "weights.pth", ignore=("AuxLogits.",))
+    assert getattr(model, READING).left_over == ()
+
+
+def test_a_published_layout_is_converted_and_the_networks_own_left_as_it_is(tmp_path):
+    def convert(state):
+        return {name.replace("body.stem", "stem").replace("body.last", "last"): value for name, value in state.items()}
+
+    file = tmp_path / "weights.pth"
+    for state in (under("body.", STAGES), STAGES):
+        torch.save(state, file)
+        model = Network()
+        load_weights(model, file, convert=convert)
+        assert torch.equal(model.stem[0].weight, STATE["stem.0.weight"])
+    load_weights(model, file, convert=lambda state: {})
+    assert torch.equal(model.last[0].weight, STATE["last.0.weight"])
