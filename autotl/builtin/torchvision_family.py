@@ -58,7 +58,7 @@ class Torchvision:
         undecayed = {each for each, _ in model.named_parameters() if each.endswith(UNDECAYED)}
         model.no_weight_decay = lambda: undecayed
         if weights is not None:
-            load_weights(model, weights, ignore=("AuxLogits.", "aux1.", "aux2."))
+            load_weights(model, weights, ignore=("AuxLogits.", "aux1.", "aux2."), convert=_renamed)
         return model
 
     def _weights(self, name):
@@ -67,6 +67,13 @@ class Torchvision:
             raise KeyError(name)
         known = self.models.get_model_weights(architecture)
         return known[tag] if tag else known.DEFAULT
+
+
+def _renamed(state):
+    """Those of DenseNet were published under names that torch does not allow any more, such as `denselayer1.norm.1`."""
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): value for name, value in state.items()
+    }
 
 
 def _hash_in(url):

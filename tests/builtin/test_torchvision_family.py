@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,17 @@ def test_a_network_with_weights_sees_images_as_torchvisions_own_does(name, tmp_p
     images = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_the_published_names_of_densenets_tensors_are_understood(monkeypatch, tmp_path):
+    small = models.DenseNet(4, (2, 2), 8)
+    monkeypatch.setattr(models, "get_model", lambda name, **options: small)
+    state = {key: value + 1 for key, value in small.state_dict().items()}
+    published = {re.sub(r"(denselayer\d\.\w+)([12]\.)", r"\1.\2", key): value for key, value in state.items()}
+    assert published.keys() != state.keys()
+    torch.save(published, tmp_path / "weights.pth")
+    made = Torchvision().build("densenet121", tmp_path / "weights.pth").state_dict()
+    assert all(torch.equal(made[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize(
