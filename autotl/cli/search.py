@@ -138,6 +138,15 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     "read the command line. [default: $AUTOTL_STORAGE or SQLite in the study's folder]",
 )
 @options.weights
+@click.option(
+    "--from",
+    "--from-study",
+    "from_study",
+    metavar="STUDY",
+    shell_complete=completion.studies,
+    help="Start from the network that won STUDY, with the weights of its bundle and up to its cut. It is the only "
+    "backbone unless --backbones names others.",
+)
 @options.home
 @options.cache_dir
 @click.option(

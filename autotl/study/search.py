@@ -22,7 +22,7 @@ from autotl.files import append_line, settle
 from autotl.host import Host
 from autotl.plan import Network
 from autotl.registry import Entry
-from autotl.study import controls, estimate, guesses, recovery, select
+from autotl.study import controls, estimate, guesses, recovery, select, start
 from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
@@ -53,7 +53,7 @@ class Search:
 
         Raises: AutotlError for anything that cannot be searched; nothing has been written then.
         """
-        self.settings = settings
+        self.settings = settings = start.resolved(settings)
         self.host = host
         self.watcher = watcher
         for problem in host.problems:

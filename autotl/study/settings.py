@@ -112,6 +112,8 @@ class Settings(Record):
     """A trial counts as failed when its process was killed so often at the same place of its training."""
     weights: dict[str, Path] = Field(default={})
     """Files of weights, or bundles, by the names of their backbones."""
+    from_study: str | None = None
+    """A study whose winner, with its trained weights, is one of the backbones; the only one if `backbones` is empty."""
     home: Path | None = None
     """The workspace with all studies; None: `AUTOTL_HOME`, else ./autotl-studies."""
     cache_dir: Path | None = None
