@@ -10,8 +10,9 @@ but its pixels depend on the size asked for, and whoever uses an exported model 
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import version
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,8 +23,15 @@ from autotl.plan import Input, Interpolation
 DECODER = 1
 """Counted up when the same bytes give other pixels than before."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "HEIF")
 """What is read, under whatever file name: of the formats that Pillow knows, EPS would start Ghostscript."""
+
+PIXELS = 1 << 28
+"""The most pixels that an image may have: phones make photos of 200 megapixels. A small file may hold many more."""
+Image.MAX_IMAGE_PIXELS = PIXELS  # Pillow's own limit is a third of it
+
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands of HEIF files in which Pillow alone finds no image."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -42,7 +50,11 @@ _RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _LONGEST = 4
-"""How many short sides of the long side are looked at: a hair of 60,000 x 1 px must not be blown up."""
+"""How many short sides of the long side a crop is made from: a hair of 60,000 x 1 px must not be blown up."""
+
+
+_TOO_MANY = f"it has too many pixels to be safe, more than {PIXELS:,}: make it smaller"
+_NEEDS_PILLOW_HEIF = "it is HEIC, which pillow-heif reads: pip install pillow-heif"
 
 
 class UnreadableImage(Exception):
@@ -72,9 +84,16 @@ def open_image(data: bytes) -> Image.Image:
     with _one_kind_of_error():
         try:
             image = Image.open(io.BytesIO(data), formats=_readable())
-            _check_size(image)
-        except Image.DecompressionBombError as error:
-            raise UnreadableImage(f"it has too many pixels to be safe: {error} Make it smaller.") from None
+        except Image.DecompressionBombError:  # of twice the limit
+            raise UnreadableImage(_TOO_MANY) from None
+        except UnidentifiedImageError:
+            if data[4:8] == b"ftyp" and data[8:12] in _HEIC and "HEIF" not in _readable():
+                raise UnreadableImage(_NEEDS_PILLOW_HEIF) from None
+            raise
+        if not image.width * image.height:
+            raise UnreadableImage(f"it is {image.width} x {image.height} pixels")
+        if image.width * image.height > PIXELS:
+            raise UnreadableImage(_TOO_MANY)
     return image
 
 
@@ -102,9 +121,18 @@ def fit(image: Image.Image, input: Input) -> np.ndarray:
 
 @cache
 def _readable() -> list[str]:
-    """Those of `FORMATS` that the installed Pillow knows."""
+    """Those of `FORMATS` that the installed Pillow knows, HEIF by pillow-heif."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
+
+
+def plugins() -> dict[str, str]:
+    """What decodes images besides Pillow, with its version."""
+    return {"pillow-heif": version("pillow-heif")} if "HEIF" in _readable() else {}
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -143,15 +171,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _check_size(image: Image.Image) -> None:
-    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
-    if not pixels:
-        raise UnreadableImage(f"it is {image.width} x {image.height} pixels")
-    # Pillow itself stops at twice its limit and only warns before.
-    if limit is not None and pixels > limit:
-        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels.")
-
-
 @contextmanager
 def _one_kind_of_error() -> Iterator[None]:
     """Pillow's readers raise almost anything for a damaged file; here it becomes UnreadableImage."""
@@ -160,6 +179,6 @@ def _one_kind_of_error() -> Iterator[None]:
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage(f"not an image in a format that is read: {', '.join(FORMATS)}") from None
+        raise UnreadableImage(f"not an image in a format that is read: {', '.join(_readable())}") from None
     except Exception as error:
         raise UnreadableImage(one_line(f"{type(error).__name__}: {error}")) from error

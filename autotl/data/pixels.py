@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from autotl.plan import Input, digest
 LARGEST_FILE = 1 << 30
 """Bytes. No image of a permitted number of pixels is larger; a film between photos may be."""
 
+_HUGE = 1 << 25
+"""Pixels of an image that is decoded alone: some threads with the largest ones would fill the memory."""
 _CHUNK_BYTES = 64_000_000
 
 Progress = Callable[[int, int], None]
@@ -190,6 +193,7 @@ class _Pass:
         self.fresh: dict[RowStore, dict[str, np.ndarray]] = {store: {} for store in stores}
         self._claimed: set[str] = set()
         self._lock = Lock()
+        self._one_huge_image = Lock()
 
     def look(self, path: Path) -> Seen | str:
         try:
@@ -219,6 +223,11 @@ class _Pass:
         lacking = [store for store in self.stores if sha not in store]
         if not lacking:
             return
+        huge = image.width * image.height > _HUGE
+        with self._one_huge_image if huge else nullcontext():
+            self._fill(sha, image, lacking)
+
+    def _fill(self, sha: str, image: Image, lacking: Sequence[RowStore]) -> None:
         try:
             image = images.upright(image)
         except UnreadableImage as error:
@@ -240,7 +249,7 @@ def read_file(path: Path) -> bytes:
 
 def _decoded() -> dict[str, object]:
     """What every store's rows depend on."""
-    return {"decoder": images.DECODER, "pillow": PIL.__version__, "rows": FORMAT}
+    return {"decoder": images.DECODER, "pillow": PIL.__version__, "rows": FORMAT, **images.plugins()}
 
 
 def _row_bytes(store: RowStore) -> int:

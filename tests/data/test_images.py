@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import time
 import zlib
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from autotl.data.images import FORMATS, UnreadableImage, decode, prepare
+from autotl.data import images
+from autotl.data.images import FORMATS, UnreadableImage, decode, open_image, prepare
 from autotl.plan import Input
 
 
@@ -210,21 +212,60 @@ def test_what_is_no_image(data, reason):
         decode(data)
 
 
-@pytest.mark.parametrize("width", [11, 30], ids=["where Pillow warns", "where Pillow stops"])
+@pytest.mark.parametrize("side", [12_000, 16_384])
+@pytest.mark.filterwarnings("error")
+def test_photos_of_108_and_268_megapixels_are_opened(side):
+    assert open_image(png(side, side, b"\0\0\0\x10IDAT")).size == (side, side)
+
+
+@pytest.mark.parametrize("width", [16_385, 60_000], ids=["above the limit", "where Pillow stops"])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_too_many_pixels(monkeypatch, width):
-    data = encoded(Image.new("RGB", (width, 10)))
-    decode(data)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImage, match=rf"too many pixels.*{width * 10} pixels.*smaller"):
+def test_too_many_pixels(width):
+    with pytest.raises(UnreadableImage, match=r"too many pixels.*more than 268,435,456: make it smaller"):
+        open_image(png(width, 16_384, b"\0\0\0\x10IDAT"))
+
+
+@pytest.fixture
+def without_pillow_heif(monkeypatch):
+    """As where pillow-heif is not installed."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for known in (Image.OPEN, Image.SAVE):
+        monkeypatch.delitem(known, "HEIF", raising=False)
+    images._readable.cache_clear()
+    yield
+    images._readable.cache_clear()
+
+
+def heic(image, **options):
+    images._readable()  # where pillow-heif is introduced to Pillow
+    return encoded(image, "HEIF", **options)
+
+
+def test_heic_is_turned_upright_once():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, :48] = (200, 30, 30)
+    found = decode(heic(Image.fromarray(pixels), exif=exif.tobytes(), quality=-1))
+    assert found.shape == (96, 64, 3)
+    assert np.abs(found[:40].astype(int) - (200, 30, 30)).max() < 9 and found[56:].max() < 9
+
+
+def test_heic_without_pillow_heif_says_what_to_install(request):
+    data = heic(Image.fromarray(noise(64, 64)))
+    request.getfixturevalue("without_pillow_heif")
+    assert "pillow-heif" not in images.plugins()
+    with pytest.raises(UnreadableImage, match="it is HEIC, which pillow-heif reads: pip install pillow-heif"):
         decode(data)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert decode(data).shape == (10, width, 3)
+    with pytest.raises(UnreadableImage, match="not an image in a format that is read: JPEG, PNG") as caught:
+        decode(b"no image")
+    assert "HEIF" not in str(caught.value)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_formats_that_are_read(format):
     pixels = noise(16, 16)
+    images._readable()
     options = {"lossless": True} if format == "WEBP" else {}
     found = decode(encoded(Image.fromarray(pixels), format, **options))
     assert found.shape == (16, 16, 3)

@@ -311,6 +311,7 @@ def _photos():
     yield "deep.tiff", Image.fromarray(draw.integers(0, 65536, (40, 60)).astype(np.int32)), {}
     yield "film.gif", rgb.convert("P"), {"save_all": True, "append_images": [Image.new("P", rgb.size)]}
     yield "hair.png", Image.fromarray(noise(900, 3, 3)), {}
+    yield "phone.heic", Image.fromarray(noise(64, 96, 3)), {"exif": exif(6).tobytes()}
     yield "tiny.png", Image.fromarray(noise(2, 3, 3)), {}
 
 
@@ -322,7 +323,7 @@ def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size
     script = tmp_path / "preprocess.py"
     script.write_text((export.STANDALONE / "preprocess.py").read_text())
     reference = runpy.run_path(str(script))
-    assert reference["FORMATS"] == images.FORMATS
+    assert (reference["FORMATS"], reference["PIXELS"]) == (images.FORMATS, images.PIXELS)
     prepare = reference["prepare"]
     for name, image, options in _photos():
         image.save(tmp_path / name, **options)
@@ -334,6 +335,21 @@ def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg", "EPS")
     with pytest.raises(UnidentifiedImageError):
         prepare(tmp_path / "photo.jpg")
+    prepare.__globals__["PIXELS"] = 3
+    with pytest.raises(ValueError, match="too many pixels to be safe"):
+        prepare(tmp_path / "tiny.png")
+
+
+def test_the_reference_says_what_reads_heic(tmp_path, monkeypatch):
+    shutil.copyfile(export.STANDALONE / "preprocess.py", tmp_path / "preprocess.py")
+    wanted = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
+    (tmp_path / "preprocessing.json").write_text(wanted.to_json())
+    images.plugins()  # where pillow-heif is introduced to Pillow
+    Image.new("RGB", (64, 64)).save(tmp_path / "phone.heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    with pytest.raises(ValueError, match="it is HEIC, which pillow-heif reads: pip install pillow-heif"):
+        runpy.run_path(str(tmp_path / "preprocess.py"))["prepare"](tmp_path / "phone.heic")
 
 
 @pytest.mark.gpu

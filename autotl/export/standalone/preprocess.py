@@ -13,10 +13,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:  # only HEIC needs it
+    HEIF = False
+else:
+    HEIF = True
+    register_heif_opener()
 
 SPEC = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")  # EPS starts programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "HEIF")
+# EPS is not read: it starts programs.
+PIXELS = 1 << 28  # a small file may hold so many that they fill the memory
+Image.MAX_IMAGE_PIXELS = PIXELS
 LITTER = (
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"),
     *("__macosx", "__pycache__", "$recycle.bin", "system volume information", "@eadir", "#recycle", "lost+found"),
@@ -25,6 +36,7 @@ LITTER = (
 LITTER_BEGINS = ("._", "~$")
 LITTER_ENDS = (":zone.identifier",)
 LONGEST = 4
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,8 +52,7 @@ def prepare(file: str | Path) -> np.ndarray:
     """An image file → [3, size, size] uint8."""
     if os.path.exists(file) and not os.path.isfile(file):
         raise ValueError("not a regular file")  # a pipe would wait for a writer
-    Image.init()
-    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with _opened(file) as image:
         image.load()
         turn = TURNS.get(_orientation(image))
         pixels = _rgb(image)
@@ -89,6 +100,21 @@ def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
 def printable(text: str) -> str:
     """The text with an escape for each character that would steer a terminal, divide columns or is no text."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _opened(file: str | Path) -> Image.Image:
+    Image.init()
+    try:
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError:
+        with open(file, "rb") as content:
+            start = content.read(12)
+        if start[4:8] == b"ftyp" and start[8:12] in HEIC and not HEIF:
+            raise ValueError("it is HEIC, which pillow-heif reads: pip install pillow-heif") from None
+        raise
+    if image.width * image.height > PIXELS:
+        raise ValueError(f"it has too many pixels to be safe, more than {PIXELS:,}: make it smaller")
+    return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
