@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from autotl.plan import ClassWeights, Component, Head, Input, Phase, Pooling, Record, TransferPlan
+from autotl.plan import BITS, ClassWeights, Component, Head, Input, Phase, Pooling, Record, TransferPlan
 
 if TYPE_CHECKING:
     import torch
@@ -128,8 +128,20 @@ class BackboneInfo(Record):
         return sum(stage.flops for stage in self.upto(cut))
 
 
-@dataclass(frozen=True)
-class DataFacts:
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """What the train images are like, as far as their preparation depends on it."""
+
+    image_size: int
+    """The median of the shorter side, in px."""
+    cut_away: float = 0.0
+    """The median of the share of its area that an image has outside the square in its middle."""
+    bits: int = BITS
+    """How many bits the values of integer images with more than 8 bits use; 16 where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts(Shapes):
     """What a plugin may know of the data: numbers, never images or test labels."""
 
     classes: int
@@ -141,8 +153,6 @@ class DataFacts:
     """Train images of the class that has most."""
     has_stop: bool
     """Whether there were enough images to carve a split for choosing the epoch."""
-    image_size: int
-    """The median over the train images of the shorter side, in px."""
 
     @property
     def imbalance(self) -> float:
@@ -197,7 +207,8 @@ class Context(Protocol):
         """How the cut's features become one vector."""
 
     def input(self) -> Input:
-        """How images are prepared: at the backbone's own size, or a larger one where it and the images allow it."""
+        """How images are prepared: at the backbone's own size, or a larger one where it and the images allow it; by
+        cropping, squashing or padding where the shapes of the images call for a choice."""
 
     def augmentation(self) -> Component:
         """The augmentation of this trial with its parameters."""
@@ -217,7 +228,8 @@ class Context(Protocol):
     ) -> TransferPlan:
         """A complete plan: what is given here and all that the host knows.
 
-        Without `input` images are prepared as the backbone's training data was, without `augmentation`
+        Without `input` images are prepared as for the probe of cuts: as the backbone's training data was, unless a
+        crop would cut too much away. Without `augmentation`
         they stay as they are. Unless `pretrained` the network begins with random weights.
         """
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,6 +16,8 @@ from autotl.errors import PlanError
 
 Pooling = Literal["avg", "max", "token"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Mode = Literal["crop", "squash", "pad"]
+"""How an image that is not square becomes one."""
 Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 NearCopies = Literal["together", "apart"]
@@ -23,6 +25,10 @@ ClassWeights = Literal["none", "balanced"]
 """How much the images of a class weigh in a loss: all alike, or so that each class weighs as much as any other."""
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+BITS = 16
+"""Of an integer image, where nothing else is said."""
 
 PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 2))
 """L2 penalties on standardised features, against the mean log-loss: from hardly any to very strong."""
@@ -71,8 +77,11 @@ class Record(BaseModel):
 class Input(Record):
     """How an image is prepared, as the backbone's training data was.
 
-    The short side is resized to `resize` px, the middle `size` x `size` px are kept, values are
-    scaled to [0, 1], `mean` is taken off and the rest divided by `std`, channel by channel.
+    The short side is resized to `resize` px where `mode` is `crop`, both sides are where it is `squash`, and the long
+    side is where it is `pad`: then `mean` fills the rest of a square. The middle `size` x `size` px are kept, values
+    are scaled to [0, 1], `mean` is taken off and the rest divided by `std`, channel by channel.
+
+    What is as usual is not written, so that plans keep the hash that they had before there was a choice.
     """
 
     size: int = Field(ge=8, le=2048)
@@ -80,6 +89,10 @@ class Input(Record):
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[Deviation, Deviation, Deviation]
+    mode: Mode = Field(default="crop", exclude_if=lambda mode: mode == "crop")
+    bits: int = Field(default=BITS, ge=8, le=BITS, exclude_if=lambda bits: bits == BITS)
+    """How many bits the values of an integer image use: these are scaled to 8, and larger values count as the largest.
+    Images of 8 bits a channel stay as they are."""
 
     @model_validator(mode="after")
     def _holds_the_crop(self) -> Self:
@@ -90,6 +103,10 @@ class Input(Record):
     def at(self, size: int) -> Self:
         """The same preparation for another size: the share of the image that is cropped away stays."""
         return self.model_copy(update={"size": size, "resize": round(self.resize * size / self.size)})
+
+    def by(self, mode: Mode) -> Self:
+        """The same preparation by another mode: squashed or padded, the whole image is seen."""
+        return self.model_copy(update={"mode": mode, "resize": self.resize if mode == "crop" else self.size})
 
     def larger(self) -> tuple[int, ...]:
         """Sizes at which a network that takes any size gains: about 1.3 and 1.7 times its own, in multiples of 32.

@@ -104,3 +104,14 @@ def test_another_size_keeps_the_share_that_is_cropped_away():
     larger = own.at(288)
     assert (larger.size, larger.resize) == (288, 329)
     assert larger.model_copy(update={"size": 224, "resize": 256}) == own
+
+
+def test_what_is_usual_in_an_input_is_not_written():
+    own = Input(size=224, resize=256, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert set(json.loads(own.to_json())) == {"size", "resize", "interpolation", "mean", "std"}
+    other = own.by("pad").model_copy(update={"bits": 12})
+    assert Input.from_json(other.to_json()) == other
+    assert (other.mode, other.resize, other.by("crop").resize) == ("pad", 224, 224)
+    assert own.by("crop") == own
+    with pytest.raises(PlanError, match="bits"):
+        Input.from_json(other.to_json().replace("12", "17"))

@@ -64,7 +64,7 @@ class Catalogue:
         self._note = note
         self._noted: set[str] = set()
         self._files: dict[str, WeightsFile] = {}
-        self._facts: dict[tuple[str, Input], Facts] = {}
+        self._facts: dict[tuple[str, int], Facts] = {}
         for name in self.named:
             if self.card(name).weights is None or name.endswith(RANDOM):
                 raise WeightsError(f"--weights {name}=…: '{name}' takes no weights file.")
@@ -203,7 +203,8 @@ class Catalogue:
             stages = self._split(name, network.input, None, seed=int(value or 0))
         if stages.graph != self.facts(name, network.input).graph:
             # What it is made by has changed where neither versions nor the source tell.
-            self._facts[name, network.input] = self._measured(name, network.input, self.structure(name, network.input))
+            size = network.input.size
+            self._facts[name, size] = self._measured(name, size, self.structure(name, network.input))
         return stages.cut(self.info(name, network.input).names[-1])
 
     def structure(self, name: str, input: Input) -> "Stages":
@@ -226,37 +227,39 @@ class Catalogue:
         return info.model_copy(update={"stages": info.upto(named.upto)})
 
     def facts(self, name: str, input: Input) -> Facts:
-        """Traced once for each input, then read from disk."""
-        if (name, input) not in self._facts:
-            self._facts[name, input] = self._stored_facts(name, input) or self._measured(
-                name, input, self.structure(name, input)
+        """Traced once for each size, then read from disk."""
+        size = input.size
+        if (name, size) not in self._facts:
+            self._facts[name, size] = self._stored_facts(name, size) or self._measured(
+                name, size, self.structure(name, input)
             )
-        return self._facts[name, input]
+        return self._facts[name, size]
 
-    def _stored_facts(self, name: str, input: Input) -> Facts | None:
+    def _stored_facts(self, name: str, size: int) -> Facts | None:
         """None where there are none, they are damaged, or the source has been edited since."""
-        text = unseal(self._facts_file(name, input))
+        text = unseal(self._facts_file(name, size))
         facts = Facts.from_json(text) if text else None
         return facts if facts and facts.source == sources.hash_of(facts.packages) else None
 
-    def _measured(self, name: str, input: Input, stages: "Stages") -> Facts:
+    def _measured(self, name: str, size: int, stages: "Stages") -> Facts:
         from autotl.backbones.costs import measure
 
         family = _family(self.host.backbones[_parse(name)[0]])
         classes = [type(family), *map(type, stages.modules())]
         packages = sources.packages_of(classes, ["autotl", "torch", *self.card(name).libraries])
         with self.owner(name).answers_for(f"Backbone '{name}'", "fails on images"):
-            info = measure(name, input, stages)
+            info = measure(name, self.card(name).input.at(size), stages)
         facts = Facts(
             info=info,
             graph=stages.graph,
             packages=packages,
             source=sources.hash_of(packages),
         )
-        seal(self._facts_file(name, input), facts.to_json())
+        seal(self._facts_file(name, size), facts.to_json())
         return facts
 
-    def _facts_file(self, name: str, input: Input) -> Path:
+    def _facts_file(self, name: str, size: int) -> Path:
+        input = self.card(name).input.at(size)
         key = digest({"name": name, "input": input.model_dump(), "versions": self._versions(name), "format": FORMAT})
         return self.cache_dir / "info" / key
 

@@ -1,9 +1,13 @@
 """The family `timm:`: every pretrained network of timm, classifier or not, `timm:resnet18.a1_in1k`."""
 
 import math
+from typing import Literal
 from unittest.mock import patch
 
 from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
+
+MODES: dict[str, Literal["crop", "squash", "pad"]] = {"center": "crop", "squash": "squash", "border": "pad"}
+"""timm's names of what it does to images that are not square."""
 
 
 @hookimpl
@@ -24,8 +28,14 @@ class Timm:
     def card(self, name):
         facts = self._facts(name)
         size = facts.input_size[-1]
-        resize = size if facts.crop_mode == "squash" else max(size, math.floor(size / facts.crop_pct))
-        own = Input(size=size, resize=resize, interpolation=facts.interpolation, mean=facts.mean, std=facts.std)
+        own = Input(
+            size=size,
+            resize=max(size, math.floor(size / facts.crop_pct)),
+            interpolation=facts.interpolation,
+            mean=facts.mean,
+            std=facts.std,
+            mode=MODES[facts.crop_mode],
+        )
         return ModelCard(
             input=own,
             weights=WeightsSource(

@@ -12,12 +12,15 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-FORMAT = 1
+from autotl.data import images
+
+FORMAT = 2
 """Counted up when something else is kept of a picture."""
 SIDE = 16
 """Of the small grey copy that near-copies are compared by, in px."""
-PICTURE = np.dtype([("pixels", "u1", 32), ("perceptual", "u1", 8), ("grey", "u1", (SIDE, SIDE))])
-"""What is kept of a picture: the SHA-256 of its size and pixels, its perceptual hash, and a small grey copy."""
+PICTURE = np.dtype([("pixels", "u1", 32), ("perceptual", "u1", 8), ("grey", "u1", (SIDE, SIDE)), ("peak", "<u2")])
+"""What is kept of a picture: the SHA-256 of its size and pixels, its perceptual hash, a small grey copy, and its
+`images.peak`."""
 
 DISTANCE = 4
 """Near-copies differ in so many of 64 bits of their perceptual hashes at most: 200 photos saved again at JPEG quality
@@ -34,11 +37,13 @@ _BANDS = [(start, min(64, start + 13)) for start in range(0, 64, 13)]
 
 
 def picture(image: Image.Image) -> np.ndarray:
-    """What is kept of an upright RGB image: one `PICTURE` as [296] uint8."""
+    """What is kept of an upright image: one `PICTURE` as [298] uint8."""
     from imagehash import phash
 
-    small = image.convert("L").resize((2 * SIDE, 2 * SIDE), Image.Resampling.BOX)
     kept = np.zeros(1, PICTURE)
+    kept["peak"] = peak = images.peak(image)
+    grey = images.in_bytes(image, images.depth(peak)).convert("L")
+    small = grey.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BOX)
     pixels = hashlib.sha256(b"%d x %d " % image.size)
     pixels.update(image.tobytes())
     kept["pixels"] = np.frombuffer(pixels.digest(), np.uint8)

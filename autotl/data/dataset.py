@@ -9,15 +9,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
 
+from autotl.contracts import Shapes
 from autotl.data import copies, index
 from autotl.data.listing import BY_NAME, Columns, Found, Listing
 from autotl.data.names import one_form
 from autotl.data.pixels import PixelStore, Progress
+from autotl.data.shapes import shapes_of
 from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign, unit_numbers
 from autotl.errors import DataError, reason
 from autotl.files import append_line, write
@@ -58,6 +61,8 @@ class Image:
     group: str | None
     width: int
     height: int
+    peak: int
+    """The largest value of a grey image of more than 8 bits, else 0."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,12 @@ class Dataset:
         opening = Opening(time=time, plan=plan, trials=trials, fingerprint=self.fingerprint, images=len(at))
         append_line(log, opening.model_dump_json())
         return self._labels[at]
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Of the train images."""
+        train = self.of("train")
+        return shapes_of([(image.width, image.height) for image in train], [image.peak for image in train])
 
     def counts(self) -> dict[str, dict[Split, int]]:
         """How many images each class has in each split."""
@@ -215,7 +226,7 @@ def open_dataset(
         root=listing.root,
         classes=classes,
         images=tuple(
-            Image(file.path, file.sha, split, file.group, file.width, file.height)
+            Image(file.path, file.sha, split, file.group, file.width, file.height, file.peak)
             for file, split in zip(files, splits, strict=True)
         ),
         problems=tuple(problems),
@@ -290,6 +301,7 @@ class _File(Found):
     height: int
     picture: str
     """What it shares with files that show the same picture."""
+    peak: int
 
 
 def _read(
@@ -300,10 +312,9 @@ def _read(
     problems = [Problem(found.path, seen) for found, seen in pairs if isinstance(seen, str)]
     seen_files = [(found, seen) for found, seen in pairs if not isinstance(seen, str)]
     pictures = pixels.pictures([(seen.sha, listing.root / found.path) for found, seen in seen_files])
-    words = copies.same(pictures)
-    return [
-        _File(**vars(found), **vars(seen), picture=word) for (found, seen), word in zip(seen_files, words, strict=True)
-    ], problems
+    told = zip(seen_files, copies.same(pictures), pictures["peak"].tolist(), strict=True)
+    files = [_File(**vars(found), **vars(seen), picture=word, peak=peak) for (found, seen), word, peak in told]
+    return files, problems
 
 
 def _set_aside(files: Sequence[_File], why: Callable[[_File], str | None]) -> tuple[list[_File], list[Problem]]:

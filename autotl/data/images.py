@@ -1,8 +1,8 @@
 """From the bytes of a file to upright RGB pixels, and from those to what a backbone wants to see.
 
-What is not defined by the file alone is defined here: transparency shows white, 16 bits become 8 by their
-top byte, of an animation the first frame is taken. Colour profiles are passed over, and CMYK is converted
-without one.
+What is not defined by the file alone is defined here: transparency shows white, of an animation the first frame is
+taken. Colour profiles are passed over, and CMYK is converted without one. Grey images of more than 8 bits stay as they
+are until they are prepared: how many of their bits count is said by the `Input`.
 
 JPEGs are always decoded in full. Scaled decoding (Pillow's `draft`) would halve the time for large photos,
 but its pixels depend on the size asked for, and whoever uses an exported model would have to repeat it.
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from autotl.errors import one_line
-from autotl.plan import Input, Interpolation
+from autotl.plan import BITS, Input, Interpolation
 
 DECODER = 1
 """Counted up when the same bytes give other pixels than before."""
@@ -66,11 +66,11 @@ def decode(data: bytes) -> np.ndarray:
 
     Raises: UnreadableImage.
     """
-    return np.asarray(upright(open_image(data)))
+    return np.asarray(in_bytes(upright(open_image(data)), BITS))
 
 
 def prepare(rgb: np.ndarray, input: Input) -> np.ndarray:
-    """[H, W, 3] uint8 → the middle of the resized image, [3, S, S] uint8."""
+    """[H, W, 3] uint8 → [3, S, S] uint8."""
     return fit(Image.fromarray(rgb), input)
 
 
@@ -98,7 +98,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The opened image decoded, in mode RGB and turned as its EXIF orientation says.
+    """The opened image decoded and turned as its EXIF orientation says, in mode RGB, or I where it has more bits.
 
     Raises: UnreadableImage.
     """
@@ -109,14 +109,54 @@ def upright(image: Image.Image) -> Image.Image:
         return image if turn is None else image.transpose(turn)
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image is grey and of integers with more than 8 bits."""
+    return image.mode.startswith("I")
+
+
+def peak(image: Image.Image) -> int:
+    """The largest value of an upright image that is deep; 0 for other images."""
+    return int(np.asarray(image).max()) if is_deep(image) else 0
+
+
+def depth(peak: int) -> int:
+    """How many bits the values up to this peak use, 8 at least."""
+    return max(8, peak.bit_length())
+
+
+def in_bytes(image: Image.Image, bits: int) -> Image.Image:
+    """An upright image in mode RGB: of integers the upper 8 of so many bits."""
+    if not is_deep(image):
+        return image
+    return Image.fromarray((np.asarray(image) >> (bits - 8)).clip(max=255).astype(np.uint8)).convert("RGB")
+
+
 def fit(image: Image.Image, input: Input) -> np.ndarray:
-    """An RGB image → [3, S, S] uint8."""
-    short = min(image.size)
-    image = _middle(image, min(image.width, _LONGEST * short), min(image.height, _LONGEST * short))
-    width, height = (input.resize * side // short for side in image.size)
-    image = image.resize((width, height), _RESAMPLING[input.interpolation])
+    """An upright image → [3, S, S] uint8."""
+    image = in_bytes(image, input.bits)
+    if input.mode == "crop":
+        short = min(image.size)
+        image = _middle(image, min(image.width, _LONGEST * short), min(image.height, _LONGEST * short))
+    image = image.resize(_sides(image, input), _RESAMPLING[input.interpolation])
+    if input.mode == "pad":
+        image = _on_a_square(image, input)
     middle = _middle(image, input.size, input.size)
     return np.ascontiguousarray(np.asarray(middle).transpose(2, 0, 1))
+
+
+def _sides(image: Image.Image, input: Input) -> tuple[int, int]:
+    """Width and height that the image is resized to."""
+    if input.mode == "squash":
+        return input.resize, input.resize
+    measure = min(image.size) if input.mode == "crop" else max(image.size)
+    return max(1, input.resize * image.width // measure), max(1, input.resize * image.height // measure)
+
+
+def _on_a_square(image: Image.Image, input: Input) -> Image.Image:
+    red, green, blue = (round(255 * mean) for mean in input.mean)
+    square = Image.new("RGB", (input.resize, input.resize), (red, green, blue))
+    square.paste(image, ((input.resize - image.width) // 2, (input.resize - image.height) // 2))
+    return square
 
 
 @cache
@@ -148,20 +188,20 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F":
         raise UnreadableImage("its pixels are floating-point numbers of no defined range")
-    if image.mode.startswith("I"):
-        return Image.fromarray(_top_byte(np.asarray(image))).convert("RGB")
+    if is_deep(image):
+        return Image.fromarray(_integers(np.asarray(image)))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
-def _top_byte(grey: np.ndarray) -> np.ndarray:
-    """[H, W] integers from 0 to 65535 → uint8."""
+def _integers(grey: np.ndarray) -> np.ndarray:
+    """[H, W] integers of any type → int32, from 0 to 65535."""
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 0xFFFF:
         raise UnreadableImage(f"its values go from {low} to {high}; of integers only 0 to 65535 are defined")
-    return (grey >> 8).astype(np.uint8)
+    return grey.astype(np.int32)
 
 
 def _orientation(image: Image.Image) -> int:

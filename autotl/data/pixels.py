@@ -61,13 +61,9 @@ class PixelStore:
         self._mending = RLock()
 
     def rows(self, input: Input) -> RowStore:
-        """The store for `input`; its `mean` and `std` do not matter to pixels."""
-        key = digest(
-            {
-                **input.model_dump(include={"size", "resize", "interpolation"}),
-                **_decoded(),
-            }
-        )
+        """The store for `input`; its `std` does not matter to pixels, and its `mean` only where that fills a square."""
+        without = {"std"} if input.mode == "pad" else {"std", "mean"}
+        key = digest({**input.model_dump(exclude=without), **_decoded()})
         if key not in self._stores:
             self._stores[key] = RowStore(self.folder / key, (3, input.size, input.size), np.uint8)
         return self._stores[key]

@@ -15,7 +15,7 @@ from autotl.engine.model import Model
 from autotl.engine.observe import Enough, Nobody, Observer
 from autotl.engine.solve import narrowed
 from autotl.errors import PlanError, unknown
-from autotl.plan import Phase, Stop, TransferPlan
+from autotl.plan import MODES, Phase, Stop, TransferPlan
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,12 @@ def check(plan: TransferPlan, bench: Bench) -> None:
                 f"version, or delete '{name}' from the plan's 'requires' to train it with what is here."
             )
     inputs = catalogue.inputs(plan.backbone)
-    if plan.input not in inputs:
-        raise PlanError(f"'{plan.backbone}' takes its input as {' or '.join(map(str, inputs))}, not {plan.input}.")
+    ways = [way for input in inputs for way in (input, *map(input.by, MODES))]
+    if plan.input not in [way.model_copy(update={"bits": plan.input.bits}) for way in ways]:
+        raise PlanError(
+            f"'{plan.backbone}' takes its input as {' or '.join(map(str, inputs))}, not {plan.input}. "
+            "'mode' and 'bits' may be others; with another mode than crop 'resize' is the same as 'size'."
+        )
     known = catalogue.info(plan.backbone).names
     for stage in (plan.cut, *(phase.frozen for phase in plan.phases if phase.frozen)):
         if stage not in known:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import ModelCard
-from autotl.plan import TransferPlan
+from autotl.plan import BITS, Input, TransferPlan
 
 
 class Costs(BaseModel):
@@ -85,12 +85,20 @@ _OWN = """The images that they were trained on last may have terms of their own.
 Scripts (*.py) beside the weights are part of autotl, under the Apache License 2.0."""
 
 
+def _input(input: Input) -> str:
+    """How an image is prepared, in words."""
+    sides = {"crop": "the short side is", "squash": "both sides are", "pad": "the long side is"}[input.mode]
+    filled = ", the rest of a square is filled with one colour" if input.mode == "pad" else ""
+    deep = "" if input.bits == BITS else f"; values of integer images are scaled from {input.bits} bits"
+    seen = f"the middle {input.size} x {input.size} px are seen"
+    return f"RGB images: {sides} resized to {input.resize} px{filled}, {seen}{deep}"
+
+
 def readme(plan: TransferPlan, classes: Sequence[str], metrics: Metrics, use: str) -> str:
     """The model card, in Markdown. `use` says how the model is used from where the card lies."""
-    size, resize = plan.input.size, plan.input.resize
     facts = {
         "backbone": f"`{plan.backbone}`, cut after `{plan.cut}`",
-        "input": f"RGB images: the short side is resized to {resize} px, the middle {size} x {size} px are seen",
+        "input": _input(plan.input),
         "parameters": f"{metrics.validation.parameters:,.0f}",
         "FLOPs an image": f"{metrics.validation.flops:,.0f}",
     }

@@ -24,7 +24,7 @@ def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType
         "trained on": "; ".join(part for part in (known.source, known.note) if part),
         "licence": known.licence,
         "weights": where(catalogue, name),
-        "input": f"{known.input.size} px" + (f"; it takes {sizes} px too" if sizes else ""),
+        "input": f"{known.input.size} px, {known.input.mode}" + (f"; it takes {sizes} px too" if sizes else ""),
         "cost": f"{count(info.parameters(last))} parameters, {count(info.flops(last))} FLOPs an image",
     }
     table = Table(show_header=False, box=None, pad_edge=False)

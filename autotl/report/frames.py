@@ -29,6 +29,7 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
                 "pooling": plan.head.pooling,
                 "augmentation": plan.augmentation.name,
                 "input": plan.input.size,
+                "mode": plan.input.mode,
                 definition.metric: record.value,
                 **judged,
                 "parameters": int(record.metrics["parameters"]),

@@ -61,6 +61,8 @@ def dataset(data: "Dataset") -> Table:
         table.add_row("smallest class", f"{smallest} ({totals[smallest]:,})")
         table.add_row("largest class", f"{largest} ({totals[largest]:,})")
     table.add_row("sizes", _sizes([(image.width, image.height) for image in data.images]))
+    if f"{data.shapes.cut_away:.0%}" != "0%":
+        table.add_row("cropping", f"to a square cuts away {data.shapes.cut_away:.0%} of the median image")
     table.add_row("splits", ", ".join(f"{name} {count:,}" for name, count in splits.items() if count))
     for note in data.notes:
         table.add_row("note", note)

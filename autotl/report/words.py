@@ -11,6 +11,7 @@ from autotl.study.settings import Settings
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.result import Comparison, Result, Test
 
+MODES = {"crop": "", "squash": " on squashed images", "pad": " on padded images"}
 POOLING = {"avg": "averaged", "max": "max-pooled", "token": "read off the class token"}
 WORST = 5
 """Of more classes, only so many with the lowest recall are told."""
@@ -21,8 +22,8 @@ def summary(result: Result) -> Iterator[str]:
     plan, test = result.best.plan, result.test
     metrics = result.best.metrics
     yield (
-        f"Winner: {plan.backbone}, cut after {plan.cut}, features {POOLING[plan.head.pooling]}, "
-        f"by {result.best.strategy} (trial {result.best.trial}); "
+        f"Winner: {plan.backbone}{MODES[plan.input.mode]}, cut after {plan.cut}, "
+        f"features {POOLING[plan.head.pooling]}, by {result.best.strategy} (trial {result.best.trial}); "
         f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs an image."
     )
     of_groups = f" of {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""

@@ -7,6 +7,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.engine.fit import requires
 from autotl.plan import ClassWeights, Component, Head, Phase, Pooling, TransferPlan
 from autotl.study import select
+from autotl.study.inputs import Inputs
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
@@ -36,6 +37,7 @@ def controls_of(
     board: Sequence[TrialRecord],
     probe: Sequence[ProbeRow],
     catalogue: Catalogue,
+    inputs: Inputs,
     note: Callable[[str], None],
 ) -> Iterator[Control]:
     """The controls of a plan that won and took so many seconds; `note` is told which one is missing, and why."""
@@ -44,9 +46,9 @@ def controls_of(
     if won.by_gradient and probes:
         yield Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
     elif won.by_gradient and (rows := select.best_cuts(probe)):
-        plan = _linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue)
+        plan = _linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue, inputs)
         yield Control(f"a linear probe of {rows[0].backbone} at {rows[0].cut}", plan, None, PROBE_SECONDS)
-    pixels = _on_pixels(won, catalogue)
+    pixels = _on_pixels(won, catalogue, inputs)
     if pixels and won.backbone != PIXELS:
         yield Control(PIXELS, pixels, None, PROBE_SECONDS)
     if select.has_random_weights(won):
@@ -68,16 +70,18 @@ def _at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
     return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights})
 
 
-def _on_pixels(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
+def _on_pixels(plan: TransferPlan, catalogue: Catalogue, inputs: Inputs) -> TransferPlan | None:
     """A linear classifier on raw pixels; None where the reference backbones are not installed."""
     if "reference" not in catalogue.host.backbones:
         return None
-    return _linear_probe(plan, PIXELS, catalogue.info(PIXELS).names[-1], "avg", catalogue)
+    return _linear_probe(plan, PIXELS, catalogue.info(PIXELS).names[-1], "avg", catalogue, inputs)
 
 
-def _linear_probe(plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue) -> TransferPlan:
+def _linear_probe(
+    plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue, inputs: Inputs
+) -> TransferPlan:
     """A linear classifier on a frozen backbone, for the data of `plan`, whose classes weigh as they do there."""
-    network = catalogue.network(backbone, plan.seed)
+    network = inputs.network(backbone, plan.seed)
     none = catalogue.host.augmentations["none"]
     weights: ClassWeights = "balanced" if _is_balanced(plan) else "none"
     probe = Phase.linear_probe(cut, weights)

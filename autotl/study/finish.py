@@ -20,6 +20,7 @@ from autotl.plan import TransferPlan, digest
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.controls import PROBE_SECONDS, Control, controls_of
+from autotl.study.inputs import Inputs
 from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
 from autotl.study.suggestions import facts_of
@@ -317,7 +318,8 @@ class _End:
         catalogue, note = self.bench.catalogue, self.watcher.note
         rows = [row for row in read_probe(self.folder) if row.backbone.partition(":")[0] in catalogue.host.backbones]
         run = winner.median
-        return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, note)
+        inputs = Inputs(catalogue, self.bench.dataset.shapes)
+        return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, inputs, note)
 
     def carried_out(self, controls: Iterable[Control], *, on_all: bool) -> Iterator[tuple[str, Fitted]]:
         """Controls by name, trained as the winner was: on all images but the sealed ones, or not."""

@@ -8,6 +8,7 @@ from autotl.errors import PluginError
 from autotl.plan import ClassWeights
 from autotl.registry import Entry
 from autotl.study import select
+from autotl.study.inputs import Inputs
 from autotl.study.space import pooling_name, share_of
 from autotl.tracking.probe import ProbeRow
 
@@ -26,6 +27,7 @@ class Guesses:
     def __init__(
         self,
         catalogue: Catalogue,
+        inputs: Inputs,
         strategies: Mapping[str, Entry],
         augmentations: Mapping[str, Entry],
         leave_out: Callable[[PluginError], None],
@@ -33,7 +35,8 @@ class Guesses:
         metric: str,
     ) -> None:
         """`leave_out` is told of a first guess that cannot be tried, or not as it stands."""
-        self._catalogue, self._strategies, self._augmentations = catalogue, strategies, augmentations
+        self._catalogue, self._inputs = catalogue, inputs
+        self._strategies, self._augmentations = strategies, augmentations
         self._leave_out = leave_out
         self._class_weights: ClassWeights = "none" if metric == "accuracy" else "balanced"
 
@@ -87,8 +90,8 @@ class Guesses:
             "backbone": row.backbone,
             "cut": share_of(info.names.index(row.cut), len(info.names)),
             pooling_name(info.stage(row.cut).poolings): row.pooling,
-            "input_size": 0.0,
             "class_weights": self._class_weights,
+            **self._inputs.guess(row.backbone),
         }
 
 

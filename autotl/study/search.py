@@ -11,6 +11,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.data import index
 from autotl.data.dataset import Dataset, changes, read_split
 from autotl.data.rows import trim
+from autotl.data.shapes import expected
 from autotl.data.split import SPLITS
 from autotl.engine import device as devices
 from autotl.engine import probe
@@ -27,6 +28,7 @@ from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
 from autotl.study.finish import finish
+from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import Settings
@@ -68,7 +70,8 @@ class Search:
         # A study without a single trial has decided nothing yet: it is begun anew.
         before = self.before = recovery.definition_of(self.folder, settings.storage, watcher.note)
         self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
-        index.find(settings.data, self.columns)  # what is wrong there is said before anybody asks a hub
+        # What is wrong there is said before anybody asks a hub.
+        self._listing = index.find(settings.data, self.columns)
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
             missing(host, before.owners, self._used | self._asked_for(), watcher.note) if before else frozenset()
@@ -92,7 +95,8 @@ class Search:
                 raise StudyError(
                     f"--weights names '{name}', which is not among the backbones: name it in --backbones too."
                 )
-            self.catalogue.build(self._network(name))  # a file that does not fit is found before any image is read
+            # A file that does not fit is found before any image is read.
+            self.catalogue.build(self.catalogue.network(name, settings.seed))
 
     def run(self) -> Result:
         """From the images to the tested bundle; goes on where an earlier run of the study stopped.
@@ -218,30 +222,36 @@ class Search:
         """The data with its pixels, and the stores that all trials share."""
         compared = self.settings.compare and "reference" in self.host.backbones
         names = [*self.pool.backbones, *([controls.PIXELS] if compared else [])]
-        inputs = list(dict.fromkeys(self.catalogue.card(name).input for name in names))
+        progress = self.budget.watched(self.watcher, "reading images")
+        likely = Inputs(self.catalogue, expected(self._listing)).firsts(names)
         try:
             bench = Bench.open(
                 self.settings.data,
-                inputs,
+                likely,
                 self.catalogue,
                 self.device,
                 seed=self.settings.seed,
                 columns=self.columns,
                 previous=read_split(self.folder.path) if self.before else None,
                 near_copies=self.settings.near_copies,
-                progress=self.budget.watched(self.watcher, "reading images"),
+                progress=progress,
                 note=self.watcher.note,
             )
+            self.inputs = Inputs(self.catalogue, bench.dataset.shapes)
+            for input in set(self.inputs.firsts(names)).difference(likely):
+                bench.decode(input, progress)
         except OutOfTime:
             raise StudyError("The images alone take longer to read than --budget. What was read is kept.") from None
         self.watcher.dataset(bench.dataset)
+        for note in self.inputs.notes():
+            self.watcher.note(note)
         for name in self.pool.backbones:
             bench.features.open(self._network(name))
         trim(self.cache_dir)  # not before the stores of this search are open, for those are kept
         return bench
 
     def _network(self, name: str) -> Network:
-        return self.catalogue.network(name, self.settings.seed)
+        return self.inputs.network(name, self.settings.seed)
 
     def _usable(self, bench: Bench) -> tuple[str, ...]:
         """The backbones of the study, the cheapest first; without those that fail, or that a budget has no time for."""
@@ -349,7 +359,9 @@ class Search:
         crew = Crew(study, self.folder, trials)
         strategies = {name: each for name, each in self.strategies.items() if self._has("strategies", name)}
         augmentations = {name: each for name, each in self.augmentations.items() if self._has("augmentations", name)}
-        known = guesses.Guesses(self.catalogue, strategies, augmentations, self._leave_out, metric=self.settings.metric)
+        known = guesses.Guesses(
+            self.catalogue, self.inputs, strategies, augmentations, self._leave_out, metric=self.settings.metric
+        )
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:

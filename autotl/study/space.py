@@ -10,8 +10,9 @@ from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts
 from autotl.engine.fit import requires
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
-from autotl.plan import ClassWeights, Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
+from autotl.plan import MODES, ClassWeights, Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
 from autotl.registry import Entry
+from autotl.study.inputs import Inputs
 
 if TYPE_CHECKING:
     import optuna
@@ -25,6 +26,7 @@ SHARED = (
     "frozen",
     "pooling",
     "token_pooling",
+    "input_mode",
     "input_size",
     "augmentation",
     "class_weights",
@@ -115,6 +117,7 @@ class SearchContext:
         self.seed = seed
         self._trial = trial
         self._catalogue = catalogue
+        self._inputs = Inputs(catalogue, data)
         self._backbones = backbones
         self._augmentations = augmentations
         self._data_ref = data_ref
@@ -137,11 +140,13 @@ class SearchContext:
         return chosen
 
     def input(self) -> Input:
-        own, *others = self._catalogue.inputs(self._backbone.name)
-        # Beyond the size of the images themselves there is nothing more to see.
-        options = [own, *(input for input in others if own.size < input.size <= self.data.image_size)]
+        name = self._backbone.name
+        mode = self._inputs.first(name).mode
+        if self._inputs.searched:
+            mode = self._trial.suggest_categorical("input_mode", MODES)  # type: ignore[assignment]
+        options = self._inputs.sizes(name, mode)
         if len(options) == 1:
-            return own
+            return options[0]
         return at(self._trial.suggest_float("input_size", 0.0, 1.0), options)
 
     def augmentation(self) -> Component:
@@ -168,7 +173,8 @@ class SearchContext:
         augmentation: Component | None = None,
         pretrained: bool = True,
     ) -> TransferPlan:
-        network = self._catalogue.network(self._backbone.name, self.seed, input)
+        name = self._backbone.name
+        network = self._catalogue.network(name, self.seed, input or self._inputs.first(name))
         if not pretrained:
             network = self._catalogue.at_random(network, self.seed)
         augmentation = augmentation or _component(self._catalogue.host.augmentations["none"], {})

@@ -168,12 +168,11 @@ def facts_of(dataset: Dataset) -> DataFacts:
     """What plugins may know of the data."""
     labels = dataset.labels("train")
     counts = np.bincount(labels, minlength=len(dataset.classes))
-    shorter = [min(image.width, image.height) for image in dataset.of("train")]
     return DataFacts(
+        **vars(dataset.shapes),
         classes=len(dataset.classes),
         train_images=len(labels),
         smallest_class=int(counts.min()),
         largest_class=int(counts.max()),
         has_stop=bool(dataset.shas("stop")),
-        image_size=int(np.median(shorter)),
     )

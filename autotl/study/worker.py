@@ -7,7 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.data import index
 from autotl.data.listing import BY_NAME, Columns
+from autotl.data.shapes import expected
 from autotl.engine import device as devices
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
@@ -16,6 +18,7 @@ from autotl.export import bundle
 from autotl.host import Host
 from autotl.registry import Entry
 from autotl.study.budget import Budget, OutOfTime
+from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, owners_of, require_same
 from autotl.study.settings import Settings
@@ -122,7 +125,7 @@ class Worker:
         definition = self.definition
         bench = Bench.open(
             self.data,
-            [self.catalogue.card(name).input for name in self._backbones],
+            Inputs(self.catalogue, expected(index.find(self.data, self.columns))).firsts(self._backbones),
             self.catalogue,
             self.device,
             seed=definition.seed,

@@ -15,6 +15,7 @@ def flat(plan: TransferPlan) -> dict[str, Any]:
         "pooling": plan.head.pooling,
         "taps": " ".join(plan.head.taps) or "none",
         "input size": plan.input.size,
+        "input mode": plan.input.mode,
         "augmentation": plan.augmentation.name,
         "compute_dtype": plan.compute_dtype,
         "memory_format": plan.memory_format,

@@ -60,12 +60,19 @@ def test_every_classifier_of_torchvision_has_a_card(catalogue):
 def test_every_classifier_of_timm_has_a_card(catalogue):
     names = catalogue.expand(["timm:*"])
     assert len(names) > 1000
+    modes = set()
     for name in names:
         card = catalogue.card(name)
+        modes.add(card.input.mode)
         assert card.input.resize >= card.input.size
         assert card.weights.repo or card.weights.url or card.weights.file
     small = catalogue.card("timm:resnet18.a1_in1k")
     assert (small.input.size, small.input.resize, small.input.interpolation) == (224, 235, "bicubic")
+    assert small.input.mode == "crop"
+    assert modes == {"crop", "squash", "pad"}
+    # Of what is squashed a share may be cut away, too.
+    squashed = catalogue.card("timm:dm_nfnet_f0.dm_in1k").input
+    assert (squashed.mode, squashed.size, squashed.resize) == ("squash", 192, 213)
     assert small.weights.repo == "timm/resnet18.a1_in1k"
 
 

@@ -88,3 +88,14 @@ def test_a_cluster_of_more_than_half_a_class_is_no_cluster():
 def test_clusters_join_the_same_and_the_near():
     numbers = copies.clusters(["x", "y", "x", "z", "w"], [(1, 2)])
     assert len({numbers[0], numbers[1], numbers[2]}) == 1 and len(set(numbers)) == 3
+
+
+def test_dark_images_of_12_bits_are_told_apart():
+    grey = np.array(photo(0).convert("L"), np.int32)
+    dark, same, other = (Image.fromarray(value) for value in (grey << 1, grey << 1, (grey << 1) + 1))
+    found = pictures(dark, same, other, photo(1))
+    assert found["peak"].tolist() == [2 * grey.max(), 2 * grey.max(), 2 * grey.max() + 1, 0]
+    one, two, three, _ = copies.same(found)
+    assert one == two != three
+    assert copies.near(found[[0, 2]], ["a", "a"]) == [(0, 1)]
+    assert found["grey"][0].std() > copies.FLAT

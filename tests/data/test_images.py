@@ -11,7 +11,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from autotl.data import images
-from autotl.data.images import FORMATS, UnreadableImage, decode, open_image, prepare
+from autotl.data.images import FORMATS, UnreadableImage, decode, fit, open_image, peak, prepare, upright
 from autotl.plan import Input
 
 
@@ -25,8 +25,9 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def wants(size, resize, interpolation="bicubic"):
-    return Input(size=size, resize=resize, interpolation=interpolation, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+def wants(size, resize, interpolation="bicubic", **others):
+    values = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2), **others}
+    return Input(size=size, resize=resize, interpolation=interpolation, **values)
 
 
 def test_lossless_rgb_is_kept_exactly():
@@ -141,6 +142,33 @@ def test_16_bit_grey_keeps_its_top_byte(format):
     grey = np.array([[0, 0x00FF, 0x0100, 0x8000, 0xFFFF]], np.uint16)
     found = decode(encoded(Image.fromarray(grey), format))
     assert found[0].tolist() == [[v] * 3 for v in (0, 0, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_integers_are_scaled_by_the_bits_that_they_use(kind):
+    grey = np.tile(np.array([[0, 15, 16, 0x0800, 0x0FFF, 0x1000, 0xFFFF]], kind), (7, 1))
+    image = upright(open_image(encoded(Image.fromarray(grey), "TIFF")))
+    assert peak(image) == 0xFFFF
+    found = fit(image, wants(8, 8, "nearest", mode="squash", bits=12))
+    assert list(dict.fromkeys(found[0, 0].tolist())) == [0, 1, 128, 255]
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+    # Of 8 bits a value stays as it is.
+    small = upright(open_image(encoded(Image.fromarray(np.full((8, 8), 77, kind)), "TIFF")))
+    assert (fit(small, wants(8, 8, bits=8)) == 77).all()
+
+
+def test_a_deep_image_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = (np.arange(6, dtype=np.uint16) << 8).reshape(2, 3)
+    data = encoded(Image.fromarray(grey), exif=exif)
+    np.testing.assert_array_equal(decode(data)[..., 0], np.rot90(grey >> 8, -1))
+
+
+def test_bits_do_not_matter_to_images_of_8():
+    image = upright(open_image(encoded(Image.fromarray(noise(8, 8)))))
+    assert peak(image) == 0
+    np.testing.assert_array_equal(fit(image, wants(8, 8, bits=9)), fit(image, wants(8, 8)))
 
 
 def test_16_bit_grey_in_the_other_byte_order():
@@ -320,3 +348,40 @@ def test_a_hair_is_not_blown_up(shape):
     start = time.perf_counter()
     found = prepare(np.full(shape, 90, np.uint8), wants(224, 256))
     assert (found == 90).all() and time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["wide", "tall"])
+@pytest.mark.parametrize("mode", ["squash", "pad"])
+def test_squashed_or_padded_the_ends_are_seen(mode, turned):
+    pixels = np.full((20, 60, 3), 90, np.uint8)
+    pixels[:, :6], pixels[:, -6:] = 250, 10
+    found = prepare(
+        np.ascontiguousarray(pixels.transpose(1, 0, 2)) if turned else pixels, wants(30, 30, "nearest", mode=mode)
+    )
+    found = found.transpose(0, 2, 1) if turned else found
+    rows = found[:, 10:20] if mode == "pad" else found
+    assert (rows[:, :, :3] == 250).all() and (rows[:, :, -3:] == 10).all() and (rows[:, :, 4:-4] == 90).all()
+
+
+def test_a_square_is_filled_with_the_mean_colour():
+    found = prepare(np.full((20, 60, 3), 90, np.uint8), wants(30, 30, mode="pad", mean=(0.1, 0.5, 1.0)))
+    for rows in (slice(0, 10), slice(20, 30)):
+        assert (found[:, rows] == np.array([26, 128, 255])[:, None, None]).all()
+    assert (found[:, 10:20] == 90).all()
+
+
+@pytest.mark.parametrize("mode", ["squash", "pad"])
+def test_a_share_of_what_is_squashed_or_padded_may_be_cut_away(mode):
+    pixels = noise(40, 40)
+    np.testing.assert_array_equal(prepare(pixels, wants(16, 20, mode=mode)), prepare(pixels, wants(16, 20)))
+
+
+@pytest.mark.parametrize("mode", ["squash", "pad"])
+def test_all_of_a_hair_is_seen_at_once(mode):
+    hair = np.full((1, 60_000, 3), 90, np.uint8)
+    hair[:, :30_000] = 250
+    start = time.perf_counter()
+    found = prepare(hair, wants(224, 224, "nearest", mode=mode))
+    assert time.perf_counter() - start < 1
+    seen = found[:, found.shape[1] // 2 - 1 : found.shape[1] // 2 + 1].reshape(3, -1)
+    assert {90, 250} <= set(seen.ravel().tolist())

@@ -82,7 +82,15 @@ def test_mean_and_std_do_not_matter(store, photos):
     assert store.decoded == 12
 
 
-@pytest.mark.parametrize("change", [{"size": 18}, {"resize": 24}, {"interpolation": "lanczos"}])
+def test_mean_matters_where_it_fills_a_square(store):
+    padded = SMALL.by("pad")
+    assert store.rows(padded.model_copy(update={"std": (1.0,) * 3})) is store.rows(padded)
+    assert store.rows(padded.model_copy(update={"mean": (0.1, 0.2, 0.3)})) is not store.rows(padded)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 18}, {"resize": 24}, {"interpolation": "lanczos"}, {"mode": "squash"}, {"bits": 12}]
+)
 def test_what_matters_has_a_store_of_its_own(store, change):
     assert store.rows(SMALL.model_copy(update=change)).folder != store.rows(SMALL).folder
 

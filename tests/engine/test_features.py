@@ -257,6 +257,18 @@ def test_costs_are_those_of_the_cut_network(bench):
     assert late["parameters"] > early["parameters"]
 
 
+@pytest.mark.parametrize("mode", ["squash", "pad"])
+def test_a_plan_may_state_another_mode_and_the_bits_of_its_images(bench, mode, monkeypatch):
+    own = bench.catalogue.card("tiny:net").input
+    as_usual = fit(plan(bench), bench).metrics["rank.accuracy"]
+    monkeypatch.setattr(bench.catalogue, "_measured", lambda *_: pytest.fail("traced again"))
+    made = fit(plan(bench, input=own.by(mode).model_copy(update={"bits": 12})), bench)
+    assert made.metrics["rank.accuracy"] == as_usual  # all images are square
+    wrong = own.by(mode).model_copy(update={"resize": 40})
+    with pytest.raises(AutotlError, match="'mode' and 'bits' may be others"):
+        fit(plan(bench, input=wrong), bench)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -316,9 +316,21 @@ def _photos():
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-@pytest.mark.parametrize(("size", "resize"), [(32, 32), (31, 40)])
-def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size, resize):
-    wanted = Input(size=size, resize=resize, interpolation=interpolation, mean=(0.5,) * 3, std=(0.2,) * 3)
+@pytest.mark.parametrize(
+    ("size", "resize", "others"),
+    [
+        (32, 32, {}),
+        (31, 40, {}),
+        (31, 31, {"mode": "squash", "bits": 12}),
+        (30, 41, {"mode": "squash"}),
+        (32, 32, {"mode": "pad", "bits": 8}),
+        (31, 40, {"mode": "pad", "bits": 15}),
+    ],
+)
+def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size, resize, others):
+    wanted = Input(
+        size=size, resize=resize, interpolation=interpolation, mean=(0.1, 0.5, 0.9), std=(0.2,) * 3, **others
+    )
     (tmp_path / "preprocessing.json").write_text(json.dumps(wanted.model_dump(mode="json")))
     script = tmp_path / "preprocess.py"
     script.write_text((export.STANDALONE / "preprocess.py").read_text())
@@ -327,8 +339,8 @@ def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size
     prepare = reference["prepare"]
     for name, image, options in _photos():
         image.save(tmp_path / name, **options)
-        data = (tmp_path / name).read_bytes()
-        np.testing.assert_array_equal(prepare(tmp_path / name), images.prepare(images.decode(data), wanted), name)
+        opened = images.open_image((tmp_path / name).read_bytes())
+        np.testing.assert_array_equal(prepare(tmp_path / name), images.fit(images.upright(opened), wanted), name)
     Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(ValueError, match="no defined range"):
         prepare(tmp_path / "float.tiff")

@@ -1,8 +1,11 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
+from autotl.data.dataset import open_dataset
+from autotl.data.pixels import PixelStore
 from autotl.plan import Head, Phase, TransferPlan
 from autotl.report import tables
 from autotl.tracking.log import TrialRecord
@@ -90,3 +93,18 @@ def test_every_other_table_fits_too(width):
 )
 def test_large_numbers_are_counted_in_thousands(number, says):
     assert tables.count(number) == says
+
+
+@pytest.mark.parametrize(("width", "says"), [(40, "to a square cuts away 25% of the median image"), (30, None)])
+def test_the_data_summary_says_what_a_crop_cuts_away(tmp_path, width, says):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(6):
+            colour = (9 * number, 100 if name == "a" else 0, 50)
+            Image.new("RGB", (width, 30), colour).save(tmp_path / "data" / name / f"{number}.png")
+    data = open_dataset(tmp_path / "data", seed=0, inputs=[], pixels=PixelStore(tmp_path / "cache"))
+    console = Console(width=tables.PLAIN_WIDTH)
+    with console.capture() as shown:
+        console.print(tables.dataset(data))
+    lines = [line for line in shown.get().splitlines() if line.startswith("cropping")]
+    assert [line.split(maxsplit=1)[1].strip() for line in lines] == ([says] if says else [])

@@ -112,7 +112,7 @@ def test_features_are_computed_once_for_all_trials(host, stripes, monkeypatch):
 def test_a_damaged_cache_changes_no_number_and_is_said_in_one_line_each(host, stripes):
     first = search(host, stripes, trials=1, backbones=("tiny:net",), compare=False).run()
     caches = list((cache_dir(None)).glob("*/*/rows.bin"))
-    assert {file.parent.parent.name for file in caches} == {"pixels", "features"}
+    assert {file.parent.parent.name for file in caches} == {"pixels", "pictures", "features"}
     for file in caches:
         file.write_bytes(bytes(file.stat().st_size))
     watcher = Recorder()

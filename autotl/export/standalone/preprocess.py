@@ -1,9 +1,11 @@
 """From an image file to what the model takes, as preprocessing.json says. Needs Pillow and NumPy alone.
 
 Decoding: the first frame, turned upright as its EXIF orientation says, in RGB; transparent pixels are laid on
-white, of 16 bits a channel the upper 8 count. Then at most four short sides of the long side are kept, the short
-side is resized to `resize` px, and the middle `size` x `size` px are cut out. Casting to floating point and
-normalising happen within the model.
+white, of grey integers of `bits` bits (16 unless stated) the upper 8 count, and larger values as the largest. How it
+becomes square is said by `mode`. `crop`, unless stated: at most four short sides of the long side are kept, and the
+short side is resized to `resize` px; `squash`: both sides are; `pad`: the long side is, and the rest of a square has
+the colour `mean`. Then the middle `size` x `size` px are cut out. Casting to floating point and normalising happen
+within the model.
 """
 
 import json
@@ -58,11 +60,8 @@ def prepare(file: str | Path) -> np.ndarray:
         pixels = _rgb(image)
     if turn is not None:
         pixels = pixels.transpose(turn)
-    short = min(pixels.size)
-    pixels = _middle(pixels, min(pixels.width, LONGEST * short), min(pixels.height, LONGEST * short))
-    width, height = (SPEC["resize"] * side // short for side in pixels.size)
-    pixels = pixels.resize((width, height), Image.Resampling[SPEC["interpolation"].upper()])
-    return np.ascontiguousarray(np.asarray(_middle(pixels, SPEC["size"], SPEC["size"])).transpose(2, 0, 1))
+    pixels = _middle(_resized(pixels, SPEC.get("mode", "crop")), SPEC["size"], SPEC["size"])
+    return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
 
 def files_in(paths: Iterable[str]) -> list[str]:
@@ -117,6 +116,21 @@ def _opened(file: str | Path) -> Image.Image:
     return image
 
 
+def _resized(image: Image.Image, mode: str) -> Image.Image:
+    resize = SPEC["resize"]
+    if mode == "crop":
+        short = min(image.size)
+        image = _middle(image, min(image.width, LONGEST * short), min(image.height, LONGEST * short))
+    measure = min(image.size) if mode == "crop" else max(image.size)
+    sides = (resize, resize) if mode == "squash" else [max(1, resize * side // measure) for side in image.size]
+    image = image.resize(tuple(sides), Image.Resampling[SPEC["interpolation"].upper()])
+    if mode != "pad":
+        return image
+    square = Image.new("RGB", (resize, resize), tuple(round(255 * mean) for mean in SPEC["mean"]))
+    square.paste(image, ((resize - image.width) // 2, (resize - image.height) // 2))
+    return square
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
@@ -124,7 +138,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 0xFFFF:
             raise ValueError("of integers only 0 to 65535 are defined")
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+        bytes_ = (grey.astype(np.int32) >> (SPEC.get("bits", 16) - 8)).clip(max=255).astype(np.uint8)
+        return Image.fromarray(bytes_).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
