@@ -30,6 +30,14 @@ label_column = click.option(
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
 
+near_copies = click.option(
+    "--near-copies",
+    type=click.Choice(["together", "apart"]),
+    default="together",
+    show_default=True,
+    help="Whether images that look nearly the same, such as one photo at two JPEG qualities, stay in one split.",
+)
+
 tracking_uri = click.option(
     "--tracking-uri",
     metavar="URI",

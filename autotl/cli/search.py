@@ -92,13 +92,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     show_default=True,
     help="What is maximised.",
 )
-@click.option(
-    "--near-copies",
-    type=click.Choice(["together", "apart"]),
-    default="together",
-    show_default=True,
-    help="Whether images that look nearly the same, such as one photo at two JPEG qualities, stay in one split.",
-)
+@options.near_copies
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of splits, sampler and training."
 )

@@ -87,6 +87,14 @@ class Dataset:
     fingerprint: str
     seed: int
     notes: tuple[str, ...]
+    gaps: tuple[str, ...]
+    """Those of the notes that say what the splits lack."""
+    listing: Listing
+    """How the files were found."""
+    same: tuple[tuple[str, ...], ...]
+    """The paths of images that show one picture, for each picture that several show."""
+    near: tuple[tuple[str, str], ...]
+    """The paths of two images that show nearly one picture; the closest come first."""
     _labels: np.ndarray = field(repr=False)
     """The class numbers of `images`, [N] int64."""
     _units: np.ndarray = field(repr=False)
@@ -207,6 +215,7 @@ def open_dataset(
     ]
     splits = assign(members, seed=seed, previous=previous)
     apart = [(one, other) for one, other in near if splits[one] != splits[other]]
+    gaps = tuple(_gaps(files, splits))
     classes = tuple(sorted({file.label for file in files}))
     counted = (
         (len(unreadable), "could not be read"),
@@ -235,8 +244,12 @@ def open_dataset(
         notes=(
             *listing.notes,
             *(f"{count} of {len(listing.files)} files {what}" for count, what in counted if count),
-            *_gaps(files, splits),
+            *gaps,
         ),
+        gaps=gaps,
+        listing=listing,
+        same=_same(files),
+        near=tuple((files[one].path, files[other].path) for one, other in near),
         _labels=_numbers(files, classes),
         _units=unit_numbers(members).astype(np.int64),
     )
@@ -349,6 +362,13 @@ def _leak(files: Iterable[_File]) -> Callable[[_File], str | None]:
         return f"the same picture is in {kept.split} as {kept.path!r}" if kept.split != file.split else None
 
     return why
+
+
+def _same(files: Iterable[_File]) -> tuple[tuple[str, ...], ...]:
+    by_picture = defaultdict(list)
+    for file in files:
+        by_picture[file.picture].append(file.path)
+    return tuple(tuple(paths) for paths in by_picture.values() if len(paths) > 1)
 
 
 _Pair = tuple[_File, _File]

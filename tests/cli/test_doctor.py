@@ -1,10 +1,12 @@
 """`autotl doctor`: each thing that is wrong is said, with what to do."""
 
+import json
 import shutil
 from importlib import metadata
 from types import ModuleType
 
 from click.testing import CliRunner
+from PIL import Image
 
 from autotl import hookimpl
 from autotl.cli.main import main
@@ -93,3 +95,22 @@ def test_plugins_that_are_broken_or_left_out(monkeypatch):
     assert "plugin timm_family" in told and "left out by AUTOTL_DISABLE_PLUGINS" in told
     assert "timm:resnet18" not in told
     assert "Unknown plugin 'reference_'. Did you mean 'reference'" in told and "correct AUTOTL_DISABLE_PLUGINS" in told
+
+
+def test_a_data_set(tmp_path):
+    for label, shade in (("a", 40), ("b", 200)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for n in range(8):
+            Image.new("RGB", (12, 9), (shade, n, 7)).save(tmp_path / "data" / label / f"{n}.png")
+    told = doctor(tmp_path / "data", "--cache-dir", tmp_path / "cache")
+    assert "layout" in told and "a 8, b 8" in told and told.endswith("Nothing is wrong.\n")
+    found = json.loads(doctor(tmp_path / "data", "--cache-dir", tmp_path / "cache", "--json"))
+    assert found["contents"]["images"] == 16 and found["error"] is None
+    (tmp_path / "data" / "b").rename(tmp_path / "b")
+    told = doctor(tmp_path / "data", "--cache-dir", tmp_path / "cache", code=1)
+    assert "only one class" in " ".join(told.split()) and told.endswith("1 to put right.\n")
+
+
+def test_checks_as_json():
+    found = json.loads(doctor("--json"))
+    assert {"what", "found", "advice", "wrong"} == set(found[0])
