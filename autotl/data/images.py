@@ -9,6 +9,7 @@ but its pixels depend on the size asked for, and whoever uses an exported model 
 """
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -26,9 +27,8 @@ DECODER = 1
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "HEIF")
 """What is read, under whatever file name: of the formats that Pillow knows, EPS would start Ghostscript."""
 
-PIXELS = 1 << 28
-"""The most pixels that an image may have: phones make photos of 200 megapixels. A small file may hold many more."""
-Image.MAX_IMAGE_PIXELS = PIXELS  # Pillow's own limit is a third of it
+PIXELS = 2 * 89_478_485
+"""The most pixels that an image may have: beyond twice its own limit Pillow opens none. A small file may hold more."""
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """Brands of HEIF files in which Pillow alone finds no image."""
@@ -84,7 +84,7 @@ def open_image(data: bytes) -> Image.Image:
     with _one_kind_of_error():
         try:
             image = Image.open(io.BytesIO(data), formats=_readable())
-        except Image.DecompressionBombError:  # of twice the limit
+        except Image.DecompressionBombError:
             raise UnreadableImage(_TOO_MANY) from None
         except UnidentifiedImageError:
             if data[4:8] == b"ftyp" and data[8:12] in _HEIC and "HEIF" not in _readable():
@@ -95,6 +95,15 @@ def open_image(data: bytes) -> Image.Image:
         if image.width * image.height > PIXELS:
             raise UnreadableImage(_TOO_MANY)
     return image
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Within, Pillow warns of nothing: what is wrong with a file is said as its problem."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def upright(image: Image.Image) -> Image.Image:

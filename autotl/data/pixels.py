@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -163,9 +162,7 @@ class PixelStore:
         run = _Pass(stores)
         chunk = max(16, min(1024, _CHUNK_BYTES // max(1, sum(map(_row_bytes, stores)))))
         found: list[Seen | str] = []
-        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            # What is wrong with a file is said by its problem.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+        with images.without_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(paths), chunk):
                 for store in stores:
                     store.refresh()

@@ -103,7 +103,8 @@ class Bundle:
     def predict(self, sources: Sequence[Source]) -> Iterator["np.ndarray | str"]:
         """For each image its probabilities [classes], or the reason why there are none."""
         for start in range(0, len(sources), BATCH):
-            pixels = [_pixels(source, self.plan.input) for source in sources[start : start + BATCH]]
+            with images.without_warnings():
+                pixels = [_pixels(source, self.plan.input) for source in sources[start : start + BATCH]]
             readable = [value for value in pixels if not isinstance(value, str)]
             if readable:
                 rows = iter(self.probabilities(torch.from_numpy(np.stack(readable))).cpu().numpy())

@@ -11,6 +11,7 @@ within the model.
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,8 +29,8 @@ else:
 SPEC = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "HEIF")
 # EPS is not read: it starts programs.
-PIXELS = 1 << 28  # a small file may hold so many that they fill the memory
-Image.MAX_IMAGE_PIXELS = PIXELS
+PIXELS = 2 * 89_478_485  # a small file may hold so many that they fill the memory
+TOO_MANY = f"it has too many pixels to be safe, more than {PIXELS:,}: make it smaller"
 LITTER = (
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"),
     *("__macosx", "__pycache__", "$recycle.bin", "system volume information", "@eadir", "#recycle", "lost+found"),
@@ -104,7 +105,11 @@ def printable(text: str) -> str:
 def _opened(file: str | Path) -> Image.Image:
     Image.init()
     try:
-        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError:
+        raise ValueError(TOO_MANY) from None
     except UnidentifiedImageError:
         with open(file, "rb") as content:
             start = content.read(12)
@@ -112,7 +117,7 @@ def _opened(file: str | Path) -> Image.Image:
             raise ValueError("it is HEIC, which pillow-heif reads: pip install pillow-heif") from None
         raise
     if image.width * image.height > PIXELS:
-        raise ValueError(f"it has too many pixels to be safe, more than {PIXELS:,}: make it smaller")
+        raise ValueError(TOO_MANY)
     return image
 
 
