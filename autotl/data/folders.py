@@ -1,13 +1,13 @@
 """A folder of images: which of the folders in it are classes, and which are splits."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from mimetypes import MimeTypes
 from pathlib import Path
 
 from autotl.data.listing import Found, Layout, Listing, some
-from autotl.data.names import is_fold, one_form, split_of
+from autotl.data.names import is_fold, one_form, split_of, splits_within
 from autotl.data.split import Split
 from autotl.data.walk import Walk
 from autotl.errors import DataError
@@ -48,16 +48,23 @@ def read_folder(root: Path) -> Listing:
     splits = {top: _level(walk, top) for top in tops if split_of(top)}
     level = _Level("", beside, {top: list(walk.files(top)) for top in tops if top not in splits})
     named = [top for top, split in splits.items() if not split.empty]
+    classes = [top for top, files in level.classes.items() if files]
     if level.beside and not level.labelled and not named:
         raise DataError(f"{str(root)!r} holds {len(level.beside)} files but no class folders. {SHAPES}")
-    if level.labelled and any(split.labelled for split in splits.values()):
-        classes = [top for top, files in level.classes.items() if files]
+    # Of the words for splits `train` alone is one for a thing, too.
+    if level.labelled and any(splits[top].labelled or top.casefold() != "train" for top in named):
         raise DataError(
             f"{str(root)!r} is ambiguous: {some(named)} look like splits, {some(classes)} like classes. "
             f"Move either elsewhere, or rename it."
         )
     if named and not level.labelled:
         return _splits(walk, {top: splits[top] for top in named}, [*level.classes, *(splits.keys() - named)], beside)
+    if len(set().union(*map(splits_within, classes))) > 1 and all(map(splits_within, classes)):
+        raise DataError(
+            f"{str(root)!r} is ambiguous: {some(classes)} look like splits by a part of their names. Rename them to "
+            f"train, val and test, or name one of them alone. If they are classes, list their files in a CSV with the "
+            f"columns path and label."
+        )
     level.classes |= {top: split.beside for top, split in splits.items()}  # a class `train` beside a class `bus`
     _require_classes(walk.root, level)
     return _listing(walk, "class folders", {"": "train"}, [level], [])
@@ -113,11 +120,26 @@ def _listing(
         unlabelled=tuple(sorted(path for level in levels for path in level.beside)),
         empty=tuple(sorted([*empty, *bare])),
         litter=tuple(sorted(set(walk.litter))),
+        remarks=tuple(_divided(levels)),
     )
+
+
+def _divided(levels: Sequence[_Level]) -> Iterator[str]:
+    """What a user should know of class folders whose images lie in folders of their own."""
+    each = [(folder, _sub_folders(folder, files)) for level in levels for folder, files in level.classes.items()]
+    several = [(folder, names) for folder, names in each if len(names) > 1]
+    if several:
+        yield (
+            f"{some([folder for folder, _ in several])} have their images in sub-folders, such as "
+            f"{min(several[0][1])!r}: these are neither classes nor groups. Where they should be, list the files in a "
+            f"CSV with the columns path, label and group"
+        )
 
 
 def _require_classes(root: Path, level: _Level) -> None:
     """Folders that hold no images themselves, and whose sub-folders have the same names, may as well be splits.
+
+    `amazon/images/mug` is as `amazon/mug`.
 
     Raises: DataError for such.
     """
@@ -130,7 +152,8 @@ def _require_classes(root: Path, level: _Level) -> None:
         raise DataError(
             f"{str(root / level.folder)!r} is ambiguous: {some([path.rpartition('/')[2] for path in sharing])} hold no "
             f"images themselves and share sub-folders such as {some(sorted(shared))}. {_which(sharing, shared)} If the "
-            f"folders are the classes, list their files in a CSV with the columns path and label."
+            f"folders are the classes, or each is of one patient or the like, list their files in a CSV with the "
+            f"columns path, label and group."
         )
 
 
@@ -144,11 +167,17 @@ def _which(folders: Sequence[str], shared: Collection[str]) -> str:
 
 
 def _sub_folders(folder: str, files: Sequence[str]) -> set[str]:
-    """The sub-folders that hold files, for comparison; none where the folder holds images itself."""
-    inside = [path[len(folder) + 1 :].split("/", 1) for path in files]
-    if any(len(parts) == 1 and _may_be_image(parts[0]) for parts in inside):
-        return set()
-    return {one_form(parts[0]).casefold() for parts in inside if len(parts) > 1}
+    """The sub-folders that hold images, for comparison; none where the folder holds images itself.
+
+    Where there is one alone, those in it, if there are any.
+    """
+    inside = [path[len(folder) + 1 :].split("/") for path in files if _may_be_image(path.rpartition("/")[2])]
+    found = set[str]()
+    for depth in range(max(map(len, inside), default=0)):
+        if any(len(parts) == depth + 1 for parts in inside) or len(found) > 1:
+            break
+        found = {one_form(parts[depth]).casefold() for parts in inside}
+    return found
 
 
 def _may_be_image(name: str) -> bool:

@@ -65,8 +65,11 @@ def _check(listing: Listing, path: Path) -> None:
         if not label.isprintable():
             raise DataError(f"The class name {label!r} of {str(path)!r} cannot be printed. Rename it.")
     if len(train) == 1:
+        top, _, below = listing.files[0].path.partition("/")
+        deeper = f" If the classes lie in it, name {str(path / top)!r}." if "/" in below else ""
         raise DataError(
-            f"{str(path)!r} holds only one class, {train.pop()!r}; a classifier needs two or more.{empty} {SHAPES}"
+            f"{str(path)!r} holds only one class, {train.pop()!r}; a classifier needs two or more.{empty}"
+            f"{deeper if listing.layout == 'class folders' else ''} {SHAPES}"
         )
 
 

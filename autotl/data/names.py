@@ -17,6 +17,8 @@ LITTER_ENDS = (":zone.identifier",)
 _WORDS: dict[str, Split] = {
     "train": "train",
     "training": "train",
+    "trainval": "train",
+    "train_val": "train",
     "val": "rank",
     "valid": "rank",
     "validation": "rank",
@@ -25,8 +27,8 @@ _WORDS: dict[str, Split] = {
     "testing": "test",
 }
 _BESIDE = "(?:set|data|dataset|images?|split|folder|seg)"
-_SPLIT = re.compile(rf"(?:{_BESIDE}_)*({'|'.join(_WORDS)})(?:_?{_BESIDE})*")
-_FOLD = re.compile(r"(?:(?:cv|k)?_?folds?_?)?\d+")
+_SPLIT = re.compile(rf"(?:{_BESIDE}_)*({'|'.join(_WORDS)})(?:_?{_BESIDE})*(?:_?\d+)?")
+_FOLD = re.compile(r"(?:cv|k)?_?folds?_?\d+|\d{1,2}")
 
 
 def is_litter(name: str) -> bool:
@@ -36,7 +38,7 @@ def is_litter(name: str) -> bool:
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a folder, or a word in a manifest, stands for: `train`, `Training`, `seg_train`, `Test Set` …
+    """The split that a folder, or a word in a manifest, stands for: `train`, `Training`, `seg_train`, `test1` …
 
     `eval` and `holdout` are none: for some they are what chooses, for others what judges.
     """
@@ -44,8 +46,13 @@ def split_of(name: str) -> Split | None:
     return _WORDS[found[1]] if found else None
 
 
+def splits_within(name: str) -> set[Split]:
+    """Those that words of a longer name stand for, such as those of `asl_alphabet_train` and `stage_2_test_images`."""
+    return {split for word in re.split(r"[^a-z]+", name.casefold()) if (split := split_of(word))}
+
+
 def is_fold(name: str) -> bool:
-    """Whether it is a part of a cross-validation, such as `fold_0`, or a number alone."""
+    """Whether it is a part of a cross-validation, such as `fold_0`, or a small number alone."""
     return _FOLD.fullmatch(_words(name)) is not None
 
 

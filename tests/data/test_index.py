@@ -91,11 +91,14 @@ def test_folders_of_splits_by_their_usual_names(tmp_path, train, val, test):
         (("fold_0", "fold_1"), "Folds are not splits: put one into test/"),
         (("images", "masks"), "name one of them alone"),
         (("eval", "first half"), "rename the folders to train, val and test"),
+        (("amazon/images", "dslr/images"), "rename the folders to train, val and test"),
+        (("8863", "8864"), "each is of one patient or the like"),
     ],
 )
 def test_folders_that_share_sub_folders_may_be_splits_or_classes(tmp_path, folders, advice):
     one, other = folders
     tree(tmp_path, f"{one}/a/1", f"{one}/b/2", f"{one}/c/3", f"{other}/A/4", f"{other}/b/5", f"{other}/notes.txt")
+    one, other = one.split("/")[0], other.split("/")[0]
     refused(tmp_path, "ambiguous", f"{one!r}, {other!r} hold no images themselves", "'a', 'b'", advice, "in a CSV")
 
 
@@ -131,13 +134,29 @@ def test_train_alone(tmp_path):
 
 
 def test_split_names_may_be_classes_beside_others(tmp_path):
-    tree(tmp_path, "train/1", "train/2", "bus/3", "test/4")
+    tree(tmp_path, "train/1", "train/2", "bus/3")
     assert [(file.label, file.split) for file in find(tmp_path).files] == [
         ("bus", "train"),
-        ("test", "train"),
         ("train", "train"),
         ("train", "train"),
     ]
+
+
+@pytest.mark.parametrize("name", ["test", "Test1", "Training", "val2017"])
+def test_a_split_without_class_folders_is_no_class_beside_others(tmp_path, name):
+    tree(tmp_path, "cat/1", "dog/2", f"{name}/3")
+    refused(tmp_path, "ambiguous", f"{name!r} look like splits", "'cat', 'dog' like classes")
+
+
+def test_folders_named_by_data_set_and_split_are_no_classes(tmp_path):
+    tree(tmp_path, "asl_train/asl_train/a/1", "asl_train/asl_train/b/2", "asl_test/asl_test/3")
+    refused(tmp_path, "ambiguous", "'asl_test', 'asl_train' look like splits", "Rename them to train, val and test")
+
+
+def test_what_lies_in_sub_folders_of_classes_is_said(tmp_path):
+    tree(tmp_path, "cub/images/gull/1.jpg", "cub/images/wren/2.jpg", "masks/3.png", "cub/parts/parts.txt")
+    (note,) = find(tmp_path).notes
+    assert "'cub' have their images in sub-folders, such as 'gull': these are neither classes nor groups" in note
 
 
 def test_hidden_things_and_litter_are_passed_over(tmp_path):
@@ -308,7 +327,12 @@ def test_a_flat_folder(tmp_path):
 
 
 def test_only_one_class(tmp_path):
-    refused(tree(tmp_path, "data/a/1", "data/b/2"), "only one class, 'data'", "two or more")
+    refused(
+        tree(tmp_path, "data/a/1", "data/b/2"),
+        "only one class, 'data'",
+        "two or more",
+        f"If the classes lie in it, name {str(tmp_path / 'data')!r}",
+    )
 
 
 def test_splits_without_train(tmp_path):

@@ -8,10 +8,13 @@ from autotl.data.names import is_fold, is_litter, split_of
 @pytest.mark.parametrize(
     ("split", "names"),
     [
-        ("train", ["train", "Training", "TRAIN_SET", "seg_train", "train-images", "trainset", "train data"]),
+        (
+            "train",
+            ["train", "Training", "TRAIN_SET", "seg_train", "train-images", "train_val", "train2017"],
+        ),
         ("rank", ["val", "valid", "Validation", "dev", "val_set", "validation data"]),
-        ("test", ["test", "Testing", "test_set", "seg_test", "testset", "image_test"]),
-        (None, ["eval", "holdout", "trains", "bus", "fold_0", "latest", "contest", "values", "invalid", "train_val"]),
+        ("test", ["test", "Testing", "test_set", "seg_test", "testset", "image_test", "test1"]),
+        (None, ["eval", "holdout", "trains", "bus", "fold_0", "latest", "contest", "values", "invalid"]),
     ],
 )
 def test_names_of_splits(split, names):
@@ -20,7 +23,7 @@ def test_names_of_splits(split, names):
 
 def test_names_of_folds():
     assert all(map(is_fold, ["fold_0", "Fold 1", "fold2", "kfold-3", "4"]))
-    assert not any(map(is_fold, ["fold", "folder", "a1", "billfold_1"]))
+    assert not any(map(is_fold, ["fold", "folder", "a1", "billfold_1", "8863"]))
 
 
 def test_names_of_litter():

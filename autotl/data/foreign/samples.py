@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotl.data.names import is_litter, split_of
+from autotl.data.names import is_litter, splits_within
 from autotl.data.split import Split
 from autotl.errors import DataError, one_line
 
@@ -114,7 +114,7 @@ def split_folders(names: Iterable[str], tell: Tell) -> dict[str, str]:
     names = list(names)
     if len(names) <= 1:
         return dict.fromkeys(names, "")
-    folders = {name: FOLDERS[known[0]] for name in names if len(known := _splits_in(name)) == 1}
+    folders = {name: FOLDERS[known.pop()] for name in names if len(known := splits_within(name)) == 1}
     if "train" not in folders.values():
         raise DataError(
             f"Of the splits {', '.join(map(repr, names))} none is for training. Unpack one of them alone, and the "
@@ -145,15 +145,10 @@ def split_files(files: Sequence[Path], tell: Tell) -> dict[Path, str]:
 
 def _split_in(path: Path) -> str | None:
     for part in reversed(path.parts):
-        found = _splits_in(part)
+        found = splits_within(part)
         if len(found) == 1:
-            return FOLDERS[found[0]]
+            return FOLDERS[found.pop()]
     return None
-
-
-def _splits_in(name: str) -> list[Split]:
-    words = re.split(r"[^a-z]+", name.casefold())
-    return list({split for word in words if (split := split_of(word))})
 
 
 def label_text(value: object) -> str | None:
