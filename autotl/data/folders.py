@@ -17,6 +17,8 @@ SHAPES = (
     "sub-folders, or a CSV or Parquet manifest with the columns path and label."
 )
 _TYPES = MimeTypes()  # Python's own, as a machine's may differ
+_TEXTS = ("readme", "readme.md", "license", "licence", "copying")
+"""Of no type by their names, and no images."""
 
 
 @dataclass
@@ -183,4 +185,4 @@ def _sub_folders(folder: str, files: Sequence[str]) -> set[str]:
 def _may_be_image(name: str) -> bool:
     """By its name, as files are not opened here."""
     kind, _ = _TYPES.guess_type(name)
-    return kind is None or kind.startswith("image/")
+    return kind.startswith("image/") if kind else name.casefold() not in _TEXTS

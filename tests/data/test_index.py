@@ -154,7 +154,7 @@ def test_folders_named_by_data_set_and_split_are_no_classes(tmp_path):
 
 
 def test_what_lies_in_sub_folders_of_classes_is_said(tmp_path):
-    tree(tmp_path, "cub/images/gull/1.jpg", "cub/images/wren/2.jpg", "masks/3.png", "cub/parts/parts.txt")
+    tree(tmp_path, "cub/images/gull/1.jpg", "cub/images/wren/2.jpg", "masks/3.png", "cub/parts/parts.txt", "cub/README")
     (note,) = find(tmp_path).notes
     assert "'cub' have their images in sub-folders, such as 'gull': these are neither classes nor groups" in note
 
