@@ -5,15 +5,18 @@ import csv
 import io
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 from autotl.data.folders import SHAPES
 from autotl.data.listing import Columns, Found, Listing, some
 from autotl.data.names import is_fold, is_litter, one_form, split_of
 from autotl.data.split import Split
+from autotl.data.walk import Walk
 from autotl.errors import DataError, one_line
 
 _USUAL = {
@@ -22,7 +25,7 @@ _USUAL = {
         *("imagepath", "image_name", "image_file", "image_filename", "img", "img_path", "img_name"),
     ),
     "label": ("label", "labels", "class", "class_name", "class_label", "classname", "category", "target"),
-    "split": ("split", "set", "subset", "data_set", "dataset", "partition"),
+    "split": ("split", "set", "subset", "data_set", "dataset", "partition", "phase", "usage"),
     "group": ("group",),
 }
 """By which names a column is known, without regard to case, spaces, `-` and `_`; the first of them comes first."""
@@ -30,6 +33,10 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _NOT_WESTERN = re.compile(rb"[\x80-\x9f]|[\xa0-\xff]{3}")
 """In cp1252 these are rare signs, or three accented letters in a row: other encodings have common letters there."""
+_UNNAMED = "Unnamed: "
+"""By this and a number pandas names a column without a name, as that of the row numbers which it wrote itself."""
+_LOOKED_AT = 100_000
+"""Files, where one that a manifest names is looked for."""
 _ON_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -41,6 +48,12 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
     remarks: list[str] = []
     table = _table(path, columns, remarks.append)
     taken = _taken(table, columns, path)
+    unused = [name for name in table if name not in taken.values() and not name.startswith(_UNNAMED)]
+    if unused:
+        remarks.append(
+            f"columns that are not used: {some(unused)}; a column of splits must be named split, one of patients or "
+            f"the like group"
+        )
     rows = [row for row in zip(*(table[name] for name in taken.values()), strict=True) if any(map(str.strip, row))]
     cells = {meant: [row[at] for row in rows] for at, meant in enumerate(taken)}
     for meant in cells.keys() - {"path"}:  # a file name may begin with a space
@@ -166,10 +179,23 @@ def _on_disk(path: Path, names: Sequence[str]) -> list[str]:
         advice = "Paths are relative to the manifest's folder, or absolute."
         if any(map(_ON_WINDOWS.match, absent)):
             advice = "They are paths of a computer with Windows: write them relative to the manifest's folder."
+        if meant := _elsewhere(path.parent, absent[0]):
+            advice = f"Paths are relative to the manifest's folder: for {absent[0]!r} there is {meant!r}."
         raise DataError(
             f"The manifest {str(path)!r} labels {len(absent)} files that are not there: {some(absent)}. {advice}"
         )
     return [place for place in places if place is not None]
+
+
+def _elsewhere(folder: Path, name: str) -> str | None:
+    """A file below the folder that has the name, but for its folders or its ending."""
+    wanted = PurePosixPath(name.replace("\\", "/")).name.casefold()
+    with suppress(DataError):
+        for place in islice(Walk(folder).files(), _LOOKED_AT):
+            file = PurePosixPath(place)
+            if wanted in (file.name.casefold(), file.stem.casefold()):
+                return place
+    return None
 
 
 def _locator(folder: str) -> Callable[[str], str | None]:
@@ -225,12 +251,20 @@ def _table(path: Path, columns: Columns, remark: Callable[[str], None]) -> dict[
         if suffix in (".csv", ".tsv"):
             # A class may be called "NA" or "007".
             text, delimiter = _divided(_text(path, remark), columns, path)
-            frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, index_col=False)
+            _require_one_of_each(text, delimiter, path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, index_col=False)
         else:
             # Of whole numbers with gaps numpy would make 7.0.
             frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
     except DataError:
         raise
+    except pd.errors.ParserWarning:
+        raise DataError(
+            f"The manifest {str(path)!r} has more values in its rows than names in its first line. Name every column "
+            f"there, and put what holds a {delimiter!r} in quotes."
+        ) from None
     except Exception as error:  # pandas and pyarrow have no error in common.
         raise DataError(
             f"The manifest {str(path)!r} cannot be read: {one_line(error)}. It must be CSV in UTF-8, or Parquet."
@@ -239,6 +273,14 @@ def _table(path: Path, columns: Columns, remark: Callable[[str], None]) -> dict[
         one_form(str(column)).strip(): ["" if pd.isna(value) else str(value) for value in frame[column]]
         for column in frame
     }
+
+
+def _require_one_of_each(text: str, delimiter: str, path: Path) -> None:
+    """Raises: DataError for a name that two columns have."""
+    names = [name for each in next(csv.reader(io.StringIO(text), delimiter=delimiter), []) if (name := each.strip())]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"The manifest {str(path)!r} has two columns {twice[0]!r}. Rename or remove one of them.")
 
 
 def _text(path: Path, remark: Callable[[str], None]) -> str:
@@ -264,6 +306,8 @@ def _divided(text: str, columns: Columns, path: Path) -> tuple[str, str]:
 
     Raises: DataError where that may be several.
     """
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # as Excel for the Mac once wrote it
     first, _, rest = text.partition("\n")
     if marked := re.fullmatch(r'"?sep=(.)"?\r?', first):
         return rest, marked[1]

@@ -182,7 +182,10 @@ def _of_images(contents: Contents) -> Iterator[Check]:
     if contents.groups:
         yield Check("groups", f"{contents.groups:,}, each in one split")
     if contents.units < contents.images:
-        yield Check("independent", f"{contents.units:,} of {contents.images:,} images: the others are of the same")
+        yield Check(
+            "independent",
+            f"{contents.units:,} of {contents.images:,} images; the others are of the same pictures or groups",
+        )
     yield Check("splits", ", ".join(f"{split} {count:,}" for split, count in contents.splits.items() if count))
     for note in contents.notes:
         yield Check("note", note)

@@ -467,7 +467,7 @@ def test_a_parquet_manifest_of_categories(tmp_path):
         ("path,class,category\n1,a,b\n", ["several columns that may be the label", "--label-column"]),
         ("path,label;x\n1,a\n", ["divided by commas and by semicolons"]),
         ("path,label,split\n1,a,0\n2,b,1\n", ["split '0'", "Folds are not splits"]),
-        ("path,label\nC:\\me\\1,a\n2,b\n", ["not there", "Windows", "relative to the manifest"]),
+        ("path,label\nC:\\me\\3,a\n2,b\n", ["not there", "Windows", "relative to the manifest"]),
         ("path,label\n", ["holds no images"]),
         ("", ["cannot be read"]),
         ("path,label\n1,a\n2,\n1,\n", ["lacks a label in rows '2', '3'"]),
@@ -478,6 +478,8 @@ def test_a_parquet_manifest_of_categories(tmp_path):
         ("path,label,split\n1,a,train\n2,b,train\n1,c,val\n", ["Class 'c' has no image in train"]),
         ("path,label\n1,a\nx,b\ny,b\nz,b\nw,b\n", ["4 files that are not there", "'x', 'y', 'z' and 1 more"]),
         ('path,label\n"1,a\n', ["cannot be read"]),
+        ("path,label\n1,a,big\n2,b,small\n", ["more values in its rows than names", "in quotes"]),
+        ("path,label,label\n1,a,b\n2,b,a\n", ["two columns 'label'"]),
     ],
 )
 def test_manifests_that_are_refused(tmp_path, text, said):
@@ -545,7 +547,7 @@ def test_columns_that_the_user_names(tmp_path):
     refused(tmp_path, "has no columns", "--path-column", columns=named)
 
 
-@pytest.mark.parametrize("column", ["split", "Split", "data set", "subset"])
+@pytest.mark.parametrize("column", ["split", "Split", "data set", "phase"])
 def test_a_column_of_splits_is_known_by_its_name_and_its_words(tmp_path, column):
     tree(tmp_path, "3")
     path = excel(
@@ -573,6 +575,23 @@ def test_litter_in_a_manifest_is_passed_over(tmp_path):
     tree(tmp_path, "1", "2", "Thumbs.db")
     listing = find(manifest(tmp_path, "path,label\n1,a\n2,b\nThumbs.db,a\n"))
     assert [file.path for file in listing.files] == ["1", "2"] and listing.litter == ("Thumbs.db",)
+
+
+@pytest.mark.parametrize("written", ["photo.jpg", "photo", r"C:\me\photo.jpg", "/mnt/Photo.JPG"])
+def test_a_file_that_lies_elsewhere_is_named(tmp_path, written):
+    tree(tmp_path, "in/photo.jpg", "2")
+    refused(manifest(tmp_path, f"path,label\n{written},a\n2,b\n"), f"for {written!r} there is 'in/photo.jpg'")
+
+
+def test_columns_that_are_not_used_are_said(tmp_path):
+    path = excel(tmp_path, header=",path,label,is_train", rows=[("0", *ROWS[0], "1"), ("1", *ROWS[1], "0")])
+    (note,) = find(path).notes
+    assert note.startswith("columns that are not used: 'is_train'; a column of splits must be named split")
+
+
+def test_a_csv_whose_lines_end_as_on_an_old_mac(tmp_path):
+    tree(tmp_path, "1", "2")
+    assert [file.label for file in find(manifest(tmp_path, "path,label\r1,a\r2,b\r")).files] == ["a", "b"]
 
 
 def test_a_workbook_is_refused_with_the_way_out(tmp_path):
