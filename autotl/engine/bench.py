@@ -75,6 +75,10 @@ class Bench:
         """[N] int64, on the device."""
         return torch.from_numpy(self.dataset.labels(*splits)).to(self.device)
 
+    def units(self, *splits: Split) -> Tensor:
+        """[N] int64, on the CPU: which images are copies of one another, or of one group."""
+        return torch.from_numpy(self.dataset.units(*splits))
+
     def decode(self, input: Input, progress: Progress | None = None) -> None:
         """Make sure that every image is in the pixel store as `input` wants it.
 

@@ -26,15 +26,16 @@ def subset(labels: Tensor, seed: int) -> Tensor:
     return order[turn.argsort(stable=True)[:count]].sort().values
 
 
-def ridge_accuracy(features: Tensor, labels: Tensor, classes: int) -> float:
-    """Leave-one-out accuracy of ridge regression on one-hot labels, at the best of a few penalties.
+def ridge_accuracy(features: Tensor, labels: Tensor, classes: int, units: Tensor) -> float:
+    """Leave-one-unit-out accuracy of ridge regression on one-hot labels, at the best of a few penalties.
 
-    features: [N, D] float32, raw. labels: [N] int64. Every image is left out once at the cost of one
-    eigendecomposition (Allen 1974): the prediction for a left-out image is its residual divided by
-    one minus its leverage.
+    features: [N, D] float32, raw. labels, units: [N] int64; images of one unit are copies, or of one group. Every
+    unit is left out once at the cost of one eigendecomposition (Allen 1974): the residual of a left-out image is its
+    own divided by one minus its leverage, and those of a unit solve the same as equations.
     """
     scaled = Scaling.of(features).apply(features).cpu().double()  # not every device has float64
     labels = labels.cpu()
+    several = _of_several(units.cpu())
     target = torch.nn.functional.one_hot(labels, classes).double()
     mean = target.mean(0)
     basis, strength = _left_singular(scaled)
@@ -44,9 +45,22 @@ def ridge_accuracy(features: Tensor, labels: Tensor, classes: int) -> float:
         kept = strength / (strength + penalty * len(features))
         fitted = mean + basis @ (kept[:, None] * inner)
         leverage = (basis.square() @ kept + 1 / len(features)).clamp(max=1 - 1e-9)
-        left_out = target - (target - fitted) / (1 - leverage)[:, None]
+        residual = target - fitted
+        left_out = target - residual / (1 - leverage)[:, None]
+        for unit in several:
+            rows = basis[unit]
+            one = (1 + 1e-9) * torch.eye(unit.shape[1], dtype=torch.float64)
+            others = one - (rows * kept) @ rows.mT - 1 / len(features)
+            left_out[unit] = target[unit] - torch.linalg.solve(others, residual[unit])
         best = max(best, (left_out.argmax(1) == labels).double().mean().item())
     return best
+
+
+def _of_several(units: Tensor) -> list[Tensor]:
+    """The positions of the images of all units of one size, [units, size], for each size but one."""
+    _, at, counts = units.unique(return_inverse=True, return_counts=True)
+    each = at.argsort(stable=True).split(counts.tolist())
+    return [torch.stack([unit for unit in each if len(unit) == size]) for size in set(counts.tolist()) - {1}]
 
 
 def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:

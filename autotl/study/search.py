@@ -406,13 +406,14 @@ class Search:
         """What every cut of a backbone tells about the images."""
         shas, labels = bench.shas("train", "stop"), bench.labels("train", "stop")
         seen = probe.subset(labels, self.settings.seed)
+        units = bench.units("train", "stop")[seen]
         shas, labels = [shas[i] for i in seen], labels.cpu()[seen]
         cells = [(stage.name, pooling) for stage in self.catalogue.info(name).stages for pooling in stage.poolings]
         progress = self.budget.watched(self.watcher, f"probing cuts of {name}")
         rows = []
         for done, (cut, pooling) in enumerate(cells, 1):
             features = bench.features.read(self._network(name), cut, pooling, shas)
-            accuracy = probe.ridge_accuracy(features, labels, len(bench.dataset.classes))
+            accuracy = probe.ridge_accuracy(features, labels, len(bench.dataset.classes), units)
             rows.append(ProbeRow(name, cut, pooling, accuracy))
             progress(done, len(cells))
         return rows

@@ -80,8 +80,20 @@ def test_the_probe_leaves_each_image_out_as_if_by_refitting(n, d):
             weight = torch.linalg.solve(gram, (x - x_mean).T @ (y - y_mean))
             right += ((scaled[out] - x_mean) @ weight + y_mean).argmax() == labels[out]
         best = max(best, right.item() / n)
-    assert ridge_accuracy(features, labels, 3) == pytest.approx(best)
+    assert ridge_accuracy(features, labels, 3, torch.arange(n)) == pytest.approx(best)
     assert 1 / 3 < best < 1
+    twice = ridge_accuracy(features.repeat(2, 1), labels.repeat(2), 3, torch.arange(n).repeat(2))
+    assert twice == pytest.approx(best, abs=1 / n)  # a copy tells nothing of the other
+
+
+def test_the_probe_leaves_a_group_out_as_a_whole():
+    """Features that tell groups apart and nothing else, and labels by lot."""
+    of_group = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
+    units = torch.arange(40).repeat_interleave(5)
+    features = of_group[units] + 0.01 * torch.randn(200, 60, generator=torch.Generator().manual_seed(1))
+    labels = (torch.arange(40) % 2)[torch.randperm(40, generator=torch.Generator().manual_seed(2))][units]
+    assert ridge_accuracy(features, labels, 2, torch.arange(200)) == 1
+    assert ridge_accuracy(features, labels, 2, units) < 0.65
 
 
 def test_the_probe_looks_at_the_same_images_at_every_cut():
