@@ -73,6 +73,10 @@ class Listing:
             yield f"passed over beside the class folders: {some(self.unlabelled)}"
         if self.empty:
             yield f"folders without images, left out: {some(self.empty)}"
+        yield from self.said()
+
+    def said(self) -> Iterator[str]:
+        """Those of the notes that tell more than which files there are."""
         alike = sorted(_alike({file.label for file in self.files}))
         if alike:
             yield f"classes whose names differ only in upper and lower case: {some(alike)}"

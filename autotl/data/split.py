@@ -158,8 +158,8 @@ def _require(pool: Sequence[_Unit], least: int) -> None:
         others = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
         raise DataError(
             f"Class {small[0]!r}{others} is too small to be split: {units[small[0]]} of at least {least} "
-            f"images (copies of a picture, and a group, count as one). Add images, leave the class out, or give "
-            f"val and test splits of your own."
+            f"images (copies and near-copies of a picture, and a group, count as one). Add images, leave the class "
+            f"out, or give val and test splits of your own."
         )
 
 

@@ -63,6 +63,8 @@ class Contents(Record):
     """Images that show one picture."""
     near: tuple[tuple[str, str], ...]
     """Images that show nearly one picture."""
+    near_apart: int
+    """How many images are in another split than one that shows nearly the same picture."""
     groups: int
     units: int
     """How many pictures and groups there are that tell something of their own."""
@@ -132,10 +134,16 @@ def _contents(dataset: "Dataset") -> Contents:
         bits=dataset.shapes.bits if deep else None,
         same=dataset.same,
         near=dataset.near,
+        near_apart=_apart(dataset),
         groups=len({image.group for image in dataset.images if image.group is not None}),
         units=len(set(dataset.units(*SPLITS).tolist())),
-        notes=(*dataset.listing.remarks, *dataset.gaps),
+        notes=(*dataset.listing.said(), *dataset.gaps),
     )
+
+
+def _apart(dataset: "Dataset") -> int:
+    split_of = {image.path: image.split for image in dataset.images}
+    return len({path for pair in dataset.near if len({split_of[each] for each in pair}) > 1 for path in pair})
 
 
 def _range(values: Sequence[int]) -> tuple[int, int, int]:
@@ -179,6 +187,12 @@ def _of_images(contents: Contents) -> Iterator[Check]:
     if contents.near:
         count = len({path for pair in contents.near for path in pair})
         yield Check("near-copies", f"{count:,} images look nearly like another one", _such_as(contents.near))
+    if contents.near_apart:
+        yield Check(
+            "near-copies apart",
+            f"{contents.near_apart:,} images look like one in another split, so results look better than they are",
+            "put them into groups by a manifest",
+        )
     if contents.groups:
         yield Check("groups", f"{contents.groups:,}, each in one split")
     if contents.units < contents.images:

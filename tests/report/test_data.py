@@ -77,6 +77,22 @@ def test_every_fact_has_a_line(data, tmp_path):
     assert not any(check.wrong for check in checks(looked_at(data, tmp_path)))
 
 
+def test_near_copies_in_several_splits_are_said(data, tmp_path):
+    for number in range(40):
+        photo(number).save(data / "cat" / f"{number:02d}.jpg", quality=80)
+    for near_copies, lines in (("apart", 1), ("together", 0)):
+        made = report(data, BY_NAME, near_copies, tmp_path / "cache")
+        assert (made.contents.near_apart > 0) == lines
+        assert sum(check.what == "near-copies apart" for check in checks(made)) == lines
+
+
+def test_names_of_classes_that_differ_in_case_are_said(data, tmp_path):
+    (data / "bird").rename(data / "Cat")
+    for number in range(3):
+        photo(200 + number).save(data / "Cat" / f"{number}.png")
+    assert any("upper and lower case: 'Cat', 'cat'" in note for note in looked_at(data, tmp_path).contents.notes)
+
+
 def test_groups_and_columns_of_a_manifest(data, tmp_path):
     rows = [
         f"{path.relative_to(data)};{path.parent.name};{path.parent.name}{path.stem[1]}"
