@@ -113,6 +113,12 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(refused, tmp_path, name)
         refused(tarred(tmp_path / "a.tar", {**TREE, name: JPEGS[0]}), said=["leads out of the folder"])
 
 
+@pytest.mark.parametrize("name", ["cat/0.jpg", "cat", f"cat/{'x' * 300}.jpg"])
+def test_a_name_that_no_file_can_have_is_refused(refused, tmp_path, name):
+    source = tarred(tmp_path / "a.tar", {**TREE, tarfile.TarInfo(name): b"x"})
+    refused(source, said=[f"a.tar holds '{name[:20]}", "cannot be written", "leave that out"])
+
+
 def test_links_and_devices_are_left_out(unpacked, tmp_path):
     others = {}
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):

@@ -3,6 +3,7 @@
 Encoded images keep their bytes, arrays become PNG. Nothing is fetched from a network.
 """
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from autotl.data.foreign import archives, shards, tables, vision
 from autotl.data.foreign.recognize import Recognized, foreign, recognize
 from autotl.data.foreign.samples import Source, Tell
 from autotl.data.pixels import Progress
-from autotl.errors import DataError
+from autotl.errors import DataError, one_line
 from autotl.files import replacing
 
 TORCHVISION = "torchvision:"
@@ -51,12 +52,25 @@ def write(source: Source, folder: Path, progress: Progress) -> None:
             written += len(content)
             if largest is not None and written > largest:
                 raise DataError(f"{source.what} holds more than {largest:,} bytes: no images are compressed so well.")
-            file = made / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
+            _write(made / name, name, content, source)
         if not written:
             raise DataError(f"{source.what} holds no image that has a label.")
     progress(source.total, source.total)
+
+
+def _write(file: Path, name: str, content: bytes, source: Source) -> None:
+    """Raises: DataError for a name that the source has twice, or that no file can have."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "xb") as new:
+            new.write(content)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        raise DataError(
+            f"{source.what} holds {one_line(name, 100)!r}, which cannot be written: {error.strerror}. Extract it by "
+            f"another program, and leave that out."
+        ) from None
 
 
 def check_new(folder: Path) -> Path:
