@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """So many classes are shown with their counts; of more, the largest and the smallest."""
+REASONS = 5
+"""So many reasons why files are set aside are shown, the most frequent ones."""
 UNEQUAL = 3
 """How many times as many images the largest class may have as the smallest, before that is said."""
 
@@ -173,12 +175,15 @@ def _of_files(found: Found) -> Iterator[Check]:
 
 
 def _of_images(contents: Contents) -> Iterator[Check]:
-    yield Check("images", f"{contents.images:,} can be read")
+    yield Check("images", f"{contents.images:,} can be used")
     if contents.problems:
         reasons = Counter(problem.reason.partition(" as '")[0] for problem in contents.problems)
-        for reason, count in reasons.most_common(5):
+        often = reasons.most_common(REASONS)
+        for reason, count in often:
             first = next(each.path for each in contents.problems if each.reason.startswith(reason))
             yield Check("set aside", f"{count:,}: {reason}", f"such as {first}")
+        if others := len(contents.problems) - sum(count for _, count in often):
+            yield Check("set aside", f"{others:,} for other reasons", "--json lists them all")
     yield from _of_classes(contents)
     yield from _of_sizes(contents)
     if contents.same:

@@ -61,7 +61,7 @@ def test_every_fact_has_a_line(data, tmp_path):
         "without a label": "notes.txt",
         "empty folders": "bird",
         "ignored": "Thumbs.db",
-        "images": "53",
+        "images": "53 can be used",
         "set aside": "cat/broken.png",
         "classes": "cat 42, dog 11",
         "unequal classes": "3.82 times the images of 'dog'",
@@ -75,6 +75,13 @@ def test_every_fact_has_a_line(data, tmp_path):
     }.items():
         assert said in lines[what], what
     assert not any(check.wrong for check in checks(looked_at(data, tmp_path)))
+
+
+def test_what_is_set_aside_is_counted_for_every_reason(data, tmp_path):
+    for number in range(7):
+        Image.new("I", (8, 8), -1 - number).save(data / "dog" / f"signed{number}.tif")
+    told = [check.found for check in checks(looked_at(data, tmp_path)) if check.what == "set aside"]
+    assert sum(int(found.split()[0].rstrip(":")) for found in told) == 8 and told[-1] == "3 for other reasons"
 
 
 def test_near_copies_in_several_splits_are_said(data, tmp_path):
