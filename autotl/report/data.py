@@ -61,6 +61,8 @@ class Contents(Record):
     """How many grey images have more than 8 bits."""
     bits: int | None
     """How many bits their values use; None where there are none."""
+    bits_of_median: int | None
+    """How many the values of the median one use: where it is fewer, most are darker than they could be."""
     same: tuple[tuple[str, ...], ...]
     """Images that show one picture."""
     near: tuple[tuple[str, str], ...]
@@ -120,10 +122,11 @@ def _found(data: Path, listing: "Listing") -> Found:
 
 
 def _contents(dataset: "Dataset") -> Contents:
+    from autotl.data.images import depth
     from autotl.data.split import SPLITS
 
     classes = {name: {str(split): counts[split] for split in SPLITS} for name, counts in dataset.counts().items()}
-    deep = sum(image.peak > 0 for image in dataset.images)
+    peaks = [image.peak for image in dataset.images if image.peak]
     return Contents(
         images=len(dataset.images),
         problems=tuple(Problem(path=problem.path, reason=problem.reason) for problem in dataset.problems),
@@ -132,8 +135,9 @@ def _contents(dataset: "Dataset") -> Contents:
         width=_range([image.width for image in dataset.images]),
         height=_range([image.height for image in dataset.images]),
         cut_away=dataset.shapes.cut_away,
-        deep=deep,
-        bits=dataset.shapes.bits if deep else None,
+        deep=len(peaks),
+        bits=dataset.shapes.bits if peaks else None,
+        bits_of_median=depth(int(median(peaks))) if peaks else None,
         same=dataset.same,
         near=dataset.near,
         near_apart=_apart(dataset),
@@ -235,8 +239,14 @@ def _of_sizes(contents: Contents) -> Iterator[Check]:
         yield Check(what, f"{low:,} px" if low == high else f"{low:,} to {high:,} px, median {middle:,} px")
     if contents.cut_away >= 0.005:
         yield Check("cropping", f"to a square cuts away {contents.cut_away:.0%} of the median image")
-    if contents.bits:
-        yield Check("bit depth", f"{contents.deep:,} grey images of more than 8 bits; their values use {contents.bits}")
+    if contents.bits and contents.bits_of_median:
+        darker = contents.bits_of_median < contents.bits
+        of_median = f", those of the median one {contents.bits_of_median}" * darker
+        yield Check(
+            "bit depth",
+            f"{contents.deep:,} grey images of more than 8 bits; their values use {contents.bits}{of_median}",
+            "the brightest train image sets the scale of all: see that it is no fault" * darker,
+        )
 
 
 def _such_as(paths: Sequence[Sequence[str]]) -> str:

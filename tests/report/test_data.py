@@ -77,6 +77,14 @@ def test_every_fact_has_a_line(data, tmp_path):
     assert not any(check.wrong for check in checks(looked_at(data, tmp_path)))
 
 
+def test_bright_images_that_make_the_others_dark_are_said(data, tmp_path):
+    for number in range(30):
+        deep = np.random.default_rng(number).integers(0, 1024 if number % 5 else 4096, (16, 16)).astype(np.uint16)
+        Image.fromarray(deep).save(data / "dog" / f"deep{number}.png")
+    (line,) = [check for check in checks(looked_at(data, tmp_path)) if check.what == "bit depth"]
+    assert "their values use 12, those of the median one 10" in line.found and "brightest" in line.advice
+
+
 def test_what_is_set_aside_is_counted_for_every_reason(data, tmp_path):
     for number in range(7):
         Image.new("I", (8, 8), -1 - number).save(data / "dog" / f"signed{number}.tif")
