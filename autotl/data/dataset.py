@@ -142,6 +142,12 @@ class Dataset:
         return self._labels[at]
 
     @cached_property
+    def near_apart(self) -> frozenset[str]:
+        """The paths of images that show nearly the same picture as one in another split."""
+        split_of = {image.path: image.split for image in self.images}
+        return frozenset(path for pair in self.near if len({split_of[each] for each in pair}) > 1 for path in pair)
+
+    @cached_property
     def shapes(self) -> Shapes:
         """Of the train images."""
         train = self.of("train")

@@ -140,16 +140,11 @@ def _contents(dataset: "Dataset") -> Contents:
         bits_of_median=depth(int(median(peaks))) if peaks else None,
         same=dataset.same,
         near=dataset.near,
-        near_apart=_apart(dataset),
+        near_apart=len(dataset.near_apart),
         groups=len({image.group for image in dataset.images if image.group is not None}),
         units=len(set(dataset.units(*SPLITS).tolist())),
         notes=(*dataset.listing.said(), *dataset.gaps),
     )
-
-
-def _apart(dataset: "Dataset") -> int:
-    split_of = {image.path: image.split for image in dataset.images}
-    return len({path for pair in dataset.near if len({split_of[each] for each in pair}) > 1 for path in pair})
 
 
 def _range(values: Sequence[int]) -> tuple[int, int, int]:

@@ -31,6 +31,11 @@ def summary(result: Result) -> Iterator[str]:
         f"Test {test.metric} {test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
         f"({test.images:,} sealed images{of_groups})."
     )
+    if test.near_apart:
+        yield (
+            f"{test.near_apart:,} of these images look nearly like one in another split, so this figure is likely "
+            "better than it would be on new images."
+        )
     yield from by_class(test)
     if result.imbalance > UNEQUAL and test.metric == "accuracy":
         yield (

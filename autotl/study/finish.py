@@ -359,6 +359,7 @@ class _End:
             comparisons[name] = Comparison(plan=control.plan, value=value, difference=difference, low=low, high=high)
         test = Test(
             **asdict(metrics.score(metric, labels, guessed, units)),
+            near_apart=sum(image.path in dataset.near_apart for image in dataset.of("test")),
             most_frequent=metrics.most_frequent(metric, labels),
             classes={
                 dataset.classes[number]: OfClass(images=images, right=right)

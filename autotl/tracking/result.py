@@ -54,6 +54,8 @@ class Test(Record):
     images: int
     units: int
     """Of images that tell no more than one of them would, being of one group or copies of one another."""
+    near_apart: int = 0
+    """How many of the images show nearly the same picture as one in another split."""
     most_frequent: float
     """The metric of a model that always names the class that most of these images have."""
     classes: dict[str, OfClass]

@@ -67,6 +67,12 @@ def test_beside_the_accuracy_stands_what_each_class_got_and_what_the_most_freque
     assert "\nLowest recall, 5 of 9 classes: class 8 10.0% (1 of 10), class 7" in told(test=many)
 
 
+def test_near_copies_of_test_images_in_other_splits_are_said_beside_the_figure():
+    said = "12 of these images look nearly like one in another split"
+    assert said in told(test=of_test().model_copy(update={"near_apart": 12}))
+    assert "nearly like" not in told()
+
+
 def test_how_many_groups_there_were_is_said_where_images_share_them():
     assert "(50 sealed images)." in told()
     assert "(50 sealed images of 8 groups; copies of an image are one group)." in told(test=of_test(units=8))
