@@ -131,6 +131,10 @@ class Stages(nn.Module):
         """The parameters to which the network says that weight decay is not applied, by their names in its state."""
         return self._undecayed
 
+    def uses(self, name: str) -> bool:
+        """Whether a name is a tensor's of a stage, or would be: it lies within a module that is one of its steps."""
+        return any(piece.has(name) for piece in self._pieces)
+
     def trained_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the stages that are not frozen, by their names in the state dict; no copies."""
         return {key: self._find(key) for owned in self._owned[self._frozen :] for key in owned}

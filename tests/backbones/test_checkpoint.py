@@ -1,8 +1,11 @@
 """Files of weights as people have them, and what of them a network is given."""
 
 import argparse
+import collections
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,6 +69,10 @@ FORMS = {
     "parallel": under("module.", STATE),
     "compiled": under("_orig_mod.", STATE),
     "both": {"state_dict": under("module._orig_mod.", STATE)},
+    "its parts compiled": {name.replace("stem.", "stem._orig_mod."): value for name, value in STATE.items()},
+    "its parts sharded": under(
+        "module.", {name.replace(".0.", "._fsdp_wrapped_module.0."): STATE[name] for name in STATE}
+    ),
     "part of a module": under("encoder.", STAGES) | {"decoder.weight": torch.zeros(3)},
     "lightning": {"state_dict": under("model.", STATE), "hyper_parameters": {"lr": 0.1}, "epoch": 3},
     "any name": {"net": STATE, "acc": 93.1},
@@ -79,6 +86,13 @@ FORMS = {
     "averaged beside it": {"state_dict": under("model.", OTHER) | under("ema_model.", STATE)},
     "twice the same": {"state_dict": under("model.", STATE) | under("backbone.", STATE)},
     "parameters": {name: nn.Parameter(value, value.is_floating_point()) for name, value in STATE.items()},
+    "numbers and paths beside it": {
+        "model": STATE,
+        "best": np.float64(0.9),
+        "curve": np.zeros(3),
+        "options": argparse.Namespace(output=Path("run")),
+        "seen": collections.defaultdict(list),
+    },
     "old batch norm": {name: value for name, value in STATE.items() if "num_batches" not in name},
 }
 
@@ -133,13 +147,23 @@ def test_a_head_that_the_file_does_not_have_has_no_values(tmp_path):
         ),
         (
             lambda state: state.update({"last.0.weight": torch.zeros(6, 4, 5, 5)}),
-            r"another shape 1: last.0.weight \(6, 4, 5, 5\) instead of \(6, 4, 3, 3\)",
+            r"another shape or type 1: last.0.weight \(6, 4, 5, 5\) instead of \(6, 4, 3, 3\)",
         ),
         (lambda state: state.update({"stem.3.weight": torch.zeros(4)}), "has not 1: stem.3.weight"),
+        (lambda state: state.update({"stem.2.gamma": torch.zeros(4)}), "has not 1: stem.2.gamma"),
+        (
+            lambda state: state.update({"last.0.weight": (100 * state["last.0.weight"]).to(torch.int8)}),
+            r"another shape or type 1: last.0.weight int8 instead of float32",
+        ),
+        (
+            lambda state: state.update({"last.0.weight": state["last.0.weight"].to("meta")}),
+            "last.0.weight without values",
+        ),
+        (lambda state: state["last.0.weight"].copy_(torch.nan), "NaN or infinity in 1: last.0.weight"),
     ],
 )
 def test_a_file_that_does_not_give_the_stages_all_of_their_weights_is_refused(tmp_path, change, says):
-    state = dict(STATE)
+    state = {name: value.clone() for name, value in STATE.items()}
     change(state)
     torch.save(under("module.", state), tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=says):
@@ -176,19 +200,51 @@ def test_another_networks_file_and_one_with_several_are_refused(tmp_path):
         load_weights(Network(), file)
 
 
+def spring():
+    pytest.fail("code in a weights file was run")
+
+
 class Trap:
     def __reduce__(self):
-        return pytest.fail, ("code in a weights file was run",)
+        return spring, ()
 
 
-@pytest.mark.parametrize("content", [{"0.weight": Trap()}, {"model": STATE, "args": argparse.Namespace(hook=Trap())}])
-def test_code_in_a_weights_file_is_not_run(tmp_path, content):
+def test_code_in_a_weights_file_is_not_run(tmp_path):
     file = tmp_path / "weights.pth"
-    torch.save(content, file)
-    with pytest.raises(WeightsError, match=r"code would have to be run \(.+\).*save the weights alone"):
-        load_weights(Network(), file)
+    for content in ({"0.weight": Trap()}, Trap(), {"model": Network()}):
+        for zipped in (True, False):
+            torch.save(content, file, _use_new_zipfile_serialization=zipped)
+            with pytest.raises(WeightsError, match=r"code would have to be run \(.+\).*save the weights alone"):
+                load_weights(Network(), file)
     file.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(WeightsError, match="cannot be read"):
+        load_weights(Network(), file)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_beside_the_weights_are_passed_over_and_not_made(tmp_path, zipped):
+    file = tmp_path / "weights.pth"
+    content = {"model": STATE, "args": argparse.Namespace(hook=Trap(), best=np.float64(1))}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    stages, _ = given(file)
+    assert torch.equal(stages.state_dict()["stem.0.weight"], STATE["stem.0.weight"])
+
+
+def test_what_a_file_is_that_is_no_checkpoint_is_said(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save(STATE, file)
+    half = file.read_bytes()[: file.stat().st_size // 2]
+    for content, says in (
+        (b"<!DOCTYPE html><html></html>", "begins with b'<!DOCTYPE ht'"),
+        (b"\x08\x08\x12\x07pytorch" + bytes(90), "begins with b'.*save the weights alone"),
+        (b"", "it is empty"),
+        (half, "damaged"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(WeightsError, match=says):
+            load_weights(Network(), file)
+    np.savez(file.open("wb"), **{name: value.numpy() for name, value in STATE.items()})
+    with pytest.raises(WeightsError, match="an archive that torch.save has not made"):
         load_weights(Network(), file)
 
 
@@ -211,3 +267,20 @@ def test_a_published_layout_is_converted_and_the_networks_own_left_as_it_is(tmp_
         assert torch.equal(model.stem[0].weight, STATE["stem.0.weight"])
     load_weights(model, file, convert=lambda state: {})
     assert torch.equal(model.last[0].weight, STATE["last.0.weight"])
+
+
+def test_what_a_family_interpolates_is_said_and_what_it_lays_out_otherwise_is_not(tmp_path):
+    published = STATE | {
+        "last.0.weight": STATE["last.0.weight"].flatten(),
+        "stem.0.weight": torch.zeros(4, 3, 5, 5),
+    }
+
+    def convert(state):
+        smaller = nn.functional.interpolate(state["stem.0.weight"], 3)
+        return dict(state) | {"last.0.weight": state["last.0.weight"].view(6, 4, 3, 3), "stem.0.weight": smaller}
+
+    torch.save(published, tmp_path / "weights.pth")
+    model = Network()
+    load_weights(model, tmp_path / "weights.pth", convert=convert)
+    assert getattr(model, READING).fitted == ("stem.0.weight (4, 3, 5, 5) to (4, 3, 3, 3)",)
+    assert "interpolated: 1: stem.0.weight" in str(getattr(model, READING))
