@@ -95,8 +95,8 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
     except Exception as error:
         raise WeightsError(
             f"The weights of '{name}' are not on this machine and {server(source)} is out of reach or refuses: "
-            f"{one_line(error, 200)} On a machine with network run: autotl weights fetch {name}   then copy the file "
-            f"that it prints and say --weights {name}=FILE"
+            f"{one_line(error, 200).rstrip('.')}. On a machine with network run: autotl weights fetch {name}   "
+            f"then copy the file that it prints and say --weights {name}=FILE"
         ) from error
     try:
         if source.repo:

@@ -243,6 +243,8 @@ class Search:
         except OutOfTime:
             raise StudyError("The images alone take longer to read than --budget. What was read is kept.") from None
         self.watcher.dataset(bench.dataset)
+        if not self.before:
+            start.require_unseen(bench.dataset, self.settings.weights.values())
         for note in self.inputs.notes():
             self.watcher.note(note)
         for name in self.pool.backbones:

@@ -1,7 +1,12 @@
 """Where a search starts from: the network that won an earlier study, with the weights that it was trained to."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from autotl.backbones.catalogue import RANDOM
-from autotl.errors import StudyError
+from autotl.data.dataset import Dataset, read_split
+from autotl.errors import DataError, StudyError
+from autotl.export import bundle
 from autotl.study.settings import Settings
 from autotl.tracking import folder, result
 
@@ -24,8 +29,30 @@ def resolved(settings: Settings) -> Settings:
             f"Study '{study.name}' is being searched, and may get another winner: wait until it has ended."
         )
     name = found.final.backbone.removesuffix(RANDOM)
+    if found.final.weights == "none":
+        raise StudyError(f"Study '{study.name}' was won by '{name}', which has no weights to start from.")
     if name in settings.weights:
         raise StudyError(f"--from and --weights both give weights for '{name}': leave one out.")
     backbones = dict.fromkeys((*settings.backbones, name))
     weights = {**settings.weights, name: study.bundle}
     return settings.model_copy(update={"backbones": tuple(backbones), "weights": weights, "from_study": None})
+
+
+def require_unseen(dataset: Dataset, weights: Iterable[Path]) -> None:
+    """Raises: StudyError where a study's bundle among the files of weights was trained on sealed images of this one."""
+    sealed = set(dataset.shas("test"))
+    for path in weights:
+        plan = bundle.plan_of(path)
+        if plan is None or not any(phase.stage_rates for phase in plan.phases):
+            continue  # its stages are as they were before that study
+        study = folder.StudyFolder(path.resolve().parent)
+        try:
+            split = read_split(study.path)
+        except DataError:  # a bundle that lies elsewhere does not tell which images it was trained on
+            continue
+        if seen := sum(split.get(sha, "test") != "test" for sha in sealed):
+            raise StudyError(
+                f"{seen} of the {len(sealed)} images that this search would be tested on were used to train the "
+                f"network of study '{study.name}' that it starts from: its test accuracy would be too high. Give the "
+                "images their splits yourself, or, where they are the same images, use the --seed of that study."
+            )

@@ -145,6 +145,21 @@ def test_a_bundle_is_named_as_weights_by_itself_or_beside_other_backbones(place)
     assert given.catalogue.weights(NAME, 0) == made.catalogue.weights(NAME, 0)
 
 
+def test_a_network_is_not_tested_on_images_that_another_study_has_trained_it_on(place):
+    first = place / "studies" / "first" / "bundle"
+    other = {"backbones": (NAME,), "weights": {NAME: first}, "trials": 1, "seed": 5}
+    assert search(place, study="frozen", **other).run().test  # its linear probe has trained no stage
+
+    plan = json.loads((first / "plan.json").read_text())
+    files = {name: (first / name).read_bytes() for name in bundle.CARRIED}
+    trained = {**plan, "phases": [{**plan["phases"][0], "stage_rates": {"0.2": 0.1}}]}
+    bundle._write(first, {**files, "plan.json": json.dumps(trained).encode()})
+    with pytest.raises(StudyError, match=r"\d of the \d+ images .* train the network of study 'first' .* too high"):
+        search(place, study="tested", **other).run()
+    assert search(place, study="the same split", **(other | {"seed": 0})).run().test
+    bundle._write(first, files)
+
+
 def test_what_a_search_cannot_start_from_is_said_before_it_begins(place, tmp_path):
     first = place / "studies" / "first" / "bundle"
     with pytest.raises(StudyError, match="Unknown study 'frist'. Did you mean 'first'"):
@@ -153,6 +168,9 @@ def test_what_a_search_cannot_start_from_is_said_before_it_begins(place, tmp_pat
         search(place, study="first", from_study="first")
     with pytest.raises(StudyError, match=f"both give weights for '{NAME}'"):
         search(place, study="new", from_study="first", weights={NAME: place / "own.pth"})
+    search(place, study="edges", backbones=("reference:edges",), trials=1).run()
+    with pytest.raises(StudyError, match="was won by 'reference:edges', which has no weights to start from"):
+        search(place, study="new", from_study="edges")
     with StudyFolder(first.parent).lock(), pytest.raises(StudyError, match="is being searched"):
         search(place, study="new", from_study="first")
     with pytest.raises(WeightsError, match=f"holds a '{NAME}', not a 'stored:other'"):
