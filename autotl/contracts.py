@@ -151,7 +151,7 @@ class DataFacts(Shapes):
     """Train images of the class that has fewest."""
     largest_class: int
     """Train images of the class that has most."""
-    has_stop: bool
+    has_early_stop: bool
     """Whether there were enough images to carve a split for choosing the epoch."""
 
     @property

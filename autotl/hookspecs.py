@@ -49,7 +49,7 @@ def register_strategies(register: Register) -> None:
 
 @hookspec
 def register_methods(register: Register) -> None:
-    """Register methods that fit a head: `register("closed-form", load)`, where `load()` returns a `Method`.
+    """Register methods that fit a head: `register("logistic", load)`, where `load()` returns a `Method`.
 
     Called once, when the host starts. A method is loaded when a plan is carried out that has a phase by it.
     """

@@ -28,7 +28,7 @@ BUILTIN = (
     "autotl.builtin.timm_family",
     "autotl.builtin.reference",
     "autotl.builtin.augmentations",
-    "autotl.builtin.closed_form",
+    "autotl.builtin.logistic",
     "autotl.builtin.linear_probe",
     "autotl.builtin.fine_tuning",
 )

@@ -146,14 +146,14 @@ class Stop(Record):
     """When a phase ends before the last of its epochs; the schedule of its rates is that of all of them."""
 
     patience: int | None = Field(default=None, ge=1)
-    """It ends after so many epochs without a lower loss on the `stop` split, and the best epoch is restored."""
-    after: int | None = Field(default=None, ge=0)
+    """It ends after so many epochs without a lower loss on the `early_stop` split, and the best epoch is restored."""
+    at_epoch: int | None = Field(default=None, ge=0)
     """It ends after this epoch, whatever the loss: how a training that was stopped early is repeated on more images."""
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
-        if (self.patience is None) == (self.after is None):
-            raise ValueError("say either patience or after")
+        if (self.patience is None) == (self.at_epoch is None):
+            raise ValueError("say either patience or at_epoch")
         return self
 
 
@@ -161,13 +161,13 @@ class Phase(Record):
     """A part of a plan's training. It goes on with the network and the head that the phase before it left.
 
     `frozen` is the last stage that is not trained: None trains all, the cut trains the head alone.
-    `stage_rates` holds the learning rate of every trained stage by name.
+    `stage_lr` holds the learning rate of every trained stage by name.
     """
 
     method: str
     frozen: str | None
-    stage_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
-    head_rate: float | None = Field(default=None, ge=0)
+    stage_lr: dict[str, Annotated[float, Field(ge=0)]] = {}
+    head_lr: float | None = Field(default=None, ge=0)
     epochs: int = Field(default=0, ge=0)
     stop: Stop | None = None
     batch_norm: Literal["eval", "train"] = "eval"
@@ -179,7 +179,7 @@ class Phase(Record):
     def linear_probe(cls, cut: str, class_weights: ClassWeights = "none") -> Self:
         """The usual classifier on frozen features: one fit goes through `PENALTIES`, so that they cost no trial."""
         weighted = {} if class_weights == "none" else {"class_weights": class_weights}
-        return cls(method="closed-form", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
+        return cls(method="logistic", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
 
     @property
     def by_gradient(self) -> bool:
@@ -214,8 +214,8 @@ class TransferPlan(Record):
     head: Head
     augmentation: Component
     data: DataRef
-    train_on: tuple[Literal["train", "stop", "rank"], ...] = Field(default=("train",), min_length=1)
-    """The splits that are trained on; what is left of `stop` and `rank` chooses and measures."""
+    train_on: tuple[Literal["train", "early_stop", "val"], ...] = Field(default=("train",), min_length=1)
+    """The splits that are trained on; what is left of `early_stop` and `val` chooses and measures."""
     seed: int = Field(ge=0)
     requires: dict[str, str]
     """Versions of the libraries that the numbers depend on, and `stages`: a hash of the stage list."""
@@ -239,7 +239,7 @@ class TransferPlan(Record):
 
     def ended(self, phase: int, epoch: int) -> Self:
         """The plan that ends after this epoch of this phase, both counted from 1; the rates are those of this plan."""
-        last = self.phases[phase - 1].model_copy(update={"stop": Stop(after=epoch)})
+        last = self.phases[phase - 1].model_copy(update={"stop": Stop(at_epoch=epoch)})
         return self.model_copy(update={"phases": (*self.phases[: phase - 1], last)})
 
     @property

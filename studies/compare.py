@@ -212,7 +212,7 @@ def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
     return {
         "test": result.test.value,
         "tested": result.test.images,
-        "rank": result.best.validation,
+        "val": result.best.validation,
         "strategy": result.best.strategy,
         "cut": plan.cut,
         "frozen": plan.phases[-1].frozen,

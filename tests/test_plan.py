@@ -16,10 +16,8 @@ PLAN = TransferPlan(
     seed=3,
     requires={"torch": "2.15.0", "stages": "ff"},
     phases=(
-        Phase(method="closed-form", frozen="1", options={"penalty": [0.1, 1e-05]}),
-        Phase(
-            method="sgd", frozen=None, stage_rates={"0": 1e-4, "1": 0.3}, head_rate=0.1, epochs=4, stop=Stop(patience=2)
-        ),
+        Phase(method="logistic", frozen="1", options={"penalty": [0.1, 1e-05]}),
+        Phase(method="sgd", frozen=None, stage_lr={"0": 1e-4, "1": 0.3}, head_lr=0.1, epochs=4, stop=Stop(patience=2)),
     ),
 )
 
@@ -88,13 +86,13 @@ def test_nothing_is_divided_by_zero(std):
 
 
 def test_a_plan_is_shown_in_one_short_line():
-    shown = f"TransferPlan(backbone='tiny:net', cut='1', methods='closed-form, sgd', hash='{PLAN.hash[:12]}')"
+    shown = f"TransferPlan(backbone='tiny:net', cut='1', methods='logistic, sgd', hash='{PLAN.hash[:12]}')"
     assert repr(PLAN) == shown
 
 
-@pytest.mark.parametrize("wrong", [{}, {"patience": 2, "after": 3}, {"patience": 0}, {"after": -1}])
+@pytest.mark.parametrize("wrong", [{}, {"patience": 2, "at_epoch": 3}, {"patience": 0}, {"at_epoch": -1}])
 def test_a_stop_says_when_in_one_way(wrong):
-    with pytest.raises(ValueError, match="patience|after"):
+    with pytest.raises(ValueError, match="patience|at_epoch"):
         Stop(**wrong)
 
 

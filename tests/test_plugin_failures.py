@@ -38,7 +38,7 @@ PLAN = """from autotl import Head, Phase
         cut = context.cut()
         phase = Phase(method="{method}", frozen=cut, options={{"penalty": 1.0}})
         return context.plan(cut=cut, head=Head(pooling="avg", taps={taps}), phases=[phase])"""
-TAPS = PLAN.format(method="closed-form", taps=("nowhere",))
+TAPS = PLAN.format(method="logistic", taps=("nowhere",))
 REFUSAL = "from autotl import PlanError; raise PlanError('not today')"
 METHOD = PLAN.format(method="closd-form", taps=())
 HOOK = "from autotl import hookimpl\n@hookimpl\ndef {}: {}\n"
@@ -66,7 +66,7 @@ class Train:
     def suggest(self, trial, context):
         cut = context.cut()
         options = {{"optimizer": "sgd", "batch_size": 16}}
-        phase = Phase(method="sgd", frozen=cut, head_rate=0.1, epochs=1, options=options)
+        phase = Phase(method="sgd", frozen=cut, head_lr=0.1, epochs=1, options=options)
         return context.plan(cut=cut, head=Head(pooling="avg"), phases=[phase], augmentation=context.augmentation())
 
 @hookimpl

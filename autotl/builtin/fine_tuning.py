@@ -19,7 +19,9 @@ GROUP_FACTOR = (1e-2, 3.0)
 @hookimpl
 def register_strategies(register):
     register("fine-tune", FineTune, summary="Cut, freeze the first stages, train the rest, each at its own rate")
-    register("lp-ft", LinearProbeThenFineTune, summary="Head first, by closed form; then head and stages together")
+    register(
+        "lp-ft", LinearProbeThenFineTune, summary="Head first, as a logistic regression; then head and stages together"
+    )
     register("gradual-unfreeze", GradualUnfreeze, summary="Head first, then stages from the top, step by step")
     register("full", Full, summary="The whole network from its pretrained weights, at one rate")
     register("scratch", Scratch, summary="The whole network from random weights: what pretraining is worth")
@@ -30,13 +32,13 @@ class FineTune:
         **recipe.BOLD,
         "cut": 1.0,
         "frozen": 0.0,
-        "fine-tune.rates": "decay",
+        "fine-tune.lr_scheme": "decay",
         "fine-tune.depth_ratio": 0.1,
     }
 
     def suggest(self, trial, context):
         setup = _Setup(trial, context)
-        kind = trial.suggest_categorical("fine-tune.rates", ["decay", "groups"])
+        kind = trial.suggest_categorical("fine-tune.lr_scheme", ["decay", "groups"])
         if kind == "decay":
             rates = setup.falling(trial.suggest_float("fine-tune.depth_ratio", *DEPTH_RATIO, log=True))
         else:
@@ -95,8 +97,8 @@ class Scratch:
     first_guess = {
         name: value
         for name, value in recipe.FIRST_GUESS.items()
-        if name not in ("recipe.adamw.rate", "recipe.batch_norm")
-    } | {"scratch.adamw.rate": 2e-3}
+        if name not in ("recipe.adamw.lr", "recipe.batch_norm")
+    } | {"scratch.adamw.lr": 2e-3}
 
     def suggest(self, trial, context):
         setup = _Setup(trial, context, whole=True, from_scratch=True)
@@ -130,12 +132,12 @@ class _Setup:
     def falling(self, ratio):
         """A rate for each trained stage, falling geometrically to `ratio` over the whole depth of the backbone."""
         top, depth = self.names.index(self.cut), max(1, len(self.names) - 1)
-        return {name: self.recipe.rate * ratio ** ((top - self.names.index(name)) / depth) for name in self.trained}
+        return {name: self.recipe.lr * ratio ** ((top - self.names.index(name)) / depth) for name in self.trained}
 
     def by_group(self, factors):
         """A rate for each trained stage by the third of the backbone's depth that it lies in."""
         third = {name: len(GROUPS) * at // len(self.names) for at, name in enumerate(self.names)}
-        return {name: self.recipe.rate * factors[third[name]] for name in self.trained}
+        return {name: self.recipe.lr * factors[third[name]] for name in self.trained}
 
     def linear_probe(self):
         """The phase that fits the head before anything else is trained."""
@@ -147,7 +149,7 @@ class _Setup:
             frozen,
             rates,
             epochs=max(1, round(share * self.recipe.epochs)),
-            stop=self.context.data.has_stop,
+            stop=self.context.data.has_early_stop,
             augmented=self.augmentation.name != "none",
         )
 

@@ -11,9 +11,9 @@ from autotl import Phase, Stop
 
 OPTIMIZERS = {
     # AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): rates of the fine-tuning of ViT and ConvNeXt in timm.
-    "adamw": {"rate": (1e-5, 3e-3), "head_rate": (3e-4, 3e-2), "weight_decay": (1e-3, 0.3)},
+    "adamw": {"lr": (1e-5, 3e-3), "head_lr": (3e-4, 3e-2), "weight_decay": (1e-3, 0.3)},
     # SGD with momentum: the grid of Kornblith et al. 2019, arXiv 1805.08974.
-    "sgd": {"rate": (1e-4, 1e-1), "head_rate": (1e-2, 1.0), "weight_decay": (1e-6, 1e-3)},
+    "sgd": {"lr": (1e-4, 1e-1), "head_lr": (1e-2, 1.0), "weight_decay": (1e-6, 1e-3)},
 }
 FROM_SCRATCH = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.5)}
 """Rates for random weights: those of timm's and torchvision's recipes for training on ImageNet."""
@@ -29,8 +29,8 @@ nothing. Of very few images an epoch has four steps."""
 
 FIRST_GUESS = {
     "recipe.optimizer": "adamw",
-    "recipe.adamw.rate": 3e-4,
-    "recipe.adamw.head_rate": 3e-3,
+    "recipe.adamw.lr": 3e-4,
+    "recipe.adamw.head_lr": 3e-3,
     "recipe.adamw.weight_decay": 0.05,
     "recipe.schedule": "cosine",
     "recipe.warm_up": 0.1,
@@ -41,7 +41,7 @@ FIRST_GUESS = {
     "augmentation": "none",
 }
 """What timm's fine-tuning recipes have in common, on images as they are."""
-BOLD = {**FIRST_GUESS, "recipe.adamw.rate": 1e-3}
+BOLD = {**FIRST_GUESS, "recipe.adamw.lr": 1e-3}
 """The same at a rate that suits small networks on images unlike those they know."""
 
 CLIP = 1.0
@@ -52,22 +52,22 @@ MOST_VIEWS = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as drawn. `rate` is that of the topmost trained stage."""
+    """A recipe as drawn. `lr` is that of the topmost trained stage."""
 
-    rate: float
-    head_rate: float
+    lr: float
+    head_lr: float
     epochs: int
     batch_norm: Any
     options: dict[str, Any]
 
-    def phase(self, frozen, stage_rates, *, epochs, stop, augmented):
+    def phase(self, frozen, stage_lr, *, epochs, stop, augmented):
         """A phase by this recipe; `stop` says whether there is a split to choose the epoch on."""
         views = min(epochs, MOST_VIEWS) if frozen and augmented else 0
         return Phase(
             method="sgd",
             frozen=frozen,
-            stage_rates=stage_rates,
-            head_rate=self.head_rate,
+            stage_lr=stage_lr,
+            head_lr=self.head_lr,
             epochs=epochs,
             # Under high rates the loss rises at first, and falls when they do: a short patience would not see it.
             stop=Stop(patience=max(3, round(epochs / 2))) if stop else None,
@@ -80,24 +80,24 @@ def suggest(trial, data, *, from_scratch=False):
     """A recipe for as many images as there are."""
     optimizer = trial.suggest_categorical("recipe.optimizer", list(OPTIMIZERS))
     own = f"recipe.{optimizer}"
-    rates = OPTIMIZERS[optimizer]
+    ranges = OPTIMIZERS[optimizer]
     if from_scratch:
-        rate = trial.suggest_float(f"scratch.{optimizer}.rate", *FROM_SCRATCH[optimizer], log=True)
+        lr = trial.suggest_float(f"scratch.{optimizer}.lr", *FROM_SCRATCH[optimizer], log=True)
         batch_norm = "train"  # a random network has no statistics to keep
     else:
-        rate = trial.suggest_float(f"{own}.rate", *rates["rate"], log=True)
+        lr = trial.suggest_float(f"{own}.lr", *ranges["lr"], log=True)
         batch_norm = trial.suggest_categorical("recipe.batch_norm", ["eval", "train"])
     fewest, most = epochs(data.train_images)
     smallest, largest = batch_sizes_log2(data.train_images)
     return Recipe(
-        rate=rate,
-        head_rate=trial.suggest_float(f"{own}.head_rate", *rates["head_rate"], log=True),
+        lr=lr,
+        head_lr=trial.suggest_float(f"{own}.head_lr", *ranges["head_lr"], log=True),
         # A share between the fewest and the most, so that it keeps its meaning when images are added.
         epochs=round(fewest * (most / fewest) ** trial.suggest_float("recipe.length", 0.0, 1.0)),
         batch_norm=batch_norm,
         options={
             "optimizer": optimizer,
-            "weight_decay": trial.suggest_float(f"{own}.weight_decay", *rates["weight_decay"], log=True),
+            "weight_decay": trial.suggest_float(f"{own}.weight_decay", *ranges["weight_decay"], log=True),
             "batch_size": 2 ** trial.suggest_int("recipe.batch_size_log2", smallest, largest),
             "schedule": trial.suggest_categorical("recipe.schedule", ["cosine", "constant"]),
             "warm_up": trial.suggest_float("recipe.warm_up", 0.0, 0.2),

@@ -21,7 +21,7 @@ from autotl.data.listing import BY_NAME, Columns, Found, Listing
 from autotl.data.names import one_form
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.shapes import shapes_of
-from autotl.data.split import LEAST_STOP, SPLITS, Member, Split, assign, unit_numbers
+from autotl.data.split import LEAST_EARLY_STOP, SPLITS, Member, Split, assign, unit_numbers
 from autotl.errors import DataError, reason
 from autotl.files import append_line, write
 from autotl.plan import Input, NearCopies, digest
@@ -226,8 +226,8 @@ def open_dataset(
     counted = (
         (len(unreadable), "could not be read"),
         (len(contradictions), "set aside: the same picture has another label elsewhere"),
-        (len(leaks), "set aside: the same picture is in rank or test"),
-        (len(near_leaks), "set aside: nearly the same picture is in rank or test"),
+        (len(leaks), "set aside: the same picture is in val or test"),
+        (len(near_leaks), "set aside: nearly the same picture is in val or test"),
         (len(files) - len({file.picture for file in files}), "copies of another image, in the same split"),
         (len({at for pair in together for at in pair}), "nearly the same as another one, in the same split"),
         (
@@ -455,12 +455,12 @@ def _gaps(files: Iterable[_File], splits: Sequence[Split]) -> list[str]:
     found = {(file.label, split) for file, split in zip(files, splits, strict=True)}
     labels = sorted({label for label, _ in found})
     notes = []
-    for split in ("rank", "test"):
+    for split in ("val", "test"):
         lacking = [label for label in labels if (label, split) not in found]
         if lacking:
             notes.append(f"no image in {split} of {len(lacking)} classes, {lacking[0]!r} among them")
-    if "stop" not in splits:
-        notes.append(f"no stop split: too few images to give every class {LEAST_STOP}")
+    if "early_stop" not in splits:
+        notes.append(f"no early_stop split: too few images to give every class {LEAST_EARLY_STOP}")
     return notes
 
 

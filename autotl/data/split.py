@@ -1,9 +1,9 @@
 """Which images are trained on, and which only judge.
 
-train   the weights are fitted to these
-stop    chooses the epoch; carved from train, where there is enough for it
-rank    chooses between trials: the user's validation split, or carved from train
-test    judges the winner, once: the user's, or carved from train
+train        the weights are fitted to these
+early_stop   chooses the epoch; carved from train, where there is enough for it
+val          chooses between trials: the user's validation split, or carved from train
+test         judges the winner, once: the user's, or carved from train
 """
 
 import hashlib
@@ -17,14 +17,14 @@ import numpy as np
 from autotl.data.copies import alike, connected
 from autotl.errors import DataError
 
-Split = Literal["train", "stop", "rank", "test"]
+Split = Literal["train", "early_stop", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-SHARES: dict[Split, float] = {"test": 0.20, "rank": 0.20, "stop": 0.15}
+SHARES: dict[Split, float] = {"test": 0.20, "val": 0.20, "early_stop": 0.15}
 """The share of each class that a split takes of what the splits before it left."""
 
-LEAST_STOP = 3
-"""Images of every class without which a stop split tells nothing."""
+LEAST_EARLY_STOP = 3
+"""Images of every class without which an early_stop split tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _restore(units: Sequence[_Unit], members: Sequence[Member], previous: Mappin
         stored = {previous[sha] for at in unit.members if (sha := members[at].sha) in previous}
         given = {members[at].given for at in unit.members}
         unit.split = _only(stored or given, unit, members, "Start a new study to split them anew.")
-    empty = {"train", "rank", "test"} - {unit.split for unit in units}
+    empty = {"train", "val", "test"} - {unit.split for unit in units}
     if empty:
         known = sum(member.sha in previous for member in members)
         raise DataError(
@@ -131,7 +131,7 @@ def _only(splits: set[Split], unit: _Unit, members: Sequence[Member], advice: st
 
 def _carve(units: Sequence[_Unit]) -> None:
     given = {unit.split for unit in units}
-    wanted: list[Split] = [split for split in ("test", "rank") if split not in given]
+    wanted: list[Split] = [split for split in ("test", "val") if split not in given]
     pool = [unit for unit in units if unit.split == "train"]
     _require(pool, least=len(wanted) + 1)
     for done, split in enumerate(wanted):
@@ -145,10 +145,10 @@ def _carve(units: Sequence[_Unit]) -> None:
                 f"splits yourself."
             )
         pool = _move(taken, split, pool)
-    taken = _take(pool, SHARES["stop"], keep=1)
-    stop = _images(taken)
-    if all(stop[label] >= LEAST_STOP for label in _images(pool)):
-        _move(taken, "stop", pool)
+    taken = _take(pool, SHARES["early_stop"], keep=1)
+    images = _images(taken)
+    if all(images[label] >= LEAST_EARLY_STOP for label in _images(pool)):
+        _move(taken, "early_stop", pool)
 
 
 def _require(pool: Sequence[_Unit], least: int) -> None:

@@ -69,7 +69,7 @@ class Bench:
     @property
     def refit_factor(self) -> float:
         """How many images there are but the sealed ones, for each of `train`: how much longer training on all takes."""
-        return len(self.shas("train", "stop", "rank")) / len(self.shas("train"))
+        return len(self.shas("train", "early_stop", "val")) / len(self.shas("train"))
 
     def labels(self, *splits: Split) -> Tensor:
         """[N] int64, on the device."""
@@ -93,5 +93,5 @@ class Bench:
 
     def judges(self, plan: TransferPlan) -> list[Split]:
         """The splits on which a training of this plan may be judged, the one for choosing the epoch first."""
-        held_out: tuple[Split, ...] = ("stop", "rank")
+        held_out: tuple[Split, ...] = ("early_stop", "val")
         return [split for split in held_out if split not in plan.train_on and self.shas(split)]

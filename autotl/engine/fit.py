@@ -33,7 +33,7 @@ class Fitted:
 
 
 def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> Fitted:
-    """Train what the plan says, and measure it on `rank` unless it is trained on that too.
+    """Train what the plan says, and measure it on `val` unless it is trained on that too.
 
     Where the observer has had enough, what there is by then is kept: what was fitted is then the shorter plan that
     gives this model.
@@ -63,13 +63,13 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
         if model.plan != plan:
             break
     fitted = Fitted(model.plan, model, measured)
-    if "rank" not in plan.train_on:
+    if "val" not in plan.train_on:
         judging = time.perf_counter()
-        logits, labels = fitted.logits("rank"), bench.dataset.labels("rank")
+        logits, labels = fitted.logits("val"), bench.dataset.labels("val")
         for name, metric in metrics.METRICS.items():
-            measured[f"rank.{name}"] = metric(labels, logits.argmax(1))
-        measured["rank.loss"] = metrics.log_loss(logits, labels)
-        measured["rank.seconds"] = time.perf_counter() - judging
+            measured[f"val.{name}"] = metric(labels, logits.argmax(1))
+        measured["val.loss"] = metrics.log_loss(logits, labels)
+        measured["val.seconds"] = time.perf_counter() - judging
     info = bench.catalogue.info(plan.backbone, plan.input)
     assert model.head is not None  # a plan has at least one phase
     measured["parameters"] = info.parameters(plan.cut) + model.head.weight.numel() + model.head.bias.numel()
@@ -87,13 +87,13 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
 
     def fixed(phase: Phase, number: int) -> Phase:
         if phase.stop and phase.stop.patience:
-            return phase.model_copy(update={"stop": Stop(after=int(measured[f"phase{number}.best_epoch"]))})
+            return phase.model_copy(update={"stop": Stop(at_epoch=int(measured[f"phase{number}.best_epoch"]))})
         if phase.by_gradient:
             return phase
         chosen = {name: measured[key] for name in phase.options if (key := f"phase{number}.{name}") in measured}
         return phase.model_copy(update={"options": narrowed(phase.options, chosen)})
 
-    splits = tuple(split for split in ("train", "stop", "rank") if bench.shas(split))
+    splits = tuple(split for split in ("train", "early_stop", "val") if bench.shas(split))
     phases = tuple(fixed(phase, number) for number, phase in enumerate(plan.phases, 1))
     return plan.model_copy(update={"train_on": splits, "phases": phases})
 
@@ -138,8 +138,8 @@ def check(plan: TransferPlan, bench: Bench) -> None:
         if stage not in known:
             raise PlanError(unknown(f"stage of {plan.backbone}", stage, known))
     for phase in plan.phases:
-        if phase.stop and (phase.stop.after or 0) > phase.epochs:
-            raise PlanError(f"'stop.after' is {phase.stop.after}, more than the phase's {phase.epochs} epochs.")
+        if phase.stop and (phase.stop.at_epoch or 0) > phase.epochs:
+            raise PlanError(f"'stop.at_epoch' is {phase.stop.at_epoch}, more than the phase's {phase.epochs} epochs.")
         if phase.frozen and known.index(phase.frozen) > known.index(plan.cut):
             raise PlanError(f"'frozen' is '{phase.frozen}', which comes after the cut '{plan.cut}'.")
     seen = [stage for stage in known[: known.index(plan.cut)] if stage in plan.head.taps]

@@ -22,9 +22,9 @@ Alternatives = Mapping[str, list[Any]]
 def solve(model: Model, number: int) -> dict[str, float]:
     """Carry out phase `number` of the plan; returns what was chosen by the names of the method's options.
 
-    Of several heads the one with the lowest log-loss on `stop` wins, classes weighing as in the fit; where the head
-    is what the plan ends with, it is then fitted again with `stop` added to what is trained on. Without `stop`, `rank`
-    chooses.
+    Of several heads the one with the lowest log-loss on `early_stop` wins, classes weighing as in the fit. Where the
+    head is what the plan ends with, it is then fitted again with `early_stop` added to what is trained on. Without
+    `early_stop`, `val` chooses.
     """
     plan, phase = model.plan, model.plan.phases[number - 1]
     entry = model.bench.catalogue.host.methods[phase.method]
@@ -42,8 +42,8 @@ def solve(model: Model, number: int) -> dict[str, float]:
         best = heads[min(range(len(heads)), key=losses.__getitem__)]
         measured = {f"{judges[0]}.loss_at_choice": min(losses)}
     head = best
-    if measured and judges[0] == "stop" and number == len(plan.phases):
-        (head,) = _fit(entry, model, (*plan.train_on, "stop"), narrowed(options, best.chosen))
+    if measured and judges[0] == "early_stop" and number == len(plan.phases):
+        (head,) = _fit(entry, model, (*plan.train_on, "early_stop"), narrowed(options, best.chosen))
     model.head = LinearHead(head.weight, head.bias)
     return {**best.chosen, **measured}
 
@@ -62,7 +62,7 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
     if phase.frozen != plan.cut:
         raise PlanError(f"{name} trains the head alone: 'frozen' must be the cut '{plan.cut}'.")
     if phase != Phase(method=name, frozen=plan.cut, options=phase.options):
-        raise PlanError(f"{name} has no rates, epochs, stop or batch_norm.")
+        raise PlanError(f"{name} has no learning rates, epochs, stop or batch_norm.")
     if len(plan.phases) == 1 and plan.augmentation.name != "none":
         raise PlanError(f"{name} looks at each image once as it is: augmentation '{plan.augmentation.name}'.")
     with entry.owner.answers_for(f"Method '{name}'"):
@@ -77,7 +77,7 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
         if not options.get(option):
             raise PlanError(f"{name} needs options.{option}: a value, or a list of values to choose from.")
     if not judges and any(len(values) > 1 for values in options.values()):
-        raise PlanError(f"{name} cannot choose among several heads when it trains on stop and rank.")
+        raise PlanError(f"{name} cannot choose among several heads when it trains on early_stop and val.")
     return options
 
 

@@ -76,14 +76,14 @@ def sgd(model: Model, number: int) -> dict[str, float]:
             if model.head is not None and judge:  # what another phase has made may be better than what comes
                 best.see(0, facts := training.judge(judge, judges[0]))
                 observer.epoch(number, 0, facts)
-            last = phase.epochs if phase.stop is None or phase.stop.after is None else phase.stop.after
+            last = phase.epochs if phase.stop is None or phase.stop.at_epoch is None else phase.stop.at_epoch
             for epoch in range(1, last + 1):
                 began = time.perf_counter()
                 facts = training.epoch(epoch)
                 if judge:
                     facts |= training.judge(judge, judges[0])
                     _finite(facts[f"{judges[0]}.loss"], epoch)
-                facts |= {"learning_rate": training.rate, "seconds": time.perf_counter() - began}
+                facts |= {"learning_rate": training.lr, "seconds": time.perf_counter() - began}
                 over = best.see(epoch, facts)
                 observer.epoch(number, epoch, facts)
                 if over:
@@ -135,7 +135,7 @@ class _Training:
         for step, (values, labels) in enumerate(self.source.batches(order, self.steps, epoch)):
             share = ((epoch - 1) * self.steps + step + 0.5) / (self.phase.epochs * self.steps)
             for group in self.optimizer.param_groups:
-                group["lr"] = group["rate"] * _schedule(share, self.options)
+                group["lr"] = group["base_lr"] * _schedule(share, self.options)
             loss, guessed = self._step(values, labels)
             total += loss * (len(labels) / len(self.source))
             seen.append((guessed, labels))
@@ -148,10 +148,10 @@ class _Training:
         return {"train.loss": _finite(mean, epoch), "train.accuracy": accuracy}
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         """The head's in the last step; those of the stages rise and fall with it."""
-        rate: float = self.optimizer.param_groups[0]["lr"]
-        return rate
+        lr: float = self.optimizer.param_groups[0]["lr"]
+        return lr
 
     def _step(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimizer; returns the mean loss, and the likeliest class of each image before the step.
@@ -315,7 +315,7 @@ class _Head(nn.Module):
 
 
 class _Best:
-    """The epoch with the lowest loss on `stop`, kept to be restored; without a patience the last one."""
+    """The epoch with the lowest loss on `early_stop`, kept to be restored; without a patience the last one."""
 
     def __init__(self, training: _Training, patience: int | None, *, begun: bool, kept: bool) -> None:
         """`begun`: whether an earlier phase has left a model, which then counts as epoch 0.
@@ -337,8 +337,8 @@ class _Best:
 
     def see(self, epoch: int, facts: dict[str, float]) -> bool:
         """Whether to stop after this epoch."""
-        if self._patience is None or facts["stop.loss"] < self._loss:
-            self.epoch, self._facts, self._loss = epoch, facts, facts.get("stop.loss", math.inf)
+        if self._patience is None or facts["early_stop.loss"] < self._loss:
+            self.epoch, self._facts, self._loss = epoch, facts, facts.get("early_stop.loss", math.inf)
             self._state = self._copies()
         return self._patience is not None and epoch - self.epoch >= self._patience
 
@@ -376,38 +376,38 @@ def check(plan: TransferPlan, phase: Phase, info: BackboneInfo, judges: Sequence
     trained = stages[stages.index(frozen) + 1 if frozen else 0 :]
     needed = [name for name in trained if info.stage(name).parameters]
     span = f"what is trained goes from {trained[0]} to {trained[-1]}" if trained else "nothing but the head is trained"
-    for name in phase.stage_rates:
+    for name in phase.stage_lr:
         if name not in trained:
-            raise PlanError(f"'stage_rates' has a rate for '{name}': by 'frozen' and 'cut' {span}.")
+            raise PlanError(f"'stage_lr' has a learning rate for '{name}': by 'frozen' and 'cut' {span}.")
     for name in needed:
-        if name not in phase.stage_rates:
-            raise PlanError(f"'stage_rates' lacks a rate for the stage '{name}': by 'frozen' and 'cut' {span}.")
+        if name not in phase.stage_lr:
+            raise PlanError(f"'stage_lr' lacks a learning rate for the stage '{name}': by 'frozen' and 'cut' {span}.")
     if plan.head.taps:
         raise PlanError("A phase by sgd trains a head on the cut's features alone: leave 'taps' empty.")
-    if phase.head_rate is None or phase.epochs < 1:
-        raise PlanError("A phase by sgd needs a head_rate, and epochs of 1 or more.")
-    if phase.stop and phase.stop.patience and "stop" not in judges:
+    if phase.head_lr is None or phase.epochs < 1:
+        raise PlanError("A phase by sgd needs a head_lr, and epochs of 1 or more.")
+    if phase.stop and phase.stop.patience and "early_stop" not in judges:
         raise PlanError(
-            "The plan stops by the loss on 'stop', and here is no such split to judge by: "
+            "The plan stops by the loss on 'early_stop', and here is no such split to judge by: "
             'say "stop": null to train all epochs.'
         )
     return _options(phase)
 
 
 def _optimizer(stages: Stages, head: _Head, phase: Phase, options: Options) -> torch.optim.Optimizer:
-    """Each stage and the head at its own rate; no decay of norms, biases and what the network says has none."""
+    """Each stage and the head at its own learning rate; no decay for norms, biases and what the network exempts."""
     groups = []
-    parts = [(phase.head_rate, dict(head.named_parameters()))]
-    parts += [(rate, stages.stage_parameters(name)) for name, rate in phase.stage_rates.items()]
+    parts = [(phase.head_lr, dict(head.named_parameters()))]
+    parts += [(lr, stages.stage_parameters(name)) for name, lr in phase.stage_lr.items()]
     without = stages.no_weight_decay()
-    for rate, parameters in parts:
+    for lr, parameters in parts:
         decayed = {name for name, parameter in parameters.items() if parameter.ndim > 1} - without
         for decay, members in (
             (options.weight_decay, [p for name, p in parameters.items() if name in decayed]),
             (0.0, [p for name, p in parameters.items() if name not in decayed]),
         ):
             if members:
-                groups.append({"params": members, "weight_decay": decay, "rate": rate})
+                groups.append({"params": members, "weight_decay": decay, "base_lr": lr})
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     nesterov = options.momentum > 0
@@ -416,7 +416,9 @@ def _optimizer(stages: Stages, head: _Head, phase: Phase, options: Options) -> t
 
 def _finite(loss: float, epoch: int) -> float:
     if not math.isfinite(loss):
-        raise TrainingError(f"The loss became {loss} in epoch {epoch}: its rates are too high for these images.")
+        raise TrainingError(
+            f"The loss became {loss} in epoch {epoch}: its learning rates are too high for these images."
+        )
     return loss
 
 

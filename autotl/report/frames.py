@@ -15,9 +15,7 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
     rows = []
     for record in select.leaderboard(folder.log.records(), definition.fingerprint):
         plan = select.plan_of(record)
-        judged = {
-            name.removeprefix("rank."): value for name, value in record.metrics.items() if name.startswith("rank.")
-        }
+        judged = {name.removeprefix("val."): value for name, value in record.metrics.items() if name.startswith("val.")}
         judged.pop("seconds", None)
         rows.append(
             {

@@ -72,7 +72,7 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     axes.xaxis.set_minor_formatter(EngFormatter(sep=" "))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("FLOPs for an image")
-    axes.set_ylabel(f"{metric} on the rank split")
+    axes.set_ylabel(f"{metric} on the val split")
     axes.set_title("What accuracy costs, by trial")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

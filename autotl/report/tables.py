@@ -49,7 +49,7 @@ def dataset(data: "Dataset") -> Table:
     smallest, largest = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
     splits = {
         split: sum(by_split.get(split, 0) for by_split in counts.values())
-        for split in ("train", "stop", "rank", "test")
+        for split in ("train", "early_stop", "val", "test")
     }
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -140,7 +140,7 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: i
         "frozen": lambda record, plan: frozen(plan),
         "pooling": lambda record, plan: plan.head.pooling,
         metric: lambda record, plan: f"{record.value:.1%}",
-        "log-loss": lambda record, plan: f"{record.metrics['rank.loss']:.{LOSS_DIGITS}f}",
+        "log-loss": lambda record, plan: f"{record.metrics['val.loss']:.{LOSS_DIGITS}f}",
         "parameters": lambda record, plan: count(record.metrics["parameters"]),
         "FLOPs": lambda record, plan: count(record.metrics["flops"]),
         "": lambda record, plan: "*" if record.number in cheapest else "",

@@ -46,7 +46,7 @@ def summary(result: Result) -> Iterator[str]:
         yield against(name, test.metric, comparison)
     runs = [f"{run.value:.1%}" for run in result.best.runs]
     seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
-    yield f"On the rank split its {test.metric} was {seen}.{_caution(result)}"
+    yield f"On the val split its {test.metric} was {seen}.{_caution(result)}"
     yield from trained(plan)
     for what in result.left_out:
         yield f"Left out: {what}."
@@ -79,13 +79,13 @@ def trained(plan: TransferPlan) -> Iterator[str]:
             weights = ", each class weighing alike" if phase.options.get("class_weights") == "balanced" else ""
             yield f"  The head by {phase.method}, on the frozen features{taps}{weights}."
             continue
-        rates = list(phase.stage_rates.values())
-        stages = list(phase.stage_rates)
+        rates = list(phase.stage_lr.values())
+        stages = list(phase.stage_lr)
         what = f"{stages[0]} to {stages[-1]} at {_rates(rates)}" if stages else "nothing but the head"
         frozen = f"frozen up to {phase.frozen}; " if phase.frozen else ""
         size = f" at {plan.input.size} px"
         yield (
-            f"  By {phase.options.get('optimizer', phase.method)}, {frozen}{what}, the head at {phase.head_rate:.2g}, "
+            f"  By {phase.options.get('optimizer', phase.method)}, {frozen}{what}, the head at {phase.head_lr:.2g}, "
             f"up to {phase.epochs} epochs{size}, augmentation {plan.augmentation.name}."
         )
 
@@ -97,7 +97,7 @@ def _rates(rates: list[float]) -> str:
 
 def _caution(result: Result) -> str:
     """That the best of several is likely to be worse than it looked, unless the test has just shown the opposite."""
-    chosen = result.plans > 1 or any("rank.loss_at_choice" in name for name in result.best.metrics)
+    chosen = result.plans > 1 or any("val.loss_at_choice" in name for name in result.best.metrics)
     if not chosen or result.test.value > result.best.validation:
         return ""
     return " It was chosen because this number was the best, so expect less on new images."

@@ -105,7 +105,7 @@ class Pace:
         bench, heads = self._bench, [phase for phase in plan.phases if not phase.by_gradient]
         total = sum(statistics.median(self._taken.get(phase.method, (0.0,))) * self._head(plan) for phase in heads)
         if plan.by_gradient:
-            work = 1.0 * len(bench.shas("rank")) * bench.catalogue.info(plan.backbone, plan.input).flops(plan.cut)
+            work = 1.0 * len(bench.shas("val")) * bench.catalogue.info(plan.backbone, plan.input).flops(plan.cut)
             for phase in plan.phases:
                 if phase.by_gradient:
                     work += self._once(plan, phase) + phase.epochs * self._epoch(plan, phase)
@@ -147,7 +147,7 @@ class Pace:
         """What the time to fit a head grows with: images, features and classes."""
         info = self._bench.catalogue.info(plan.backbone, plan.input)
         width = sum(info.stage(name).channels for name in (*plan.head.taps, plan.cut))
-        return len(self._bench.shas("train", "stop")) * width * len(self._bench.dataset.classes)
+        return len(self._bench.shas("train", "early_stop")) * width * len(self._bench.dataset.classes)
 
 
 def _trained(backbone: str) -> str:

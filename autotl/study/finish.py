@@ -59,7 +59,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         controls = list(end.controls(winner, board))
         comparisons = {control.name: comparisons[control.name] for control in controls if control.name in comparisons}
         lacking = [control for control in controls if control.name not in comparisons]
-        missing = list(end.carried_out(lacking, on_all="rank" in final.train_on))
+        missing = list(end.carried_out(lacking, on_all="val" in final.train_on))
     else:
         missing = []
     if test is None or missing:
@@ -204,10 +204,10 @@ class _End:
         return sorted(contenders, key=lambda contender: -contender.mean)
 
     def _keep_for_the_test(self, best: Sequence[TrialRecord]) -> None:
-        """The bundle and its controls will each look at the test images, as a trial looks at `rank`."""
+        """The bundle and its controls will each look at the test images, as a trial looks at `val`."""
         looks = 4 if self.settings.compare else 1
-        share = len(self.bench.shas("test")) / len(self.bench.shas("rank"))
-        self.budget.keep_at_last(looks * share * max(record.metrics.get("rank.seconds", 0.0) for record in best))
+        share = len(self.bench.shas("test")) / len(self.bench.shas("val"))
+        self.budget.keep_at_last(looks * share * max(record.metrics.get("val.seconds", 0.0) for record in best))
 
     def _own_run(self, record: TrialRecord) -> _Run:
         assert record.value is not None
@@ -230,7 +230,7 @@ class _End:
             event |= {"metrics": self._known[plan.hash], "carried_out": plan.model_dump(mode="json")}
             append_line(self.folder.reruns, json.dumps(event))
         measured = self._known[plan.hash]
-        run = _Run(plan, measured[f"rank.{self.settings.metric}"], measured)
+        run = _Run(plan, measured[f"val.{self.settings.metric}"], measured)
         return _Contender(contender.record, (*contender.runs, run))
 
     def train(self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]) -> tuple[_Contender, TransferPlan]:
@@ -278,8 +278,8 @@ class _End:
         images = self.bench.refit_factor if self.settings.refit else 1.0
         epochs, ran = 0, 0
         for number, (phase, last) in enumerate(zip(run.plan.phases, final.phases, strict=True), 1):
-            if phase.stop and phase.stop.patience and last.stop and last.stop.after is not None:
-                epochs += last.stop.after
+            if phase.stop and phase.stop.patience and last.stop and last.stop.at_epoch is not None:
+                epochs += last.stop.at_epoch
                 ran += min(phase.epochs, int(run.metrics[f"phase{number}.best_epoch"]) + phase.stop.patience)
         return run.metrics["seconds"] * images * (epochs / ran if ran else 1.0)
 

@@ -21,8 +21,8 @@ def shortened(plan: TransferPlan, share: float) -> TransferPlan:
     def short(phase: Phase) -> Phase:
         epochs = max(1, round(share * phase.epochs))
         stop = phase.stop
-        if stop and stop.after is not None:
-            stop = stop.model_copy(update={"after": min(stop.after, epochs)})
+        if stop and stop.at_epoch is not None:
+            stop = stop.model_copy(update={"at_epoch": min(stop.at_epoch, epochs)})
         return phase.model_copy(update={"epochs": epochs, "stop": stop})
 
     phases = tuple(short(phase) if phase.by_gradient else phase for phase in plan.phases)

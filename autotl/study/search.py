@@ -406,9 +406,9 @@ class Search:
 
     def _probe(self, name: str, bench: Bench) -> list[ProbeRow]:
         """What every cut of a backbone tells about the images."""
-        shas, labels = bench.shas("train", "stop"), bench.labels("train", "stop")
+        shas, labels = bench.shas("train", "early_stop"), bench.labels("train", "early_stop")
         seen = probe.subset(labels, self.settings.seed)
-        units = bench.units("train", "stop")[seen]
+        units = bench.units("train", "early_stop")[seen]
         shas, labels = [shas[i] for i in seen], labels.cpu()[seen]
         cells = [(stage.name, pooling) for stage in self.catalogue.info(name).stages for pooling in stage.poolings]
         progress = self.budget.watched(self.watcher, f"probing cuts of {name}")

@@ -13,7 +13,7 @@ LOSS_DIGITS = 3
 def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) -> list[TrialRecord]:
     """Completed trials, best first, each plan once; of trials on several versions of the data those on one.
 
-    Equal values are ordered by the log-loss on `rank`, as far as it is shown, then by the cost of the network.
+    Equal values are ordered by the log-loss on `val`, as far as it is shown, then by the cost of the network.
     """
     best: dict[str, TrialRecord] = {}
     for record in records:
@@ -25,7 +25,7 @@ def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) 
 def order(value: float | None, metrics: Mapping[str, float]) -> tuple[float, float, float]:
     """The best trial has the least of these."""
     assert value is not None
-    return -value, round(metrics["rank.loss"], LOSS_DIGITS), metrics["flops"]
+    return -value, round(metrics["val.loss"], LOSS_DIGITS), metrics["flops"]
 
 
 def front(points: Mapping[int, tuple[float, float]]) -> set[int]:
@@ -69,7 +69,7 @@ def from_scratch(plan: TransferPlan) -> bool:
 def is_linear_probe(plan: TransferPlan) -> bool:
     """Whether a linear classifier sits on one cut of a pretrained network that is left as it is."""
     methods = [phase.method for phase in plan.phases]
-    return methods == ["closed-form"] and not plan.head.taps and not has_random_weights(plan)
+    return methods == ["logistic"] and not plan.head.taps and not has_random_weights(plan)
 
 
 def best_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:

@@ -31,7 +31,7 @@ BUSY = 60
 """Seconds that SQLite waits for another process that is writing."""
 OPTUNA_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 """How Optuna calls the states in which a log says that a trial has ended."""
-DESCRIBED = {"log-loss": "rank.loss", "parameters": "parameters", "FLOPs": "flops"}
+DESCRIBED = {"log-loss": "val.loss", "parameters": "parameters", "FLOPs": "flops"}
 """Which measurements the user attributes of a trial hold, by the names of the leaderboard."""
 SEARCH = "search"
 """Who carries out a trial: this, or a worker's name."""

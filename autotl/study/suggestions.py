@@ -174,5 +174,5 @@ def facts_of(dataset: Dataset) -> DataFacts:
         train_images=len(labels),
         smallest_class=int(counts.min()),
         largest_class=int(counts.max()),
-        has_stop=bool(dataset.shas("stop")),
+        has_early_stop=bool(dataset.shas("early_stop")),
     )

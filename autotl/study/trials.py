@@ -117,7 +117,7 @@ class Trials:
                     fitted = self._fit(plan, observer)
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             describe(trial, plan, measured)
-            value = measured[f"rank.{self.settings.metric}"]
+            value = measured[f"val.{self.settings.metric}"]
             # While a worker's trial is the best, the best of this process is better than none.
             if fitted and self.keep and (self._is_best(value, measured) or not self.folder.bundle.exists()):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
@@ -310,7 +310,7 @@ class _TrialObserver:
         before = sum(earlier.epochs for earlier in self.plan.phases[: phase - 1])
         self.share = 100 * (before + epoch) // sum(each.epochs for each in self.plan.phases)
         metric = self._trials.settings.metric
-        values = [facts[f"{split}.{metric}"] for split in ("stop", "rank") if f"{split}.{metric}" in facts]
+        values = [facts[f"{split}.{metric}"] for split in ("early_stop", "val") if f"{split}.{metric}" in facts]
         told = (values[0], self.share) if values and 0 < self.share < 100 else None
         self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts, told)
         self._trials.study.arrived(self._trial, phase, epoch)

@@ -28,12 +28,14 @@ from autotl.study.space import OwnTrial, SearchContext
 SEED = 7
 EPOCHS = 2
 """Epochs of a phase at most: enough to see what moves."""
-FACTS = DataFacts(classes=3, train_images=900, smallest_class=12, largest_class=600, has_stop=True, image_size=400)
+FACTS = DataFacts(
+    classes=3, train_images=900, smallest_class=12, largest_class=600, has_early_stop=True, image_size=400
+)
 """What strategies are told of the data: more than there is, so that nothing is settled by there being so little, and
 classes so unequal that weights are searched."""
-FEWER = DataFacts(classes=2, train_images=30, smallest_class=12, largest_class=18, has_stop=False, image_size=32)
+FEWER = DataFacts(classes=2, train_images=30, smallest_class=12, largest_class=18, has_early_stop=False, image_size=32)
 """The same of a small set of two classes, about as large as one another."""
-TIMES = ("seconds", "rank.seconds")
+TIMES = ("seconds", "val.seconds")
 
 
 class TinyNetwork(nn.Sequential):
@@ -185,8 +187,8 @@ def sgd(frozen: str | None, trained: tuple[str, ...], rate: float = 0.01, epochs
     return Phase(
         method="sgd",
         frozen=frozen,
-        stage_rates=dict.fromkeys(trained, rate),
-        head_rate=0.1,
+        stage_lr=dict.fromkeys(trained, rate),
+        head_lr=0.1,
         epochs=epochs,
         options={"optimizer": "sgd", "momentum": 0.0, "batch_size": 16, "schedule": "constant", "clip": 1.0},
     )
@@ -194,7 +196,7 @@ def sgd(frozen: str | None, trained: tuple[str, ...], rate: float = 0.01, epochs
 
 def linear_probe(cut: str) -> Phase:
     """A phase that fits the head alone."""
-    return Phase(method="closed-form", frozen=cut, options={"penalty": 0.1})
+    return Phase(method="logistic", frozen=cut, options={"penalty": 0.1})
 
 
 def shortened(plan: TransferPlan) -> TransferPlan:
@@ -265,7 +267,7 @@ def assert_only_trained_moves(lab: Lab, fitted: Fitted, what: str) -> None:
     before, after = state_before(lab, plan), stages.state_dict()
     rates: dict[str, float] = {}
     for phase in plan.phases:
-        for name, rate in phase.stage_rates.items():
+        for name, rate in phase.stage_lr.items():
             rates[name] = max(rate, rates.get(name, 0.0))
     for name in stages.names:
         parameters = stages.stage_parameters(name)

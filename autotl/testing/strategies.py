@@ -77,15 +77,17 @@ class StrategyTests(PluginTests):
                 ) from None
 
     def test_its_plans_can_be_carried_out(self, lab: Lab, name: str) -> None:
-        """Also where there are too few images for choosing the epoch: `context.data.has_stop` says so."""
+        """Also where there are too few images for choosing the epoch: `context.data.has_early_stop` says so."""
         for seed in range(DRAWS):
-            for facts in (FACTS, replace(FACTS, has_stop=False)):
+            for facts in (FACTS, replace(FACTS, has_early_stop=False)):
                 plan, _ = suggested(lab, name, {}, seed, facts)
                 try:
                     check(plan, lab.bench)
                     unjudged = [phase for phase in plan.phases if phase.stop and phase.stop.patience]
-                    if unjudged and not facts.has_stop:
-                        raise PlanError("it stops by the loss on 'stop', and context.data.has_stop is False")
+                    if unjudged and not facts.has_early_stop:
+                        raise PlanError(
+                            "it stops by the loss on 'early_stop', and context.data.has_early_stop is False"
+                        )
                 except PlanError as error:
                     raise AssertionError(f"A plan of '{name}' cannot be carried out: {error}") from error
 

@@ -30,8 +30,8 @@ def flat(plan: TransferPlan) -> dict[str, Any]:
 def _of_phase(phase: Phase) -> dict[str, Any]:
     found: dict[str, Any] = {"method": phase.method, "frozen": phase.frozen or "none", **phase.options}
     if phase.epochs:
-        found |= {"epochs": phase.epochs, "batch_norm": phase.batch_norm, "head rate": phase.head_rate}
-        found |= {f"rate.{stage}": rate for stage, rate in phase.stage_rates.items()}
+        found |= {"epochs": phase.epochs, "batch_norm": phase.batch_norm, "head lr": phase.head_lr}
+        found |= {f"lr.{stage}": lr for stage, lr in phase.stage_lr.items()}
     if phase.stop:
         found |= {f"stop.{name}": value for name, value in phase.stop.model_dump(exclude_none=True).items()}
     return found

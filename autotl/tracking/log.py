@@ -23,7 +23,7 @@ State = Literal["running", "complete", "pruned", "failed", "interrupted"]
 STATES = get_args(State)
 ENDED = ("complete", "pruned", "failed")
 """The states that count towards a study's total."""
-MEASURED = ("rank.loss", "parameters", "flops", "seconds")
+MEASURED = ("val.loss", "parameters", "flops", "seconds")
 """What was measured of every plan that was carried out, besides the study's metric."""
 
 

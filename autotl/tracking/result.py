@@ -16,7 +16,7 @@ def _whole(metrics: dict[str, float]) -> dict[str, float]:
 
 
 class Run(Record):
-    """One training of a plan: its seed, and the study's metric on `rank`."""
+    """One training of a plan: its seed, and the study's metric on `val`."""
 
     seed: int
     value: float
@@ -82,7 +82,7 @@ class Result(Record):
     trials: dict[str, int]
     """How many there are in each state."""
     plans: int
-    """How many different plans were compared on `rank`; the best of them won."""
+    """How many different plans were compared on `val`; the best of them won."""
     best: Best
     test: Test
     comparisons: dict[str, Comparison]

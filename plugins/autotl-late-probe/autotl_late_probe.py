@@ -4,7 +4,7 @@ from autotl import Head, Phase, hookimpl
 class LateProbe:
     def suggest(self, trial, context):
         cut, penalty = context.backbone().names[-1], trial.suggest_float("late-probe.penalty", 1e-4, 1, log=True)
-        phase = Phase(method="closed-form", frozen=cut, options={"penalty": penalty})
+        phase = Phase(method="logistic", frozen=cut, options={"penalty": penalty})
         return context.plan(cut=cut, head=Head(pooling="avg"), phases=[phase])
 
 

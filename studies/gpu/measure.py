@@ -217,8 +217,8 @@ def training(name: str, bench: Bench) -> dict[str, Any]:
     phase = Phase(
         method="sgd",
         frozen=None,
-        stage_rates={stage.name: 1e-4 for stage in info.stages if stage.parameters},
-        head_rate=1e-3,
+        stage_lr={stage.name: 1e-4 for stage in info.stages if stage.parameters},
+        head_lr=1e-3,
         epochs=EPOCHS,
         options={"optimizer": "adamw", "batch_size": BATCH},
     )
@@ -231,7 +231,7 @@ def training(name: str, bench: Bench) -> dict[str, Any]:
         head=Head(pooling="avg"),
         augmentation=Component(name="none", owner="autotl", version=bench.catalogue.requires(backbone)["autotl"]),
         data=DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
-        train_on=("train", "stop", "rank"),  # no split is left to judge an epoch on: it is training alone
+        train_on=("train", "early_stop", "val"),  # no split is left to judge an epoch on: it is training alone
         seed=0,
         requires={},
         phases=(phase,),
@@ -262,7 +262,7 @@ def feature_pass(name: str, bench: Bench) -> dict[str, Any]:
     rates = []
     for seed in range(4):
         network = bench.catalogue.network(backbone, seed)
-        shas = bench.shas("train", "stop", "rank")
+        shas = bench.shas("train", "early_stop", "val")
         bench.catalogue.info(backbone, network.input)
         torch.cuda.synchronize()
         began = time.perf_counter()

@@ -5,7 +5,7 @@
 By hand: torchvision's SqueezeNet, its last features averaged, scikit-learn's StandardScaler and
 LogisticRegression with its defaults, fitted on every image that is not in the test split. autotl:
 20 trials on the same backbone with the same weights, 1 minus the test split divided further into
-train, stop and rank. DATA is an image folder without splits; every seed splits it anew, and both
+train, early_stop and val. DATA is an image folder without splits; every seed splits it anew, and both
 sides are measured on the same test images. The margin for "no worse" is 1.5 points.
 """
 

@@ -46,7 +46,7 @@ def suggest(host, catalogue):
             "train_images": 900,
             "smallest_class": 12,
             "largest_class": 30,
-            "has_stop": True,
+            "has_early_stop": True,
             "image_size": 400,
         }
         context = SearchContext(
@@ -98,7 +98,7 @@ def tuned(plan):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_plan_can_be_carried_out_and_written_down(drawn, catalogue, strategy):
-    bench = SimpleNamespace(catalogue=catalogue, judges=lambda plan: ["stop", "rank"])
+    bench = SimpleNamespace(catalogue=catalogue, judges=lambda plan: ["early_stop", "val"])
     plans = [plan for _, plan in drawn(strategy)]
     for plan in plans:
         check(plan, bench)
@@ -118,9 +118,9 @@ def test_every_trained_stage_has_a_rate_and_no_frozen_one(drawn, catalogue, stra
         stages = names(catalogue, plan)
         for phase in tuned(plan):
             first = stages.index(phase.frozen) + 1 if phase.frozen else 0
-            assert list(phase.stage_rates) == stages[first:]
-            assert phase.head_rate > 0
-            assert all(rate > 0 for rate in phase.stage_rates.values())
+            assert list(phase.stage_lr) == stages[first:]
+            assert phase.head_lr > 0
+            assert all(rate > 0 for rate in phase.stage_lr.values())
 
 
 @pytest.mark.parametrize("strategy", ["fine-tune", "lp-ft", "gradual-unfreeze"])
@@ -129,11 +129,11 @@ def test_rates_fall_with_depth_by_the_same_factor(drawn, strategy):
     for trial, plan in drawn(strategy):
         ratio = trial.params.get(f"{strategy}.depth_ratio")
         if ratio is None:
-            assert trial.params["fine-tune.rates"] == "groups"
+            assert trial.params["fine-tune.lr_scheme"] == "groups"
             continue
-        top = trial.params[f"recipe.{trial.params['recipe.optimizer']}.rate"]
+        top = trial.params[f"recipe.{trial.params['recipe.optimizer']}.lr"]
         for phase in tuned(plan):
-            rates = list(phase.stage_rates.values())
+            rates = list(phase.stage_lr.values())
             factors = [earlier / later for earlier, later in pairwise(rates)]
             assert all(factor == pytest.approx(factors[0]) and factor < 1 for factor in factors)
             if rates:
@@ -151,16 +151,16 @@ def test_the_ratio_is_that_of_the_first_stage_to_the_last_of_the_whole_network(s
         "fine-tune.depth_ratio": 0.01,
     }
     (phase,) = suggest("fine-tune", FixedTrial(params)).phases
-    assert list(phase.stage_rates) == list(catalogue.info(RESNET).names)
-    rates = list(phase.stage_rates.values())
+    assert list(phase.stage_lr) == list(catalogue.info(RESNET).names)
+    rates = list(phase.stage_lr.values())
     assert rates[0] / rates[-1] == pytest.approx(0.01)
 
 
 def test_groups_are_thirds_of_the_depth(suggest, first, catalogue):
     factors = {"fine-tune.low": 0.02, "fine-tune.middle": 0.5, "fine-tune.high": 2.0}
-    params = {**first("fine-tune"), "backbone": RESNET, "cut": 1.0, "fine-tune.rates": "groups", **factors}
+    params = {**first("fine-tune"), "backbone": RESNET, "cut": 1.0, "fine-tune.lr_scheme": "groups", **factors}
     (phase,) = suggest("fine-tune", FixedTrial(params)).phases
-    rates = [rate / params["recipe.adamw.rate"] for rate in phase.stage_rates.values()]
+    rates = [rate / params["recipe.adamw.lr"] for rate in phase.stage_lr.values()]
     third = -(-len(rates) // 3)
     assert rates == sorted(rates)
     assert {round(rate, 6) for rate in rates} == {0.02, 0.5, 2.0}
@@ -173,7 +173,7 @@ def test_the_whole_network_is_trained_at_one_rate(drawn, catalogue):
             (phase,) = plan.phases
             assert plan.cut == catalogue.info(plan.backbone).names[-1]
             assert phase.frozen is None
-            assert len(set(phase.stage_rates.values())) == 1
+            assert len(set(phase.stage_lr.values())) == 1
 
 
 def test_scratch_begins_with_random_weights_and_the_others_do_not(drawn):
@@ -190,7 +190,7 @@ def test_scratch_begins_with_random_weights_and_the_others_do_not(drawn):
 def test_heads_come_before_stages_where_they_are_said_to(drawn):
     for strategy in ("lp-ft", "gradual-unfreeze"):
         for _, plan in drawn(strategy):
-            assert plan.phases[0].method == "closed-form"
+            assert plan.phases[0].method == "logistic"
             assert plan.phases[0].frozen == plan.cut
             assert len(plan.phases[0].options["penalty"]) > 1
 
@@ -211,7 +211,7 @@ def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalog
         assert total == pytest.approx(10 * 4 ** trial.params["recipe.length"], abs=len(phases))
         counts.add(len(phases))
         for early, late in pairwise(phases):
-            assert early.stage_rates.items() <= late.stage_rates.items()
+            assert early.stage_lr.items() <= late.stage_lr.items()
     assert {1, 2, 3} <= counts
 
 
@@ -295,7 +295,7 @@ def test_the_epoch_is_chosen_only_where_there_is_a_split_for_it(drawn):
     for _, plan in drawn("gradual-unfreeze"):
         for phase in tuned(plan):
             assert phase.stop.patience == max(3, round(phase.epochs / 2))
-    for _, plan in drawn("gradual-unfreeze", has_stop=False):
+    for _, plan in drawn("gradual-unfreeze", has_early_stop=False):
         assert all(phase.stop is None for phase in plan.phases)
 
 
@@ -329,5 +329,5 @@ def test_plans_are_carried_out_by_the_engine(
     }
     plan = suggest(strategy, FixedTrial(params), backbones=("tiny:net",), data=facts_of(dataset))
     metrics = fit(plan, bench).metrics
-    assert 0 <= metrics["rank.accuracy"] <= 1
-    assert metrics["rank.loss"] < 3
+    assert 0 <= metrics["val.accuracy"] <= 1
+    assert metrics["val.loss"] < 3

@@ -53,7 +53,7 @@ PROBE = """cut = context.cut()
         """
 TRAIN = """cut = context.cut()
         options = {"optimizer": "sgd", "batch_size": 16}
-        phase = Phase(method="sgd", frozen=cut, head_rate=0.1, epochs=1, options=options)
+        phase = Phase(method="sgd", frozen=cut, head_lr=0.1, epochs=1, options=options)
         return context.plan(cut=cut, head=Head(pooling="avg"), phases=[phase], augmentation=context.augmentation())"""
 METHOD = """
 import torch
@@ -140,7 +140,7 @@ class Trains:
         info = context.backbone()
         rates = {{name: 0.01 for name in names if info.stage(name).parameters}}
         phase = Phase(
-            method="sgd", frozen=None, stage_rates=rates, head_rate=0.1, epochs=1, options=options, batch_norm="train"
+            method="sgd", frozen=None, stage_lr=rates, head_lr=0.1, epochs=1, options=options, batch_norm="train"
         )
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])
 
@@ -268,18 +268,18 @@ PLUGINS = {
     "trial-attribute": strategy("trial.set_user_attr('images', 'others')"),
     "draws-frozen": strategy("trial.suggest_categorical('frozen', ['none', 'all'])"),
     "draws-strategy": strategy("trial.suggest_categorical('strategy', ['bad'])"),
-    "draws-others": strategy("trial.suggest_float('fine-tune.rates', 0, 1)"),
+    "draws-others": strategy("trial.suggest_float('fine-tune.lr_scheme', 0, 1)"),
     "draws-bare": strategy("trial.suggest_float('rate', 0, 1)"),
     "draws-anew": strategy(f"trial.suggest_categorical('bad.kind', list(range(2 + trial.number))); {PROBE}return plan"),
     "draws-backwards": strategy("trial.suggest_float('bad.rate', 1, 0)"),
-    "plan-nan": strategy("Phase(method='sgd', frozen=None, head_rate=float('nan'), epochs=1)"),
+    "plan-nan": strategy("Phase(method='sgd', frozen=None, head_lr=float('nan'), epochs=1)"),
     "plan-forged": strategy(f"{PROBE}return plan.model_copy(update={{'phases': 'none'}})"),
     "plan-cut": strategy(f"{PROBE}return plan.model_copy(update={{'cut': 'nowhere'}})"),
     "plan-method": strategy(f"{PROBE}return plan.model_copy(update={{'phases': (Phase(method='x', frozen=cut),)}})"),
     "plan-backbone": strategy(f"{PROBE}return plan.model_copy(update={{'backbone': 'nowhere:net'}})"),
     "plan-weights": strategy(f"{PROBE}return plan.model_copy(update={{'weights': 'sha256:0'}})"),
     "plan-rates": strategy("""names = context.backbone().names
-        phase = Phase(method="sgd", frozen=None, stage_rates={"x": 1.0}, head_rate=0.1, epochs=1, options={})
+        phase = Phase(method="sgd", frozen=None, stage_lr={"x": 1.0}, head_lr=0.1, epochs=1, options={})
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])"""),
     "guess-number": strategy(f"{PROBE}return plan", "first_guess = 5"),
     "guess-raises": strategy(f"{PROBE}return plan", "first_guess = property(lambda self: 1 / 0)"),

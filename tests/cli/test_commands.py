@@ -250,7 +250,7 @@ def test_a_manifest_with_columns_of_other_names(autotl, stripes, tmp_path):
     autotl("search", "m.csv", "--trials", 2, *words)  # it goes on with the columns that it was begun with
     (tmp_path / "plan.json").write_text(autotl("show", "m", "--plan", "0"))
     told = json.loads(autotl("train", "plan.json", "m.csv", *columns, "--json"))
-    assert told["metrics"]["rank.accuracy"] == found["best"]["validation"]
+    assert told["metrics"]["val.accuracy"] == found["best"]["validation"]
 
 
 def test_a_path_is_no_formula_and_a_class_is_never_changed(autotl, stripes, tmp_path):

@@ -78,7 +78,7 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
             dom = lambda page: subprocess.check_output([*words, page], text=True, stderr=subprocess.DEVNULL)  # noqa: E731
             table = dom(address)
             assert "0 linear-probe autotl:resnet10 →" in table
-            for column in ("rank/accuracy", "rank/loss", "flops", "backbone", "cut"):
+            for column in ("val/accuracy", "val/loss", "flops", "backbone", "cut"):
                 assert f'data-testid="sort-header-{column}"' in table
             assert "Winner: autotl:resnet10" in dom(study)
     finally:

@@ -106,7 +106,7 @@ def test_the_listings(monkeypatch):
         assert run(kind).stdout.startswith(f"{kind}:\n")
     assert "randaugment" in run("augmentations", "rand*").stdout and "flip" not in run("augmentations", "rand*").stdout
     assert "Unknown strategy 'zzz'" in run("strategies", "zzz").output
-    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "closed_form")
+    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "logistic")
     assert run().output.count("methods:\n\n") == 1
     assert run("pets").exit_code == 2
 

@@ -37,7 +37,7 @@ class Strategy:
         (first, *others) = context.backbone().names
         trained = dict.fromkeys(others, 0.01)
         options = {"optimizer": "sgd", "batch_size": 16}
-        phase = Phase(method="sgd", frozen=first, stage_rates=trained, head_rate=0.1, epochs=1, options=options)
+        phase = Phase(method="sgd", frozen=first, stage_lr=trained, head_lr=0.1, epochs=1, options=options)
         return context.plan(cut=others[-1], head=Head(pooling="avg"), phases=[phase])
 
 

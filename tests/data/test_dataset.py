@@ -52,8 +52,8 @@ def splits(dataset):
 
 def labels(dataset, log):
     """The label of each image by path, test included."""
-    kept = [dataset.labels("train", "stop", "rank"), dataset.open_test(log, plan="p", trials=0)]
-    images = [*dataset.of("train", "stop", "rank"), *dataset.of("test")]
+    kept = [dataset.labels("train", "early_stop", "val"), dataset.open_test(log, plan="p", trials=0)]
+    images = [*dataset.of("train", "early_stop", "val"), *dataset.of("test")]
     return {image.path: dataset.classes[number] for image, number in zip(images, np.concatenate(kept), strict=True)}
 
 
@@ -62,8 +62,8 @@ def test_a_whole_folder(opened, tmp_path):
     assert dataset.classes == ("cat", "dog") and dataset.root == tmp_path / "data"
     assert dataset.problems == () and dataset.notes == ()
     assert dataset.counts() == {
-        "cat": {"train": 27, "stop": 5, "rank": 8, "test": 10},
-        "dog": {"train": 54, "stop": 10, "rank": 16, "test": 20},
+        "cat": {"train": 27, "early_stop": 5, "val": 8, "test": 10},
+        "dog": {"train": 54, "early_stop": 10, "val": 16, "test": 20},
     }
     assert [image.path for image in dataset.images] == sorted(image.path for image in dataset.images)
     assert {(image.width, image.height, image.group) for image in dataset.images} == {(12, 9, None)}
@@ -73,14 +73,14 @@ def test_a_whole_folder(opened, tmp_path):
 
 def test_of_shas_labels_and_files_agree(opened, tmp_path):
     dataset = opened(folder(tmp_path / "data", cat=40, dog=40))
-    some = dataset.of("rank", "train")
-    assert {image.split for image in some} == {"rank", "train"}
-    assert dataset.shas("train", "rank") == [image.sha for image in some]
-    assert dataset.files("train", "rank") == [(i.sha, tmp_path / "data" / i.path) for i in some]
-    numbers = dataset.labels("train", "rank")
+    some = dataset.of("val", "train")
+    assert {image.split for image in some} == {"val", "train"}
+    assert dataset.shas("train", "val") == [image.sha for image in some]
+    assert dataset.files("train", "val") == [(i.sha, tmp_path / "data" / i.path) for i in some]
+    numbers = dataset.labels("train", "val")
     assert numbers.dtype == np.int64 and numbers.tolist() == [i.path.startswith("dog") for i in some]
-    with pytest.raises(ValueError, match="val"):
-        dataset.of("val")
+    with pytest.raises(ValueError, match="validation"):
+        dataset.of("validation")
     with pytest.raises(ValueError, match="one or more"):
         dataset.of()
 
@@ -89,7 +89,7 @@ def test_pixels_are_there_for_every_image_and_decoded_once(tmp_path):
     data, pixels = folder(tmp_path / "data", cat=10, dog=10), PixelStore(tmp_path / "cache")
     dataset = open_dataset(data, seed=0, inputs=[INPUT], pixels=pixels)
     assert pixels.decoded == 20
-    assert pixels.rows(INPUT).missing(dataset.shas("train", "rank", "test")) == []
+    assert pixels.rows(INPUT).missing(dataset.shas("train", "val", "test")) == []
     open_dataset(data, seed=0, inputs=[INPUT], pixels=pixels)
     assert pixels.decoded == 20
 
@@ -219,7 +219,7 @@ def test_near_copies_in_given_splits(opened, tmp_path):
     assert dataset.problems == (
         Problem("train/cat/in test.jpg", "nearly the same picture is in test as 'test/cat/0.png'"),
     )
-    assert dataset.notes[0] == "1 of 51 files set aside: nearly the same picture is in rank or test"
+    assert dataset.notes[0] == "1 of 51 files set aside: nearly the same picture is in val or test"
     again = opened(data, previous={image.sha: image.split for image in dataset.images})
     assert again.fingerprint == dataset.fingerprint and again.problems == dataset.problems
 
@@ -257,11 +257,11 @@ def test_leaks_between_given_splits(opened, tmp_path):
     dataset = opened(data)
     assert dataset.problems == (
         Problem("train/cat/in test.png", "the same picture is in test as 'test/cat/0.png'"),
-        Problem("train/cat/in val.png", "the same picture is in rank as 'val/cat/0.png'"),
+        Problem("train/cat/in val.png", "the same picture is in val as 'val/cat/0.png'"),
         Problem("val/cat/in test.png", "the same picture is in test as 'test/cat/1.png'"),
     )
     assert dataset.notes == (
-        "3 of 79 files set aside: the same picture is in rank or test",
+        "3 of 79 files set aside: the same picture is in val or test",
         "1 of 79 files copies of another image, in the same split",
         "no image in test of 1 classes, 'dog' among them",
     )
@@ -273,10 +273,10 @@ def test_leaks_between_given_splits(opened, tmp_path):
 def test_given_splits_are_kept(opened, tmp_path):
     dataset = opened(folder(tmp_path / "data", train__cat=30, train__dog=30, valid__cat=5, valid__dog=4))
     assert dataset.counts() == {
-        "cat": {"train": 20, "stop": 4, "rank": 5, "test": 6},
-        "dog": {"train": 20, "stop": 4, "rank": 4, "test": 6},
+        "cat": {"train": 20, "early_stop": 4, "val": 5, "test": 6},
+        "dog": {"train": 20, "early_stop": 4, "val": 4, "test": 6},
     }
-    assert all((image.split == "rank") == image.path.startswith("valid") for image in dataset.images)
+    assert all((image.split == "val") == image.path.startswith("valid") for image in dataset.images)
 
 
 def test_a_manifest_with_groups(opened, tmp_path):
@@ -304,8 +304,8 @@ def test_copies_and_groups_are_units(opened, tmp_path):
 
 def test_no_stop_split_is_said(opened, tmp_path):
     dataset = opened(folder(tmp_path / "data", cat=10, dog=100))
-    assert dataset.notes == ("no stop split: too few images to give every class 3",)
-    assert dataset.of("stop") == [] and dataset.labels("stop").shape == (0,)
+    assert dataset.notes == ("no early_stop split: too few images to give every class 3",)
+    assert dataset.of("early_stop") == [] and dataset.labels("early_stop").shape == (0,)
 
 
 def test_stray_files_are_said(opened, tmp_path):
@@ -321,7 +321,7 @@ def test_stray_files_are_said(opened, tmp_path):
         (
             {"train__cat": 9, "train__dog": 9, "val__cat": 2},
             "val/cat",
-            "No image of rank in class 'cat'.*'val/cat/0.png': the file is empty",
+            "No image of val in class 'cat'.*'val/cat/0.png': the file is empty",
         ),
     ],
 )
@@ -449,7 +449,7 @@ def test_images_moved_to_another_split_are_said(opened, tmp_path):
     assert after.notes == ("1 of 90 files kept in the split that the study stored, though now given another one",)
 
 
-@pytest.mark.parametrize("text", [None, "path,label\n1,a\n", "path,sha,label,split,group\n1,ab,a,val,\n"])
+@pytest.mark.parametrize("text", [None, "path,label\n1,a\n", "path,sha,label,split,group\n1,ab,a,validation,\n"])
 def test_a_stored_split_that_cannot_be_read(tmp_path, text):
     if text:
         (tmp_path / "data").mkdir()

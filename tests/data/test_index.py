@@ -58,7 +58,7 @@ def test_splits_of_class_folders(tmp_path):
         ("test/b/4", "b", "test"),
         ("train/a/1", "a", "train"),
         ("train/b/x/2", "b", "train"),
-        ("val/a/3", "a", "rank"),
+        ("val/a/3", "a", "val"),
     ]
 
 
@@ -78,11 +78,11 @@ def test_folders_of_splits_by_their_usual_names(tmp_path, train, val, test):
     assert {(file.path, file.label, file.split) for file in listing.files} == {
         (f"{train}/a/1", "a", "train"),
         (f"{train}/b/2", "b", "train"),
-        (f"{val}/a/3", "a", "rank"),
+        (f"{val}/a/3", "a", "val"),
         (f"{test}/b/4", "b", "test"),
     }
     assert listing.layout == "split folders"
-    assert dict(listing.read_as) == {train: "train", val: "rank", test: "test"} and listing.notes == ()
+    assert dict(listing.read_as) == {train: "train", val: "val", test: "test"} and listing.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_labels_of_one_name_in_two_unicode_forms_are_one(tmp_path):
     listing = find(tmp_path)
     assert [(file.label, file.split) for file in listing.files if file.label != "b"] == [
         (one, "train"),
-        (one, "rank"),
+        (one, "val"),
     ]
     assert all((tmp_path / file.path).is_file() for file in listing.files)
 
@@ -398,7 +398,7 @@ def test_a_csv_manifest(tmp_path):
         Found("3.jpg", "cat", "test", "p2"),
         Found("4", "dog", "train", "p2"),
         Found("in/1.jpg", "cat", "train", "p1"),
-        Found("in/2.jpg", "dog", "rank", None),
+        Found("in/2.jpg", "dog", "val", None),
     )
 
 

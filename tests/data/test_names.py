@@ -12,7 +12,7 @@ from autotl.data.names import is_fold, is_litter, split_of
             "train",
             ["train", "Training", "TRAIN_SET", "seg_train", "train-images", "train_val", "train2017"],
         ),
-        ("rank", ["val", "valid", "Validation", "dev", "val_set", "validation data"]),
+        ("val", ["val", "valid", "Validation", "dev", "val_set", "validation data"]),
         ("test", ["test", "Testing", "test_set", "seg_test", "testset", "image_test", "test1"]),
         (None, ["eval", "holdout", "trains", "bus", "fold_0", "latest", "contest", "values", "invalid"]),
     ],

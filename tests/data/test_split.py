@@ -38,15 +38,15 @@ def assert_nothing_straddles(some, splits):
 
 def test_shares_of_each_class():
     some = members(a=100, b=1000)
-    # Test 20 %, rank 20 % of what is left, stop 15 % of what is left then.
+    # Test 20 %, val 20 % of what is left, stop 15 % of what is left then.
     assert counts(some, assign(some, seed=0)) == {"a": (54, 10, 16, 20), "b": (544, 96, 160, 200)}
 
 
 @pytest.mark.parametrize("smallest", [3, 4, 5, 10, 18])
-def test_a_small_class_is_in_train_rank_and_test(smallest):
+def test_a_small_class_is_in_train_val_and_test(smallest):
     some = members(a=smallest, b=200)
-    train, stop, rank, test = counts(some, assign(some, seed=1))["a"]
-    assert min(train, rank, test) >= 1 and stop == 0
+    train, early_stop, val, test = counts(some, assign(some, seed=1))["a"]
+    assert min(train, val, test) >= 1 and early_stop == 0
 
 
 def test_no_stop_split_unless_every_class_has_three_in_it():
@@ -87,10 +87,10 @@ def test_duplicates_and_groups_never_straddle(seed):
         some.append(Member(sha(f"{label}{n if rng.random() < 0.8 else rng.randrange(400)}"), label, group=group))
     splits = assign(some, seed=seed)
     assert_nothing_straddles(some, splits)
-    for label, (train, stop, rank, test) in counts(some, splits).items():
-        total = train + stop + rank + test
+    for label, (train, early_stop, val, test) in counts(some, splits).items():
+        total = train + early_stop + val + test
         assert 0.1 < test / total < 0.3, label
-        assert 0.05 < rank / total < 0.25, label
+        assert 0.05 < val / total < 0.25, label
 
 
 def test_a_picture_in_two_groups_ties_them():
@@ -115,13 +115,13 @@ def test_given_splits_are_kept_and_only_missing_ones_carved():
     assert [m.given == "test" for m in some] == [split == "test" for split in splits]
     assert counts(some, splits) == {"a": (34, 6, 10, 4), "b": (34, 6, 10, 4)}
 
-    some += members("rank", 60, a=5)
+    some += members("val", 60, a=5)
     splits = assign(some, seed=0)
-    assert [m.given == "rank" for m in some] == [split == "rank" for split in splits]
+    assert [m.given == "val" for m in some] == [split == "val" for split in splits]
     assert counts(some, splits) == {"a": (42, 8, 5, 4), "b": (42, 8, 0, 4)}
 
 
-@pytest.mark.parametrize(("count", "least", "given"), [(2, 3, []), (1, 3, []), (1, 2, ["test"]), (1, 2, ["rank"])])
+@pytest.mark.parametrize(("count", "least", "given"), [(2, 3, []), (1, 3, []), (1, 2, ["test"]), (1, 2, ["val"])])
 def test_a_class_that_is_too_small(count, least, given):
     some = members(a=50, tiny=count)
     for split in given:
@@ -131,7 +131,7 @@ def test_a_class_that_is_too_small(count, least, given):
 
 
 def test_with_val_and_test_given_one_image_is_enough():
-    some = members(a=50, tiny=1) + members("rank", 50, a=9) + members("test", 60, a=9)
+    some = members(a=50, tiny=1) + members("val", 50, a=9) + members("test", 60, a=9)
     assert assign(some, seed=0)[50] == "train"
 
 
@@ -149,7 +149,7 @@ def test_groups_that_mix_classes_too_much():
         for label in labels
     ]
     for seed in range(5):
-        with pytest.raises(DataError, match="cannot have images in test, rank and train at once: its groups"):
+        with pytest.raises(DataError, match="cannot have images in test, val and train at once: its groups"):
             assign(some, seed=seed)
 
 
@@ -180,8 +180,8 @@ def test_what_is_known_stays_and_what_is_new_joins_train():
 def test_new_images_that_are_given_a_split_get_it():
     old = members(a=50, b=50) + members("test", 50, a=5, b=5)
     _, previous = stored(old)
-    new = members("test", 80, a=3) + members("rank", 90, b=2) + members(start=100, a=4)
-    assert assign(old + new, seed=0, previous=previous)[len(old) :] == ["test"] * 3 + ["rank"] * 2 + ["train"] * 4
+    new = members("test", 80, a=3) + members("val", 90, b=2) + members(start=100, a=4)
+    assert assign(old + new, seed=0, previous=previous)[len(old) :] == ["test"] * 3 + ["val"] * 2 + ["train"] * 4
 
 
 def test_a_stored_split_is_stronger_than_a_given_one():
@@ -211,5 +211,5 @@ def test_a_group_that_ties_what_is_stored_apart():
 
 def test_the_stored_split_of_other_data():
     _, previous = stored(members(a=50, b=50))
-    with pytest.raises(DataError, match=r"Nothing is left in rank, test: of 80 images 0 are among the 100"):
+    with pytest.raises(DataError, match=r"Nothing is left in test, val: of 80 images 0 are among the 100"):
         assign(members(start=1000, a=40, b=40), seed=0, previous=previous)

@@ -18,11 +18,11 @@ from autotl.engine.observe import Nobody
 from autotl.errors import PluginError
 from autotl.plan import Component, DataRef, Head, Phase, TransferPlan
 
-TIMES = {"seconds": 0, "rank.seconds": 0}
+TIMES = {"seconds": 0, "val.seconds": 0}
 
 NAMES = ("0.2", "1.2", "2.1")
 PLAIN = {"optimizer": "sgd", "batch_size": 7, "momentum": 0.0}
-PROBE = Phase(method="closed-form", frozen="2.1", options={"penalty": [0.1]})
+PROBE = Phase(method="logistic", frozen="2.1", options={"penalty": [0.1]})
 NONE = Component(name="none", owner="autotl", version="0.1.0")
 CHUNK = 16
 
@@ -67,13 +67,13 @@ def bench(host, stripes, tmp_path, monkeypatch):
     return Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
 
 
-def phase(frozen, *, rate=0.001, head_rate=0.02, epochs=2, **options):
+def phase(frozen, *, rate=0.001, head_lr=0.02, epochs=2, **options):
     trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
     return Phase(
         method="sgd",
         frozen=frozen,
-        stage_rates=dict.fromkeys(trained, rate),
-        head_rate=head_rate,
+        stage_lr=dict.fromkeys(trained, rate),
+        head_lr=head_lr,
         epochs=epochs,
         options={**PLAIN, **options},
     )
@@ -162,9 +162,9 @@ def test_frozen_stages_see_each_image_once(bench, calls):
         return math.ceil(len(bench.shas(split)) / CHUNK)
 
     fit(plan(bench, phase("0.2", epochs=5)), bench)
-    assert len(calls) == passes("train") + passes("stop")
+    assert len(calls) == passes("train") + passes("early_stop")
     fit(plan(bench, phase("0.2", epochs=3, rate=0.0005, batch_size=12), seed=5), bench)  # another trial
-    assert len(calls) == passes("train") + passes("stop")
+    assert len(calls) == passes("train") + passes("early_stop")
 
     calls.clear()
     fit(plan(bench, phase("0.2", epochs=7, views=3), augmentation=FLIP), bench)
@@ -197,7 +197,7 @@ def test_a_prefix_that_an_earlier_phase_trained_is_not_that_of_the_untrained(ben
         {"augmentation": ZOOM},
         {"augmentation": ZOOM.model_copy(update={"params": {"degrees": 5.0, "zoom": 0.2}})},
         {"augmentation": ZOOM, "seed": 3},
-        {"train_on": ("train", "rank")},
+        {"train_on": ("train", "val")},
     ],
 )
 def test_whatever_changes_a_value_has_a_place_of_its_own_in_the_store(bench, changes):
@@ -258,7 +258,7 @@ def test_only_what_is_trained_on_is_augmented(bench, augment, frozen, views):
 
     def facts(augmentation):
         observer = Facts()
-        still = phase(frozen, rate=0.0, head_rate=0.0, epochs=2, views=views)
+        still = phase(frozen, rate=0.0, head_lr=0.0, epochs=2, views=views)
         fitted = fit(plan(bench, PROBE, still, augmentation=augmentation), bench, observer)
         return observer.told, fitted
 
@@ -266,10 +266,10 @@ def test_only_what_is_trained_on_is_augmented(bench, augment, frozen, views):
     assert seen
     plain, plain_fit = facts(NONE)
     for one, other in zip(changed, plain, strict=True):
-        for name in ("stop.loss", "stop.accuracy"):
+        for name in ("early_stop.loss", "early_stop.accuracy"):
             assert one[name] == pytest.approx(other[name], rel=1e-4)
     assert changed[1]["train.loss"] != pytest.approx(plain[1]["train.loss"], rel=1e-3)
-    assert torch.equal(changed_fit.model.features("rank"), plain_fit.model.features("rank"))
+    assert torch.equal(changed_fit.model.features("val"), plain_fit.model.features("val"))
     assert torch.equal(changed_fit.model.features("test"), plain_fit.model.features("test"))
 
 

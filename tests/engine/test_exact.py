@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import autotl
-from autotl.builtin import closed_form
+from autotl.builtin import logistic
 from autotl.engine import exact as room
 from autotl.engine.exact import exact
 from autotl.engine.model import Model
@@ -162,7 +162,7 @@ def test_search_and_predictions_leave_torch_as_it_was(stripes, watch):
 
 def test_a_training_alone_leaves_torch_as_it_was(tmp_path, watch):
     before, seen = settings(), watch(Model, "features")
-    lab = Lab(closed_form, tmp_path)
+    lab = Lab(logistic, tmp_path)
     fitted = lab.fit(lab.plan(linear_probe("2.1")))
     fitted.logits("test")
     assert settings() == before

@@ -20,7 +20,7 @@ from autotl.errors import AutotlError, PluginError
 from autotl.host import Host
 from autotl.plan import Component, DataRef, Head, Input, Network, Phase, TransferPlan
 
-TIMES = {"seconds": 0, "rank.seconds": 0}
+TIMES = {"seconds": 0, "val.seconds": 0}
 
 WEIGHTS = "none"
 
@@ -55,14 +55,14 @@ def plan(bench, **changes):
             "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
             "seed": 0,
             "requires": catalogue.requires("tiny:net"),
-            "phases": (Phase(method="closed-form", frozen=cut, options={"penalty": [1.0, 0.01, 1e-4]}),),
+            "phases": (Phase(method="logistic", frozen=cut, options={"penalty": [1.0, 0.01, 1e-4]}),),
             **changes,
         }
     )
 
 
 def test_one_pass_serves_every_cut_every_pooling_and_every_later_store(bench, tmp_path):
-    store, shas = bench.features, bench.shas("train", "stop", "rank", "test")
+    store, shas = bench.features, bench.shas("train", "early_stop", "val", "test")
     for stage in store.catalogue.info("tiny:net").stages:
         for pooling in stage.poolings:
             store.read(network(bench), stage.name, pooling, shas)
@@ -75,7 +75,7 @@ def test_one_pass_serves_every_cut_every_pooling_and_every_later_store(bench, tm
 
 
 def test_other_weights_are_other_features(bench):
-    shas = bench.shas("rank")
+    shas = bench.shas("val")
     first = bench.features.read(network(bench, "random:1"), "1.2", "avg", shas)
     second = bench.features.read(network(bench, "random:2"), "1.2", "avg", shas)
     again = bench.features.read(network(bench, "random:1"), "1.2", "avg", shas)
@@ -85,7 +85,7 @@ def test_other_weights_are_other_features(bench):
 
 
 def test_stored_features_are_those_of_the_network(bench):
-    store, shas = bench.features, bench.shas("rank")
+    store, shas = bench.features, bench.shas("val")
     info = store.catalogue.info("tiny:net")
     stages = store.catalogue.build(network(bench)).eval()
     images = torch.from_numpy(store.pixels.rows(info.input).read(shas))
@@ -201,7 +201,7 @@ def test_a_backbone_that_fails_is_named(bench, monkeypatch, fault):
     bench.features.catalogue.info("tiny:net")  # traced while it still works
     monkeypatch.setattr(Stages, "walk", broken)
     with pytest.raises(PluginError, match=f"'tiny:net'.*{fault}"):
-        bench.features.fill(network(bench), bench.shas("rank"))
+        bench.features.fill(network(bench), bench.shas("val"))
 
 
 def test_normalise_prepares_as_the_backbone_was_trained():
@@ -231,22 +231,22 @@ def test_a_plan_gives_the_same_numbers_twice_and_beats_chance(bench):
     assert torch.equal(first.model.head.weight, second.model.head.weight)
     first.metrics.update(TIMES), second.metrics.update(TIMES)
     assert first.metrics == second.metrics
-    assert first.metrics["rank.accuracy"] > 0.6  # three classes
+    assert first.metrics["val.accuracy"] > 0.6  # three classes
     assert np.allclose(first.logits("test"), second.logits("test"))
 
 
 def test_the_last_training_takes_every_image_but_the_sealed_ones(bench):
     first = fit(plan(bench), bench)
     everything = on_all_images(first.plan, first.metrics, bench)
-    assert everything.train_on == ("train", "stop", "rank")
+    assert everything.train_on == ("train", "early_stop", "val")
     assert everything.phases[0].options["penalty"] == [first.metrics["phase1.penalty"]]
     last = fit(everything, bench)
-    shas, labels = bench.shas("train", "stop", "rank"), bench.labels("train", "stop", "rank")
+    shas, labels = bench.shas("train", "early_stop", "val"), bench.labels("train", "early_stop", "val")
     features = bench.features.read(network(bench), "1.2", "avg", shas)
     (expected,) = logistic_path(features, labels, 3, [first.metrics["phase1.penalty"]])
     assert torch.equal(last.model.head.weight, expected.weight)
     assert not torch.equal(last.model.head.weight, first.model.head.weight)
-    assert "rank.accuracy" not in last.metrics  # it would be the accuracy on what was trained on
+    assert "val.accuracy" not in last.metrics  # it would be the accuracy on what was trained on
 
 
 def test_costs_are_those_of_the_cut_network(bench):
@@ -260,10 +260,10 @@ def test_costs_are_those_of_the_cut_network(bench):
 @pytest.mark.parametrize("mode", ["squash", "pad"])
 def test_a_plan_may_state_another_mode_and_the_bits_of_its_images(bench, mode, monkeypatch):
     own = bench.catalogue.card("tiny:net").input
-    as_usual = fit(plan(bench), bench).metrics["rank.accuracy"]
+    as_usual = fit(plan(bench), bench).metrics["val.accuracy"]
     monkeypatch.setattr(bench.catalogue, "_measured", lambda *_: pytest.fail("traced again"))
     made = fit(plan(bench, input=own.by(mode).model_copy(update={"bits": 12})), bench)
-    assert made.metrics["rank.accuracy"] == as_usual  # all images are square
+    assert made.metrics["val.accuracy"] == as_usual  # all images are square
     wrong = own.by(mode).model_copy(update={"resize": 40})
     with pytest.raises(AutotlError, match="'mode' and 'bits' may be others"):
         fit(plan(bench, input=wrong), bench)
@@ -280,18 +280,21 @@ def test_a_plan_may_state_another_mode_and_the_bits_of_its_images(bench, mode, m
         ({"backbone": "tiny:net@random", "weights": "random:x"}, "takes weights written as random:<seed>"),
         ({"head": Head(pooling="token")}, "Unknown pooling after 1.2 'token'. Known: avg, max"),
         ({"augmentation": Component(name="mixup", owner="nobody", version="1")}, "augmentation 'mixup'"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalty": [-1]}),)}, "above zero"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2", options={"penalty": ["a"]}),)}, "above zero"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2", epochs=3, options={"penalty": [1]}),)}, "no rates"),
+        ({"phases": (Phase(method="logistic", frozen="1.2", options={"penalty": [-1]}),)}, "above zero"),
+        ({"phases": (Phase(method="logistic", frozen="1.2", options={"penalty": ["a"]}),)}, "above zero"),
+        (
+            {"phases": (Phase(method="logistic", frozen="1.2", epochs=3, options={"penalty": [1]}),)},
+            "no learning rates",
+        ),
         ({"weights": "whatever"}, "takes weights written as none, not 'whatever'"),
         (
             {"input": Input(size=40, resize=40, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)},
             "takes its input",
         ),
         ({"phases": (Phase(method="magic", frozen="1.2"),)}, "Unknown training method 'magic'"),
-        ({"phases": (Phase(method="closed-form", frozen=None),)}, "'frozen' must be the cut"),
-        ({"phases": (Phase(method="closed-form", frozen="1.2"),)}, "options.penalty"),
-        ({"train_on": ("train", "stop", "rank")}, "cannot choose among several heads"),
+        ({"phases": (Phase(method="logistic", frozen=None),)}, "'frozen' must be the cut"),
+        ({"phases": (Phase(method="logistic", frozen="1.2"),)}, "options.penalty"),
+        ({"train_on": ("train", "early_stop", "val")}, "cannot choose among several heads"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_says_why(bench, changes, says):
@@ -311,7 +314,7 @@ def test_a_batch_that_does_not_fit_into_the_memory_goes_through_in_parts(bench, 
 @pytest.mark.gpu
 def test_features_on_a_gpu_are_those_of_the_cpu(bench, tmp_path, cuda):
     gpu = FeatureStore(tmp_path / "cache", bench.features.catalogue, bench.features.pixels, cuda)
-    shas = bench.shas("rank")
+    shas = bench.shas("val")
     there = gpu.read(network(bench), "2.1", "avg", shas)
     assert there.device.type == "cuda"
     assert gpu.computed == len(shas)

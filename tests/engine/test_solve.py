@@ -123,17 +123,17 @@ def test_the_head_with_the_lowest_loss_wins_and_is_fitted_again_on_all(bench):
     chosen = fitted.metrics["phase1.shrink"]
     features, labels = fitted.model.features("train"), bench.labels("train")
     on_train = NearestMean().fit(features, labels, 3, {"shrink": [0.0, 0.5, 1.0]}, lambda: None)
-    judged, truth = fitted.model.features("stop"), bench.labels("stop")
+    judged, truth = fitted.model.features("early_stop"), bench.labels("early_stop")
     loss = [F.cross_entropy(judged @ head.weight.T + head.bias, truth).item() for head in on_train]
     assert chosen == [0.0, 0.5, 1.0][int(np.argmin(loss))]
-    assert fitted.metrics["phase1.stop.loss_at_choice"] == pytest.approx(min(loss))
+    assert fitted.metrics["phase1.early_stop.loss_at_choice"] == pytest.approx(min(loss))
 
     everything = on_all_images(fitted.plan, fitted.metrics, bench)
     assert everything.phases[0].options == {"shrink": [chosen], "unit": "px"}
     last = fit(everything, bench)
     expected = NearestMean().fit(
-        last.model.features("train", "stop", "rank"),
-        bench.labels("train", "stop", "rank"),
+        last.model.features("train", "early_stop", "val"),
+        bench.labels("train", "early_stop", "val"),
         3,
         {"shrink": [chosen]},
         lambda: None,
@@ -146,26 +146,26 @@ def test_classes_weigh_in_the_choice_as_in_the_fit(bench):
     penalties = [1e-3, 1.0, 1e3]
     heads = {}
     for weights in ("none", "balanced"):
-        probe = Phase(method="closed-form", frozen="2.1", options={"penalty": penalties, "class_weights": weights})
+        probe = Phase(method="logistic", frozen="2.1", options={"penalty": penalties, "class_weights": weights})
         bench.dataset._labels[bench.dataset._labels == 2] = 1  # one class has none, another twice as many
         fitted = fit(plan(bench, probe), bench)
-        features, labels = fitted.model.features("stop"), bench.labels("stop")
+        features, labels = fitted.model.features("early_stop"), bench.labels("early_stop")
         by_class = torch.bincount(bench.labels("train"), minlength=3)
         weight = len(bench.labels("train")) / (2 * by_class.clamp(min=1)) if weights == "balanced" else None
         path = logistic_path(fitted.model.features("train"), bench.labels("train"), 3, penalties, class_weights=weights)
         losses = [F.cross_entropy(head(features), labels, weight=weight).item() for head in path]
-        assert fitted.metrics["phase1.stop.loss_at_choice"] == pytest.approx(min(losses))
+        assert fitted.metrics["phase1.early_stop.loss_at_choice"] == pytest.approx(min(losses))
         assert fitted.metrics["phase1.penalty"] == penalties[int(np.argmin(losses))]
         heads[weights] = fitted.model.head.weight
-    silent = fit(plan(bench, Phase(method="closed-form", frozen="2.1", options={"penalty": penalties})), bench)
+    silent = fit(plan(bench, Phase(method="logistic", frozen="2.1", options={"penalty": penalties})), bench)
     assert torch.equal(silent.model.head.weight, heads["none"])
     assert not torch.equal(heads["balanced"], heads["none"])
 
 
 @pytest.mark.parametrize("weights", ["evenly", ["none", "balanced"]])
-def test_closed_form_takes_one_known_way_to_weigh_classes(bench, weights):
-    probe = Phase(method="closed-form", frozen="2.1", options={"penalty": 0.1, "class_weights": weights})
-    with pytest.raises(PlanError, match="closed-form takes class_weights none or balanced, not"):
+def test_logistic_takes_one_known_way_to_weigh_classes(bench, weights):
+    probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1, "class_weights": weights})
+    with pytest.raises(PlanError, match="logistic takes class_weights none or balanced, not"):
         fit(plan(bench, probe), bench)
 
 
@@ -176,7 +176,7 @@ def test_closed_form_takes_one_known_way_to_weigh_classes(bench, weights):
         (nearest(shrnk=0.5), PlanError, "option of NearestMean 'shrnk'. Did you mean 'shrink'"),
         (nearest(shrink=[]), PlanError, "needs options.shrink: a value, or a list"),
         (Phase(method="NearestMean", frozen=None), PlanError, "'frozen' must be the cut '2.1'"),
-        (Phase(method="NearestMean", frozen="2.1", head_rate=0.1), PlanError, "has no rates, epochs"),
+        (Phase(method="NearestMean", frozen="2.1", head_lr=0.1), PlanError, "has no learning rates, epochs"),
         (
             Phase(method="Crooked", frozen="2.1"),
             PluginError,
@@ -221,8 +221,8 @@ def test_a_head_may_still_be_part_of_a_graph(bench):
 
 def test_what_was_fixed_is_not_asked_for_again(bench):
     with pytest.raises(PlanError, match="cannot choose among several heads"):
-        fit(plan(bench, nearest(), train_on=("train", "stop", "rank")), bench)
-    fit(plan(bench, nearest(shrink=0.5), train_on=("train", "stop", "rank")), bench)
+        fit(plan(bench, nearest(), train_on=("train", "early_stop", "val")), bench)
+    fit(plan(bench, nearest(shrink=0.5), train_on=("train", "early_stop", "val")), bench)
 
 
 def test_a_name_of_the_engine_is_not_for_plugins(host):
@@ -236,12 +236,12 @@ def test_a_name_of_the_engine_is_not_for_plugins(host):
 
 
 def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
-    probe = Phase(method="closed-form", frozen="2.1", options={"penalty": 0.1})
+    probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1})
     tapped = plan(bench, probe, head=Head(pooling="max", taps=("0.2", "1.2")))
     fitted = fit(tapped, bench)
-    shas = bench.shas("rank")
+    shas = bench.shas("val")
     parts = [bench.features.read(tapped.network, stage, "max", shas) for stage in ("0.2", "1.2", "2.1")]
-    assert torch.equal(fitted.model.features("rank"), torch.cat(parts, 1))
+    assert torch.equal(fitted.model.features("val"), torch.cat(parts, 1))
     assert fitted.model.head.weight.shape == (3, 8 + 12 + 16)
     alone = fit(plan(bench, probe, head=Head(pooling="max")), bench)
     assert fitted.metrics["parameters"] - alone.metrics["parameters"] == 3 * (8 + 12)
@@ -249,7 +249,7 @@ def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
     # What was trained before is seen through the stages themselves, which must give the same.
     model = fitted.model
     model.change(None, "nothing")
-    torch.testing.assert_close(model.features("rank"), torch.cat(parts, 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.features("val"), torch.cat(parts, 1), rtol=1e-5, atol=1e-5)
 
     bundle.save(tmp_path / "bundle", fitted, bench.dataset.classes, {"validation": fitted.metrics})
     loaded = bundle.load(tmp_path / "bundle", bench.catalogue)
@@ -269,12 +269,12 @@ def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
     ],
 )
 def test_taps_are_earlier_stages_in_order(bench, taps, says):
-    probe = Phase(method="closed-form", frozen="2.1", options={"penalty": 0.1})
+    probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1})
     with pytest.raises(PlanError, match=says):
         fit(plan(bench, probe, head=Head(pooling="avg", taps=taps)), bench)
 
 
 def test_gradient_descent_sees_the_cut_alone(bench):
-    phase = Phase(method="sgd", frozen="2.1", head_rate=0.1, epochs=1, options={"optimizer": "sgd", "batch_size": 16})
+    phase = Phase(method="sgd", frozen="2.1", head_lr=0.1, epochs=1, options={"optimizer": "sgd", "batch_size": 16})
     with pytest.raises(PlanError, match="leave 'taps' empty"):
         fit(plan(bench, phase, head=Head(pooling="avg", taps=("0.2",))), bench)

@@ -26,13 +26,13 @@ from autotl.export import bundle
 from autotl.plan import Component, DataRef, Head, Phase, Stop, TransferPlan
 from autotl.testing.lab import TinyFamily
 
-TIMES = {"seconds": 0, "rank.seconds": 0}
+TIMES = {"seconds": 0, "val.seconds": 0}
 
 NAMES = ("0.2", "1.2", "2.1")
 PLAIN = {"optimizer": "sgd", "batch_size": 16, "momentum": 0.0, "schedule": "constant"}
 ONE_STEP = {**PLAIN, "batch_size": 1000}
 SLOW = dict.fromkeys(NAMES, 0.0005)
-PROBE = Phase(method="closed-form", frozen="2.1", options={"penalty": [0.1]})
+PROBE = Phase(method="logistic", frozen="2.1", options={"penalty": [0.1]})
 
 
 def make_bench(host, stripes, cache, device):
@@ -52,7 +52,7 @@ def phase(frozen=None, **changes):
     """Two epochs at moderate rates; `rates` replaces those of some stages."""
     trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
     rates = dict.fromkeys(trained, 0.002) | changes.pop("rates", {})
-    values = {"method": "sgd", "frozen": frozen, "stage_rates": rates, "head_rate": 0.02, "epochs": 2, "options": PLAIN}
+    values = {"method": "sgd", "frozen": frozen, "stage_lr": rates, "head_lr": 0.02, "epochs": 2, "options": PLAIN}
     return Phase(**{**values, **changes})
 
 
@@ -134,11 +134,11 @@ def test_a_batch_that_leaves_batch_norm_one_value_is_said_before_the_first_step(
             register("one", OneValue, summary="For a test")
 
     host.add(Plugin(), "one")
-    names, splits = bench.catalogue.info("one:net").names, ("train", "stop")
+    names, splits = bench.catalogue.info("one:net").names, ("train", "early_stop")
     assert len(bench.shas(*splits)) % 2
 
     def one(batch_norm, batch_size):
-        values = {"stage_rates": dict.fromkeys(names, 1e-5), "head_rate": 1e-5, "epochs": 1, "batch_norm": batch_norm}
+        values = {"stage_lr": dict.fromkeys(names, 1e-5), "head_lr": 1e-5, "epochs": 1, "batch_norm": batch_norm}
         each = Phase(method="sgd", frozen=None, options={**PLAIN, "batch_size": batch_size}, **values)
         return plan(bench, each, backbone="one:net@random", cut=names[-1], train_on=splits)
 
@@ -174,8 +174,8 @@ def test_frozen_stages_stay_bit_by_bit_and_the_others_change(bench, frozen, batc
 def test_each_part_moves_in_proportion_to_its_rate_and_moves_no_other(bench, part):
     def after_one_step(factor):
         rates = {part: factor * 0.02} if part in NAMES else {}
-        head_rate = factor * 0.02 if part == "head" else 0.05
-        tuned = phase(rates=rates, head_rate=head_rate, epochs=1, options=ONE_STEP)
+        head_lr = factor * 0.02 if part == "head" else 0.05
+        tuned = phase(rates=rates, head_lr=head_lr, epochs=1, options=ONE_STEP)
         fitted = fit(plan(bench, PROBE, tuned), bench)
         return weights(fitted), fitted.model.head
 
@@ -202,7 +202,7 @@ def test_each_part_moves_in_proportion_to_its_rate_and_moves_no_other(bench, par
 
 def test_the_head_alone_can_be_trained_and_learns(bench):
     observer = Recorder()
-    tuned = phase("2.1", head_rate=0.5, epochs=30)
+    tuned = phase("2.1", head_lr=0.5, epochs=30)
     fitted = fit(plan(bench, tuned), bench, observer)
     assert not fitted.model.trained  # its features are those of the store
     losses = [facts["train.loss"] for _, _, facts in observer.epochs]
@@ -216,7 +216,7 @@ def test_training_the_stages_beats_the_head_alone(bench):
     options = {**PLAIN, "momentum": 0.9, "schedule": "cosine"}
     tuned = phase(epochs=15, options=options)
     fitted = fit(plan(bench, tuned), bench)
-    assert fitted.metrics["rank.accuracy"] > 0.8
+    assert fitted.metrics["val.accuracy"] > 0.8
 
 
 def test_weights_decay_and_norms_and_biases_do_not(bench):
@@ -239,7 +239,7 @@ def test_what_a_network_exempts_from_weight_decay_does_not_decay():
     """In timm's transformers: position embeddings and tokens that are learned."""
     stages = split(timm.create_model("test_vit3"), 160)
     for part in (stages, stages.cut(stages.names[0])):
-        tuned = phase().model_copy(update={"stage_rates": dict.fromkeys(part.names, 0.1)})
+        tuned = phase().model_copy(update={"stage_lr": dict.fromkeys(part.names, 0.1)})
         options = train.Options(optimizer="adamw", batch_size=8, weight_decay=0.3)
         groups = train._optimizer(part, torch.nn.Linear(4, 3), tuned, options).param_groups
         decays = {id(each): group["weight_decay"] for group in groups for each in group["params"]}
@@ -260,14 +260,14 @@ def test_rates_rise_and_fall_as_the_schedule_says(bench, monkeypatch, optimizer,
     class Watching(Nobody):
         def step(self):
             if made:
-                seen.append({group["rate"]: group["lr"] for group in made[0].param_groups})
+                seen.append({group["base_lr"]: group["lr"] for group in made[0].param_groups})
 
         def epoch(self, phase, epoch, facts):
             assert facts["learning_rate"] == seen[-1][0.004]
 
     options = {**PLAIN, "optimizer": optimizer, "schedule": schedule, "warm_up": 0.25}
     rates = {"0.2": 0.001, "1.2": 0.002, "2.1": 0.003}
-    tuned = phase(rates=rates, head_rate=0.004, epochs=10, options=options)
+    tuned = phase(rates=rates, head_lr=0.004, epochs=10, options=options)
     fit(plan(bench, tuned), bench, Watching())
     for rate in (*rates.values(), 0.004):
         shares = [step[rate] / rate for step in seen]
@@ -287,7 +287,7 @@ def test_clipping_bounds_the_step(bench):
     before = start(bench)
 
     def moved(clip):
-        tuned = phase(rates=dict.fromkeys(NAMES, 1.0), head_rate=0.0, epochs=1, options={**ONE_STEP, "clip": clip})
+        tuned = phase(rates=dict.fromkeys(NAMES, 1.0), head_lr=0.0, epochs=1, options={**ONE_STEP, "clip": clip})
         after = weights(fit(plan(bench, PROBE, tuned), bench))
         return math.sqrt(sum((after[key] - before[key]).double().square().sum().item() for key in before))
 
@@ -302,9 +302,9 @@ def test_clipping_bounds_the_step(bench):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"stage_rates": {"1.2": 0.1}}, "lacks a rate for the stage '2.1'"),
-        ({"stage_rates": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "has a rate for '0.2': by 'frozen' and 'cut'"),
-        ({"stage_rates": {"1.2": 0.1, "2.1": 0.1, "9": 0.1}}, "has a rate for '9'"),
+        ({"stage_lr": {"1.2": 0.1}}, "lacks a learning rate for the stage '2.1'"),
+        ({"stage_lr": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "has a learning rate for '0.2': by 'frozen' and 'cut'"),
+        ({"stage_lr": {"1.2": 0.1, "2.1": 0.1, "9": 0.1}}, "has a learning rate for '9'"),
         (
             {"options": {**PLAIN, "momentun": 0.9}},
             "Unknown option of .* 'momentun'. Did you mean 'momentum'",
@@ -312,7 +312,7 @@ def test_clipping_bounds_the_step(bench):
         ({"options": {"optimizer": "sgd"}}, "options.batch_size"),
         ({"options": {**PLAIN, "optimizer": "lion"}}, "options.optimizer"),
         ({"options": {**PLAIN, "warm_up": 2}}, "options.warm_up"),
-        ({"head_rate": None}, "needs a head_rate"),
+        ({"head_lr": None}, "needs a head_lr"),
         ({"epochs": 0}, "epochs of 1 or more"),
     ],
 )
@@ -324,8 +324,8 @@ def test_a_phase_that_says_too_little_or_too_much_is_refused(bench, wrong, says)
 
 def test_patience_needs_a_split_to_be_judged_on(bench):
     patient = phase(stop=Stop(patience=2))
-    with pytest.raises(PlanError, match="stops by the loss on 'stop'"):
-        fit(plan(bench, patient, train_on=("train", "stop")), bench)
+    with pytest.raises(PlanError, match="stops by the loss on 'early_stop'"):
+        fit(plan(bench, patient, train_on=("train", "early_stop")), bench)
 
 
 # When it ends, and with what
@@ -335,7 +335,7 @@ def test_the_best_epoch_is_restored_and_the_training_ends_when_patience_does(ben
     observer = Recorder()
     tuned = phase(epochs=60, rates=SLOW, stop=Stop(patience=3), options={**PLAIN, "momentum": 0.9})
     fitted = fit(plan(bench, tuned), bench, observer)
-    losses = [facts["stop.loss"] for _, _, facts in observer.epochs]
+    losses = [facts["early_stop.loss"] for _, _, facts in observer.epochs]
     best = int(np.argmin(losses))
     assert [epoch for _, epoch, _ in observer.epochs] == list(range(1, best + 1 + 3 + 1))
     assert best > 0 and len(losses) < 60
@@ -343,8 +343,8 @@ def test_the_best_epoch_is_restored_and_the_training_ends_when_patience_does(ben
     for name, value in observer.epochs[best][2].items():
         if "." in name:
             assert fitted.metrics[f"phase1.{name}"] == value
-    labels = bench.labels("stop")
-    judged = F.cross_entropy(fitted.model.logits("stop"), labels).item()
+    labels = bench.labels("early_stop")
+    judged = F.cross_entropy(fitted.model.logits("early_stop"), labels).item()
     assert judged == pytest.approx(losses[best], rel=1e-4)
     assert judged != pytest.approx(losses[-1], rel=1e-3)
 
@@ -354,8 +354,8 @@ def test_without_patience_the_last_epoch_stays(bench):
     tuned = phase(epochs=12, rates=SLOW, options={**PLAIN, "momentum": 0.9})
     fitted = fit(plan(bench, tuned), bench, observer)
     assert fitted.metrics["phase1.best_epoch"] == 12
-    judged = F.cross_entropy(fitted.model.logits("stop"), bench.labels("stop")).item()
-    assert judged == pytest.approx(observer.epochs[-1][2]["stop.loss"], rel=1e-4)
+    judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
+    assert judged == pytest.approx(observer.epochs[-1][2]["early_stop.loss"], rel=1e-4)
 
 
 def test_weights_are_copied_where_an_earlier_epoch_may_be_wanted_alone(bench, monkeypatch):
@@ -381,7 +381,7 @@ def test_what_a_phase_only_makes_worse_is_left_as_it_was(bench, batch_norm):
     ruin = phase(
         epochs=6,
         rates=dict.fromkeys(NAMES, 3.0),
-        head_rate=3.0,
+        head_lr=3.0,
         stop=Stop(patience=2),
         options={**PLAIN, "clip": 5.0},
         batch_norm=batch_norm,
@@ -393,9 +393,9 @@ def test_what_a_phase_only_makes_worse_is_left_as_it_was(bench, batch_norm):
     probed = fit(plan(bench, PROBE), bench)
     torch.testing.assert_close(fitted.model.head.weight, probed.model.head.weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(fitted.model.head.bias, probed.model.head.bias, rtol=1e-4, atol=1e-4)
-    assert fitted.metrics["rank.loss"] == pytest.approx(probed.metrics["rank.loss"], rel=1e-4)
-    assert fitted.metrics["phase2.stop.loss"] == pytest.approx(
-        F.cross_entropy(probed.model.logits("stop"), bench.labels("stop")).item(), rel=1e-4
+    assert fitted.metrics["val.loss"] == pytest.approx(probed.metrics["val.loss"], rel=1e-4)
+    assert fitted.metrics["phase2.early_stop.loss"] == pytest.approx(
+        F.cross_entropy(probed.model.logits("early_stop"), bench.labels("early_stop")).item(), rel=1e-4
     )
 
 
@@ -420,7 +420,7 @@ def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, mo
     observer = Keeping()
     fit(plan(bench, PROBE, tuned), bench, observer)
     state, weight, bias = observer.kept
-    ended = fit(plan(bench, PROBE, tuned.model_copy(update={"stop": Stop(after=after)})), bench)
+    ended = fit(plan(bench, PROBE, tuned.model_copy(update={"stop": Stop(at_epoch=after)})), bench)
     assert ended.metrics["phase2.best_epoch"] == after
     assert same(weights(ended), state)
     assert torch.equal(ended.model.head.weight, weight)
@@ -472,7 +472,7 @@ def test_a_training_that_is_cut_off_leaves_a_model_and_the_plan_that_gives_it_ag
     assert torch.equal(again.model.head.weight, cut.model.head.weight)
     assert torch.equal(again.model.head.bias, cut.model.head.bias)
     assert {**again.metrics, **TIMES} == {**cut.metrics, **TIMES}
-    assert fit(on_all_images(cut.plan, cut.metrics, bench), bench).plan.train_on == ("train", "stop", "rank")
+    assert fit(on_all_images(cut.plan, cut.metrics, bench), bench).plan.train_on == ("train", "early_stop", "val")
 
 
 def test_a_training_that_is_cut_off_before_its_first_step_leaves_the_head_that_was_fitted_before(bench, monkeypatch):
@@ -485,10 +485,10 @@ def test_a_training_that_is_cut_off_before_its_first_step_leaves_the_head_that_w
     really, cut = train._Training._scaling, []
     monkeypatch.setattr(train._Training, "_scaling", once)
     fitted = fit(plan(bench, PATH, phase(epochs=4)), bench)
-    assert [each.stop for each in fitted.plan.phases] == [None, Stop(after=0)]
+    assert [each.stop for each in fitted.plan.phases] == [None, Stop(at_epoch=0)]
     again = fit(fitted.plan, bench)
     assert torch.equal(again.model.head.weight, fitted.model.head.weight)
-    assert again.metrics["rank.loss"] == fitted.metrics["rank.loss"]
+    assert again.metrics["val.loss"] == fitted.metrics["val.loss"]
     cut.clear()
     with pytest.raises(Enough):
         fit(plan(bench, phase(epochs=4)), bench)
@@ -499,8 +499,8 @@ def test_the_last_training_repeats_the_epochs_that_were_best_on_every_image(benc
     fitted = fit(plan(bench, patient), bench)
     best = int(fitted.metrics["phase1.best_epoch"])
     everything = on_all_images(fitted.plan, fitted.metrics, bench)
-    assert everything.train_on == ("train", "stop", "rank")
-    assert everything.phases[0].stop == Stop(after=best)
+    assert everything.train_on == ("train", "early_stop", "val")
+    assert everything.phases[0].stop == Stop(at_epoch=best)
     assert everything.phases[0].epochs == 30
     observer = Recorder()
     last = fit(everything, bench, observer)
@@ -526,13 +526,13 @@ def test_a_plan_gives_the_same_bits_twice_and_another_seed_does_not(bench, host,
     assert torch.equal(first.model.head.weight, again.model.head.weight)
     assert {**first.metrics, **TIMES} == {**again.metrics, **TIMES}
     assert not same(weights(first), weights(other), "2.1")
-    assert first.metrics["rank.loss"] != other.metrics["rank.loss"]
+    assert first.metrics["val.loss"] != other.metrics["val.loss"]
 
 
 def test_a_phase_goes_on_from_what_the_one_before_it_left(bench):
     def still(frozen):
         trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
-        return phase(frozen, rates=dict.fromkeys(trained, 0.0), head_rate=0.0)
+        return phase(frozen, rates=dict.fromkeys(trained, 0.0), head_lr=0.0)
 
     one = fit(plan(bench, phase("1.2")), bench)
     three = fit(plan(bench, phase("1.2"), still("0.2"), still(None)), bench)
@@ -593,8 +593,8 @@ def test_what_is_only_looked_at_goes_through_in_parts_too(bench, memory):
     bench.activations.clear()
     memory(4, always=True)
     parts = fit(plan(bench, PROBE, tuned), bench)
-    assert parts.metrics["phase2.stop.loss"] == pytest.approx(whole.metrics["phase2.stop.loss"], rel=1e-4)
-    assert parts.metrics["rank.loss"] == pytest.approx(whole.metrics["rank.loss"], rel=1e-4)
+    assert parts.metrics["phase2.early_stop.loss"] == pytest.approx(whole.metrics["phase2.early_stop.loss"], rel=1e-4)
+    assert parts.metrics["val.loss"] == pytest.approx(whole.metrics["val.loss"], rel=1e-4)
 
 
 def test_training_leaves_the_generators_of_gpus_that_it_does_not_use_alone(bench, monkeypatch):
@@ -611,11 +611,11 @@ def test_where_not_even_one_image_fits_the_training_fails(bench, memory):
         fit(plan(bench, phase()), bench)
 
 
-@pytest.mark.parametrize(("rate", "train_on"), [(1e30, ("train",)), (1e300, ("train", "stop", "rank"))])
+@pytest.mark.parametrize(("rate", "train_on"), [(1e30, ("train",)), (1e300, ("train", "early_stop", "val"))])
 @pytest.mark.parametrize("epochs", [4, 1])
 def test_a_loss_that_is_not_finite_is_an_error_with_its_epoch(bench, epochs, rate, train_on):
     """Even where it is the last step that spoils the weights."""
-    wild = phase(rates=dict.fromkeys(NAMES, rate), head_rate=rate, epochs=epochs, options=ONE_STEP)
+    wild = phase(rates=dict.fromkeys(NAMES, rate), head_lr=rate, epochs=epochs, options=ONE_STEP)
     with pytest.raises(TrainingError, match="loss became (nan|inf) in epoch [12]"):
         fit(plan(bench, PROBE, wild, train_on=train_on), bench)
 
@@ -626,7 +626,13 @@ def test_the_observer_sees_every_batch_and_may_end_it(bench):
     fit(plan(bench, phase(epochs=3)), bench, observer)
     assert observer.steps == 3 * steps
     assert [(number, epoch) for number, epoch, _ in observer.epochs] == [(1, 1), (1, 2), (1, 3)]
-    assert set(observer.epochs[0][2]) >= {"train.loss", "train.accuracy", "stop.loss", "stop.accuracy", "seconds"}
+    assert set(observer.epochs[0][2]) >= {
+        "train.loss",
+        "train.accuracy",
+        "early_stop.loss",
+        "early_stop.accuracy",
+        "seconds",
+    }
 
     class Enough(Exception):
         pass
@@ -677,15 +683,15 @@ def test_bfloat16_trains_as_well_and_what_is_measured_is_float32(bench, host, tm
     rounded = fit(plan(bench, PROBE, tuned, **half), bench)
     assert not same(weights(rounded), weights(exact), "2.1")
     assert all(value.dtype != torch.bfloat16 for value in weights(rounded).values())
-    assert rounded.metrics["rank.loss"] == pytest.approx(exact.metrics["rank.loss"], rel=0.05)
+    assert rounded.metrics["val.loss"] == pytest.approx(exact.metrics["val.loss"], rel=0.05)
 
     bundle.save(tmp_path / "bundle", rounded, bench.dataset.classes, {"validation": rounded.metrics})
     loaded = bundle.load(tmp_path / "bundle", Catalogue(host, tmp_path / "cache"))
-    images = torch.from_numpy(bench.features.pixels.rows(rounded.plan.input).read(bench.shas("rank")))
+    images = torch.from_numpy(bench.features.pixels.rows(rounded.plan.input).read(bench.shas("val")))
     probabilities = loaded.probabilities(images)
-    assert np.array_equal(probabilities.argmax(1), rounded.logits("rank").argmax(1))
-    loss = F.nll_loss(probabilities.log(), bench.labels("rank")).item()
-    assert loss == pytest.approx(rounded.metrics["rank.loss"], rel=1e-5)
+    assert np.array_equal(probabilities.argmax(1), rounded.logits("val").argmax(1))
+    loss = F.nll_loss(probabilities.log(), bench.labels("val")).item()
+    assert loss == pytest.approx(rounded.metrics["val.loss"], rel=1e-5)
 
 
 @pytest.mark.gpu
@@ -697,10 +703,10 @@ def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, 
     bench = Bench.open(stripes, [network.input], catalogue, cuda, seed=0)
     names = catalogue.info(backbone).names
     rates = dict.fromkeys(names, 0.001)
-    tuned = phase(epochs=3, stage_rates=rates, options={**PLAIN, "dropout": 0.3})
+    tuned = phase(epochs=3, stage_lr=rates, options={**PLAIN, "dropout": 0.3})
     made = plan(bench, tuned, backbone=backbone, cut=names[-1], compute_dtype=dtype)
     one, other = fit(made, bench), fit(made, bench)
-    assert one.metrics["rank.loss"] == other.metrics["rank.loss"]
+    assert one.metrics["val.loss"] == other.metrics["val.loss"]
     for key, value in weights(one).items():
         assert torch.equal(weights(other)[key], value)
 
@@ -727,8 +733,8 @@ def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_pa
     assert stored.device.type == "cuda"
     assert torch.equal(stored, computed)
     # A GPU adds up gradients in no fixed order.
-    assert computed_fit.metrics["rank.loss"] == pytest.approx(stored_fit.metrics["rank.loss"], rel=0.05)
-    assert math.isfinite(stored_fit.metrics["rank.loss"])
+    assert computed_fit.metrics["val.loss"] == pytest.approx(stored_fit.metrics["val.loss"], rel=0.05)
+    assert math.isfinite(stored_fit.metrics["val.loss"])
 
 
 @pytest.mark.gpu
@@ -738,7 +744,7 @@ def test_on_a_gpu_a_batch_that_does_not_fit_goes_through_in_parts(host, stripes,
     large = network.input.at(128)
     bench = Bench.open(stripes, [large], catalogue, cuda, seed=0)
     names = catalogue.info("autotl:resnet10").names
-    tuned = phase(stage_rates=dict.fromkeys(names, 0.001), options=ONE_STEP)
+    tuned = phase(stage_lr=dict.fromkeys(names, 0.001), options=ONE_STEP)
     made = plan(bench, tuned, backbone="autotl:resnet10", cut=names[-1], input=large)
     whole = fit(made, bench)
     bench.make_room()
@@ -751,4 +757,4 @@ def test_on_a_gpu_a_batch_that_does_not_fit_goes_through_in_parts(host, stripes,
     assert "phase1.micro_batch" not in whole.metrics
     assert 1 <= parted.metrics["phase1.micro_batch"] < ONE_STEP["batch_size"] / 4
     # Gradients that are added up in parts differ in their last digits.
-    assert parted.metrics["rank.loss"] == pytest.approx(whole.metrics["rank.loss"], rel=0.05)
+    assert parted.metrics["val.loss"] == pytest.approx(whole.metrics["val.loss"], rel=0.05)

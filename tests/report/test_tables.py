@@ -22,7 +22,7 @@ def record(number, value, loss, flops):
         params={"strategy": "linear-probe"},
         plan=plan,
         value=value,
-        metrics={"rank.loss": loss, "parameters": 1e6, "flops": flops},
+        metrics={"val.loss": loss, "parameters": 1e6, "flops": flops},
         seconds=1.0,
         reason="",
         by_plugin=False,

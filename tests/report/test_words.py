@@ -46,12 +46,12 @@ def result(plans, validation, test, **metrics):
         (result(plans=5, validation=0.98, test=0.98), True),
         (result(plans=5, validation=0.98, test=1.0), False),
         (result(plans=1, validation=0.98, test=0.95), False),
-        (result(plans=1, validation=0.98, test=0.95, **{"phase1.rank.loss_at_choice": 0.1}), True),
+        (result(plans=1, validation=0.98, test=0.95, **{"phase1.val.loss_at_choice": 0.1}), True),
     ],
     ids=["chosen", "as good in the test", "better in the test", "nothing to choose", "its penalty chosen"],
 )
 def test_a_number_that_chose_the_winner_comes_with_a_caution_unless_the_test_came_out_higher(found, cautions):
-    (line,) = [line for line in words.summary(found) if line.startswith("On the rank split its accuracy was 98.0%.")]
+    (line,) = [line for line in words.summary(found) if line.startswith("On the val split its accuracy was 98.0%.")]
     assert ("expect less on new images" in line) is cautions
 
 
@@ -89,7 +89,5 @@ def test_another_metric_is_recommended_where_classes_are_unequal(imbalance, metr
 
 def test_that_classes_weigh_alike_is_said_of_a_head():
     plan = PLAN.model_copy(update={"phases": (Phase.linear_probe("2.1", "balanced"),)})
-    assert list(words.trained(plan)) == [
-        "  The head by closed-form, on the frozen features, each class weighing alike."
-    ]
+    assert list(words.trained(plan)) == ["  The head by logistic, on the frozen features, each class weighing alike."]
     assert "weighing" not in "".join(words.trained(PLAN))

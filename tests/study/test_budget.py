@@ -103,7 +103,7 @@ def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, str
     # With more time the same command makes up for it.
     more = search(host, stripes, trials=3, strategies=("fine-tune",), budget=None).run()
     assert more.left_out == ()
-    assert more.final.train_on == ("train", "stop", "rank")
+    assert more.final.train_on == ("train", "early_stop", "val")
     assert len(more.best.runs) == 3
     assert more.comparisons
 
@@ -256,7 +256,7 @@ def test_a_training_that_the_budget_cuts_off_is_a_candidate_and_its_plan_gives_i
     made = search(host, stripes, trials=1, strategies=("full",), watcher=watcher, **FEW)
     result = made.run()
     (record,) = made.folder.log.records()
-    after = record.plan.phases[0].stop.after
+    after = record.plan.phases[0].stop.at_epoch
     assert (record.state, after) == ("complete", record.metrics["phase1.best_epoch"])
     assert 1 <= after <= 4 < record.plan.phases[0].epochs
     assert bundle.plan_of(made.folder.bundle) == result.best.plan == record.plan
@@ -296,7 +296,7 @@ def test_the_last_training_is_expected_to_take_as_long_as_its_best_epochs_on_mor
     phase = Phase(method="sgd", frozen=None, epochs=20, stop=Stop(patience=5))
     plan = TransferPlan.model_construct(phases=(Phase.linear_probe("x"), phase))
     final = TransferPlan.model_construct(
-        phases=(Phase.linear_probe("x"), phase.model_copy(update={"stop": Stop(after=5)}))
+        phases=(Phase.linear_probe("x"), phase.model_copy(update={"stop": Stop(at_epoch=5)}))
     )
     run = finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})
     assert end._seconds_again(final, run) == 40.0 * 1.5 * 5 / 10

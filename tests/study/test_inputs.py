@@ -59,7 +59,7 @@ def context(catalogue, trial, cut_away):
             train_images=50,
             smallest_class=9,
             largest_class=9,
-            has_stop=True,
+            has_early_stop=True,
             image_size=32,
             cut_away=cut_away,
             bits=12,

@@ -5,7 +5,7 @@ from autotl.study.schedule import SHORTEST, longest, shortened
 
 
 def sgd(epochs, **changes):
-    return Phase(method="sgd", frozen=None, head_rate=0.1, epochs=epochs, **changes)
+    return Phase(method="sgd", frozen=None, head_lr=0.1, epochs=epochs, **changes)
 
 
 def plan(*phases):
@@ -17,13 +17,13 @@ def epochs(plan):
 
 
 def test_a_shorter_schedule_has_its_share_of_each_phase_and_one_epoch_at_least():
-    whole = plan(Phase.linear_probe("2.1"), sgd(20, stop=Stop(patience=10)), sgd(2), sgd(8, stop=Stop(after=6)))
+    whole = plan(Phase.linear_probe("2.1"), sgd(20, stop=Stop(patience=10)), sgd(2), sgd(8, stop=Stop(at_epoch=6)))
     assert shortened(whole, 1.0).phases == whole.phases
     short = shortened(whole, 0.25)
     assert epochs(short) == [0, 5, 1, 2]
     assert short.phases[0] == whole.phases[0]
     assert short.phases[1].stop == Stop(patience=10)
-    assert short.phases[3].stop == Stop(after=2)
+    assert short.phases[3].stop == Stop(at_epoch=2)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
     assert result.best.validation == board[0].value == max(record.value for record in board)
     stored = optuna.load_study(study_name=made.folder.definition.optuna, storage=made.folder.storage)
     for trial, record in zip(stored.trials, made.folder.log.records(), strict=True):
-        told = {"cut": record.plan.cut, "frozen": record.plan.cut, "log-loss": record.metrics["rank.loss"]}
+        told = {"cut": record.plan.cut, "frozen": record.plan.cut, "log-loss": record.metrics["val.loss"]}
         told |= {"parameters": record.metrics["parameters"], "FLOPs": record.metrics["flops"]}
         assert told.items() <= trial.user_attrs.items()
     assert 0 <= result.test.low <= result.test.value <= result.test.high <= 1
@@ -254,7 +254,7 @@ def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes
             search(host, stripes, trials=4).run()
     assert +Counter(search(host, stripes, trials=4).run().trials) == {"complete": 4}
     refitted, as_in_trial = (search(host, stripes, trials=4, refit=refit).run().final for refit in (True, False))
-    assert refitted.train_on == ("train", "stop", "rank")
+    assert refitted.train_on == ("train", "early_stop", "val")
     assert as_in_trial.train_on == ("train",)
 
 
@@ -616,7 +616,7 @@ def test_other_metrics_choose_and_are_tested(host, stripes, metric):
     made = search(host, stripes, metric=metric, trials=3)
     result = made.run()
     assert result.test.metric == metric
-    assert result.best.validation == result.best.metrics[f"rank.{metric}"]
+    assert result.best.validation == result.best.metrics[f"val.{metric}"]
 
 
 def test_the_test_labels_choose_nothing(host, stripes):

@@ -3,7 +3,7 @@ from autotl.study.select import order
 
 def test_equal_values_are_ordered_by_log_loss_as_it_is_shown_and_then_by_cost():
     def place(value, loss, flops):
-        return order(value, {"rank.loss": loss, "flops": flops})
+        return order(value, {"val.loss": loss, "flops": flops})
 
     assert place(0.9, 0.5, 9) < place(0.8, 0.1, 1)
     assert place(0.9, 0.101, 9) < place(0.9, 0.103, 1)

@@ -25,7 +25,7 @@ def context_of(host, tmp_path):
             backbones=["tiny:net", "reference:edges"],
             augmentations={entry.name: entry for entry in host.augmentations},
             data=DataFacts(
-                classes=3, train_images=50, smallest_class=12, largest_class=30, has_stop=True, image_size=32
+                classes=3, train_images=50, smallest_class=12, largest_class=30, has_early_stop=True, image_size=32
             ),
             data_ref=DataRef(fingerprint="f", split_seed=7),
             seed=7,
@@ -93,7 +93,7 @@ def test_a_plugin_draws_under_its_own_names(own):
     [
         *((name, f"which is drawn for all .* call it 'nosy.{name}'") for name in SHARED),
         ("rate", "that another plugin may use otherwise: call it 'nosy.rate'"),
-        ("fine-tune.rates", "a name of plugin 'fine_tuning' .*: call it 'nosy.rates'"),
+        ("fine-tune.lr_scheme", "a name of plugin 'fine_tuning' .*: call it 'nosy.lr_scheme'"),
         ("flip.chance", "a name of plugin 'augmentations'"),
         ("recipe.optimizer", "a name of autotl's own strategies: call it 'nosy.optimizer'"),
         ("nosy.", "call it 'nosy.nosy'"),
@@ -124,7 +124,7 @@ def test_the_host_fills_in_what_the_strategy_need_not_know(context_of):
     plan = context.plan(
         cut=context.cut(),
         head=Head(pooling="avg"),
-        phases=[Phase(method="closed-form", frozen="1.2")],
+        phases=[Phase(method="logistic", frozen="1.2")],
         augmentation=context.augmentation(),
     )
     assert plan.backbone == "tiny:net"
@@ -151,7 +151,7 @@ def test_a_plan_names_the_version_of_the_plugin_whose_augmentation_it_uses(host,
 
     host._add(Plugin(), Owner("same", "autotl-same", "1.2", "autotl_same"))
     context = context_of(optuna.trial.FixedTrial({"backbone": "tiny:net", "augmentation": "same"}))
-    phases = [Phase(method="closed-form", frozen="1.2")]
+    phases = [Phase(method="logistic", frozen="1.2")]
     plan = context.plan(cut="1.2", head=Head(pooling="avg"), phases=phases, augmentation=context.augmentation())
     assert plan.requires["autotl-same"] == "1.2"
     assert "autotl-same" not in context.plan(cut="1.2", head=Head(pooling="avg"), phases=phases).requires
@@ -164,7 +164,7 @@ def test_how_a_network_is_trained_is_said_of_what_is_trained_alone(context_of):
         plan = context.plan(cut="1.2", head=Head(pooling="avg"), phases=phases)
         return plan.compute_dtype, plan.boundary_dtype, plan.memory_format
 
-    probe = Phase(method="closed-form", frozen="1.2")
+    probe = Phase(method="logistic", frozen="1.2")
     assert dtypes(probe) == ("float32", "float32", "channels_last")
     assert dtypes(probe, Phase(method="sgd", frozen="0.2")) == ("bfloat16", "bfloat16", "contiguous")
 
@@ -183,7 +183,12 @@ def test_input_sizes_are_searched_up_to_that_of_the_images(host, tmp_path):
             backbones=[name],
             augmentations={},
             data=DataFacts(
-                classes=3, train_images=50, smallest_class=12, largest_class=30, has_stop=True, image_size=image_size
+                classes=3,
+                train_images=50,
+                smallest_class=12,
+                largest_class=30,
+                has_early_stop=True,
+                image_size=image_size,
             ),
             data_ref=DataRef(fingerprint="f", split_seed=7),
             seed=7,

@@ -148,7 +148,7 @@ def test_a_usable_model_is_there_after_the_first_trial(host, stripes, monkeypatc
 
     monkeypatch.setattr(Crew, "run", running)
     search(host, stripes, backbones=("tiny:net", "reference:edges"), trials=3).run()
-    assert seen[0] == (1, "closed-form")
+    assert seen[0] == (1, "logistic")
     assert filled == [90, 180]
 
 
@@ -224,7 +224,7 @@ def test_a_computer_without_memory_ends_the_search_and_costs_no_trial(host, stri
     loss = train._Training._loss
 
     def greedy(training, logits, labels):
-        if when == "in a trial" or "rank" in training.model.plan.train_on:
+        if when == "in a trial" or "val" in training.model.plan.train_on:
             torch.empty(10**15)
         return loss(training, logits, labels)
 
@@ -278,7 +278,7 @@ def test_a_training_that_breaks_down_after_the_trials_is_left_out_and_said(host,
     from autotl.study import finish
 
     def fit(plan, bench, observer=None):
-        what = "on all images" if "rank" in plan.train_on else "with seed 1" if plan.seed == 1 else "as it was"
+        what = "on all images" if "val" in plan.train_on else "with seed 1" if plan.seed == 1 else "as it was"
         broken = plan.backbone.endswith("@random") if breaks.endswith("random") else what == breaks
         if broken and not plan.backbone.startswith("reference:"):
             raise TrainingError("The loss became nan.")

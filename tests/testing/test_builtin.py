@@ -2,9 +2,9 @@
 
 from autotl.builtin import (
     augmentations,
-    closed_form,
     fine_tuning,
     linear_probe,
+    logistic,
     reference,
     shipped,
     timm_family,
@@ -17,9 +17,9 @@ class TestAugmentations(AugmentationTests):
     plugin = augmentations
 
 
-class TestClosedForm(MethodTests):
-    plugin = closed_form
-    options = {"closed-form": {"penalty": [1.0, 0.1, 0.01], "class_weights": "balanced"}}
+class TestLogistic(MethodTests):
+    plugin = logistic
+    options = {"logistic": {"penalty": [1.0, 0.1, 0.01], "class_weights": "balanced"}}
 
 
 class TestFineTuning(StrategyTests):

@@ -51,7 +51,7 @@ class Probe:
         return self.plan(trial, context, [self.probe(context, penalty)])
 
     def probe(self, context, penalty):
-        return Phase(method="closed-form", frozen=context.backbone().names[-1], options={"penalty": penalty})
+        return Phase(method="logistic", frozen=context.backbone().names[-1], options={"penalty": penalty})
 
     def plan(self, trial, context, phases):
         return context.plan(cut=context.backbone().names[-1], head=Head(pooling="avg"), phases=phases)
@@ -87,7 +87,7 @@ class Impatient(Probe):
         phase = Phase(
             method="sgd",
             frozen=names[-1],
-            head_rate=0.1,
+            head_lr=0.1,
             epochs=5,
             stop=Stop(patience=3),
             options={"optimizer": "sgd", "batch_size": 16},
@@ -100,7 +100,7 @@ class Lost(Probe):
 
     def suggest(self, trial, context):
         context.backbone()
-        phase = Phase(method="closed-form", frozen="3.0", options={"penalty": 0.1})
+        phase = Phase(method="logistic", frozen="3.0", options={"penalty": 0.1})
         return context.plan(cut="3.0", head=Head(pooling="avg"), phases=[phase])
 
 
@@ -112,7 +112,7 @@ class Moody(Probe):
 
 class Tuples(Probe):
     def probe(self, context, penalty):
-        return Phase(method="closed-form", frozen=context.backbone().names[-1], options={"penalty": (penalty,)})
+        return Phase(method="logistic", frozen=context.backbone().names[-1], options={"penalty": (penalty,)})
 
 
 class NoPlan(Probe):
@@ -180,8 +180,8 @@ class Moves:
         phase = Phase(
             method="sgd",
             frozen=names[0],
-            stage_rates=dict.fromkeys(names[1:], 0.01),
-            head_rate=0.1,
+            stage_lr=dict.fromkeys(names[1:], 0.01),
+            head_lr=0.1,
             epochs=1,
             options={"optimizer": "sgd", "batch_size": 16, "dropout": 0.5},
         )
@@ -195,7 +195,7 @@ class Moves:
         (IdleCut, "test_every_parameter_that_is_asked_for_is_used", "asks for cut and never uses it"),
         (Bare, "test_its_own_parameters_carry_a_prefix", "call it 'mine.penalty'"),
         (Borrowed, "test_its_own_parameters_carry_a_prefix", "call it 'mine.rate'"),
-        (Impatient, "test_its_plans_can_be_carried_out", "context.data.has_stop is False"),
+        (Impatient, "test_its_plans_can_be_carried_out", "context.data.has_early_stop is False"),
         (Lost, "test_its_plans_can_be_carried_out", "cannot be carried out: Unknown stage of tiny"),
         (Moody, "test_equal_parameters_give_equal_plans", "two plans for one set of parameters"),
         (Tuples, "test_its_plans_survive_json", "after a trip through JSON: phases was"),

@@ -39,9 +39,9 @@ PLAN = TransferPlan(
     data=DataRef(fingerprint="f", split_seed=0),
     seed=0,
     requires={},
-    phases=(Phase(method="closed-form", frozen="1"),),
+    phases=(Phase(method="logistic", frozen="1"),),
 )
-METRICS = {"rank.loss": 0.1, "parameters": 10.0, "flops": 20.0, "seconds": 2.0}
+METRICS = {"val.loss": 0.1, "parameters": 10.0, "flops": 20.0, "seconds": 2.0}
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ LINES = [
     b'{"event": "epoch", "phase": "1", "epoch": 1, "facts": {}}',
     b'{"event": "end", "state": "happy"}',
     b'{"event": "end", "state": "complete", "value": "much"}',
-    b'{"event": "end", "state": "complete", "value": null, "metrics": {"rank.loss": 1.0}}',
-    b'{"event": "end", "state": "complete", "value": 1.0, "metrics": {"rank.loss": 1.0}}',
+    b'{"event": "end", "state": "complete", "value": null, "metrics": {"val.loss": 1.0}}',
+    b'{"event": "end", "state": "complete", "value": 1.0, "metrics": {"val.loss": 1.0}}',
     b'{"event": "plan", "params": {"strategy": "x"}, "plan": {"schema": 7}}',
 ]
 

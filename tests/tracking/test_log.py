@@ -11,11 +11,11 @@ PLAN = TransferPlan(
     data=DataRef(fingerprint="f", split_seed=0),
     seed=0,
     requires={},
-    phases=(Phase(method="closed-form", frozen="1"),),
+    phases=(Phase(method="logistic", frozen="1"),),
 )
 PARAMS = {"strategy": "linear-probe", "cut": 0.1}
 SPACE = {"cut": {"name": "FloatDistribution", "attributes": {"low": 0.0, "high": 1.0, "log": False, "step": None}}}
-METRICS = {"rank.loss": 0.1, "parameters": 10.0, "flops": 20.0, "seconds": 2.0}
+METRICS = {"val.loss": 0.1, "parameters": 10.0, "flops": 20.0, "seconds": 2.0}
 
 
 def test_what_is_logged_is_read_again(tmp_path):

@@ -169,8 +169,8 @@ def test_every_trial_is_a_run_below_the_study_s(made, uri):
         assert run.data.params["cut"] == record.plan.cut
         assert run.data.params["searched.cut"] == str(record.params["cut"])
         for number, phase in enumerate(record.plan.phases, 1):
-            for stage, rate in phase.stage_rates.items():
-                assert run.data.params[f"phase{number}.rate.{stage}"] == str(rate)
+            for stage, rate in phase.stage_lr.items():
+                assert run.data.params[f"phase{number}.lr.{stage}"] == str(rate)
         for name in {name for epoch in record.epochs for name in epoch} - {"phase", "epoch"}:
             history = client.get_metric_history(run.info.run_id, f"epoch/{name}")
             wanted = [(epoch["epoch"], epoch[name]) for epoch in record.epochs if name in epoch]
@@ -191,7 +191,7 @@ def test_every_training_after_the_trials_is_a_run_too(made, uri):
                 "time": time.time(),
                 "trial": 0,
                 "plan": "its hash",
-                "metrics": {"rank.accuracy": 0.75, "seconds": 2.0},
+                "metrics": {"val.accuracy": 0.75, "seconds": 2.0},
                 "carried_out": made.folder.log.read(0).plan.model_dump(mode="json") | {"seed": 7},
             }
         )
@@ -200,7 +200,7 @@ def test_every_training_after_the_trials_is_a_run_too(made, uri):
     result = load(made.folder)
     after = {run[0]: run for run in everything(uri) if run[1] and "autotl.trial" not in run[3]}
     rerun = next(run for name, run in after.items() if name.startswith("0 with seed 7: "))
-    assert rerun[4]["seed"] == "7" and rerun[5]["rank/accuracy"][0][2] == 0.75
+    assert rerun[4]["seed"] == "7" and rerun[5]["val/accuracy"][0][2] == 0.75
     (winner,) = (run for name, run in after.items() if name.startswith("winner, "))
     assert winner[4]["cut"] == result.final.cut and winner[5]["test/accuracy"][0][2] == result.test.value
     for name, comparison in result.comparisons.items():
@@ -218,7 +218,7 @@ def test_the_first_page_has_the_columns_that_matter_and_the_study_how_it_was_sea
     shipping.ship()
     tags = MlflowClient(uri).get_experiment_by_name("autotl-stripes").tags
     view = json.loads(tags["mlflow.sharedViewState.autotl"])
-    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`rank/accuracy`", False)
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/accuracy`", False)
     run = next(run for run in everything(uri) if run[3].get("autotl.state") == "complete")
     for column in view["selectedColumns"]:
         kind, _, name = column.partition(".")
@@ -283,7 +283,7 @@ def test_of_a_study_that_is_searched_nothing_is_closed(made, uri):
     # One that was taken for killed, and was not, is what it came to.
     projection(made.folder, uri).end(Told(made))
     assert sorted(everything(uri), key=_in_order)[-1][0] == "7 (interrupted)"
-    made.folder.log.end(7, "complete", value=0.5, metrics={"rank.accuracy": 0.5}, seconds=1.0)
+    made.folder.log.end(7, "complete", value=0.5, metrics={"val.accuracy": 0.5}, seconds=1.0)
     projection(made.folder, uri).end(Told(made))
     last = sorted(everything(uri), key=_in_order)[-1]
     assert (last[0], last[2], last[3]["mlflow.note.content"]) == ("7", "FINISHED", "")
@@ -514,7 +514,7 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp
     assert {run[2] for run in runs} == {"FINISHED"}
     for run in runs:
         record = records[int(run[3]["autotl.trial"])]
-        assert run[5]["rank/accuracy"][0][2] == record.value
+        assert run[5]["val/accuracy"][0][2] == record.value
         assert [step for step, _, _ in run[5].get("epoch/train.loss", [])] == [
             epoch["epoch"] for epoch in record.epochs if "train.loss" in epoch
         ]

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".jp2", ".avif", ".ico", ".tga", ".heic", ".heif"),
 }
-FOLDERS: dict[Split, str] = {"train": "train", "rank": "val", "test": "test"}
+FOLDERS: dict[Split, str] = {"train": "train", "val": "val", "test": "test"}
 """What the splits are called that a source can have."""
 _LONGEST = 255
 """Bytes of a folder's name."""

@@ -8,11 +8,11 @@ SHARED = "viewStateShareKey=autotl"
 
 def tags(metric: str) -> dict[str, str]:
     """The tags of an experiment that its pages heed, where a study selects by `metric`."""
-    best = f"metrics.`rank/{metric}`"
+    best = f"metrics.`val/{metric}`"
     widths = {
         best: 105,
         f"metrics.`test/{metric}`": 105,
-        "metrics.`rank/loss`": 75,
+        "metrics.`val/loss`": 75,
         "metrics.`flops`": 85,
         "params.`backbone`": 150,
         "params.`cut`": 130,
@@ -27,6 +27,6 @@ def tags(metric: str) -> dict[str, str]:
     }
     return {
         "mlflow.experimentKind": "custom_model_development",  # pages on training, not on language models
-        "mlflow.experiment.primaryMetric.name": f"rank/{metric}",
+        "mlflow.experiment.primaryMetric.name": f"val/{metric}",
         "mlflow.sharedViewState.autotl": json.dumps(view),
     }

@@ -383,7 +383,7 @@ class Projection:
             return
         metric = result.test.metric
         metrics = {
-            f"rank.{metric}": result.best.validation,
+            f"val.{metric}": result.best.validation,
             **{
                 f"test.{name}": getattr(result.test, name)
                 for name in ("low", "high", "images", "units", "most_frequent")

@@ -88,7 +88,7 @@ def key(name: str) -> str:
 
 
 def as_metrics(values: Mapping[str, float], at: float, step: int) -> list[Metric]:
-    """`rank.accuracy` becomes `rank/accuracy`: MLflow's charts have a section for what comes before a slash."""
+    """`val.accuracy` becomes `val/accuracy`: MLflow's charts have a section for what comes before a slash."""
     values = {name if "/" in name else name.replace(".", "/", 1): value for name, value in values.items()}
     return [Metric(key(name), float(value), milliseconds(at), step) for name, value in values.items()]
 
