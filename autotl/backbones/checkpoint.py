@@ -319,6 +319,9 @@ def _is_safetensors(file: Path) -> bool:
         start = stream.read(64)
     if start.startswith(b"version https://git-lfs"):
         raise ValueError("it is a pointer of Git LFS, and no weights; run: git lfs pull")
+    header = int.from_bytes(start[:8], "little")  # its length, whose first byte may be that of another format
+    if start[8:9] == b"{" and 8 + header <= file.stat().st_size:
+        return True
     if start.startswith(b"\x80"):  # a pickle, as torch made them before 1.6
         return False
     if start.startswith(b"PK"):
@@ -331,9 +334,9 @@ def _is_safetensors(file: Path) -> bool:
         return False
     if not start:
         raise ValueError("it is empty")
-    if start[8:9] != b"{":
-        raise ValueError(f"it begins with {start[:12]!r}, as neither of them does. {ALONE}")
-    return True
+    if start[8:9] == b"{":
+        raise ValueError("it is safetensors, and shorter than its header says: it was not copied whole")
+    raise ValueError(f"it begins with {start[:12]!r}, as neither of them does. {ALONE}")
 
 
 def _objects(stream: IO[bytes]) -> set[str]:

@@ -284,3 +284,23 @@ def test_what_a_family_interpolates_is_said_and_what_it_lays_out_otherwise_is_no
     load_weights(model, tmp_path / "weights.pth", convert=convert)
     assert getattr(model, READING).fitted == ("stem.0.weight (4, 3, 5, 5) to (4, 3, 3, 3)",)
     assert "interpolated: 1: stem.0.weight" in str(getattr(model, READING))
+
+
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_safetensors_whose_header_has_the_length_of_another_formats_first_bytes(tmp_path, start):
+    save_file(STATE, tmp_path / "net.safetensors")
+    content = (tmp_path / "net.safetensors").read_bytes()
+    header = int.from_bytes(content[:8], "little")
+    length = int.from_bytes(start.ljust(2, b"\x06"), "little")  # the first such length that holds the header
+    while length < header:
+        length += 1 << 16
+    padded = content[8 : 8 + header].ljust(length)
+    (tmp_path / "net.safetensors").write_bytes(length.to_bytes(8, "little") + padded + content[8 + header :])
+    given(tmp_path / "net.safetensors")
+
+
+def test_safetensors_that_were_not_copied_whole(tmp_path):
+    save_file(STATE, tmp_path / "net.safetensors")
+    (tmp_path / "net.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:100])
+    with pytest.raises(WeightsError, match="shorter than its header says"):
+        given(tmp_path / "net.safetensors")
