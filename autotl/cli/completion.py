@@ -1,6 +1,6 @@
-"""What a shell completes besides commands and options: studies, and what plugins registered.
+"""Shell completion of studies and of names that plugins registered.
 
-While it completes nothing is printed, and nothing goes wrong: what cannot be found is not offered.
+Completion prints nothing and never fails: names that cannot be found are not offered.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,22 +24,22 @@ def studies(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> 
 
 
 def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The studies of the workspace; folders, one of which may be a bundle."""
+    """The studies of the workspace, and folders, which may be bundles."""
     return [CompletionItem(incomplete, type="dir"), *studies(ctx, parameter, incomplete)]
 
 
 def registered(kind: str) -> Complete:
-    """Names of this kind, several separated by commas; of backbones their families, as `timm:`."""
+    """Names of this kind, separated by commas; for backbones their families, such as `timm:`."""
 
     def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        before, comma, begun = incomplete.rpartition(",")
+        before, comma, start = incomplete.rpartition(",")
         names: list[str] = []
         with _quietly():
             from autotl.host import Host
 
             colon = ":" if kind == "backbones" else ""
             names = [entry.name + colon for entry in Host.from_environment().registries[kind]]
-        return [CompletionItem(before + comma + name) for name in names if name.startswith(begun)]
+        return [CompletionItem(before + comma + name) for name in names if name.startswith(start)]
 
     return complete
 

@@ -1,4 +1,4 @@
-"""`autotl doctor`: what is here to search with, or in a data set, and what is wrong with it."""
+"""`autotl doctor`: checks of this machine or of a data set."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @options.near_copies
 @options.home
 @options.cache_dir
-@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON and nothing else.")
 def command(
     data: Path | None,
     path_column: str | None,
@@ -35,12 +35,12 @@ def command(
     cache_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Look at versions, devices, folders, weights and plugins, and say what to do about what is wrong.
+    """Check versions, devices, folders, weights and plugins, and print how to fix what is wrong.
 
-    With DATA, look at that folder or manifest instead: how it is understood, its classes, sizes and bit depths,
-    copies and near-copies, files that cannot be read, and how it would be split.
+    With DATA, check that folder or manifest instead: its layout, classes, sizes and bit depths,
+    copies and near-copies, unreadable files, and how a search would split it.
 
-    The exit code is 1 where something keeps a search from working as it should.
+    The exit code is 1 if something prevents a search from working.
 
     \b
     autotl doctor
@@ -82,4 +82,4 @@ def _show(found: "Iterable[Check]") -> None:
             rows.append(("", f"→ {check.advice}"))
     output.echo_list(rows)
     output.echo()
-    output.echo(f"{wrong} to put right." if wrong else "Nothing is wrong.")
+    output.echo(f"{wrong} to fix." if wrong else "Nothing is wrong.")

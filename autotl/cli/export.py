@@ -1,4 +1,4 @@
-"""`autotl export`: the model, for those who do not have autotl."""
+"""`autotl export`: the model for use without autotl."""
 
 from pathlib import Path
 
@@ -16,24 +16,24 @@ from autotl.report import output
     type=click.Choice(["bundle", "torch-export", "onnx"]),
     default="onnx",
     show_default=True,
-    help="bundle: as autotl reads it; torch-export: a traced graph for PyTorch; onnx: for ONNX Runtime and others.",
+    help="bundle: for autotl; torch-export: a traced graph for PyTorch; onnx: for ONNX Runtime and others.",
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder. [default: NAME-FORMAT]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write. [default: NAME-FORMAT]")
 @click.option(
     "--images",
     type=click.Path(exists=True, path_type=Path),
-    help="Images on which the export is compared with the model. [default: those of the study]",
+    help="Images to compare the export with the model on. [default: those of the study]",
 )
 @options.home
 @options.cache_dir
 def command(
     model: str, form: str, out: Path | None, images: Path | None, home: Path | None, cache_dir: Path | None
 ) -> None:
-    """Write the model of a study or a bundle into a folder of its own.
+    """Export the model of a study or a bundle to a new folder.
 
-    The graph takes images as uint8 [N, 3, S, S] and gives probabilities [N, classes]; beside it lie
-    preprocessing.json with a short reference in Pillow and NumPy, and a script that predicts. Before anything
-    is left there, real image files go through both and must come out as from the model itself.
+    The graph takes images as uint8 [N, 3, S, S] and gives probabilities [N, classes]. The folder also has
+    preprocessing.json, the same as a short script in Pillow and NumPy, and a script that predicts. The export
+    is first compared with the model on real image files; if they disagree, nothing is written.
 
     \b
     autotl export digits --format onnx

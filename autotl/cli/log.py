@@ -1,4 +1,4 @@
-"""`autotl log`: a study, told to MLflow again."""
+"""`autotl log`: sending a study to MLflow again."""
 
 import sys
 from functools import partial
@@ -15,12 +15,12 @@ from autotl.report import output
 @options.tracking_uri
 @options.home
 @options.cache_dir
-@click.option("--follow", is_flag=True, hidden=True, help="Go on until standard input is closed.")
+@click.option("--follow", is_flag=True, hidden=True, help="Continue until standard input is closed.")
 def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: Path | None, follow: bool) -> None:
-    """Bring MLflow up to date with STUDY.
+    """Log STUDY to MLflow.
 
-    A search does so by itself while it goes on. This is for a server that was out of reach then, and for
-    another one: what it has already is not sent again.
+    A search does this by itself while it runs. Use this command for a server that was out of reach then,
+    or for another server. Only what the server lacks is sent.
 
     \b
     autotl log digits
@@ -38,14 +38,14 @@ def command(study: str, tracking_uri: str | None, home: Path | None, cache_dir: 
     uri = shipping.tracking_uri(tracking_uri, workspace)
     projection, outcome = Projection(found, uri), Outcome(found, folder.cache_dir(cache_dir))
     if follow:
-        all_told = shipping.follow(projection, outcome, partial(print, flush=True), sys.stdin)
-        sys.exit(0 if all_told else shipping.NOT_ALL)
+        complete = shipping.follow(projection, outcome, partial(print, flush=True), sys.stdin)
+        sys.exit(0 if complete else shipping.NOT_ALL)
     try:
         with shipping.only_writer(found, uri).acquire(timeout=0):
             projection.end(outcome)
     except Timeout:
-        raise StudyError(f"A search is logging study '{study}' to {masked(uri)} just now.") from None
+        raise StudyError(f"A search is logging study '{study}' to {masked(uri)} now. Wait for it to end.") from None
     except Exception as error:
-        raise StudyError(f"MLflow at {masked(uri)} cannot be brought up to date: {shipping.why(error)}") from error
+        raise StudyError(f"MLflow at {masked(uri)} cannot be updated: {shipping.why(error)}") from error
     again = f"{found.words}{shipping.tracking_option(tracking_uri)}"
-    output.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Look at it: autotl ui {again}")
+    output.echo(f"MLflow at {masked(uri)} has all of study '{study}'. Open it: autotl ui {again}")

@@ -16,27 +16,27 @@ from autotl.report import output
 
 COMMANDS = {
     "search": "Find the best transfer setup for a folder of images.",
-    "predict": "Classify images with what a search found.",
-    "export": "Write the model for those who do not have autotl.",
+    "predict": "Classify images with the model of a study.",
+    "export": "Export the model for use without autotl.",
     "ui": "Browse studies and trials in MLflow.",
-    "log": "Bring MLflow up to date with a study.",
-    "worker": "Carry out trials beside a search.",
-    "train": "Carry out one plan on a folder of images.",
+    "log": "Log a study to MLflow again, or to another server.",
+    "worker": "Run trials of a search in another process.",
+    "train": "Train one plan on a folder of images.",
     "studies": "List the studies of the workspace.",
     "show": "Show a study: leaderboard, winner, trade-offs.",
-    "plugins": "List backbones, augmentations and strategies; begin a plugin.",
+    "plugins": "List backbones, augmentations and strategies; start a plugin.",
     "weights": "List and fetch pretrained weights.",
-    "doctor": "See what is here to search with, and what is wrong.",
-    "unpack": "Turn an archive or a data set of another library into a folder of images.",
-    "sample": "Write a small real data set to try things on.",
+    "doctor": "Check the installation, devices, weights and plugins, or a data set.",
+    "unpack": "Convert an archive or a data set of another library to a folder of images.",
+    "sample": "Write a small real data set for a first try.",
 }
 
 JSON = "autotl.json"
-"""Where a command's context says whether JSON is asked for."""
+"""The key in a command's context for whether JSON output was requested."""
 
 
 class Commands(click.Group):
-    """A group that knows its commands by name and imports the one that is called."""
+    """A group that imports a command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -75,15 +75,15 @@ class Commands(click.Group):
                 raise click.UsageError(output.printable(error.format_message()), error.ctx) from None
             _end(ctx, error.format_message(), error.exit_code)
         except OSError as error:
-            if error.errno in (None, errno.EPIPE):  # whoever read the output has gone, which click knows how to end
+            if error.errno in (None, errno.EPIPE):  # the reader of a pipe is gone, which click handles
                 raise
             _end(ctx, f"Error: {error.strerror}: {error.filename or 'no file is named'}", AutotlError.exit_code)
         except KeyboardInterrupt:
-            _end(ctx, "Stopped. What was done is kept; the same command goes on.", 130)
+            _end(ctx, "Stopped. Finished work is saved; run the same command to resume.", 130)
 
 
 def _end(ctx: click.Context, message: str, code: int) -> NoReturn:
-    """Say why a command ends: on standard error, or as the one JSON object that was asked for."""
+    """End a command with a message on standard error, or as a JSON object if JSON was requested."""
     if ctx.meta[JSON]:
         output.write(json.dumps({"error": message.removeprefix("Error: ")}))
     else:
@@ -93,7 +93,7 @@ def _end(ctx: click.Context, message: str, code: int) -> NoReturn:
 
 @contextmanager
 def _polite_kill_as_ctrl_c() -> Iterator[None]:
-    """Within, SIGTERM ends a command as Ctrl-C does: what was done is kept."""
+    """SIGTERM ends a command as Ctrl-C does: finished work is saved."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

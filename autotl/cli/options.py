@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,45 +16,47 @@ home = click.option(
 cache_dir = click.option(
     "--cache-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where decoded images and features are kept. [default: the user's cache folder]",
+    help="Folder for decoded images and features. [default: the user's cache folder]",
 )
 path_column = click.option(
     "--path-column",
     metavar="NAME",
-    help="The manifest's column with the paths of the images. [default: path, or a usual name such as filename]",
+    help="Column of the manifest with the image paths. [default: path, or a usual name such as filename]",
 )
 label_column = click.option(
     "--label-column",
     metavar="NAME",
-    help="The manifest's column with the classes. [default: label, or a usual name such as class]",
+    help="Column of the manifest with the classes. [default: label, or a usual name such as class]",
 )
-device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
+device = click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1, mps …")
 
 near_copies = click.option(
     "--near-copies",
     type=click.Choice(["together", "apart"]),
     default="together",
     show_default=True,
-    help="Whether images that look nearly the same, such as one photo at two JPEG qualities, stay in one split.",
+    help="Whether near-copies, such as one photo at two JPEG qualities, are kept in one split.",
 )
 
 tracking_uri = click.option(
     "--tracking-uri",
     metavar="URI",
-    help="MLflow's server or store; better $MLFLOW_TRACKING_URI where it has a password. "
+    help="MLflow server or store. If it has a password, set $MLFLOW_TRACKING_URI instead. "
     "[default: $MLFLOW_TRACKING_URI or SQLite in the workspace]",
 )
 
 
 def _weights(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | dict[str, str]) -> dict[str, Path]:
-    """`NAME=FILE` or `NAME=BUNDLE`, as often as wanted, or a table in a study file."""
+    """`NAME=FILE` or `NAME=BUNDLE`, repeated, or a table in a study file."""
     if isinstance(values, dict):
         return {name: Path(file) for name, file in values.items()}
     named = {}
     for value in values:
         name, equals, file = value.partition("=")
         if not equals or not file:
-            raise click.BadParameter(f"'{value}' is not NAME=FILE, such as torchvision:resnet18=resnet18.pth")
+            raise click.BadParameter(
+                f"'{value}' is not of the form NAME=FILE, such as torchvision:resnet18=resnet18.pth"
+            )
         named[name] = Path(file)
     return named
 
@@ -64,12 +66,12 @@ weights = click.option(
     multiple=True,
     metavar="NAME=FILE",
     callback=_weights,
-    help="Weights that a backbone starts from: safetensors, a checkpoint of PyTorch, or a bundle of autotl. Repeat.",
+    help="Weights for a backbone: safetensors, a PyTorch checkpoint, or a bundle of autotl. Can be repeated.",
 )
 
 
 def names(*flags: str, help: str) -> Callable[[Any], Any]:
-    """An option that takes names and globs of what plugins registered, repeated or separated by commas."""
+    """An option for names and globs of registered plugins, repeated or separated by commas."""
 
     def split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | str) -> tuple[str, ...]:
         values = (values,) if isinstance(values, str) else values

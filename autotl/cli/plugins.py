@@ -1,4 +1,4 @@
-"""`autotl plugins`: what the installed plugins offer, and the beginning of a new one."""
+"""`autotl plugins`: lists what the installed plugins offer, and writes a new one."""
 
 import keyword
 import os
@@ -18,9 +18,9 @@ from autotl.registry import Registry
 from autotl.report import output
 
 TEMPLATE = Path(__file__).parent / "template"
-"""The distribution autotl-late-probe, which is where a new one begins."""
+"""The distribution autotl-late-probe, the template of a new one."""
 HELP = {
-    "backbones": "List families of backbones, or the backbones that GLOB fits; of a full name its stages and costs."
+    "backbones": "List families of backbones, or the backbones that match GLOB; for a full name its stages and costs."
 }
 FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late_probe.py")
 
@@ -28,7 +28,7 @@ FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late
 @click.group(invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List what plugins offer, with the distribution that each comes from; begin a plugin of your own.
+    """List what plugins offer, with the distribution of each; start a plugin of your own.
 
     \b
     autotl plugins
@@ -41,7 +41,7 @@ def command(ctx: click.Context) -> None:
 
 
 def _listing(kind: str) -> click.Command:
-    @click.command(kind, help=HELP.get(kind, f"List {kind}: those that GLOB fits, or all."))
+    @click.command(kind, help=HELP.get(kind, f"List {kind}: those that match GLOB, or all."))
     @click.argument("pattern", metavar="[GLOB]", required=False, shell_complete=completion.registered(kind))
     def listing(pattern: str | None) -> None:
         if kind == "backbones" and pattern:
@@ -56,13 +56,13 @@ for _kind in KINDS:
     command.add_command(_listing(_kind))
 
 
-@command.command(short_help="Begin a plugin of your own.")
+@command.command(short_help="Start a plugin of your own.")
 @click.argument("name")
 @click.option(
-    "--folder", type=click.Path(file_okay=False, path_type=Path), help="Where to write it. [default: autotl-NAME]"
+    "--folder", type=click.Path(file_okay=False, path_type=Path), help="Folder to write. [default: autotl-NAME]"
 )
 def new(name: str, folder: Path | None) -> None:
-    """Write the beginning of a plugin: a distribution autotl-NAME with a small strategy and its test.
+    """Write a new plugin: a distribution autotl-NAME with a small strategy and its test.
 
     \b
     autotl plugins new my-idea
@@ -70,12 +70,12 @@ def new(name: str, folder: Path | None) -> None:
     name = _plain(name)
     folder = folder or Path(f"autotl-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PluginError(f"{folder} is there already; name a folder that is new: --folder DIR")
+        raise PluginError(f"{folder} already exists; choose a new folder: --folder DIR")
     host = Host.from_environment()
     if name in host.strategies:
-        raise PluginError(f"There is a strategy '{name}' already, of {host.strategies[name].owner}: take another name.")
+        raise PluginError(f"{host.strategies[name].owner} already registers a strategy '{name}'. Choose another name.")
     if taken := next((owner for owner in host.owners if owner.plugin == name), None):
-        raise PluginError(f"There is a {taken} already: take another name.")
+        raise PluginError(f"There is already a {taken}. Choose another name.")
     forms = {"late-probe": name, "late_probe": name.replace("-", "_"), "LateProbe": _class(name)}
     for file in FILES:
         text = (TEMPLATE / file).read_text()
@@ -84,7 +84,9 @@ def new(name: str, folder: Path | None) -> None:
         try:
             write(folder / file, text)
         except OSError as error:
-            raise PluginError(f"{folder} cannot be written: {error.strerror}. Name another one: --folder DIR") from None
+            raise PluginError(
+                f"{folder} cannot be written: {error.strerror}. Choose another folder: --folder DIR"
+            ) from None
         output.echo(f"Written: {folder / file}")
     output.echo("\nNext:")
     here = os.path.join(".", folder)  # without the dot pip would look for a distribution of that name
@@ -97,16 +99,18 @@ def new(name: str, folder: Path | None) -> None:
 
 
 def _plain(name: str) -> str:
-    """The name in small letters with hyphens, as in `my-idea`, without a leading `autotl-`.
+    """The name in lower case with hyphens, as in `my-idea`, without a leading `autotl-`.
 
-    Raises: PluginError for what cannot name a distribution and a class.
+    Raises: PluginError for a name that a distribution or a class cannot have.
     """
     try:
         plain = canonicalize_name(name, validate=True).removeprefix("autotl-")
     except InvalidName:
         plain = ""
     if not _class(plain).isidentifier() or keyword.iskeyword(_class(plain)):
-        raise PluginError(f"'{name}' cannot name a plugin: letters, digits and '-', a letter first, such as my-idea.")
+        raise PluginError(
+            f"'{name}' cannot name a plugin: use letters, digits and '-', a letter first, such as my-idea."
+        )
     if _class(plain) in autotl.__all__:
         raise PluginError(f"'{name}' cannot name a plugin: its class would hide autotl's {_class(plain)}.")
     return plain
@@ -129,8 +133,8 @@ def _list(kinds: Sequence[str], pattern: str | None = None) -> None:
         output.echo(f"{kind}:")
         _entries(host.registries[kind], pattern, colon=":" if kind == "backbones" else "")
     if "backbones" in kinds:
-        output.echo("\nThe backbones of a family: autotl plugins backbones 'timm:resnet*'")
-        output.echo("A backbone, its stages and what they cost: autotl plugins backbones autotl:resnet10")
+        output.echo("\nBackbones of a family: autotl plugins backbones 'timm:resnet*'")
+        output.echo("One backbone, with the cost of its stages: autotl plugins backbones autotl:resnet10")
 
 
 def _entries(registry: Registry, pattern: str | None, colon: str) -> None:

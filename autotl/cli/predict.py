@@ -1,4 +1,4 @@
-"""`autotl predict`: the model at work."""
+"""`autotl predict`: classifies images."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from autotl.cli import completion, options
 from autotl.report import output
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""First characters that a spreadsheet treats as a formula."""
 
 
 @click.command()
@@ -29,12 +29,12 @@ def command(
 ) -> None:
     """Classify IMAGES, files or folders, with the model of a study or a bundle.
 
-    Prints path, class and probability of each image. One that cannot be read has an empty class and the
+    Prints path, class and probability of each image. An image that cannot be read has an empty class and the
     reason in the column `problem`; the exit code is then 1.
 
-    Programs can read the CSV without loss: it is UTF-8, and a file name that is not keeps its bytes (in JSON:
-    \\udc80 to \\udcff). A path that begins with =, +, - or @ would be a formula in a spreadsheet: ./ is put before
-    it, which names the same file. Class names are never changed: import them as text.
+    The CSV is UTF-8; a file name that is not UTF-8 keeps its bytes (in JSON: \\udc80 to \\udcff). A path that
+    starts with =, +, - or @ would be a formula in a spreadsheet, so ./ is put before it, which names the same
+    file. Class names are never changed: import them as text.
 
     \b
     autotl predict digits photo.jpg more-photos/
@@ -70,5 +70,5 @@ def _csv(rows: Iterable[dict[str, object]]) -> str:
 
 
 def _no_formula(path: str) -> str:
-    """The same file by a path that no spreadsheet takes for a formula: a stranger may have named it."""
+    """A path to the same file that no spreadsheet treats as a formula: file names may be hostile."""
     return os.path.join(".", path) if path.startswith(FORMULA) else path

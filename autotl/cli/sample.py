@@ -1,4 +1,4 @@
-"""`autotl sample`: a small real data set to try things on."""
+"""`autotl sample`: a small real data set for a first try."""
 
 from pathlib import Path
 from shlex import quote
@@ -24,7 +24,7 @@ def command(name: str, folder: Path) -> None:
     from sklearn.datasets import load_digits
 
     if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty; name a folder that is new, or delete it first.")
+        raise DataError(f"{folder} is not empty. Choose a new folder, or delete this one first.")
     digits = load_digits()
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         file = folder / str(label) / f"{number:04d}.png"

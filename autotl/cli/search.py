@@ -1,4 +1,4 @@
-"""`autotl search`: from a folder of labelled images to a tested model."""
+"""`autotl search`: searches the best transfer setup for a data set."""
 
 import time
 import tomllib
@@ -13,7 +13,7 @@ from autotl.report import output
 
 
 def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) -> Path | None:
-    """Every option may come from a TOML file; what the command line says wins."""
+    """Take options from a TOML file; the command line overrides them."""
     if file is None:
         return None
     try:
@@ -28,7 +28,7 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
         kind = {"data": str, "home": str, "cache_dir": str, "weights": dict}.get(key)
         if kind and not isinstance(value, kind):
             raise StudyError(f"{file}: {key} must be {'a table' if kind is dict else 'a text'}, not {value!r}.")
-        # Paths in a file are meant from where the file lies.
+        # Paths in a file are relative to its folder.
         if kind is str:
             values[key] = str(file.parent / value)
         elif kind is dict:
@@ -60,37 +60,36 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 )
 @options.path_column
 @options.label_column
-@click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Trials of the study in all.")
+@click.option("--trials", type=click.IntRange(1), default=50, show_default=True, help="Total number of trials.")
 @click.option(
     "--budget",
     metavar="TIME",
     callback=_seconds,
-    help="Time for everything, the test included: 90s, 30m, 1.5h, 1h30m. At least 60s. "
-    "[default: as long as the trials take]",
+    help="Time limit for everything, including the test: 90s, 30m, 1.5h, 1h30m. At least 60s. [default: no limit]",
 )
 @click.option(
     "--prune/--no-prune",
     default=True,
     show_default=True,
-    help="Stop trials early that fall behind.",
+    help="Prune trials that fall behind.",
 )
-@options.names("--backbones", help="Which backbones to consider. [default: those of --pool]")
+@options.names("--backbones", help="Backbones to search over. [default: those of --pool]")
 @click.option(
     "--pool",
     type=click.Choice(["auto", "shipped", "small", "large"]),
     default="auto",
     show_default=True,
-    help="Backbones when none are named: those that come with autotl, and with them two small or three larger "
-    "ImageNet networks (57 or 305 MB to download). auto: large on a GPU, else small.",
+    help="Backbones without --backbones. shipped: those that come with autotl; small: also two small ImageNet networks "
+    "(57 MB to download); large: also three larger ones (305 MB); auto: large on a GPU, otherwise small.",
 )
-@options.names("--strategies", help="Which strategies to consider. [default: all]")
-@options.names("--augmentations", help="Which augmentations to consider. [default: all]")
+@options.names("--strategies", help="Strategies to search over. [default: all]")
+@options.names("--augmentations", help="Augmentations to search over. [default: all]")
 @click.option(
     "--metric",
     type=click.Choice(["accuracy", "balanced-accuracy", "macro-f1"]),
     default="accuracy",
     show_default=True,
-    help="What is maximised.",
+    help="Metric to maximise.",
 )
 @options.near_copies
 @click.option(
@@ -101,26 +100,26 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="With how many fresh seeds the three best plans are run again; the highest mean wins.",
+    help="Number of new seeds to rerun the three best plans with; the highest mean wins.",
 )
 @click.option(
     "--compare/--no-compare",
     default=True,
     show_default=True,
-    help="Train what the winner is measured against: a linear probe, pixels, the best training from scratch.",
+    help="Train the controls to compare the winner with: a linear probe, pixels, the best training from scratch.",
 )
 @click.option(
     "--refit/--no-refit",
     default=True,
     show_default=True,
-    help="Train the winner once more, on all images but the sealed ones.",
+    help="Refit the winner on all images except the test images.",
 )
 @click.option(
     "--max-kills",
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="A trial counts as failed when its process was killed so often in the same epoch.",
+    help="Number of kills in the same epoch after which a trial counts as failed.",
 )
 @options.device
 @click.option("--study", shell_complete=completion.studies, help="Name of the study. [default: the folder's name]")
@@ -128,8 +127,8 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     "--storage",
     metavar="URL",
     envvar="AUTOTL_STORAGE",
-    help="Database for Optuna. Set $AUTOTL_STORAGE instead where it has a password: everybody on this machine can "
-    "read the command line. [default: $AUTOTL_STORAGE or SQLite in the study's folder]",
+    help="Optuna's database. If it has a password, set $AUTOTL_STORAGE instead: everybody on this machine can read "
+    "the command line. [default: $AUTOTL_STORAGE or SQLite in the study's folder]",
 )
 @options.weights
 @click.option(
@@ -138,19 +137,19 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     "from_study",
     metavar="STUDY",
     shell_complete=completion.studies,
-    help="Start from the network that won STUDY, with the weights of its bundle and up to its cut. It is the only "
+    help="Start from the winner of STUDY: its network up to the cut, with the weights of its bundle. It is the only "
     "backbone unless --backbones names others.",
 )
 @options.home
 @options.cache_dir
 @click.option(
-    "--strict-plugins", is_flag=True, help="End when a plugin is broken or fails, instead of going on without it."
+    "--strict-plugins", is_flag=True, help="Stop if a plugin is broken or fails, instead of continuing without it."
 )
 @click.option(
     "--mlflow/--no-mlflow",
     default=True,
     show_default=True,
-    help="Show every trial in MLflow: autotl ui",
+    help="Log every trial to MLflow, for autotl ui.",
 )
 @options.tracking_uri
 @click.option("--yes", is_flag=True, help="Download large weights without asking.")
@@ -162,7 +161,7 @@ def command(as_json: bool, **values: Any) -> None:
     and test may be missing), or a CSV or Parquet file with the columns path, label and, if wanted, split
     and group.
 
-    The same command goes on where it was interrupted; a larger --trials adds trials to the study.
+    The same command resumes an interrupted search; a larger --trials adds trials to the study.
 
     \b
     autotl search data/flowers --trials 20

@@ -1,4 +1,4 @@
-"""`autotl show`: a study on disk."""
+"""`autotl show`: the results of a study on disk."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from autotl.report import output
     "--picture",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write a PNG of what each cut is worth and what accuracy costs.",
+    help="Write a PNG of the accuracy of each cut, and of the accuracy and cost of each trial.",
 )
 @options.home
 def command(study: str, as_json: bool, plan: int | None, picture: Path | None, home: Path | None) -> None:
-    """Show STUDY: what the probe saw at each cut, the leaderboard, the winner and its test.
+    """Show STUDY: the probe accuracy at each cut, the leaderboard, the winner and its test.
 
     \b
     autotl show digits
@@ -52,5 +52,5 @@ def command(study: str, as_json: bool, plan: int | None, picture: Path | None, h
     result = results.load(found)
     if result is None:
         assert found.definition is not None
-        raise StudyError(f"Study '{study}' has no result yet; go on with it: {words.go_on(found, found.definition)}")
+        raise StudyError(f"Study '{study}' has no result yet; resume it: {words.go_on(found, found.definition)}")
     output.write(result.to_json())

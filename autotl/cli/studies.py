@@ -1,4 +1,4 @@
-"""`autotl studies`: what was searched so far."""
+"""`autotl studies`: the studies of the workspace."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def command(home: Path | None) -> None:
     workspace = folder.home(home)
     found = list(folder.studies(workspace))
     if not found:
-        output.echo(f"No studies in {workspace} yet. Begin one: autotl search DATA{folder.home_option(workspace)}")
+        output.echo(f"No studies in {workspace} yet. Start one: autotl search DATA{folder.home_option(workspace)}")
         return
     console = tables.console()
     for part in tables.studies(found, console.width):

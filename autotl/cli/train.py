@@ -1,4 +1,4 @@
-"""`autotl train`: the lower half alone. One plan, carried out on a folder of images."""
+"""`autotl train`: trains one plan on a folder of images, without a search."""
 
 import json
 from functools import partial
@@ -13,7 +13,7 @@ from autotl.report import output
 @click.command()
 @click.argument("plan", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where to leave the model as a bundle.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the model, as a bundle.")
 @options.path_column
 @options.label_column
 @options.device
@@ -31,11 +31,11 @@ def command(
     cache_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Train what the file PLAN says on the images in DATA.
+    """Train the plan in the file PLAN on the images in DATA.
 
-    With the data that the plan was made for, on the same device and versions, this gives the numbers of
-    the trial again. `autotl show STUDY --plan TRIAL` prints a trial's plan; the plan in a bundle may be
-    trained on more images than its trial, and then has none left to measure it on.
+    With the data that the plan was made for, on the same device and versions, this reproduces the numbers
+    of the trial. `autotl show STUDY --plan TRIAL` prints the plan of a trial. The plan in a bundle may
+    train on all images except the test images; it then reports no validation metrics.
 
     \b
     autotl show digits --plan 3 > plan.json
@@ -72,7 +72,7 @@ def command(
         dataset = bench.dataset
         watcher.dataset(dataset)
         if dataset.fingerprint != setup.data.fingerprint:
-            watcher.note("The plan was made for other images or another split: its numbers will differ.")
+            watcher.note("The plan was made for other images or another split, so its numbers will differ.")
         fitted = fit(setup, bench, terminal.Epochs(watcher))
     if out:
         bundle.save(out, fitted, dataset.classes, {"validation": fitted.metrics})

@@ -11,14 +11,14 @@ from autotl.errors import StudyError, masked
 from autotl.report import output
 
 TRAINING = "workflowType=machine_learning"
-"""MLflow's pages on training, not those on language models."""
+"""Selects MLflow's pages for training, not those for language models."""
 
 
 def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Of hosts, separated by commas."""
+    """Host names, separated by commas."""
     names = tuple(name for part in (value or "").split(",") if (name := part.strip()))
     if "*" in names:
-        raise click.BadParameter("'*' alone lets any web page act on MLflow. Name the hosts, such as '*.example.org'.")
+        raise click.BadParameter("'*' alone lets any web page control MLflow. Name the hosts, such as '*.example.org'.")
     return names
 
 
@@ -29,17 +29,17 @@ def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> tu
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="Where the pages are served; 0.0.0.0: on all addresses of this machine, as in a container.",
+    help="Address to serve the pages on; 0.0.0.0: all addresses of this machine, as needed in a container.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option(
     "--allowed-hosts",
     metavar="NAME,…",
     callback=_names,
-    help="Further names by which browsers reach the pages, such as that of a proxy or of a container's machine; "
-    "'*.example.org' for many. MLflow refuses all but these and the names and addresses of this machine.",
+    help="Further host names under which browsers reach the pages, such as that of a proxy; '*.example.org' for many. "
+    "MLflow refuses all names except these and those of this machine.",
 )
-@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in a browser.")
 @options.tracking_uri
 @options.home
 def command(
@@ -51,9 +51,9 @@ def command(
     tracking_uri: str | None,
     home: Path | None,
 ) -> None:
-    """Browse what was searched, in MLflow's own pages; of STUDY at once where it is named.
+    """Browse all studies, or STUDY, in MLflow's own pages.
 
-    They are served until Ctrl-C, on this machine alone unless --host says otherwise. MLflow asks for no
+    The pages are served until Ctrl-C, only on this machine unless --host is given. MLflow asks for no
     password.
 
     \b
@@ -70,30 +70,30 @@ def command(
         _show(uri.rstrip("/"), pages, browser)
         return
     server = serving.Server(uri, workspace, host, port, allowed_hosts)
-    output.echo("MLflow starts …")
+    output.echo("Starting MLflow …")
     with suppress(KeyboardInterrupt), server.served() as process:
         if not server.is_local:
-            can = "can read, change and delete all of it, for MLflow asks for no password."
-            output.echo(f"Warning: whoever reaches {server.elsewhere} {can}", err=True)
+            can = "can read, change and delete everything: MLflow asks for no password."
+            output.echo(f"Warning: anyone who reaches {server.elsewhere} {can}", err=True)
         _show(server.here, pages, browser)
-        output.echo("Ctrl-C ends it.")
+        output.echo("Press Ctrl-C to stop.")
         process.wait()
         raise server.ended()
 
 
 def _pages(uri: str, named: str | None, workspace: Path, study: str | None) -> list[str]:
-    """The parts of the address that lead to the study and to its trials, or to all studies.
+    """The URL paths of the study and of its trials, or of all studies.
 
     `named`: the server as the user named it.
 
-    Raises: StudyError for one that MLflow has not heard of, and for a workspace without any.
+    Raises: StudyError for a study that MLflow does not have, and for a workspace without studies.
     """
     from autotl.tracking import folder, shipping
 
     if study is None:
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-            begin = f"autotl search DATA{folder.home_option(workspace)}"
-            raise StudyError(f"There is nothing to show in {workspace} yet. Begin: {begin}")
+            start = f"autotl search DATA{folder.home_option(workspace)}"
+            raise StudyError(f"There is nothing to show in {workspace} yet. Start a search: {start}")
         return [f"/#/experiments?{TRAINING}"]
     found = folder.find_study(workspace, study)
 
@@ -105,7 +105,7 @@ def _pages(uri: str, named: str | None, workspace: Path, study: str | None) -> l
         raise StudyError(f"MLflow at {masked(uri)} does not answer: {shipping.why(error)}") from error
     if place is None:
         again = f"{found.words}{shipping.tracking_option(named)}"
-        raise StudyError(f"MLflow at {masked(uri)} has not heard of study '{study}'. Tell it: autotl log {again}")
+        raise StudyError(f"MLflow at {masked(uri)} has no study '{study}'. Log it: autotl log {again}")
     experiment, run = place
     runs = f"/#/experiments/{experiment}/runs"
     return [f"{runs}?{TRAINING}&{page.SHARED}", f"{runs}/{run}?{TRAINING}"]

@@ -1,4 +1,4 @@
-"""`autotl unpack`: an archive, or a data set of another library, as a folder that a search reads."""
+"""`autotl unpack`: converts an archive or a data set of another library to a folder of images."""
 
 import sys
 from collections import Counter
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from autotl.data.listing import Listing
 
 _MOST_CLASSES = 30
-"""Of which each is named with its count."""
+"""Up to so many classes are listed with their counts."""
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where torchvision's data set lies."
+    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of torchvision's data set."
 )
-@click.option("--label-column", metavar="NAME", help="The column, or the key of each sample's JSON, that is the class.")
+@click.option("--label-column", metavar="NAME", help="Column, or key of each sample's JSON, with the class.")
 def command(sources: tuple[str, ...], folder: Path, root: Path | None, label_column: str | None) -> None:
-    """Write the images of SOURCE into FOLDER, which is new or empty, as `autotl search FOLDER` reads them.
+    """Write the images of SOURCE to FOLDER, a new or empty folder, for `autotl search FOLDER`.
 
     SOURCE is a zip or tar archive of an image folder; WebDataset shards, or a folder of them; a data set of
     Hugging Face's `datasets` as `save_to_disk` wrote it, or in Parquet or Arrow files; or torchvision:NAME,
-    downloaded before to --root. Nothing is fetched from a network.
+    already downloaded to --root. Nothing is downloaded.
 
-    Images keep their bytes; arrays become PNG. Splits become train, val and test. In the name of a class
-    `_` stands for what no folder's name can hold: a slash, a dot at its beginning, what cannot be printed.
-    torchvision's classes read their own files, and pickles only after they have compared the checksums.
+    Image files are copied unchanged; arrays become PNG. Splits become train, val and test. In class names `_`
+    replaces what a folder name cannot have: a slash, a dot at the start, unprintable characters.
+    torchvision's classes read their own files, and pickles only after checking their checksums.
 
     \b
     autotl unpack flowers.zip data/flowers
@@ -67,7 +67,7 @@ def command(sources: tuple[str, ...], folder: Path, root: Path | None, label_col
 
 
 def _counts(listing: "Listing") -> Iterator[str]:
-    """How many images each class has in each split."""
+    """The number of images of each class in each split."""
     from autotl.data.foreign.samples import FOLDERS
 
     counts = Counter((file.split, file.label) for file in listing.files)

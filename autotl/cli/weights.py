@@ -1,4 +1,4 @@
-"""`autotl weights`: which pretrained weights are on this machine, and how to get others."""
+"""`autotl weights`: lists and downloads pretrained weights."""
 
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ def command() -> None:
 @command.command("list")
 @click.argument("patterns", nargs=-1)
 def list_(patterns: tuple[str, ...]) -> None:
-    """Where the weights of PATTERNS lie; of the default pools when none are named."""
+    """List where the weights of PATTERNS are; without PATTERNS those of the default pools."""
     from autotl.report import backbones
     from autotl.study.pool import LARGE, SHIPPED, SMALL
 
@@ -35,13 +35,13 @@ def list_(patterns: tuple[str, ...]) -> None:
 @command.command()
 @click.argument("patterns", nargs=-1, required=True)
 def fetch(patterns: tuple[str, ...]) -> None:
-    """Download the weights of PATTERNS into the caches of the hub or of torch, and print where each file lies.
+    """Download the weights of PATTERNS to the caches of the Hugging Face hub or of torch, and print each path.
 
     \b
     autotl weights fetch timm:resnet18.a1_in1k
 
-    On a machine without network: run this on one that has it, copy the files, and say
-    --weights NAME=FILE to the search.
+    For a machine without network: run this on another machine, copy the files, and use
+    --weights NAME=FILE in the search.
     """
     catalogue = _catalogue()
     for name in catalogue.expand(patterns):

@@ -1,4 +1,4 @@
-"""`autotl worker`: more hands for a search."""
+"""`autotl worker`: runs trials of a search in another process."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from autotl.report import output
     "--storage",
     metavar="URL",
     envvar="AUTOTL_STORAGE",
-    help="Optuna's database of the search; better $AUTOTL_STORAGE where it has a password. "
+    help="Optuna's database of the search. If it has a password, set $AUTOTL_STORAGE instead. "
     "[default: $AUTOTL_STORAGE or that of the study's folder]",
 )
 @click.option(
-    "--data", type=click.Path(exists=True, path_type=Path), help="The images. [default: where the search has them]"
+    "--data", type=click.Path(exists=True, path_type=Path), help="The images. [default: the path that the search uses]"
 )
 @options.path_column
 @options.label_column
@@ -37,11 +37,11 @@ def command(
     home: Path | None,
     cache_dir: Path | None,
 ) -> None:
-    """Carry out trials of STUDY beside the search that began it, in this process.
+    """Run trials of STUDY in this process, beside the search that started it.
 
-    As many workers may join as there are cores (OMP_NUM_THREADS=1 for each) or GPUs (--device cuda:1; auto is the
-    first one), also on other machines that see the images; for those the search must have a database that they
-    reach. A worker that dies loses nothing: the search runs its trial again. It ends when no trial is left to begin.
+    Start at most one worker per core (OMP_NUM_THREADS=1 for each) or per GPU (--device cuda:1; auto is the first
+    one). Workers on other machines need the images and a database (--storage) that both sides reach. If a worker
+    dies, the search runs its trial again. A worker ends when no trial is left to start.
 
     \b
     OMP_NUM_THREADS=1 autotl worker digits
@@ -72,4 +72,4 @@ def command(
             weights=weights,
         )
         done = worker.run()
-    output.echo(f"{done} trials carried out; there is none to begin now.")
+    output.echo(f"{done} trials done; no trial is left to start.")

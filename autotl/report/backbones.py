@@ -1,4 +1,4 @@
-"""What there is to know of a backbone before a search: where it comes from, its weights, its stages and their costs."""
+"""A backbone as tables: its source, its weights, its stages and their costs."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from autotl.report.tables import count, fitted
 
 
 def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType]:
-    """All of it, of one backbone.
+    """Everything known about one backbone before a search.
 
     Raises: PluginError for a backbone that is unknown or cannot be split into stages.
     """
@@ -25,7 +25,7 @@ def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType
         "licence": known.licence,
         "weights": where(catalogue, name),
         "input": f"{known.input.size} px, {known.input.mode}" + (f"; it takes {sizes} px too" if sizes else ""),
-        "cost": f"{count(info.parameters(last))} parameters, {count(info.flops(last))} FLOPs an image",
+        "cost": f"{count(info.parameters(last))} parameters, {count(info.flops(last))} FLOPs per image",
     }
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -38,7 +38,7 @@ def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType
 
 
 def stages(info: BackboneInfo, width: int) -> Table:
-    """Each place where the backbone can be cut, with what is kept then."""
+    """Every cut of the backbone, with the cost of the stages up to it."""
     columns: dict[str, list[str]] = {
         "cut": [stage.name for stage in info.stages],
         "layout": [stage.layout for stage in info.stages],
@@ -51,7 +51,7 @@ def stages(info: BackboneInfo, width: int) -> Table:
 
 
 def where(catalogue: Catalogue, name: str) -> str:
-    """Where the weights of a backbone lie, or how to get them."""
+    """Where the weights of a backbone are, or how to get them."""
     file = catalogue.file(name)
     if file:
         return f"{file.path}  {file.path.stat().st_size / 1e6:.1f} MB  sha256 {file.sha256[:12]}…  ({file.origin})"

@@ -1,4 +1,4 @@
-"""What there is on this machine to search with, what is wrong with it, and what to do about that."""
+"""Checks of this machine for `autotl doctor`: what is installed, what is wrong, and what to do."""
 
 import os
 import platform
@@ -25,17 +25,17 @@ FREE = 2_000_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; `advice` says what to do where something is wrong or missing."""
+    """The result of one check; `advice` says what to do if something is wrong or missing."""
 
     what: str
     found: str
     advice: str = ""
     wrong: bool = False
-    """Whether it keeps a search from working as it should; what is merely not there is not wrong."""
+    """Whether it prevents a search from working; a missing optional part is not wrong."""
 
 
 def checks(host: Host, home: Path, cache_dir: Path) -> Iterator[Check]:
-    """Everything that is worth a look, in the order in which a search needs it."""
+    """All checks, in the order in which a search needs the things."""
     yield Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from _libraries()
     yield from _devices()
@@ -61,19 +61,19 @@ def _libraries() -> Iterator[Check]:
             yield Check(requirement.name, metadata.version(requirement.name))
     for extra, problems in extras.items():
         if extra != "dev":
-            without = ", ".join(problem for problem, _ in problems)
+            unmet = "; ".join(problem for problem, _ in problems)
             advice = " ".join(["pip install", *(requirement for _, requirement in problems)]) if problems else ""
-            yield Check(f"extra {extra}", f"without {without}" if problems else "installed", advice)
+            yield Check(f"extra {extra}", unmet or "installed", advice)
 
 
 def _unmet(requirement: Requirement) -> str:
-    """What is wrong with the installed version, nothing where it will do."""
+    """What is wrong with the installed version; empty if it fits."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return f"{requirement.name}: not installed"
+        return f"{requirement.name} is not installed"
     fits = requirement.specifier.contains(version, prereleases=True)
-    return "" if fits else f"{requirement.name} {version}, which is not {requirement.specifier}"
+    return "" if fits else f"{requirement.name} {version} is installed, {requirement.specifier} is needed"
 
 
 def _devices() -> Iterator[Check]:
@@ -86,7 +86,7 @@ def _devices() -> Iterator[Check]:
     elif shutil.which("nvidia-smi"):
         yield Check(
             "cuda",
-            f"a driver is installed, and torch {torch.__version__} sees no device",
+            f"a driver is installed, but torch {torch.__version__} finds no device",
             "install a build of torch for this driver's CUDA version",
             wrong=True,
         )
@@ -101,16 +101,16 @@ def _folder(what: str, folder: Path, holds: str) -> Check:
     there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     option = {"workspace": "--home", "cache": "--cache-dir"}[what]
     if not os.access(there, os.W_OK):
-        return Check(what, f"{folder}: cannot be written", f"name another one: {option} DIR", wrong=True)
+        return Check(what, f"{folder}: cannot be written", f"choose another folder: {option} DIR", wrong=True)
     free = shutil.disk_usage(there).free
-    advice = f"make room, or name another one: {option} DIR" if free < FREE else ""
+    advice = f"free some space, or choose another folder: {option} DIR" if free < FREE else ""
     return Check(what, f"{folder}: {holds}, {free / 1e9:.0f} GB free", advice, wrong=free < FREE)
 
 
 def _bytes(folder: Path) -> int:
     total = 0
     for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # a search may be at work there
+        with suppress(FileNotFoundError):  # a search may be running there
             total += file.stat().st_size if file.is_file() else 0
     return total
 
@@ -124,14 +124,14 @@ def _weights(catalogue: Catalogue) -> Iterator[Check]:
             broken.append(error)
             continue
         except AutotlError as error:
-            yield Check(name, one_line(error), "install autotl again", wrong=True)
+            yield Check(name, one_line(error), "reinstall autotl", wrong=True)
             continue
         if file:
             yield Check(name, f"here ({file.origin}), {file.path.stat().st_size / 1e6:.1f} MB")
         else:
             yield Check(name, "not on this machine", f"autotl weights fetch {name}")
     for problem in broken:
-        yield Check("backbones", one_line(problem), "see the plugins", wrong=True)
+        yield Check("backbones", one_line(problem), "see the plugins below", wrong=True)
 
 
 def _plugins(catalogue: Catalogue) -> Iterator[Check]:
@@ -154,7 +154,7 @@ def _plugins(catalogue: Catalogue) -> Iterator[Check]:
             except AutotlError as error:
                 yield _broken(owner, error)
     for name in sorted(host.blocked - {problem.owner.plugin for problem in host.problems}):
-        yield Check(f"plugin {name}", "left out by AUTOTL_DISABLE_PLUGINS")
+        yield Check(f"plugin {name}", "disabled by AUTOTL_DISABLE_PLUGINS")
     for problem in host.problems:
         name = problem.owner.plugin
         if name in host.blocked:
@@ -164,7 +164,7 @@ def _plugins(catalogue: Catalogue) -> Iterator[Check]:
 
 
 def _whole(family: Entry, catalogue: Catalogue) -> None:
-    """Raises: AutotlError for a family that cannot be listed, or whose package lacks weights that should be in it."""
+    """Raises: AutotlError for a family that cannot be listed, or whose package lacks weights that it should contain."""
     names = catalogue.names(family.name)
     for name in names if family.owner.distribution != "autotl" else ():
         weights = catalogue.card(f"{family.name}:{name}").weights
@@ -173,5 +173,5 @@ def _whole(family: Entry, catalogue: Catalogue) -> None:
 
 
 def _broken(owner: Owner, problem: object) -> Check:
-    advice = f"tell its author, update it, or pip uninstall {owner.distribution}"
+    advice = f"report it to its author, update it, or pip uninstall {owner.distribution}"
     return Check(f"plugin {owner.plugin}", str(problem), advice, wrong=True)

@@ -1,4 +1,4 @@
-"""The console of rich for tables, notes and progress: what it shows is text on its way out, as `output` has it."""
+"""The rich console for tables, notes and progress; it escapes text as `output` does."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from autotl.report.output import printable
 
 
 class Console(RichConsole):
-    """A console of rich that shows texts as `printable` gives them, and of control codes none but its own."""
+    """A rich console that passes all text through `printable`; the only control codes are its own."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)  # before it is measured

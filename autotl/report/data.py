@@ -1,4 +1,4 @@
-"""What is known of a data set before any search: as data, and as lines for people."""
+"""The report on a data set before any search, as data and as lines for people."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from autotl.data.pixels import Progress
 
 SHOWN = 12
-"""So many classes are shown with their counts; of more, the largest and the smallest."""
+"""Classes shown with their counts; if there are more, the largest and the smallest."""
 REASONS = 5
-"""So many reasons why files are set aside are shown, the most frequent ones."""
+"""Reasons for excluded files that are shown, the most frequent ones."""
 UNEQUAL = 3
-"""How many times as many images the largest class may have as the smallest, before that is said."""
+"""Ratio of the largest class to the smallest above which the imbalance is reported."""
 
 
 class Problem(Record):
-    """A file that is set aside, and why."""
+    """An excluded file and the reason."""
 
     path: str
     reason: str
 
 
 class Found(Record):
-    """How the files were found and understood. Paths are relative to the data's folder."""
+    """How the files were interpreted. Paths are relative to the data's folder."""
 
     data: str
     layout: str
     read_as: dict[str, str]
-    """Folders with their splits, or a manifest's columns with what they were taken for."""
+    """Folders with their splits, or a manifest's columns with their meanings."""
     files: int
     unlabelled: tuple[str, ...]
     empty: tuple[str, ...]
@@ -45,39 +45,39 @@ class Found(Record):
 
 
 class Contents(Record):
-    """What the images are, and how a search would split them with seed 0."""
+    """Properties of the images, and how a search would split them with seed 0."""
 
     images: int
     problems: tuple[Problem, ...]
     classes: dict[str, dict[str, int]]
-    """For each class its images by split."""
+    """For each class the number of images in each split."""
     splits: dict[str, int]
     width: tuple[int, int, int]
     """The smallest, the median and the largest, in px."""
     height: tuple[int, int, int]
     cut_away: float
-    """The median share of its area that an image has outside the square in its middle."""
+    """The share of its area that a centre crop to a square cuts away from the median image."""
     deep: int
-    """How many grey images have more than 8 bits."""
+    """Number of grey images with more than 8 bits."""
     bits: int | None
-    """How many bits their values use; None where there are none."""
+    """Bits that their values use; None if there are no such images."""
     bits_of_median: int | None
-    """How many the values of the median one use: where it is fewer, most are darker than they could be."""
+    """Bits that the values of the median one use: if fewer, most images are darker than necessary."""
     same: tuple[tuple[str, ...], ...]
-    """Images that show one picture."""
+    """Sets of images with the same picture."""
     near: tuple[tuple[str, str], ...]
-    """Images that show nearly one picture."""
+    """Pairs of near-copies."""
     near_apart: int
-    """How many images are in another split than one that shows nearly the same picture."""
+    """Number of images with a near-copy in another split."""
     groups: int
     units: int
-    """How many pictures and groups there are that tell something of their own."""
+    """Number of independent units: images that share a picture or a group count once."""
     notes: tuple[str, ...]
-    """What else a user should know of how the files were read, and what the splits lack."""
+    """Further notes on how the files were read, and on what the splits lack."""
 
 
 class DataReport(Record):
-    """All that is known of a data set; `error` says why the rest is missing, and what to do."""
+    """The report on a data set; `error` says why the rest is missing, and what to do."""
 
     found: Found | None = None
     contents: Contents | None = None
@@ -87,7 +87,7 @@ class DataReport(Record):
 def report(
     data: Path, columns: Columns, near_copies: NearCopies, cache_dir: Path, progress: "Progress | None" = None
 ) -> DataReport:
-    """Look at every image of a folder or a manifest; what was decoded is kept for a search."""
+    """Read every image of a folder or a manifest; decoded images are kept for a search."""
     from autotl.data import index
     from autotl.data.dataset import open_dataset
     from autotl.data.pixels import PixelStore
@@ -152,13 +152,13 @@ def _range(values: Sequence[int]) -> tuple[int, int, int]:
 
 
 def checks(report: DataReport) -> Iterator[Check]:
-    """The report in lines; what needs the user's attention comes with advice."""
+    """The report as lines, with advice where the user should act."""
     if report.found:
         yield from _of_files(report.found)
     if report.contents:
         yield from _of_images(report.contents)
     if report.error:
-        yield Check("error", report.error, "a search says the same; put it right first", wrong=True)
+        yield Check("error", report.error, "fix it: a search stops with the same error", wrong=True)
 
 
 def _of_files(found: Found) -> Iterator[Check]:
@@ -180,9 +180,9 @@ def _of_images(contents: Contents) -> Iterator[Check]:
         often = reasons.most_common(REASONS)
         for reason, count in often:
             first = next(each.path for each in contents.problems if each.reason.startswith(reason))
-            yield Check("set aside", f"{count:,}: {reason}", f"such as {first}")
+            yield Check("excluded", f"{count:,}: {reason}", f"such as {first}")
         if others := len(contents.problems) - sum(count for _, count in often):
-            yield Check("set aside", f"{others:,} for other reasons", "--json lists them all")
+            yield Check("excluded", f"{others:,} for other reasons", "--json lists them all")
     yield from _of_classes(contents)
     yield from _of_sizes(contents)
     if contents.same:
@@ -190,19 +190,19 @@ def _of_images(contents: Contents) -> Iterator[Check]:
         yield Check("same picture", f"{count:,} images show {len(contents.same):,} {plural}", _such_as(contents.same))
     if contents.near:
         count = len({path for pair in contents.near for path in pair})
-        yield Check("near-copies", f"{count:,} images look nearly like another one", _such_as(contents.near))
+        yield Check("near-copies", f"{count:,} images are near-copies of another one", _such_as(contents.near))
     if contents.near_apart:
         yield Check(
             "near-copies apart",
-            f"{contents.near_apart:,} images look like one in another split, so results look better than they are",
-            "put them into groups by a manifest",
+            f"{contents.near_apart:,} images have a near-copy in another split, so results are optimistic",
+            "put them into one group, in a manifest",
         )
     if contents.groups:
         yield Check("groups", f"{contents.groups:,}, each in one split")
     if contents.units < contents.images:
         yield Check(
             "independent",
-            f"{contents.units:,} of {contents.images:,} images; the others are of the same pictures or groups",
+            f"{contents.units:,} of {contents.images:,} images; the others share a picture or a group with these",
         )
     yield Check("splits", ", ".join(f"{split} {count:,}" for split, count in contents.splits.items() if count))
     for note in contents.notes:
@@ -222,8 +222,8 @@ def _of_classes(contents: Contents) -> Iterator[Check]:
     if largest > UNEQUAL * smallest:
         share = largest / contents.images
         yield Check(
-            "unequal classes",
-            f"{ranked[0]!r} has {largest / smallest:.3g} times the images of {ranked[-1]!r}; always answering "
+            "imbalanced classes",
+            f"{ranked[0]!r} has {largest / smallest:.3g} times the images of {ranked[-1]!r}; always predicting "
             f"{ranked[0]!r} gives an accuracy of {share:.1%}",
             "search with --metric balanced-accuracy",
         )
@@ -240,7 +240,7 @@ def _of_sizes(contents: Contents) -> Iterator[Check]:
         yield Check(
             "bit depth",
             f"{contents.deep:,} grey images of more than 8 bits; their values use {contents.bits}{of_median}",
-            "the brightest train image sets the scale of all: see that it is no fault" * darker,
+            "the brightest train image sets the scale of all images: check that it is not faulty" * darker,
         )
 
 

@@ -9,7 +9,7 @@ from autotl.tracking.probe import read_probe
 
 
 def leaderboard(folder: StudyFolder) -> pd.DataFrame:
-    """The different plans that were carried out on the images as they are now, best first; indexed by trial."""
+    """The different plans trained on the current images, best first; indexed by trial."""
     definition = folder.definition
     assert definition is not None
     rows = []
@@ -40,5 +40,5 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
 
 
 def probe(folder: StudyFolder) -> pd.DataFrame:
-    """What the probe saw, one row for each cut of each backbone under each pooling, from first cut to last."""
+    """The probe: one row for each cut of each backbone with each pooling, from first cut to last."""
     return pd.DataFrame([vars(row) for row in read_probe(folder)], columns=["backbone", "cut", "pooling", "accuracy"])

@@ -1,4 +1,4 @@
-"""Text laid out for the width that it is read at. Where the output goes to a file or a pipe, a line stays a line."""
+"""Line wrapping to the width of the terminal; lines to a file or a pipe are not wrapped."""
 
 import math
 import os
@@ -8,21 +8,21 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 COMMAND = "(?:autotl [a-z]|pip install )"
-"""How a command begins that a text may end with."""
+"""The start of a command at the end of a text."""
 SHARE = 0.4
-"""How much of the width names may take."""
+"""Largest share of the width that names may take."""
 
 
 def width(stream: IO[str]) -> int | None:
-    """Columns of the terminal that a stream writes to, or as `COLUMNS` says of it; None where it is none."""
+    """Columns of the terminal that a stream writes to, or `COLUMNS` if set; None for a file or a pipe."""
     if not stream.isatty():
-        return None  # whatever COLUMNS says: readline sets it unasked for all that a program starts
-    said = os.environ.get("COLUMNS", "")
-    return int(said) if said.isdigit() else os.get_terminal_size(stream.fileno()).columns or None
+        return None  # even with COLUMNS set: readline sets it, unasked, for every child process
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdigit() else os.get_terminal_size(stream.fileno()).columns or None
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """The text in lines that end between words; those that a line is continued in begin two columns further right.
+    """The text in lines broken between words; continuation lines are indented by two columns.
 
     A command at the end of a line stays whole, so that it can be copied.
     """
@@ -36,7 +36,7 @@ def wrapped(text: str, width: int | None) -> str:
 
 
 def listed(rows: Iterable[tuple[str, str]], width: int | None) -> Iterator[str]:
-    """Lines of names with what there is to say of each beside it, or below a name that leaves too little room."""
+    """Lines of names, each with its text beside it, or below a name that is too long."""
     rows = list(rows)
     most = SHARE * width if width else math.inf
     column = max((len(name) for name, _ in rows if len(name) <= most), default=2) + 2
@@ -49,7 +49,7 @@ def listed(rows: Iterable[tuple[str, str]], width: int | None) -> Iterator[str]:
 
 
 def _wrapped(line: str, width: int, start: int, hang: int) -> list[str]:
-    """A line in several, not broken before its text, which begins at `start`; the others begin at `hang`."""
+    """A line broken into several. Its text starts at column `start`; the other lines start at `hang`."""
     text = line[start:]
     if len(line) <= width or re.match(f"(→ )?{COMMAND}", text):
         return [line.rstrip()]

@@ -1,4 +1,4 @@
-"""A search in a notebook: one output below the cell, which grows line by line."""
+"""Output of a search in a notebook: one output below the cell, which grows line by line."""
 
 import html
 import io
@@ -18,19 +18,19 @@ def is_here() -> bool:
 
 
 def quieten() -> None:
-    """Keep libraries from complaining that progress bars of theirs, which nobody sees, cannot be drawn."""
+    """Suppress warnings of libraries about their own progress bars, which are not shown."""
     warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def console() -> Console:
-    """Prints below the cell that is running."""
+    """A console that prints below the running cell."""
     return Console(
         file=_Cell(), width=WIDTH, force_terminal=False, force_jupyter=False, highlight=False, markup=False, emoji=False
     )
 
 
 class _Cell(io.StringIO):
-    """Text that a cell shows as one output: each line on its own would be an output of its own."""
+    """Text that a cell shows as one output; printed directly, each line would be a separate output."""
 
     def __init__(self) -> None:
         from IPython.display import display

@@ -1,4 +1,4 @@
-"""A finished study for those who look at it elsewhere: in words, as tables and pictures, with its model."""
+"""A finished study as MLflow shows it: summary, tables, pictures and model."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +34,7 @@ class Outcome:
         }
 
     def warm_up(self) -> None:
-        with suppress(Exception):  # that model is not the winner yet; whatever is wrong with it, another one may come
+        with suppress(Exception):  # not the winner yet: an error in it may not matter
             program(self.model().graph)
 
     def model(self) -> bundle.Bundle:

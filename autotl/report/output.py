@@ -1,4 +1,4 @@
-"""Text on its way out: whatever a terminal is to show passes here, and can neither steer it nor fail to be encoded."""
+"""Printing to the terminal: text is escaped, so that it cannot control the terminal or fail to be encoded."""
 
 import re
 import sys
@@ -10,13 +10,13 @@ from autotl.report import layout
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters but the line break
-    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # what breaks lines, and what changes the direction of reading
-    "\ud800-\udfff]"  # bytes of a file name that is no UTF-8, as Python keeps them
+    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # line separators, and changes of the writing direction
+    "\ud800-\udfff]"  # bytes of a file name that is not UTF-8, as Python keeps them
 )
 
 
 def printable(text: str) -> str:
-    """The text with an escape such as `\\x1b` for each character that would steer a terminal or is no text."""
+    """The text with an escape such as `\\x1b` for each character that would control a terminal or is not text."""
     return _UNPRINTABLE.sub(_escape, text)
 
 
@@ -27,14 +27,14 @@ def echo(text: str = "", *, err: bool = False) -> None:
 
 
 def echo_list(rows: Iterable[tuple[str, str]]) -> None:
-    """Print names for people, with what there is to say of each."""
+    """Print names for people, each with its text."""
     shown = [(printable(name), printable(text)) for name, text in rows]
     for line in layout.listed(shown, layout.width(sys.stdout)):
         click.echo(line)
 
 
 def write(text: str) -> None:
-    """Print text for programs: in UTF-8, file names with their own bytes; on a terminal with escapes, as `echo`."""
+    """Print text for programs: UTF-8, with file names as their own bytes; on a terminal with escapes, like `echo`."""
     if sys.stdout.isatty():
         click.echo(printable(text), nl=False)
     else:
@@ -42,7 +42,7 @@ def write(text: str) -> None:
 
 
 def escape_what_cannot_be_encoded() -> None:
-    """Let standard output print escapes, as standard error does, where its encoding lacks a character."""
+    """Make standard output escape characters that its encoding lacks, as standard error does."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 

@@ -1,4 +1,4 @@
-"""The trade-offs of a study as a picture: what each cut is worth, and what accuracy costs."""
+"""The picture of a study: the probe accuracy of each cut, and the accuracy of each trial by its cost."""
 
 import io
 
@@ -13,18 +13,18 @@ from autotl.study import select
 from autotl.tracking.folder import StudyFolder
 
 FEW = 15
-"""So many plans are all numbered; of more only those that nothing cheaper matches."""
+"""Up to so many plans are all numbered; of more, only those that no cheaper plan matches."""
 
 
 def trade_offs(folder: StudyFolder) -> bytes:
-    """A PNG file: on the left what the probe saw of every cut, on the right the plans by accuracy and cost.
+    """A PNG file: on the left the probe accuracy of every cut, on the right the plans by accuracy and cost.
 
-    Raises: StudyError while no trial on the images as they are now has succeeded.
+    Raises: StudyError if no trial on the current images has succeeded.
     """
     board = leaderboard(folder)
     if board.empty:
         raise StudyError(
-            f"No trial of study '{folder.name}' has succeeded on its images yet: there is nothing to draw."
+            f"No trial of study '{folder.name}' has succeeded on its current images, so there is nothing to draw."
         )
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -43,8 +43,8 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
         (line,) = axes.plot(depth, best, marker=".", label=f"{backbone}, best at {best.index[top]}")
         axes.plot(depth[top], best.iloc[top], marker="o", markersize=9, color=line.get_color())
     axes.set_xlabel("cut, as a share of the backbone's stages")
-    axes.set_ylabel("accuracy of a linear classifier on left-out train images")
-    axes.set_title("What each cut is worth")
+    axes.set_ylabel("accuracy of a linear classifier on held-out train images")
+    axes.set_title("Probe accuracy of each cut")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend()
     axes.grid(alpha=0.3)
@@ -54,25 +54,25 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     definition = folder.definition
     assert definition is not None
     metric = definition.metric
-    # What is worse by far than every strategy's best would press all others into a line.
+    # Plans far below the best of every strategy would squeeze the others into a line.
     least = board.groupby("strategy")[metric].max().min()
     shown = board[board[metric] >= least - max(0.02, 0.3 * (board[metric].max() - least))]
     for strategy, rows in shown.groupby("strategy", sort=False):
         axes.scatter(rows["flops"], rows[metric], label=str(strategy), alpha=0.8)
     points = zip(board.index, board[[metric, "flops"]].itertuples(index=False, name=None), strict=True)
     front = shown[shown.index.isin(select.front(dict(points)))].sort_values("flops")
-    axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="nothing cheaper is as good")
+    axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="no cheaper plan is as good")
     for _, rows in (shown if len(shown) <= FEW else front).groupby(["flops", metric]):
         place = (rows["flops"].iloc[0], rows[metric].iloc[0])
         axes.annotate(", ".join(map(str, sorted(rows.index))), place, xytext=(4, 4), textcoords="offset points")
     if len(shown) < len(board):
-        axes.text(0.02, 0.02, f"{len(board) - len(shown)} further below", transform=axes.transAxes, color="grey")
+        axes.text(0.02, 0.02, f"{len(board) - len(shown)} more below", transform=axes.transAxes, color="grey")
     axes.set_xscale("log", subs=(2, 3, 5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.xaxis.set_minor_formatter(EngFormatter(sep=" "))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("FLOPs for an image")
+    axes.set_xlabel("FLOPs per image")
     axes.set_ylabel(f"{metric} on the val split")
-    axes.set_title("What accuracy costs, by trial")
+    axes.set_title("Accuracy and cost of each trial")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What is shown as a table: the data, the probe's look at each cut, the leaderboard, the studies."""
+"""Tables: the data, the probe, the leaderboard, the strategies, the studies."""
 
 import math
 import sys
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from autotl.data.dataset import Dataset
 
 PLAIN_WIDTH = 160
-"""Columns where the output goes to a file or a pipe."""
+"""Width of output to a file or a pipe, in characters."""
 NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling")
 """Columns of the leaderboard that hold no numbers."""
 LEFT_OUT = {"pooling": 24, "parameters": 24, "log-loss": 24, "frozen": 24, "": 12, "FLOPs": 12}
-"""Of the leaderboard, in this order, where names would have to be shorter than so many characters."""
+"""Columns that the leaderboard drops, in this order, if names had to be shorter than so many characters."""
 SHORTEST = 12
-"""Characters that are left of a name, where there is not the width for all of it."""
+"""Characters to which a name is shortened at most."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal, or plain text of a fixed width where there is none."""
-    # The stream itself, as it is now: while plugins are at work, `sys.stdout` is standard error.
+    """The terminal, or plain text of a fixed width for a file or a pipe."""
+    # The stream itself, as it is now: while plugin code runs, `sys.stdout` is standard error.
     made = Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = PLAIN_WIDTH
@@ -43,7 +43,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def dataset(data: "Dataset") -> Table:
-    """Images, classes, smallest and largest class, sizes, splits, what was wrong."""
+    """Images, classes, smallest and largest class, sizes, splits, notes, excluded files."""
     counts = data.counts()
     totals = {name: sum(by_split.values()) for name, by_split in counts.items()}
     smallest, largest = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
@@ -67,7 +67,7 @@ def dataset(data: "Dataset") -> Table:
     for note in data.notes:
         table.add_row("note", note)
     for problem in data.problems[:5]:
-        table.add_row("set aside", f"{problem.path}: {problem.reason}")
+        table.add_row("excluded", f"{problem.path}: {problem.reason}")
     if len(data.problems) > 5:
         table.add_row("", f"… and {len(data.problems) - 5:,} more; all are in data/problems.csv of the study")
     return table
@@ -76,10 +76,10 @@ def dataset(data: "Dataset") -> Table:
 def fitted(
     columns: Mapping[str, Sequence[str]], width: int, *, names: Collection[str], left_out: Mapping[str, int]
 ) -> Table:
-    """A table of texts no wider than `width`, as far as that can be, with each row in one line.
+    """A table no wider than `width` if possible, with each row in one line.
 
-    Where it would be wider, its headers take several lines; then columns are left out, each where `names` would have
-    to be shorter than the characters that `left_out` has for it; then names are shortened. What is no name is a number.
+    If it were wider, its headers take several lines; then columns are dropped, each if `names` had to be shorter than
+    the characters that `left_out` gives for it; then names are shortened. Columns not in `names` hold numbers.
     """
     shown = {name: list(map(printable, column)) for name, column in columns.items()}
     cells = {name: max(map(cell_len, column), default=0) for name, column in shown.items()}
@@ -89,7 +89,7 @@ def fitted(
     for name, least in left_out.items():
         if _width(min(size[each], least) if each in names else size[each] for each in shown) > width:
             del shown[name]
-    for _ in range(_width(size[name] for name in shown) - width):  # the longest loses a character, again and again
+    for _ in range(_width(size[name] for name in shown) - width):  # the longest loses one character at a time
         longest = max((name for name in names if name in shown), key=size.__getitem__)
         size[longest] = max(SHORTEST, size[longest] - 1)
     table = Table(box=None)
@@ -101,22 +101,22 @@ def fitted(
 
 
 def _width(columns: Iterable[int]) -> int:
-    """Of a table whose columns have these widths: a space stands on either side of each."""
+    """Width of a table whose columns have these widths, with a space on either side of each."""
     return sum(size + 2 for size in columns)
 
 
 def probe(rows: Sequence[ProbeRow], width: int) -> Table:
-    """For each backbone a row of its cuts, from the first stage to the last, under the best pooling."""
+    """For each backbone the accuracy at its cuts, from the first stage to the last, with the best pooling."""
     best: dict[str, dict[str, float]] = {}
     for row in rows:
         cuts = best.setdefault(row.backbone, {})
         cuts[row.cut] = max(row.accuracy, cuts.get(row.cut, 0.0))
-    most = max(SHORTEST, (width - 30) // 2)  # so that some cuts stand beside the names
+    most = max(SHORTEST, (width - 30) // 2)  # so that some cuts fit beside the names
     table = Table(box=None)
-    table.add_column("probe: left-out train images")
+    table.add_column("probe: held-out train images")
     table.add_column("best cut", no_wrap=True)
     table.add_column("accuracy", justify="right", no_wrap=True)
-    table.add_column("every cut from first to last, %")
+    table.add_column("every cut, first to last, %")
     for backbone, cuts in sorted(best.items(), key=lambda item: -max(item[1].values())):
         top = max(cuts, key=cuts.__getitem__)
         cells = Text(" ").join(
@@ -127,9 +127,9 @@ def probe(rows: Sequence[ProbeRow], width: int) -> Table:
 
 
 def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: int = 10) -> Table:
-    """The best plans with what one image costs them; `*` marks those that nothing cheaper matches.
+    """The best plans with their cost per image; `*` marks plans that no cheaper plan matches.
 
-    Where `width`, in characters, is little, those columns are shown that matter most, and names are shortened.
+    If `width`, in characters, is small, only the most important columns are shown, and names are shortened.
     """
     cheapest = front({record.number: (record.value or 0.0, record.metrics["flops"]) for record in records})
     columns: dict[str, Callable[[TrialRecord, TransferPlan], str]] = {
@@ -150,14 +150,14 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: i
 
 
 def frozen(plan: TransferPlan) -> str:
-    """The last stage that the last phase leaves as it is, `all` or `none`."""
+    """The last stage that the last phase keeps frozen, or `all` or `none`."""
     last = plan.phases[-1].frozen
     return "all" if last == plan.cut else last or "none"
 
 
 def strategies(records: Sequence[TrialRecord], metric: str, width: int) -> Table:
-    """What each strategy came to: its trials, its best and its middle value, and what its trials took."""
-    names = ("strategy", "trials", "pruned", "failed", f"best {metric}", "median", "seconds a trial")
+    """For each strategy its trials, its best and median value, and the median time of its trials."""
+    names = ("strategy", "trials", "pruned", "failed", f"best {metric}", "median", "seconds per trial")
     by_strategy: dict[str, list[TrialRecord]] = {}
     for record in records:
         if record.state in ENDED and "strategy" in record.params:
@@ -190,7 +190,7 @@ def count(number: float) -> str:
 
 
 def studies(folders: Iterable[StudyFolder], width: int) -> Iterator[Table | str]:
-    """A row for each study that can be read, and then a line for each other one, with what is wrong with it."""
+    """A row for each readable study, then a line for each other one that says what is wrong with it."""
     columns: dict[str, list[str]] = {
         name: [] for name in ("study", "classes", "trials", "metric", "validation", "test")
     }

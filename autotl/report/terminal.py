@@ -1,4 +1,4 @@
-"""A search in the terminal: live where there is one, plain lines where the output goes elsewhere."""
+"""Progress and results of a search: a live display in a terminal, plain lines in a file or a pipe."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TRIALS = "trials"
 QUIET = 20.0
-"""Seconds of silence after which a log hears what is done at the moment."""
+"""Seconds without output after which a log gets a line about the current step."""
 
 
 class Terminal:
@@ -40,7 +40,7 @@ class Terminal:
     def __init__(self, console: Console, *, brief: bool) -> None:
         self.console = console
         self.brief = brief
-        """Only what the user must know, and no tables: the result is printed elsewhere."""
+        """Only notes and failures, no tables: the result is printed elsewhere."""
         self._left: Callable[[], float] = lambda: math.inf
         self._live = Progress(
             _Words(lambda task: task.description),
@@ -81,9 +81,9 @@ class Terminal:
     def confirm(self, question: str) -> None:
         self._live.stop()
         if not sys.stdin.isatty():
-            raise StudyError(f"{question} Say --yes (from Python: yes=True) to go on without being asked.")
+            raise StudyError(f"{question} Use --yes (from Python: yes=True) to continue without being asked.")
         if not click.confirm(printable(question), err=True):
-            raise StudyError("Nothing was downloaded, and nothing begun. Choose other weights: --backbones, --pool.")
+            raise StudyError("Nothing was downloaded or started. Choose other weights with --backbones or --pool.")
         self._live.start()
 
     def dataset(self, dataset: "Dataset") -> None:
@@ -93,7 +93,7 @@ class Terminal:
     def estimate(self, estimate: Estimate) -> None:
         if not self.brief:
             features = f"will take about {_duration(estimate.features)}" if estimate.features else "are stored already"
-            self.note(f"Features {features}, a linear probe takes about {_duration(estimate.linear_probe)}.")
+            self.note(f"Features {features}. A linear probe takes about {_duration(estimate.linear_probe)}.")
 
     def progress(self, task: str, done: int, total: int) -> None:
         self._update(task, done, total)
@@ -141,19 +141,19 @@ class Terminal:
             self.console.print(what)
 
     def _do(self, what: str, *, begins: bool = True) -> None:
-        """Remember what is done at the moment, and whether that begins now."""
+        """Set the current step, and restart its clock if `begins`."""
         self._doing = what
         if begins:
             self._since = time.monotonic()
 
     def _break_silences(self) -> None:
-        """Say every now and then what goes on, and how long it may: the search itself may be busy with one thing."""
+        """Print the current step after every silence, from a thread: one step of the search may take long."""
         while not self._over.wait(min(1.0, QUIET / 4)):
             if time.monotonic() - self._told >= QUIET:
                 left = self._left()
                 budget = f"; {_duration(left)} of the budget left" if math.isfinite(left) else ""
                 so_far = f"{_duration(time.monotonic() - self._since)} so far"
-                self.note(f"{self._doing or 'at work'}, {so_far}{budget}")
+                self.note(f"{self._doing or 'working'}, {so_far}{budget}")
 
     def _detail(self, running: str) -> str:
         best = f"best {self._best.value:.1%} (trial {self._best.number})" if self._best else ""
@@ -161,7 +161,7 @@ class Terminal:
 
 
 class _Words(ProgressColumn):
-    """What is said of a task, in one line that is cut off where there is no room."""
+    """Text about a task, in one line that is shortened to the width."""
 
     def __init__(self, of: Callable[[Task], str]) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class _Words(ProgressColumn):
 
 
 class _Clock(ProgressColumn):
-    """What is left of the budget; without one what is left of a task that goes on evenly, else how long it takes."""
+    """Time left of the budget; without a budget the estimated time left of a task, or of trials the time so far."""
 
     def __init__(self, left: Callable[[], float]) -> None:
         super().__init__(table_column=Column(no_wrap=True))
@@ -182,7 +182,7 @@ class _Clock(ProgressColumn):
         left, to_go = self._budget_left(), task.time_remaining
         if math.isfinite(left):
             return Text(f"{_clock(left)} left")
-        # Trials differ too much for what some took to say anything about the others.
+        # The duration of trials differs too much to predict the rest.
         if to_go is not None and task.description != TRIALS:
             return Text(f"about {_clock(to_go)} to go")
         return Text(f"{_clock(task.elapsed or 0.0)} so far")
@@ -209,9 +209,9 @@ class Epochs:
 
 @contextmanager
 def watcher(*, quiet: bool) -> Iterator[Terminal]:
-    """A watcher on standard output or below a notebook's cell, or a brief one on standard error where `quiet`.
+    """A watcher on standard output or below a notebook's cell; if `quiet`, a brief one on standard error.
 
-    Whoever else prints, such as a plugin or a network, is heard on standard error.
+    Other output, such as that of plugins, goes to standard error.
     """
     console = notebook.console() if notebook.is_here() else tables.console(stderr=quiet)
     with Terminal(console, brief=quiet) as terminal, on_stderr():
@@ -219,7 +219,7 @@ def watcher(*, quiet: bool) -> Iterator[Terminal]:
 
 
 def show_result(folder: StudyFolder) -> None:
-    """Leaderboard, winner in words, what to type next."""
+    """Print the leaderboard, the summary of the winner, and the next commands."""
     definition, result = folder.definition, results.load(folder)
     console = tables.console()
     assert definition is not None
@@ -229,9 +229,9 @@ def show_result(folder: StudyFolder) -> None:
     table = tables.leaderboard(board, definition.metric, console.width)
     console.print(table)
     plans = "plan" if len(board) == 1 else "different plans"
-    stars = any(not column.header for column in table.columns)  # there may be no width for them
-    meaning = "; * where nothing cheaper is as good" if stars else ""
-    say(console, f"{len(board)} {plans} carried out in {len(records)} trials{meaning}")
+    stars = any(not column.header for column in table.columns)  # a narrow table has none
+    meaning = "; * no cheaper plan is as good" if stars else ""
+    say(console, f"{len(board)} {plans} trained in {len(records)} trials{meaning}")
     console.print()
     now = [record for record in records if not record.plan or record.plan.data.fingerprint == definition.fingerprint]
     console.print(tables.strategies(now, definition.metric, console.width))
@@ -240,7 +240,10 @@ def show_result(folder: StudyFolder) -> None:
         say(console, f"Trial {record.number} failed: {record.reason}")
     console.print()
     if result is None:
-        say(console, f"No winner yet. While it is searched, wait; else go on: {words.go_on(folder, definition)}")
+        say(
+            console,
+            f"No winner yet. Wait if a search is running; otherwise resume it: {words.go_on(folder, definition)}",
+        )
         return
     for line in words.summary(result):
         say(console, line)
@@ -251,7 +254,7 @@ def show_result(folder: StudyFolder) -> None:
 
 
 def show_study(folder: StudyFolder) -> None:
-    """What a study on disk found: the probe and the result."""
+    """Print the probe and the result of a study on disk."""
     if folder.probe.exists():
         console = tables.console()
         console.print(tables.probe(read_probe(folder), console.width))

@@ -1,4 +1,4 @@
-"""The result of a study in words."""
+"""The result of a study as lines of text."""
 
 from collections.abc import Iterator
 from shlex import quote
@@ -12,54 +12,54 @@ from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.result import Comparison, Result, Test
 
 MODES = {"crop": "", "squash": " on squashed images", "pad": " on padded images"}
-POOLING = {"avg": "averaged", "max": "max-pooled", "token": "read off the class token"}
+POOLING = {"avg": "average pooling", "max": "max pooling", "token": "class token"}
 WORST = 5
-"""Of more classes, only so many with the lowest recall are told."""
+"""Classes listed when there are more: those with the lowest recall."""
 
 
 def summary(result: Result) -> Iterator[str]:
-    """What won, how good it is, what it gained, in a few lines."""
+    """The winner, its test result, and its gain over the controls, in a few lines."""
     plan, test = result.best.plan, result.test
     metrics = result.best.metrics
     yield (
         f"Winner: {plan.backbone}{MODES[plan.input.mode]}, cut after {plan.cut}, "
-        f"features {POOLING[plan.head.pooling]}, by {result.best.strategy} (trial {result.best.trial}); "
-        f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs an image."
+        f"{POOLING[plan.head.pooling]}, strategy {result.best.strategy} (trial {result.best.trial}); "
+        f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs per image."
     )
-    of_groups = f" of {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
+    in_groups = f" in {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
     yield (
-        f"Test {test.metric} {test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
-        f"({test.images:,} sealed images{of_groups})."
+        f"Test {test.metric} {test.value:.1%}, 95 % confidence interval {test.low:.1%} to {test.high:.1%} "
+        f"({test.images:,} test images{in_groups})."
     )
     if test.near_apart:
         yield (
-            f"{test.near_apart:,} of these images look nearly like one in another split, so this figure is likely "
-            "better than it would be on new images."
+            f"{test.near_apart:,} of these images have a near-copy in another split, so this figure is optimistic: "
+            "expect less on new images."
         )
     yield from by_class(test)
     if result.imbalance > UNEQUAL and test.metric == "accuracy":
         yield (
-            f"The largest class has {result.imbalance:.3g} times the train images of the smallest: where each class "
-            "matters as much as any other, search with --metric balanced-accuracy or macro-f1."
+            f"The largest class has {result.imbalance:.3g} times the train images of the smallest. "
+            "If every class matters equally, search with --metric balanced-accuracy or macro-f1."
         )
     for name, comparison in result.comparisons.items():
         yield against(name, test.metric, comparison)
     runs = [f"{run.value:.1%}" for run in result.best.runs]
-    seen = f"{runs[0]}" if len(runs) == 1 else f"{result.best.validation:.1%} on average over seeds ({', '.join(runs)})"
-    yield f"On the val split its {test.metric} was {seen}.{_caution(result)}"
+    mean = f"{result.best.validation:.1%}, the mean over {len(runs)} seeds ({', '.join(runs)})"
+    yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
     yield from trained(plan)
     for what in result.left_out:
-        yield f"Left out: {what}."
+        yield f"Skipped: {what}."
     if result.test_opened > 1:
         yield (
-            f"The test split was opened for {result.test_opened} models in this study: "
-            "what was decided after the first makes this figure optimistic."
+            f"The test split was opened for {result.test_opened} models in this study. "
+            "Choices made after the first make this figure optimistic."
         )
 
 
 def by_class(test: Test) -> Iterator[str]:
-    """What the most frequent class alone would give, and what each class got, or the worst of many."""
-    yield f"The most frequent class alone would give {test.most_frequent:.1%}."
+    """The result of always predicting the most frequent class, and the recall of each class, or of the worst ones."""
+    yield f"Always predicting the most frequent class would give {test.most_frequent:.1%}."
     worst = sorted(test.classes.items(), key=lambda item: item[1].recall)[:WORST]
     which = f"Lowest recall, {len(worst)} of {len(test.classes)} classes" if len(test.classes) > WORST else "Recall"
     each = [f"{name} {found.recall:.1%} ({found.right:,} of {found.images:,})" for name, found in worst]
@@ -67,40 +67,40 @@ def by_class(test: Test) -> Iterator[str]:
 
 
 def against(name: str, metric: str, comparison: Comparison) -> str:
-    """A control, and what the winner gained over it."""
+    """A control, and the gain of the winner over it."""
     return f"Against {name} ({metric} {comparison.value:.1%}): {_gain(comparison)}"
 
 
 def trained(plan: TransferPlan) -> Iterator[str]:
-    """What each phase of a plan trains, and at which rates."""
+    """What each phase of a plan trains, and at which learning rates."""
     for phase in plan.phases:
         if not phase.by_gradient:
             taps = f" of {len(plan.head.taps) + 1} stages" if plan.head.taps else ""
-            weights = ", each class weighing alike" if phase.options.get("class_weights") == "balanced" else ""
-            yield f"  The head by {phase.method}, on the frozen features{taps}{weights}."
+            weights = ", balanced class weights" if phase.options.get("class_weights") == "balanced" else ""
+            yield f"  Head: {phase.method} on the frozen features{taps}{weights}."
             continue
         rates = list(phase.stage_lr.values())
         stages = list(phase.stage_lr)
-        what = f"{stages[0]} to {stages[-1]} at {_rates(rates)}" if stages else "nothing but the head"
-        frozen = f"frozen up to {phase.frozen}; " if phase.frozen else ""
+        what = f"{stages[0]} to {stages[-1]} at {_lr(rates)}, the head" if stages else "only the head"
+        frozen = f", frozen up to {phase.frozen}" if phase.frozen else ""
         size = f" at {plan.input.size} px"
         yield (
-            f"  By {phase.options.get('optimizer', phase.method)}, {frozen}{what}, the head at {phase.head_lr:.2g}, "
-            f"up to {phase.epochs} epochs{size}, augmentation {plan.augmentation.name}."
+            f"  Training: {phase.options.get('optimizer', phase.method)}{frozen}; {what} at lr {phase.head_lr:.2g}; "
+            f"up to {phase.epochs} epochs{size}; augmentation {plan.augmentation.name}."
         )
 
 
-def _rates(rates: list[float]) -> str:
+def _lr(rates: list[float]) -> str:
     low, high = min(rates), max(rates)
-    return f"{rates[0]:.2g}" if low == high else f"rates from {rates[0]:.2g} to {rates[-1]:.2g}"
+    return f"lr {rates[0]:.2g}" if low == high else f"lr from {rates[0]:.2g} to {rates[-1]:.2g}"
 
 
 def _caution(result: Result) -> str:
-    """That the best of several is likely to be worse than it looked, unless the test has just shown the opposite."""
+    """A warning that the best of several is optimistic, unless the test result is higher."""
     chosen = result.plans > 1 or any("val.loss_at_choice" in name for name in result.best.metrics)
     if not chosen or result.test.value > result.best.validation:
         return ""
-    return " It was chosen because this number was the best, so expect less on new images."
+    return " It selected this model, so expect less on new images."
 
 
 def _gain(comparison: Comparison) -> str:
@@ -109,16 +109,16 @@ def _gain(comparison: Comparison) -> str:
     if comparison.low > 0:
         return f"{points} {interval}."
     if comparison.high < 0:
-        return f"{points} {interval}: it is worse."
-    return f"{points} {interval}: no difference that these images can show."
+        return f"{points} {interval}: the winner is worse."
+    return f"{points} {interval}: no significant difference."
 
 
 def exported(found: Exported) -> Iterator[str]:
-    """What was exported, and what it costs."""
-    batches = [f"{1000 * seconds:.3g} ms for {images}" for images, seconds in found.latency.items()]
+    """The exported file, its size and its latency."""
+    batches = [f"{1000 * seconds:.3g} ms for a batch of {images}" for images, seconds in found.latency.items()]
     yield f"{found.file}: {found.bytes / 1e6:.2f} MB"
-    yield f"{count(found.parameters)} parameters, {count(found.flops)} FLOPs an image."
-    yield f"Latency on one thread of this CPU, for a batch of so many images: {', '.join(batches)}."
+    yield f"{count(found.parameters)} parameters, {count(found.flops)} FLOPs per image."
+    yield f"Latency on one thread of this CPU: {', '.join(batches)}."
     if found.images:
         yield (
             f"Compared with the model on {found.images} image files: "
@@ -128,7 +128,7 @@ def exported(found: Exported) -> Iterator[str]:
 
 
 def go_on(folder: StudyFolder, definition: Definition) -> str:
-    """The command that goes on with a study."""
+    """The command that resumes a study."""
     chosen = definition.model_dump(include={"metric", "near_copies", "seed", "storage"})
     usual = {name: Settings.model_fields[name].default for name in chosen}
     options = [
@@ -138,7 +138,7 @@ def go_on(folder: StudyFolder, definition: Definition) -> str:
 
 
 def next_steps(folder: StudyFolder, result: Result) -> Iterator[str]:
-    """What to type next."""
+    """Commands to try next."""
     study = folder.words
     yield f"autotl predict {study} IMAGE_OR_FOLDER"
     yield f"autotl ui {study}   # every trial, epoch by epoch, in MLflow"

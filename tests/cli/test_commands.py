@@ -144,7 +144,7 @@ def test_what_to_type_next_can_be_typed_whatever_the_names_of_data_and_workspace
     assert plan.strip().endswith("List them: autotl show 'my stripes' --home 'my home'")
     (tmp_path / "my home" / "my stripes" / "result.json").unlink()
     told = autotl("show", "my stripes", "--home", "my home", "--json", code=2)
-    again = shlex.split(json.loads(told)["error"].partition("go on with it: autotl ")[2])
+    again = shlex.split(json.loads(told)["error"].partition("resume it: autotl ")[2])
     assert +Counter(json.loads(autotl(*again, "--trials", 1, "--json"))["trials"]) == {"complete": 1}
     assert "autotl search DATA --home elsewhere" in autotl("studies", "--home", "elsewhere")
 
@@ -184,7 +184,7 @@ def test_the_secret_of_a_storage_is_neither_printed_nor_kept(autotl, stripes, tm
         assert "SECRET" not in autotl("worker", "stripes", "--storage", url, code=2)
     shared = f"sqlite:///{tmp_path}/shared.db?token=SECRET"  # which SQLite ignores
     assert "SECRET" not in autotl(*words, "--trials", 1, "--storage", shared)
-    assert "set AUTOTL_STORAGE to the whole URL" in autotl("worker", "stripes", code=2)
+    assert "Set AUTOTL_STORAGE to the URL" in autotl("worker", "stripes", code=2)
     kept = [file for file in tmp_path.rglob("*") if file.is_file() and b"SECRET" in file.read_bytes()]
     assert not kept
 
@@ -203,8 +203,8 @@ def test_of_a_study_whose_images_have_all_changed_there_is_nothing_to_draw(autot
     autotl(*words, "--trials", 1, code=2)
     assert "No trial of study 'stripes' has succeeded" in autotl("show", "stripes", "--picture", "here.png", code=2)
     told = " ".join(autotl("show", "stripes").split())
-    assert "0 different plans carried out in 1 trials" in told
-    assert told.partition("seconds a trial ")[2].startswith("Winner: ")  # of the images as they were
+    assert "0 different plans trained in 1 trials" in told
+    assert told.partition("seconds per trial ")[2].startswith("Winner: ")  # of the images as they were
 
 
 def test_whatever_lies_among_the_images_is_named_and_the_others_are_classified(autotl, stripes, tmp_path):
@@ -325,7 +325,7 @@ def test_a_backbone_alone_is_shown_with_its_stages_and_what_they_cost(autotl):
     told = autotl("plugins", "backbones", "autotl:resnet10")
     for what in ("Tiny ImageNet", "% top-1 on it", "ImageNet's terms of access", "resnet10.safetensors", "64 px"):
         assert what in told
-    assert "1.23 M parameters, 46.5 M FLOPs an image" in told
+    assert "1.23 M parameters, 46.5 M FLOPs per image" in told
     rows = [" ".join(line.split()) for line in told.partition("cut ")[2].splitlines()[1:]]
     assert rows[0].startswith("conv1.2 NCHW 16 x 32 x 32 ")
     assert rows[-1] == "layer4.0 NCHW 256 x 2 x 2 1.23 M 46.5 M avg, max"
@@ -374,7 +374,7 @@ def test_a_polite_kill_keeps_what_was_done_and_the_same_command_goes_on(stripes,
             break
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.strip() == "Stopped. What was done is kept; the same command goes on."
+    assert told.strip() == "Stopped. Finished work is saved; run the same command to resume."
     command[command.index("2000")] = "8"
     again = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr

@@ -46,15 +46,19 @@ def test_a_library_that_is_missing_or_too_old(monkeypatch):
     monkeypatch.setattr(checks.metadata, "version", version)
     told = doctor(code=1)
     assert "✗ timm" in told and "not installed" in told and "pip install 'timm>=" in told
-    assert "✗ optuna" in told and "optuna 3.1, which is not >=" in told
-    assert "without onnxscript 0.1" in told and "pip install 'onnxscript>=0.3'" in told
-    assert told.endswith("2 to put right.\n")  # what is only missed by an extra is not wrong
+    assert "✗ optuna" in told and "optuna 3.1 is installed, >=" in told
+    assert "onnxscript 0.1 is installed" in told and "pip install 'onnxscript>=0.3'" in told
+    assert told.endswith("2 to fix.\n")  # what is only missed by an extra is not wrong
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10, 9, 1_000_000_000))
     told = doctor("--home", tmp_path / "studies", code=1)
-    assert "✗ workspace" in told and "1 GB free" in told and "make room, or name another one: --home DIR" in told
+    assert (
+        "✗ workspace" in told
+        and "1 GB free" in told
+        and "free some space, or choose another folder: --home DIR" in told
+    )
     monkeypatch.setattr(checks.os, "access", lambda place, how: False)
     assert "cannot be written" in doctor(code=1)
 
@@ -92,7 +96,7 @@ def test_plugins_that_are_broken_or_left_out(monkeypatch):
     assert "✗ plugin unmarked" in told and "register_strategies is not marked with @autotl.hookimpl" in told
     assert "✗ plugin empty" in told and "plugin 'empty' (not installed) registers nothing" in told
     assert "✗ plugin broken" in told and "ZeroDivisionError: no strategies today" in told and "pip uninstall" in told
-    assert "plugin timm_family" in told and "left out by AUTOTL_DISABLE_PLUGINS" in told
+    assert "plugin timm_family" in told and "disabled by AUTOTL_DISABLE_PLUGINS" in told
     assert "timm:resnet18" not in told
     assert "Unknown plugin 'reference_'. Did you mean 'reference'" in told and "correct AUTOTL_DISABLE_PLUGINS" in told
 
@@ -108,7 +112,7 @@ def test_a_data_set(tmp_path):
     assert found["contents"]["images"] == 16 and found["error"] is None
     (tmp_path / "data" / "b").rename(tmp_path / "b")
     told = doctor(tmp_path / "data", "--cache-dir", tmp_path / "cache", code=1)
-    assert "only one class" in " ".join(told.split()) and told.endswith("1 to put right.\n")
+    assert "only one class" in " ".join(told.split()) and told.endswith("1 to fix.\n")
 
 
 def test_checks_as_json():

@@ -71,7 +71,7 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
         foreign = ("evil.example.org", "gpu1.example.org.evil.com", "gpu1.example.orgs:80", "7:9")
         assert {_asked(port, name, "http://localhost") for name in foreign} == {403}
         assert {_asked(port, "localhost", f"http://{name}") for name in foreign} == {403}
-        assert "is in use. Say another one: --port" in autotl("ui", "--port", port, "--no-browser", code=2)
+        assert "is in use. Use another one: --port" in autotl("ui", "--port", port, "--no-browser", code=2)
         if browser := shutil.which("chromium"):
             words = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
             words += ["--window-size=2000,1000", "--dump-dom"]
@@ -122,7 +122,7 @@ def test_what_is_not_there_is_said_in_one_line(words, says):
 
 
 def test_pages_that_answer_to_every_name_are_refused():
-    assert "lets any web page act on MLflow" in autotl("ui", "--allowed-hosts", "gpu1, *", code=2)
+    assert "lets any web page control MLflow" in autotl("ui", "--allowed-hosts", "gpu1, *", code=2)
 
 
 def test_why_the_pages_cannot_be_served_is_said(tmp_path, monkeypatch):
@@ -153,9 +153,9 @@ def test_a_relative_database_is_the_same_one_wherever_it_is_opened(tmp_path, mon
 def test_a_study_that_mlflow_has_not_heard_of(stripes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", "--strategies", "linear-probe")
-    assert "has not heard of study 'stripes'. Tell it: autotl log stripes" in autotl("ui", "stripes", code=2)
+    assert "has no study 'stripes'. Log it: autotl log stripes" in autotl("ui", "stripes", code=2)
     error = autotl("log", "stripes", "--tracking-uri", "http://127.0.0.1:9", code=2)
-    assert error.startswith("Error: MLflow at http://127.0.0.1:9 cannot be brought up to date: ")
+    assert error.startswith("Error: MLflow at http://127.0.0.1:9 cannot be updated: ")
     assert error.count("\n") == 1
 
 

@@ -86,7 +86,7 @@ def test_what_lies_there_is_not_overwritten(new, tmp_path):
     (tmp_path / "before.txt").touch()
     before = contents(tmp_path)
     told = new("my-idea", code=2)
-    assert told == "Error: autotl-my-idea is there already; name a folder that is new: --folder DIR\n"
+    assert told == "Error: autotl-my-idea already exists; choose a new folder: --folder DIR\n"
     assert "'before.txt' is a file" in new("my-idea", "--folder", "before.txt", code=2)
     assert "/nowhere cannot be written: " in new("my-idea", "--folder", "before.txt/nowhere", code=2)
     assert contents(tmp_path) == before

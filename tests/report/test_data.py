@@ -62,9 +62,9 @@ def test_every_fact_has_a_line(data, tmp_path):
         "empty folders": "bird",
         "ignored": "Thumbs.db",
         "images": "53 can be used",
-        "set aside": "cat/broken.png",
+        "excluded": "cat/broken.png",
         "classes": "cat 42, dog 11",
-        "unequal classes": "3.82 times the images of 'dog'",
+        "imbalanced classes": "3.82 times the images of 'dog'",
         "width": "96 px",
         "cropping": "33%",
         "bit depth": "1 grey images",
@@ -88,7 +88,7 @@ def test_bright_images_that_make_the_others_dark_are_said(data, tmp_path):
 def test_what_is_set_aside_is_counted_for_every_reason(data, tmp_path):
     for number in range(7):
         Image.new("I", (8, 8), -1 - number).save(data / "dog" / f"signed{number}.tif")
-    told = [check.found for check in checks(looked_at(data, tmp_path)) if check.what == "set aside"]
+    told = [check.found for check in checks(looked_at(data, tmp_path)) if check.what == "excluded"]
     assert sum(int(found.split()[0].rstrip(":")) for found in told) == 8 and told[-1] == "3 for other reasons"
 
 

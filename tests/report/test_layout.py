@@ -22,7 +22,7 @@ def test_lines_end_between_words_and_where_there_is_no_width_a_line_stays_a_line
 
 @pytest.mark.parametrize("command", ["autotl show digits --plan 3 --home /a/long/path", "pip install 'onnx>=1.17,<2'"])
 def test_a_command_at_the_end_stays_whole(command):
-    *prose, last = layout.wrapped(f"There is none yet. Go on with it: {command}", 24).splitlines()
+    *prose, last = layout.wrapped(f"There is none yet. Resume it: {command}", 24).splitlines()
     assert last == f"  {command}" and prose[-1].endswith(":")
     for line in (f"   → {command}", f"  {command}   # then: {command}"):
         assert layout.wrapped(line, 10) == line

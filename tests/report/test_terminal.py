@@ -33,7 +33,7 @@ def until(file, pattern):
 def test_long_phases_say_what_is_done_and_what_is_left_of_the_budget(log):
     made, file = log()
     with made:
-        until(file, r"^at work, 0\.\d s so far\n")
+        until(file, r"^working, 0\.\d s so far\n")
         made.budget(lambda: 90.0)
         made.progress("reading images", 500, 1_797)
         until(file, r"\nreading images: 500 of 1,797, 0\.\d s so far; 1 min 30 s of the budget left\n")

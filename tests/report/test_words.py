@@ -51,7 +51,7 @@ def result(plans, validation, test, **metrics):
     ids=["chosen", "as good in the test", "better in the test", "nothing to choose", "its penalty chosen"],
 )
 def test_a_number_that_chose_the_winner_comes_with_a_caution_unless_the_test_came_out_higher(found, cautions):
-    (line,) = [line for line in words.summary(found) if line.startswith("On the val split its accuracy was 98.0%.")]
+    (line,) = [line for line in words.summary(found) if line.startswith("Validation accuracy 98.0%.")]
     assert ("expect less on new images" in line) is cautions
 
 
@@ -61,21 +61,21 @@ def told(**changes):
 
 def test_beside_the_accuracy_stands_what_each_class_got_and_what_the_most_frequent_alone_would_give():
     said = told(test=of_test(ok=(57, 57), rare=(0, 3)))
-    assert "The most frequent class alone would give 50.0%.\n" in said
+    assert "Always predicting the most frequent class would give 50.0%.\n" in said
     assert "\nRecall: rare 0.0% (0 of 3), ok 100.0% (57 of 57).\n" in said
     many = of_test(**{f"class {number}": (9 - number, 10) for number in range(9)})
     assert "\nLowest recall, 5 of 9 classes: class 8 10.0% (1 of 10), class 7" in told(test=many)
 
 
 def test_near_copies_of_test_images_in_other_splits_are_said_beside_the_figure():
-    said = "12 of these images look nearly like one in another split"
+    said = "12 of these images have a near-copy in another split"
     assert said in told(test=of_test().model_copy(update={"near_apart": 12}))
-    assert "nearly like" not in told()
+    assert "near-copy" not in told()
 
 
 def test_how_many_groups_there_were_is_said_where_images_share_them():
-    assert "(50 sealed images)." in told()
-    assert "(50 sealed images of 8 groups; copies of an image are one group)." in told(test=of_test(units=8))
+    assert "(50 test images)." in told()
+    assert "(50 test images in 8 groups; copies of an image are one group)." in told(test=of_test(units=8))
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_another_metric_is_recommended_where_classes_are_unequal(imbalance, metr
 
 def test_that_classes_weigh_alike_is_said_of_a_head():
     plan = PLAN.model_copy(update={"phases": (Phase.linear_probe("2.1", "balanced"),)})
-    assert list(words.trained(plan)) == ["  The head by logistic, on the frozen features, each class weighing alike."]
-    assert "weighing" not in "".join(words.trained(PLAN))
+    assert list(words.trained(plan)) == ["  Head: logistic on the frozen features, balanced class weights."]
+    assert "balanced" not in "".join(words.trained(PLAN))

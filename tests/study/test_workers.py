@@ -117,7 +117,7 @@ def test_workers_on_sqlite_share_the_trials_of_a_search(start, gate, stripes, tm
     assert Counter(record.state for record in records) == {"complete": TRIALS}
     hands = Counter(attempts(file)[-1][0]["worker"] for file in folder.log.files())
     assert len(hands) == 3, hands
-    told = sum(int(worker.told().split(" trials carried out")[0].rpartition("\n")[2]) for worker in workers)
+    told = sum(int(worker.told().split(" trials done")[0].rpartition("\n")[2]) for worker in workers)
     assert told == TRIALS - hands["search"]
     assert all(record.epochs for record in records)
     assert all(f"/{TRIALS}] trial {record.number}  " in search.told() for record in records)
