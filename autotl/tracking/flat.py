@@ -1,4 +1,4 @@
-"""A plan as flat names and values, for tables that know no nesting."""
+"""A plan as flat names and values, for tables without nesting."""
 
 from typing import Any
 

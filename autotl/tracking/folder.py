@@ -1,4 +1,4 @@
-"""A study on disk: what lies where in the workspace."""
+"""The folder of a study: its files, its definition, its lock; and the workspace."""
 
 import os
 from collections.abc import Iterator
@@ -17,28 +17,28 @@ from autotl.tracking.log import TrialLog
 
 
 class Definition(Record):
-    """What a study is: fixed before its first trial, compared when it goes on. `study.json`."""
+    """The settings of a study: fixed before its first trial, compared when it resumes. `study.json`."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     name: str
     data: str = ""
-    """The folder or manifest of the images, where it lay when the study was last searched."""
+    """The folder or manifest of the images, as of the last search."""
     columns: dict[str, str] = Field(default={})
-    """The columns that the user named, where the data is a manifest: of `path` and of `label`."""
+    """If the data is a manifest, the columns that the user named for `path` and `label`."""
     optuna: str
-    """The study's name in Optuna's storage: unique, as several workspaces may share one."""
+    """The study's name in Optuna's storage: unique, because workspaces may share a storage."""
     storage: str | None
     """Optuna's storage without its password, None: SQLite in this folder."""
     fingerprint: str
     classes: tuple[str, ...]
     backbones: dict[str, str]
-    """Every backbone that may be chosen, with its weights as a plan records them."""
+    """Every backbone to search over, with its weights as a plan records them."""
     left_out: tuple[str, ...] = ()
-    """Backbones that were asked for, and that failed or that the budget had no time for."""
+    """Backbones that were requested but failed, or for which the budget was too short."""
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
-    """Who provides what it may use, by kind and name: the distribution with its version."""
+    """The distribution, with its version, that provides each plugin item, by kind and name."""
     metric: str
     seed: int
     near_copies: NearCopies = "together"
@@ -50,7 +50,7 @@ class Definition(Record):
     def differences(self, other: "Definition") -> dict[str, str]:
         """Each key that differs, with `this → other`; of a table each name in it, as in `versions timm`.
 
-        Where the images lie, and by which columns they are known, makes no difference.
+        The location of the images and the names of their columns are not compared.
         """
         mine, theirs = self.model_dump(exclude={"data", "columns"}), other.model_dump()
         found = {}
@@ -73,7 +73,7 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(kind: type[R], file: Path) -> R | None:
-    """What a file of a study holds, None where there is none.
+    """The content of a file of a study, None if the file does not exist.
 
     Raises: DamagedFile.
     """
@@ -86,19 +86,19 @@ def read_record(kind: type[R], file: Path) -> R | None:
 
 
 class Rerun(BaseModel):
-    """A line of `reruns.jsonl`: one of the best plans, carried out again with another seed."""
+    """A line of `reruns.jsonl`: one of the best plans, rerun with another seed."""
 
     time: float
     trial: int
     plan: str
-    """The hash of the plan that was carried out."""
+    """The hash of the plan that was trained."""
     carried_out: dict[str, Any]
     """That plan."""
     metrics: dict[str, float]
 
 
 class SearchLine(BaseModel):
-    """A line of `searches.jsonl`: how the study was searched at a time."""
+    """A line of `searches.jsonl`: one command that searched the study, with its options."""
 
     time: float
     command: str
@@ -122,12 +122,12 @@ class StudyFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a study lies here, though its `study.json` may be lost."""
+        """Whether this folder has a study; its `study.json` may be missing."""
         return os.path.lexists(self.path / "study.json") or bool(self.log.files())
 
     @property
     def words(self) -> str:
-        """The words by which commands find this study: its name, and `--home` where that is needed."""
+        """The arguments by which commands find this study: its name, and `--home` if needed."""
         return f"{quote(self.name)}{home_option(self.path.parent)}"
 
     @property
@@ -136,31 +136,31 @@ class StudyFolder:
         return read_record(Definition, self.path / "study.json")
 
     def require_definition(self) -> Definition:
-        """Raises: DamagedFile, also where it is missing."""
+        """Raises: DamagedFile; StudyError if it is missing."""
         found = self.definition
         if found is None:
-            raise StudyError(f"{self.path / 'study.json'} is missing. Say the same search again: it is made anew.")
+            raise StudyError(f"{self.path / 'study.json'} is missing. Rerun the same search to recreate it.")
         return found
 
     @property
     def database(self) -> Path:
-        """Optuna's storage, where it is no other one."""
+        """Optuna's default storage."""
         return self.path / "optuna.db"
 
     @property
     def storage(self) -> str:
-        """As `storage_of`, by `study.json`."""
+        """As `storage_of`, read from `study.json`."""
         return self.storage_of(self.definition)
 
     def storage_of(self, definition: Definition | None) -> str:
-        """Where Optuna keeps a study that lies in this folder.
+        """The URL of the Optuna storage of the study in this folder.
 
-        Raises: StudyError where its password is not known here.
+        Raises: StudyError if its password is not known here.
         """
         if definition is None or definition.storage is None:
             return f"sqlite:///{self.database.resolve()}"
         if "***" in definition.storage:
-            raise StudyError(f"The password of {definition.storage} is not kept: set AUTOTL_STORAGE to the whole URL.")
+            raise StudyError(f"The password of {definition.storage} is not stored. Set AUTOTL_STORAGE to the URL.")
         return definition.storage
 
     def define(self, definition: Definition) -> None:
@@ -169,7 +169,7 @@ class StudyFolder:
 
     @property
     def is_live(self) -> bool:
-        """Whether a process is searching in it."""
+        """Whether a process is searching this study."""
         try:
             with self._lock.acquire(timeout=0):
                 return False
@@ -180,7 +180,7 @@ class StudyFolder:
     def lock(self) -> Iterator[None]:
         """Hold the study for this process.
 
-        Raises: StudyError when another process is searching in it.
+        Raises: StudyError if another process is searching it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ class StudyFolder:
                 f"Study '{self.name}' is being searched by another process. Wait for it, or start another: --study NAME"
             ) from None
         except OSError as error:
-            raise StudyError(f"The study cannot be written to {self.path}: {error.strerror}. Say --home DIR.") from None
+            raise StudyError(f"The study cannot be written to {self.path}: {error.strerror}. Use --home DIR.") from None
         try:
             yield
         finally:
@@ -204,17 +204,17 @@ def home(named: Path | None) -> Path:
     """
     place = named or Path(os.environ.get("AUTOTL_HOME") or "autotl-studies")
     if not is_utf8(place):
-        raise StudyError(f"The name of the workspace '{place}' is not UTF-8. Name another folder: --home DIR")
+        raise StudyError(f"The name of the workspace '{place}' is not UTF-8. Choose another folder: --home DIR")
     return place
 
 
 def home_option(workspace: Path) -> str:
-    """` --home DIR` as commands need it to look in this workspace, nothing where they do anyway."""
+    """` --home DIR` if commands need it to find this workspace, otherwise empty."""
     return "" if workspace.resolve() == home(None).resolve() else f" --home {quote(str(workspace))}"
 
 
 def cache_dir(named: Path | None) -> Path:
-    """Where pixels, features and facts are kept: what the user named, or the user's cache folder."""
+    """The folder for pixels and features: what the user named, or the user's cache folder."""
     if named:
         return named
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autotl"
@@ -227,7 +227,7 @@ def studies(home: Path) -> Iterator[StudyFolder]:
 
 
 def find_study(home: Path, name: str) -> StudyFolder:
-    """Raises: StudyError for a study that is not there, with the nearest name; DamagedFile."""
+    """Raises: StudyError for an unknown study, with the nearest name; DamagedFile."""
     folder = StudyFolder(home / name)
     if not folder.exists:
         raise StudyError(unknown("study", name, [study.name for study in studies(home)], f"Looked in {home}."))

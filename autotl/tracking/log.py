@@ -1,6 +1,6 @@
-"""The trial log: what happened in each trial, one JSON line an event, in `trials/<number>.jsonl`.
+"""The trial log: the events of each trial, one JSON line each, in `trials/<number>.jsonl`.
 
-The study folder is the truth; leaderboards and trackers read from here.
+These logs are the source for leaderboards and for MLflow.
 """
 
 import json
@@ -18,23 +18,23 @@ from autotl.files import append_line, read_lines
 from autotl.plan import TransferPlan
 
 Event = dict[str, Any]
-"""A line of a log: its `time`, `trial` and kind of `event`, and what belongs to that kind."""
+"""A line of a log: its `time`, `trial` and kind of `event`, and the fields of that kind."""
 State = Literal["running", "complete", "pruned", "failed", "interrupted"]
 STATES = get_args(State)
 ENDED = ("complete", "pruned", "failed")
 """The states that count towards a study's total."""
 MEASURED = ("val.loss", "parameters", "flops", "seconds")
-"""What was measured of every plan that was carried out, besides the study's metric."""
+"""The metrics of every completed trial, besides the study's metric."""
 
 
 def _none_or_two(values: list[float]) -> list[float]:
     if len(values) not in (0, 2):
-        raise ValueError("it is a value with a share, or nothing")
+        raise ValueError("must be empty, or a value and a percentage")
     return values
 
 
 class _Line(BaseModel):
-    """What every line of a log holds. What is not named here is taken as it is."""
+    """The fields of every line of a log. Fields not named here are not checked."""
 
     model_config = ConfigDict(strict=True)
 
@@ -79,7 +79,7 @@ _LINE: TypeAdapter[_Line] = TypeAdapter(Annotated[_Begin | _Planned | _Epoch | _
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as its log tells it."""
+    """A trial, read from its log."""
 
     number: int
     state: State
@@ -89,21 +89,21 @@ class TrialRecord:
     metrics: dict[str, float]
     seconds: float
     reason: str
-    """Why a trial failed, was pruned or cut off."""
+    """Why a trial failed, was pruned or was stopped by the budget."""
     by_plugin: bool
-    """Whether it failed because of a plugin."""
+    """Whether a plugin caused the failure."""
     epochs: tuple[dict[str, float], ...]
-    """What was measured after each epoch, with its `phase` and `epoch`."""
+    """The metrics of each epoch, with its `phase` and `epoch`."""
     kills: int
-    """How often its process was killed at the same place, where that happened most often."""
+    """The highest number of times that its process was killed at the same place."""
     killed_at: str
     """That place, such as `after epoch 3 of phase 1`."""
     told: tuple[tuple[float, int], ...] = ()
-    """What Optuna heard of it on its way: the metric, each time with the share of its epochs, in percent."""
+    """The intermediate values reported to Optuna: the metric, and the share of its epochs in percent."""
     distributions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each of `params` was drawn from, in Optuna's words."""
+    """The Optuna distribution of each of `params`."""
     attrs: dict[str, Any] = field(default_factory=dict)
-    """What else Optuna knows of it, such as which guess it was."""
+    """Further attributes of the trial in Optuna, such as which first guess it was."""
 
 
 class TrialLog:
@@ -113,7 +113,7 @@ class TrialLog:
         self.folder = study_folder / "trials"
 
     def begin(self, number: int, worker: str) -> None:
-        """`worker` begins a trial. What an earlier attempt at it left is kept, and no longer counts."""
+        """Log that `worker` starts a trial. Earlier attempts stay in the log but no longer count."""
         self._append(number, {"event": "begin", "worker": worker})
 
     def planned(self, number: int, params: dict[str, Any], plan: TransferPlan, **drawn: Any) -> None:
@@ -123,7 +123,7 @@ class TrialLog:
     def epoch(
         self, number: int, phase: int, epoch: int, facts: Mapping[str, float], told: tuple[float, int] | None = None
     ) -> None:
-        """`told`: what Optuna hears of it, as in `TrialRecord`."""
+        """`told`: what is reported to Optuna, as in `TrialRecord`."""
         event = {"event": "epoch", "phase": phase, "epoch": epoch, "facts": dict(facts), "told": list(told or ())}
         self._append(number, event)
 
@@ -139,12 +139,12 @@ class TrialLog:
         **more: Any,
     ) -> None:
         """`more`: of a trial that may have no plan its `params` as in `planned`; of a failed one the `traceback`, and
-        `by_plugin`; of one that was cut off the `plan` that was carried out."""
+        `by_plugin`; of one that the budget stopped the `plan` that was trained."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
         self._append(number, {**event, "reason": reason, **more})
 
     def adopt(self, number: int, events: Iterable[Event]) -> None:
-        """Take in what another process logged of its attempt at a trial."""
+        """Append the events that another process logged for its attempt at a trial."""
         for event in events:
             append_line(self._file(number), json.dumps(event))
 
@@ -153,15 +153,15 @@ class TrialLog:
         return tried[-1] if tried else []
 
     def records(self) -> Iterator[TrialRecord]:
-        """Every trial in order of number, as its last attempt left it."""
+        """The last attempt of every trial, in order of number."""
         return map(_read, self.files())
 
     def read(self, number: int) -> TrialRecord:
-        """A trial that has not begun reads as one that is running and has done nothing."""
+        """A trial that has not started is read as a running one without events."""
         return _read(self._file(number))
 
     def files(self) -> list[Path]:
-        """The logs of all trials that have begun, in order of number."""
+        """The logs of all started trials, in order of number."""
         numbered = [file for file in self.folder.glob("*.jsonl") if file.stem.isdecimal()]
         return sorted(numbered, key=lambda file: int(file.stem))
 
@@ -173,7 +173,7 @@ class TrialLog:
 
 
 def attempts(file: Path) -> list[list[Event]]:
-    """The events of each attempt at a trial: there are several where a process was killed or interrupted.
+    """The events of each attempt at a trial: there are several if a process was killed or interrupted.
 
     Raises: DamagedFile.
     """
@@ -186,7 +186,7 @@ def attempts(file: Path) -> list[list[Event]]:
 
 
 def _place(events: Sequence[Event]) -> str:
-    """How far an attempt at a trial came."""
+    """The place up to which an attempt at a trial ran."""
     last = events[-1]
     if last["event"] == "epoch":
         return f"after epoch {last['epoch']} of phase {last['phase']}"
@@ -224,7 +224,7 @@ def _read(file: Path) -> TrialRecord:
         attrs=told.get("attrs", {}),
     )
     if record.plan and "strategy" not in record.params:
-        raise DamagedFile(file, "it does not say by which strategy its plan is")
+        raise DamagedFile(file, "the strategy of its plan is missing")
     if record.plan and record.state == "complete":
         missing = [name for name in MEASURED if name not in record.metrics]
         if record.value is None or missing:

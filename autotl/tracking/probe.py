@@ -1,4 +1,4 @@
-"""What the probe saw of each cut, as the study folder keeps it."""
+"""The probe results in the study folder: the accuracy of each cut."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from autotl.tracking.folder import StudyFolder
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """What the probe saw at one cut of one backbone under one pooling."""
+    """The probe accuracy at one cut of one backbone with one pooling."""
 
     backbone: str
     cut: str
@@ -25,7 +25,7 @@ _ROWS = TypeAdapter(list[ProbeRow])
 
 
 def read_probe(folder: StudyFolder) -> list[ProbeRow]:
-    """What the probe of a study has seen so far.
+    """The probe results of a study so far.
 
     Raises: DamagedFile.
     """
@@ -34,7 +34,7 @@ def read_probe(folder: StudyFolder) -> list[ProbeRow]:
     try:
         return _ROWS.validate_json(read(folder.probe))
     except ValidationError as error:
-        raise DamagedFile(folder.probe, f"it holds no rows of the probe: {first_problem(error)}") from None
+        raise DamagedFile(folder.probe, f"it does not hold rows of the probe: {first_problem(error)}") from None
 
 
 def write_probe(folder: StudyFolder, rows: Sequence[ProbeRow]) -> None:

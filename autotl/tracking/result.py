@@ -45,7 +45,7 @@ class OfClass(Record):
 
 
 class Test(Record):
-    """The winner on the sealed test split, with the 95 % interval of its metric."""
+    """The winner on the test split, with the 95 % confidence interval of its metric."""
 
     metric: str
     value: float
@@ -53,19 +53,19 @@ class Test(Record):
     high: float
     images: int
     units: int
-    """Of images that tell no more than one of them would, being of one group or copies of one another."""
+    """Number of independent units: images that share a group or a picture count once."""
     near_apart: int = 0
-    """How many of the images show nearly the same picture as one in another split."""
+    """Number of images with a near-copy in another split."""
     most_frequent: float
-    """The metric of a model that always names the class that most of these images have."""
+    """The metric of always predicting the most frequent class of these images."""
     classes: dict[str, OfClass]
-    """What each class got, in their order; without those of which there is no test image."""
+    """The results of each class, in order; without classes that have no test image."""
 
 
 class Comparison(Record):
-    """A control on the same test images: its metric, and by how much the winner's accuracy is higher.
+    """A control on the same test images: its metric, and the gain in accuracy of the winner over it.
 
-    `low` and `high` bound the difference with 95 % confidence, paired over the images, and over their units.
+    `low` and `high` are the 95 % confidence interval of the difference, paired over the images and over their units.
     """
 
     plan: TransferPlan
@@ -76,32 +76,32 @@ class Comparison(Record):
 
 
 class Result(Record):
-    """What a search found."""
+    """The result of a search."""
 
     study: str
     trials: dict[str, int]
-    """How many there are in each state."""
+    """The number of trials in each state."""
     plans: int
-    """How many different plans were compared on `val`; the best of them won."""
+    """The number of different plans compared on `val`."""
     best: Best
     test: Test
     comparisons: dict[str, Comparison]
     left_out: tuple[str, ...]
-    """What there was no time for, or what broke down, after the trials."""
+    """Steps that were skipped because time ran out, or that failed."""
     final: TransferPlan
-    """What was trained last, tested, and lies in the bundle: the best plan, on more images if so wished."""
+    """The plan of the model in the bundle, which was tested: the best plan, refit on more images if requested."""
     made_from: str
     """A hash of the trials, images and settings that this result depends on."""
     imbalance: float
-    """How many times the train images of the smallest class the largest has."""
+    """Train images of the largest class, as a multiple of those of the smallest."""
     test_opened: int
-    """For how many plans the test split was opened in this study; the first time is the honest one."""
+    """The number of plans for which the test split was opened in this study; only the first is unbiased."""
     seconds: float
     bundle: str
 
 
 def load(folder: StudyFolder) -> Result | None:
-    """The result of the study's last finished search, None when there is none yet.
+    """The result of the study's last finished search, None if there is none yet.
 
     Raises: DamagedFile.
     """

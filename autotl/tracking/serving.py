@@ -1,4 +1,4 @@
-"""MLflow's own pages, served by a process beside a command."""
+"""The process that serves MLflow's own pages for `autotl ui`."""
 
 import errno
 import os
@@ -23,16 +23,16 @@ LOCAL = "127.0.0.1"
 STARTS_WITHIN = 120.0
 """Seconds."""
 _REASON = re.compile(r"(?:Error|Exception|ERROR(?: [\w.]+)?): +(.+)")
-"""What a line of a log or the end of a traceback says."""
+"""The reason in a line of a log or at the end of a traceback."""
 
 
 class Server:
     """A process that serves the pages of one MLflow server or store, on an address and a port of this machine."""
 
     def __init__(self, uri: str, workspace: Path, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
-        """`allowed_hosts`: further names by which browsers ask for the pages.
+        """`allowed_hosts`: further host names under which browsers reach the pages.
 
-        Raises: StudyError where nobody can listen there.
+        Raises: StudyError if no process can listen there.
         """
         self.uri, self.workspace, self.host, self.port = uri, workspace, host, port
         self.allowed_hosts = allowed_hosts
@@ -41,18 +41,18 @@ class Server:
 
     @property
     def is_local(self) -> bool:
-        """Whether no other machine can reach them."""
+        """Whether only this machine can reach the pages."""
         return self._address.is_loopback
 
     @property
     def here(self) -> str:
-        """What they begin with on this machine."""
+        """The start of their URL on this machine."""
         loopback = "::1" if self._address.version == 6 else LOCAL
         return self._begin(loopback if self._address.is_unspecified else self.host)
 
     @property
     def elsewhere(self) -> str:
-        """What they begin with on other machines."""
+        """The start of their URL on other machines."""
         return self._begin(socket.gethostname() if self._address.is_unspecified else self.host)
 
     def _begin(self, name: str) -> str:
@@ -60,9 +60,9 @@ class Server:
 
     @contextmanager
     def served(self) -> Iterator["subprocess.Popen[bytes]"]:
-        """Within, the process serves them.
+        """Serve the pages while the context is open.
 
-        Raises: StudyError where it ends before it answers, or does not answer.
+        Raises: StudyError if the process ends before it answers, or does not answer.
         """
         words = ["server", "--host", self.host, "--port", str(self.port), "--workers", "1"]
         self.workspace.mkdir(parents=True, exist_ok=True)
@@ -83,10 +83,10 @@ class Server:
             process.wait()
 
     def ended(self) -> StudyError:
-        """Why the process ended, by the last reason in what it printed."""
+        """Why the process ended: the last reason in its output."""
         printed = self._log.read_text(errors="replace")
-        *_, reason = ["it does not say why.", *_REASON.findall(printed)]
-        return StudyError(f"MLflow's server ended: {shipping.why(reason)} All that it printed: {self._log}")
+        *_, reason = ["no reason given.", *_REASON.findall(printed)]
+        return StudyError(f"MLflow's server ended: {shipping.why(reason)} Its output is in {self._log}")
 
     def _wait(self, process: "subprocess.Popen[bytes]") -> None:
         straight = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -99,30 +99,28 @@ class Server:
                 return
             except OSError:
                 time.sleep(0.2)
-        raise StudyError(
-            f"MLflow's server has not answered within {STARTS_WITHIN:.0f} s. All that it printed: {self._log}"
-        )
+        raise StudyError(f"MLflow's server has not answered within {STARTS_WITHIN:.0f} s. Its output is in {self._log}")
 
     def _environment(self) -> dict[str, str]:
         checks = self._host_checks()
         return {
             **({**os.environ, **checks} if self.allowed_hosts else {**checks, **os.environ}),
             **shipping.SAFE_PATH,
-            "UVICORN_APP_DIR": os.devnull,  # else it puts the folder it runs in first, whatever Python is told
-            "MLFLOW_BACKEND_STORE_URI": self.uri,  # not among the words, where everybody could read its password
+            "UVICORN_APP_DIR": os.devnull,  # else it puts its working folder first, despite PYTHONSAFEPATH
+            "MLFLOW_BACKEND_STORE_URI": self.uri,  # not an argument, where everybody could read its password
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
 
     def _host_checks(self) -> dict[str, str]:
-        """MLflow's settings for the names by which it may be asked; its own defaults where this machine asks alone.
+        """MLflow's settings for the allowed host names; empty, for its defaults, if only this machine is served.
 
-        MLflow takes a request from one of its own pages for a foreign one unless the page's origin is allowed, too.
+        MLflow rejects requests from its own pages as cross-origin unless the page's origin is allowed, too.
         """
         if self.is_local and not self.allowed_hosts:
             return {}
         names = ["localhost", LOCAL, "::1", *([] if self.is_local else _own_names()), *self.allowed_hosts]
-        # On any port, as that of a container may be another one outside; `[` stands for itself in a pattern as `[[]`.
+        # On any port, since a container's port may differ outside. In a pattern `[[]` matches a literal `[`.
         hosts = [host for name in map(_in_url, names) for host in (name, f"{name.replace('[', '[[]')}:*")]
         origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts]
         return {
@@ -132,7 +130,7 @@ class Server:
 
 
 def _listening(host: str, port: int) -> IPv4Address | IPv6Address:
-    """The address by the name of a host, where a process can listen on it.
+    """The address of a host name, after checking that a process can listen on it.
 
     Raises: StudyError.
     """
@@ -143,9 +141,9 @@ def _listening(host: str, port: int) -> IPv4Address | IPv6Address:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise StudyError(f"Port {port} is in use. Say another one: --port {port + 1}") from None
+            raise StudyError(f"Port {port} is in use. Use another one: --port {port + 1}") from None
         what = f"MLflow cannot listen on port {port} of {host}: {error.strerror}."
-        raise StudyError(f"{what} Say an address of this machine, or 0.0.0.0 for all: --host ADDRESS") from None
+        raise StudyError(f"{what} Use an address of this machine, or 0.0.0.0 for all: --host ADDRESS") from None
     return ip_address(str(address[0]).partition("%")[0])
 
 
@@ -159,5 +157,5 @@ def _own_names() -> list[str]:
 
 
 def _in_url(name: str) -> str:
-    """A host's name or address as a URL has it."""
+    """A host's name or address, written as in a URL."""
     return f"[{name}]" if name.count(":") > 1 and not name.startswith("[") else name

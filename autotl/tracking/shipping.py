@@ -1,4 +1,4 @@
-"""Keeping MLflow up to date while a search goes on, in a process beside it that the search never waits for."""
+"""The process that logs a running search to MLflow, so that the search never waits for the server."""
 
 import os
 import subprocess
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
 URI = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 EVERY = 2.0
-"""Seconds between two looks at the study folder."""
+"""Seconds between two reads of the study folder."""
 LONGEST_PAUSE = 30.0
-"""Seconds after which an unreachable server is tried again, at the latest."""
+"""The longest pause before an unreachable server is tried again, in seconds."""
 LAST_TRIES = (2.0, 4.0, 8.0, 0.0)
-"""Seconds after each vain try to ship the rest when the search is over."""
+"""Pauses after each failed attempt to send the rest when the search is over, in seconds."""
 PATIENCE = 120.0
-"""Seconds that a finished search waits for the last of it to arrive."""
+"""Seconds that a finished search waits until the rest has been sent."""
 RESTARTS = 3
-"""How often a process that died is started again."""
+"""How often a process that died is restarted."""
 NOT_ALL = 3
-"""The exit code of a process that has said itself what MLflow lacks."""
+"""The exit code of a process that has already reported what MLflow lacks."""
+LATER = "The rest of this search is not logged to MLflow; send it later with autotl log."
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""As `python -P`, for a process and those that it starts: no module is imported from the folder it runs in."""
+"""As `python -P`, for a process and its children: no module is imported from the working folder."""
 
 
 def tracking_uri(named: str | None, home: Path) -> str:
     """MLflow's server or store: what the user named, `MLFLOW_TRACKING_URI`, or SQLite in the workspace."""
     uri = named or os.environ.get(URI) or f"{SQLITE}{home / 'mlflow.db'}"
-    # Wherever the process runs that opens it: a relative path is meant from here.
+    # A relative path is resolved here, as the process that opens it may run elsewhere.
     if uri.startswith(SQLITE):
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
     folder = uri.removeprefix("file:")
@@ -50,25 +51,25 @@ def tracking_uri(named: str | None, home: Path) -> str:
 
 
 def tracking_option(named: str | None) -> str:
-    """` --tracking-uri URI` as commands need it to find the server that the user named, without what is secret."""
+    """` --tracking-uri URI` for the server that the user named, without its secrets."""
     return f" --tracking-uri {quote(masked(named))}" if named else ""
 
 
 def why(error: object) -> str:
-    """What MLflow, or the way to it, says of a failure; both ends of what is longer than any reason, such as a page."""
+    """The message of a failure of MLflow or of the network; of a long one, such as a page, only both ends."""
     return one_line(error, 700)
 
 
 def only_writer(folder: StudyFolder, uri: str) -> FileLock:
-    """The lock that whoever ships this study to this server holds."""
+    """The lock of the process that logs this study to this server."""
     return FileLock(folder.path / f".mlflow-{sha256(uri.encode()).hexdigest()[:8]}.lock")
 
 
 class Shipping:
-    """The process beside a search; `autotl log --follow` is what it runs. One that dies is started again."""
+    """The process beside a search, which runs `autotl log --follow`. It is restarted if it dies."""
 
     def __init__(self, folder: StudyFolder, uri: str, cache_dir: Path, say: Callable[[str], None]) -> None:
-        """`say` is told, from another thread, what the user should read."""
+        """`say` is called from another thread with messages for the user."""
         self._say = say
         self._complaints = folder.path / ".mlflow.log"
         self._words = ["log", folder.name, "--home", str(folder.path.parent), "--follow", "--cache-dir", str(cache_dir)]
@@ -89,11 +90,11 @@ class Shipping:
                 stderr=complaints,
                 text=True,
                 env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the search: this one then ships the rest
+                start_new_session=True,  # Ctrl-C stops only the search: this process then sends the rest
             )
 
     def _keep(self) -> None:
-        """Pass on what the process says, and start it again where it dies."""
+        """Pass on the messages of the process, and restart it if it dies."""
         for starts_left in range(RESTARTS, -1, -1):
             with self._process as process:
                 assert process.stdout
@@ -101,16 +102,16 @@ class Shipping:
                     self._say(line.strip())
             if process.returncode in (0, NOT_ALL):
                 return
-            what = f"The process that tells MLflow {self._death()}"
+            what = f"The process that logs to MLflow {self._death()}"
             if not starts_left:
-                self._say(f"{what}. It is not started again: MLflow hears nothing more of this search.")
+                self._say(f"{what}. It is not restarted. {LATER}")
                 return
-            self._say(f"{what}. It is started again.")
+            self._say(f"{what}. It is restarted.")
             with self._turn:
                 try:
                     self._process = self._start()
                 except OSError as error:
-                    self._say(f"It cannot be started: {error.strerror}. MLflow hears nothing more of this search.")
+                    self._say(f"It cannot be restarted: {error.strerror}. {LATER}")
                     return
                 if self._left:
                     self._close()
@@ -120,15 +121,15 @@ class Shipping:
         if code < 0:
             return f"was killed by signal {-code}"
         last = self._complaints.read_text(errors="replace").strip().rpartition("\n")[2]
-        return f"ended with exit code {code} ({one_line(last, 200) or 'it does not say why'})"
+        return f"ended with exit code {code} ({one_line(last, 200) or 'no reason given'})"
 
     @property
     def failed(self) -> bool:
-        """Whether it has ended without having told all."""
+        """Whether it has ended without sending everything."""
         return bool(self._process.returncode)
 
     def leave(self) -> None:
-        """Tell the process that nothing more will come. It ships the rest and ends, in its own time."""
+        """Signal the process that the search is over. It sends the rest and then ends."""
         with self._turn:
             self._left = True
             self._close()
@@ -138,15 +139,15 @@ class Shipping:
         self._process.stdin.close()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended after so many seconds at most."""
+        """Wait for so many seconds at most; whether it has ended."""
         self._keeper.join(seconds)
         return not self._keeper.is_alive()
 
 
 def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], None], until: IO[str]) -> bool:
-    """Ship what happens in a study until `until` is closed, then the rest; whether all of it arrived.
+    """Log a study to MLflow until `until` is closed, then the rest; whether all of it arrived.
 
-    A server that cannot be reached is tried again and again, and `say` tells of it once.
+    A server that cannot be reached is retried, and `say` is called once.
     """
     if hasattr(os, "nice"):
         os.nice(10)  # the search comes first
@@ -158,14 +159,14 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
         over.set()
 
     threading.Thread(target=listen, daemon=True).start()
-    failures, watched, warm, told = 0, False, False, ""
+    failures, watched, warm, reported = 0, False, False, ""
     watching = ExitStack()
     with only_writer(projection.folder, projection.uri):
         while not over.wait(min(EVERY * 2 ** min(failures, 8), LONGEST_PAUSE)):
             try:
                 projection.ship()
                 if failures or not watched:
-                    watching.close()  # it gives up where the server does
+                    watching.close()  # it stops when the server fails
                     watching.callback(projection.watch_the_machine())
                     watched = True
                 failures = 0
@@ -175,17 +176,17 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
             except Exception as error:  # a server, a network and a database fail in many ways
                 failures += 1
                 if failures == 1:
-                    told = why(error)
-                    say(f"MLflow at {place} fails, the search goes on without: {told}")
+                    reported = why(error)
+                    say(f"MLflow at {place} fails; the search continues without it: {reported}")
         watching.close()
-        for pause in LAST_TRIES if watched else (0.0,):  # one that was there may come back
+        for pause in LAST_TRIES if watched else (0.0,):  # a server that was reachable may return
             try:
                 projection.end(outcome)
                 return True
             except Exception as error:
                 reason = why(error)
                 time.sleep(pause)
-    lacks = f"lacks the last of study '{projection.folder.name}'" if watched else "has received nothing of this search"
-    because = "." if reason == told else f": {reason}"
-    say(f"MLflow at {place} {lacks}{because} What there is lies in the study's folder.")
+    lacks = f"lacks the end of study '{projection.folder.name}'" if watched else "has received nothing of this search"
+    because = "." if reason == reported else f": {reason}"
+    say(f"MLflow at {place} {lacks}{because} It is all in the study's folder; send it later with autotl log.")
     return False

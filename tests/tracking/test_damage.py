@@ -86,7 +86,7 @@ CONTENTS = (b"", b"\xff\xfe", b"{", b"[" * 100_000, b"7", b"null", b'{"seed": 0}
 @pytest.mark.parametrize("name", READERS)
 def test_a_file_that_does_not_hold_what_it_should_is_named(folder, name, damage):
     damage(folder.path / name)
-    with pytest.raises(DamagedFile, match=f"{name} is damaged: .*Delete it, and say the same search again") as error:
+    with pytest.raises(DamagedFile, match=f"{name} is damaged: .*Delete it and rerun the same search") as error:
         READERS[name](folder)
     assert "\n" not in str(error.value)
     code, told = autotl("show", "flowers")
@@ -165,7 +165,7 @@ def test_one_damaged_study_hides_no_other(folder, damage):
 def test_a_study_without_its_study_file_says_how_it_is_made_again(folder):
     (folder.path / "study.json").unlink()
     code, told = autotl("show", "flowers")
-    assert code == 2 and told.endswith("study.json is missing. Say the same search again: it is made anew.\n")
+    assert code == 2 and told.endswith("study.json is missing. Rerun the same search to recreate it.\n")
 
 
 def test_trials_are_in_order_of_their_numbers_however_many_they_are(tmp_path):

@@ -47,7 +47,7 @@ def test_a_process_that_dies_is_started_again_and_told_of_at_once(ship):
         "sys.exit(bool(sys.stdin.read()))"
     )
     until(lambda: "here" in said)
-    assert said == ["The process that tells MLflow was killed by signal 9. It is started again.", "here"]
+    assert said == ["The process that logs to MLflow was killed by signal 9. It is restarted.", "here"]
     assert not shipped.wait(0)
     shipped.leave()
     assert shipped.wait(20) and not shipped.failed
@@ -64,8 +64,8 @@ def test_one_that_dies_whenever_it_is_started_is_given_up(ship):
     shipped, said = ship("sys.exit('no such module')")
     assert shipped.wait(20) and shipped.failed
     assert len(said) == shipping.RESTARTS + 1
-    assert said[0] == "The process that tells MLflow ended with exit code 1 (no such module). It is started again."
-    assert said[-1].endswith("It is not started again: MLflow hears nothing more of this search.")
+    assert said[0] == "The process that logs to MLflow ended with exit code 1 (no such module). It is restarted."
+    assert said[-1].endswith(f"It is not restarted. {shipping.LATER}")
     shipped.leave()
 
 

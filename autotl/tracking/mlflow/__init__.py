@@ -1,8 +1,8 @@
-"""A study as MLflow shows it. This is the only room that knows MLflow."""
+"""Logging of studies to MLflow; the only package that imports it."""
 
 import os
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported, as are the others
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # like the others, read when mlflow is imported
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

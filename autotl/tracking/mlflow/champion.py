@@ -1,4 +1,4 @@
-"""The winner of a study as a registered model: a traced graph without pickle."""
+"""Registration of the winner in MLflow's model registry, as a traced graph without pickle."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from autotl.export.bundle import Bundle
 
 ALIAS = "champion"
-"""Of the version of a registered model that its study found last."""
+"""The alias of the model version that its study found last."""
 PLAN = "autotl.plan"
 
 
 def register(
     server: Server, run: str, folder: StudyFolder, result: Result, words: Sequence[str], model: Callable[[], "Bundle"]
 ) -> None:
-    """Make the winner the champion of its name, as a new version unless it is one already.
+    """Give the winner the alias `champion`, as a new version unless it is registered already.
 
-    `run` is the study's, `words` describe the version.
+    `run` is the run of the study, `words` the description of the version.
     """
     client, name, plan = server.client, server.name, result.final
     versions = client.search_model_versions(f"name = '{name}'")
@@ -44,7 +44,7 @@ def register(
 
 
 def _log(server: Server, run: str, folder: StudyFolder, result: Result, bundle: "Bundle") -> str:
-    """Log the model to a run; its address."""
+    """Log the model to a run, and return its URI."""
     example = bundle.graph.example().numpy()
     params = {"strategy": result.best.strategy, **flat(result.final)}
     mlflow.set_tracking_uri(server.uri)

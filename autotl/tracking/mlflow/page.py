@@ -1,13 +1,13 @@
-"""What MLflow shows first of a study: the table of its runs, best first."""
+"""The first view of a study in MLflow: the table of its runs, best first."""
 
 import json
 
 SHARED = "viewStateShareKey=autotl"
-"""What an address says to show the table as `tags` has it, as long as it asks for nothing else."""
+"""The URL parameter that selects the view in `tags`, if no other parameter sets the view."""
 
 
 def tags(metric: str) -> dict[str, str]:
-    """The tags of an experiment that its pages heed, where a study selects by `metric`."""
+    """The tags of an experiment that configure its pages for a study that selects by `metric`."""
     best = f"metrics.`val/{metric}`"
     widths = {
         best: 105,

@@ -1,8 +1,8 @@
-"""From the study folder to MLflow's runs: one for the study, a nested one for each attempt at a trial and for each
+"""Logs the study folder as MLflow runs: one for the study, a nested one for each attempt at a trial and for each
 training after the trials.
 
-The study folder is the truth. What the server lacks is shipped, and shipping the same again changes nothing: each run
-carries a tag that says how many events of its log it has, and a metric that is logged twice counts once to MLflow.
+The study folder is the source. Only what the server lacks is sent, and sending it again changes nothing: a tag of each
+run says how many events of its log it has, and MLflow counts a metric that is logged twice once.
 """
 
 import csv
@@ -41,14 +41,14 @@ KILLED = "its process was killed"
 STUDY, TRIAL, ATTEMPT, EVENTS = "autotl.study", "autotl.trial", "autotl.attempt", "autotl.events"
 STATE, RESULT = "autotl.state", "autotl.result"
 AFTER, SHIPPED = "autotl.after", "autotl.shipped"
-"""Which training after the trials a run shows, and a hash of what was shipped of it."""
+"""Tags of a run for a training after the trials: its key, and a hash of what was sent."""
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
 SPLIT = Path("data") / "split.csv"
 
 
 @dataclass
 class _Shown:
-    """An attempt at a trial, as far as the server has it."""
+    """What the server has of an attempt at a trial."""
 
     run: str
     events: int
@@ -67,30 +67,30 @@ class _After:
     at: float
     """When it ended."""
     seconds: float = 0.0
-    """What it took, 0 where nobody knows."""
+    """Its duration, 0 if unknown."""
 
 
 class Outcome(Protocol):
-    """What there is to show of a finished study besides its numbers."""
+    """What MLflow shows of a finished study besides its numbers."""
 
     def words(self, result: Result) -> list[str]:
-        """The result in words, the most important first."""
+        """The summary of the result, the most important line first."""
 
     def against(self, result: Result, control: str) -> str:
-        """One of the controls in words, by its name."""
+        """The line about one of the controls, by its name."""
 
     def files(self) -> dict[str, str | bytes]:
-        """Tables and pictures by the names of their files."""
+        """Tables and pictures by file name."""
 
     def model(self) -> "Bundle":
         """The winner, on the CPU."""
 
     def warm_up(self) -> None:
-        """Import what showing the model will need, while the search still goes on."""
+        """Import what exporting the model needs, while the search is still running."""
 
 
 class Projection:
-    """One study on one server. Every method may raise whatever the server and the way to it make MLflow raise."""
+    """One study on one server. Every method may raise any exception of MLflow or of the network."""
 
     def __init__(self, folder: StudyFolder, uri: str) -> None:
         self.folder = folder
@@ -99,7 +99,7 @@ class Projection:
         self._forget()
 
     def find(self) -> tuple[str, str] | None:
-        """The ids of the experiment and of the study's run, None where the server has not heard of it."""
+        """The ids of the experiment and of the study's run, None if the server does not have it."""
         definition = self.folder.definition
         assert definition is not None
         server = Server(self.uri, definition.name)
@@ -109,15 +109,15 @@ class Projection:
         return (parent.info.experiment_id, parent.info.run_id) if parent else None
 
     def ship(self) -> None:
-        """Bring the server up to what the study folder says by now."""
+        """Send to the server what is new in the study folder."""
         try:
             self._ship_trials()
         except BaseException:
-            self._forget()  # who knows what the server took in: it is asked again
+            self._forget()  # the server may have stored a part: its state is read again
             raise
 
     def end(self, outcome: Outcome) -> None:
-        """Ship the rest, the result and the model. What runs now in a study that is not searched was killed."""
+        """Send the rest, the result and the model. Without a running search, trials still running count as killed."""
         self.ship()
         if not self._parent or self.folder.is_live:
             return
@@ -159,7 +159,7 @@ class Projection:
         self._best_shipped = 0
 
     def watch_the_machine(self) -> Callable[[], None]:
-        """Log load and memory of this machine to the study's run, until what is returned is called."""
+        """Log load and memory of this machine to the study's run until the returned function is called."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         monitor = SystemMetricsMonitor(self._parent, resume_logging=True, tracking_uri=self.uri)
@@ -167,7 +167,7 @@ class Projection:
         return monitor.finish
 
     def _connect(self, definition: Definition) -> None:
-        """Find what the server has of this study, or begin it there."""
+        """Find this study on the server, or create it there."""
         self._server = Server(self.uri, definition.name)
         home = self.folder.path.resolve().parent
         self._experiment = self._server.begin_experiment(home, page.tags(definition.metric))
@@ -208,7 +208,7 @@ class Projection:
         }
         self._server.log(run, params=params)
         self._log_dataset(run, definition)
-        self._server.client.set_tag(run, EVENTS, "begun")
+        self._server.client.set_tag(run, EVENTS, "started")
 
     def _log_dataset(self, run: str, definition: Definition) -> None:
         if self._dataset is None or not definition.fingerprint.startswith(self._dataset.digest):
@@ -226,13 +226,13 @@ class Projection:
         )
 
     def _changed_trials(self) -> Iterator[tuple[int, list[list[Event]]]]:
-        """The trials whose logs have grown since the last look, with the events of each attempt."""
+        """The trials whose logs have grown since the last call, with the events of each attempt."""
         for file in self.folder.log.files():
             if self._has_grown(file):
                 yield int(file.stem), attempts(file)
 
     def _has_grown(self, file: Path) -> bool:
-        """Whether a log has grown since this was asked last; where shipping breaks off, that is forgotten."""
+        """Whether a log has grown since the last call, or since sending failed."""
         size = file.stat().st_size if file.exists() else 0
         grown = self._sizes.get(file, 0) != size
         self._sizes[file] = size
@@ -287,7 +287,7 @@ class Projection:
         self._server.client.log_text(run, plan.to_json(), "plan.json")
 
     def _close(self, shown: _Shown, state: str, reason: str, at: float) -> None:
-        """A run may have been closed as interrupted before, by one who saw too little."""
+        """A run may have been closed as interrupted before, by a process without the whole log."""
         name = re.sub(r" \(\w+\)$", "", str(self._server.client.get_run(shown.run).info.run_name))
         tags = {STATE: state, NAME: name, NOTE: ""}
         if state != "complete":
@@ -297,7 +297,7 @@ class Projection:
         shown.open = False
 
     def _ship_best(self, definition: Definition) -> None:
-        """The best value so far by the number of the trial: as far as all trials before have ended."""
+        """Log the best value so far by number of trial, up to the first trial that has not ended."""
         best = float("-inf")
         points: list[Metric] = []
         for number, event in sorted(self._ends.items()):
@@ -310,13 +310,13 @@ class Projection:
         self._best_shipped = len(points)
 
     def _ship_search(self) -> None:
-        """How the study was searched last; the next time it may be searched otherwise, so that these are no params."""
+        """Log the options of the last search as tags: they may change, and MLflow's params cannot."""
         *_, last = read_lines(self.folder.searches, SearchLine.model_validate)
         tags = {f"search.{name}": str(value) for name, value in last["options"].items()}
         self._server.log(self._parent, tags={**tags, "search.command": last["command"]})
 
     def _ship_reruns(self, definition: Definition) -> None:
-        """The best plans with other seeds."""
+        """Log the reruns of the best plans with other seeds."""
         for event in read_lines(self.folder.reruns, Rerun.model_validate):
             plan = TransferPlan.from_json(json.dumps(event["carried_out"]))
             number, metrics = event["trial"], event["metrics"]
@@ -326,24 +326,23 @@ class Projection:
                 plan=plan,
                 strategy=strategy,
                 metrics=metrics,
-                note=f"Trial {number} again, with seed {plan.seed}.",
+                note=f"Rerun of trial {number} with seed {plan.seed}.",
                 at=event["time"],
                 seconds=metrics["seconds"],
             )
             self._ship_after(definition, after)
 
     def _tested(self, result: Result, outcome: Outcome, at: float) -> Iterator[_After]:
-        """What met the sealed test: the winner as it was trained at last, where that is not one of its runs, and what
-        it is measured against."""
+        """What was tested on the test split: the winner, if it was refit, and the controls."""
         metric, best = result.test.metric, result.best
         if result.final != best.plan:
             costs = {name: best.metrics[name] for name in ("parameters", "flops")}
             yield _After(
-                name=f"winner, trained on all but the test images (trial {best.trial})",
+                name=f"winner, refit on all images except the test images (trial {best.trial})",
                 plan=result.final,
                 strategy=best.strategy,
                 metrics={f"test.{metric}": result.test.value, **costs},
-                note="The model that the study ends with.",
+                note="The model in the study's bundle.",
                 at=at,
             )
         for name, found in result.comparisons.items():
@@ -411,7 +410,7 @@ class Projection:
         self._server.log(self._parent, tags={RESULT: mark})
 
     def _link(self, number: int) -> list[str]:
-        """The way to the run of a trial."""
+        """A link to the run of a trial."""
         runs = {attempt: shown.run for (trial, attempt), shown in self._shown.items() if trial == number}
         if not runs:
             return []
@@ -419,7 +418,7 @@ class Projection:
 
 
 def _parent_of(runs: Sequence[Run]) -> Run | None:
-    """The study's own run among all that it has; None where it was never begun, or was deleted."""
+    """The run of the study itself among its runs; None if it was never created, or was deleted."""
     return next((run for run in runs if PARENT not in run.data.tags), None)
 
 
@@ -428,7 +427,7 @@ def _what(strategy: str, plan: TransferPlan) -> str:
 
 
 def _epoch_metrics(event: Event, plan: TransferPlan | None) -> list[Metric]:
-    """What an epoch gave, under `epoch/`, at its place among the epochs of all phases."""
+    """The metrics of an epoch, under `epoch/`, with its step among the epochs of all phases."""
     earlier = plan.phases[: event["phase"] - 1] if plan else ()
     step = sum(phase.epochs for phase in earlier) + event["epoch"]
     return as_metrics({f"epoch/{name}": value for name, value in event["facts"].items()}, event["time"], step)

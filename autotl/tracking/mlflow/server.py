@@ -1,5 +1,4 @@
-"""An MLflow server or store, as far as one study goes: its experiment, its runs, and writing to them within MLflow's
-limits."""
+"""One study's experiment and runs on an MLflow server or store, written within MLflow's limits."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,23 +13,23 @@ from mlflow.entities import Metric, Param, Run, RunTag
 T = TypeVar("T")
 
 AT_ONCE = {"metrics": 500, "params": 100, "tags": 100}
-"""How much MLflow takes in one request."""
+"""How much MLflow accepts in one request."""
 
 
 class Server:
-    """Every method may raise whatever the server and the way to it make MLflow raise."""
+    """Every method may raise any exception of MLflow or of the network."""
 
     def __init__(self, uri: str, name: str) -> None:
-        """`name`: of the study, and after it of its experiment."""
+        """`name`: the study's, from which the name of its experiment is made."""
         self.uri, self.name = uri, our(name)
         with _alone(uri):
             self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment = self.client.get_experiment_by_name(self.name)
 
     def begin_experiment(self, home: Path, tags: Mapping[str, str]) -> str:
-        """The experiment's id; it is made where there is none, and restored where it was deleted.
+        """The experiment's id; the experiment is created if missing, and restored if deleted.
 
-        Its artifacts lie in `home`, unless the server says where they go.
+        Its artifacts are in `home`, unless the server stores them.
         """
         with _alone(self.uri):  # another process may have been faster
             self.experiment = found = self.client.get_experiment_by_name(self.name)
@@ -66,7 +65,7 @@ class Server:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log to a run, in as many requests as it takes."""
+        """Log to a run, in as many requests as needed."""
         for metric_part in _parts(metrics, AT_ONCE["metrics"]):
             self.client.log_batch(run, metrics=metric_part)
         written = [Param(key(name), str(value)[:6000]) for name, value in (params or {}).items()]
@@ -78,28 +77,28 @@ class Server:
 
 
 def our(name: str) -> str:
-    """What a study's experiment and its model are called: a server may have others by the name of the data."""
+    """The name of a study's experiment and model: the prefix avoids clashes with others on the server."""
     return f"autotl-{name}"
 
 
 def key(name: str) -> str:
-    """A name with nothing in it that MLflow refuses."""
+    """A name without characters that MLflow rejects."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
 
 
 def as_metrics(values: Mapping[str, float], at: float, step: int) -> list[Metric]:
-    """`val.accuracy` becomes `val/accuracy`: MLflow's charts have a section for what comes before a slash."""
+    """`val.accuracy` becomes `val/accuracy`: MLflow groups its charts by the part before a slash."""
     values = {name if "/" in name else name.replace(".", "/", 1): value for name, value in values.items()}
     return [Metric(key(name), float(value), milliseconds(at), step) for name, value in values.items()]
 
 
 def milliseconds(at: float) -> int:
-    """As MLflow takes a time in seconds."""
+    """A time in seconds as MLflow's milliseconds."""
     return round(1000 * at)
 
 
 def _alone(uri: str) -> AbstractContextManager[object]:
-    """Keeps other processes from making the same database meanwhile, which MLflow does not survive."""
+    """A lock against several processes creating the same database, which makes MLflow fail."""
     if not uri.startswith("sqlite:///"):
         return nullcontext()
     file = Path(uri.removeprefix("sqlite:///"))
