@@ -1,6 +1,6 @@
-"""autotl: finds the best transfer-learning setup for a folder of labelled images.
+"""The public names of autotl for users and plugin authors.
 
-What users and plugin authors need is importable from here; nothing heavy is imported until it is used.
+Heavy modules are imported only when a name from them is used.
 """
 
 from importlib import import_module

@@ -1,10 +1,10 @@
-"""Where a process begins, as `autotl` and as `python -m autotl`."""
+"""The entry point of `autotl` and of `python -m autotl`."""
 
 import sys
 
 
 def main() -> None:
-    """The command; Ctrl-C ends it quietly while Python still imports what it consists of."""
+    """Run the command; Ctrl-C ends it quietly, even during its imports."""
     try:
         from autotl.cli.main import main as command
 

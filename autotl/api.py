@@ -1,4 +1,4 @@
-"""autotl from Python: the same search as the command, and models to predict with."""
+"""The Python API: the same search as the command, and models to predict with."""
 
 import inspect
 import time
@@ -30,7 +30,7 @@ Paths = str | Path | Iterable[str | Path]
 
 
 class Model:
-    """A trained model, as it lies in a bundle."""
+    """A trained model, loaded from a bundle."""
 
     def __init__(self, folder: Path, bundle: "Bundle") -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Model:
 
     @property
     def plan(self) -> "TransferPlan":
-        """What it was trained by."""
+        """The plan that it was trained with."""
         return self.bundle.plan
 
     @property
@@ -47,21 +47,21 @@ class Model:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What was measured of it, by where: `validation`, `test`, `comparisons`."""
+        """Its metrics, under the keys `validation`, `test` and `comparisons`."""
         return self.bundle.metrics
 
     def predict(self, images: "Images") -> list[str]:
-        """The likeliest class of each image, of those that `predict_proba` takes."""
+        """The most probable class of each image; images as in `predict_proba`."""
         return [self.classes[at] for at in self._rows(images).argmax(1)]
 
     def predict_proba(self, images: "Images") -> "np.ndarray":
         """The probability of each class for each image, [N, classes].
 
-        An image is the path of a file, an image of Pillow, or an array, uint8 [H, W, 3] in RGB; an array [N, H, W, 3]
-        is N images. A folder stands for all files below it that are neither hidden nor litter, in order of
-        name; those that cannot be read are left out, with a warning.
+        An image is a file path, a Pillow image, or an array, uint8 [H, W, 3] in RGB; an array [N, H, W, 3] is N
+        images. A folder means all files below it in order of name, except hidden files and litter (files that
+        systems leave, such as Thumbs.db); files that cannot be read are skipped, with a warning.
 
-        Raises: DataError for what is no image.
+        Raises: DataError for anything else.
         """
         return self._rows(images)
 
@@ -75,17 +75,17 @@ class Model:
             if not isinstance(answer, str):
                 rows.append(answer)
             elif found:
-                warnings.warn(f"{name} is left out: {answer}", stacklevel=3)
+                warnings.warn(f"{name} is skipped: {answer}", stacklevel=3)
             else:
                 raise DataError(f"{name} cannot be read: {answer}")
         return np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
 
     def export(self, format: str, path: str | Path, images: Paths = ()) -> "Exported":
-        """Write the model into the folder `path` as `bundle`, `torch-export` or `onnx`.
+        """Write the model to the folder `path` as `bundle`, `torch-export` or `onnx`.
 
-        What was written is compared with the model on some of `images`, by default those of the study.
+        The export is compared with the model on some of `images`, by default those of the study.
 
-        Raises: StudyError, among others when they disagree.
+        Raises: StudyError, for example if they disagree.
         """
         from autotl.export.export import KINDS, export
 
@@ -98,7 +98,7 @@ class Model:
             self.bundle.to(device)
 
     def _own_images(self) -> list[Path]:
-        """The images of the study that the model lies in, where they are still there."""
+        """The images of the study whose folder holds the model, if they still exist."""
         from autotl.data.dataset import stored_files
         from autotl.tracking.folder import StudyFolder
 
@@ -111,7 +111,7 @@ class Model:
 
 
 class Study(Model):
-    """A finished search, with the model that it left."""
+    """A finished search and its model."""
 
     def __init__(self, study: "StudyFolder", bundle: "Bundle", result: "Result") -> None:
         super().__init__(study.bundle, bundle)
@@ -120,17 +120,17 @@ class Study(Model):
 
     @property
     def best(self) -> "TransferPlan":
-        """The plan that won. `plan` is how it was trained at last, on more images where so wished."""
+        """The winning plan. `plan` is that of the final model, refit on more images if requested."""
         return self.result.best.plan
 
     @property
     def test(self) -> "Test":
-        """The winner on the sealed test split, with the 95 % interval of its metric."""
+        """The winner on the test split, with the 95 % confidence interval of its metric."""
         return self.result.test
 
     @cached_property
     def leaderboard(self) -> "pd.DataFrame":
-        """The different plans that were carried out, best first: one row each, indexed by trial."""
+        """The different plans that were trained, best first: one row each, indexed by trial."""
         from autotl.report import frames
 
         return frames.leaderboard(self._study)
@@ -140,26 +140,26 @@ class Study(Model):
 
         from autotl.report import words
 
-        said = "".join(f"<p>{escape(line)}</p>" for line in words.summary(self.result))
+        summary = "".join(f"<p>{escape(line)}</p>" for line in words.summary(self.result))
         table: str = self.leaderboard.head(10).to_html()
-        return said + table
+        return summary + table
 
 
 def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
-    """Find the best transfer setup for the images in `data`; goes on where an earlier search of the study stopped.
+    """Find the best transfer setup for the images in `data`, or resume an earlier search of the study.
 
-    `options` are those of `autotl search`, by the same names with underscores: `trials=50`, `budget="30m"`,
-    `backbones=["timm:resnet*"]`, `metric="macro-f1"`, `study="flowers"` and so on. Unless `verbose` nothing is
+    `options` are those of `autotl search`, with underscores in their names: `trials=50`, `budget="30m"`,
+    `backbones=["timm:resnet*"]`, `metric="macro-f1"`, `study="flowers"` and so on. With `verbose=False` nothing is
     printed.
 
-    Raises: AutotlError, in one line, for whatever a user can put right.
+    Raises: AutotlError, in one line, for everything that a user can fix.
     """
     began = time.monotonic()
 
     from autotl.report import notebook
 
     if notebook.is_here():
-        notebook.quieten()  # before the libraries in question are imported
+        notebook.quieten()  # before those libraries are imported
 
     from autotl.export import bundle
     from autotl.host import Host
@@ -177,7 +177,7 @@ def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
 
 
 def _tell_options() -> None:
-    """Let notebooks and `help` show each option of `search`, with its default and what it means."""
+    """Make notebooks and `help` show each option of `search` with its default and its description."""
     options = list(Settings.model_fields.items())[1:]
     given = inspect.signature(search).parameters
     search.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -203,7 +203,7 @@ def load(
 ) -> Model:
     """The model of a bundle, or a `Study` where `path` is a study's folder or its name in the workspace `home`.
 
-    Raises: AutotlError, in one line, for what is neither, and for a study without a model.
+    Raises: AutotlError, in one line, if `path` is neither, or a study without a model.
     """
     from autotl.backbones.catalogue import Catalogue
     from autotl.engine import device as devices
@@ -225,27 +225,25 @@ def load(
         study = folder.find_study(folder.home(Path(home) if home else None), str(path))
     if not study.bundle.exists():
         assert study.definition is not None
-        raise StudyError(
-            f"Study '{study.name}' has no model yet; go on with it: {words.go_on(study, study.definition)}"
-        )
+        raise StudyError(f"Study '{study.name}' has no model yet; resume it: {words.go_on(study, study.definition)}")
     found = result.load(study)
     return Study(study, read(study.bundle), found) if found else Model(study.bundle, read(study.bundle))
 
 
 def files_in(paths: Paths) -> list[Path]:
-    """Files as named, but for litter; of folders every file below that is neither hidden nor litter, in order of name.
+    """The files named, and those below the folders named in order of name, without litter and hidden files.
 
-    Litter is what Windows and others leave beside a user's files, so that `photos/*` names it too. What is named and
-    not there is a file that cannot be read.
+    Litter is files that systems leave beside a user's files, such as Thumbs.db, which `photos/*` matches too. A path
+    that does not exist is returned as a file that cannot be read.
 
-    Raises: DataError for a folder without files, and where litter alone is named.
+    Raises: DataError for a folder without files, and if only litter is named.
     """
     from autotl.data.names import is_litter
 
     named = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     meant = [path for path in named if path.is_dir() or not is_litter(path.name)]
     if named and not meant:
-        raise DataError(f"{named[0]} is no image: systems and programs leave such files. Name images or folders.")
+        raise DataError(f"{named[0]} is not an image but a file that systems leave in folders. Give images or folders.")
     return [file for path in meant for file in _files(path)]
 
 
@@ -261,7 +259,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _sources(images: "Images") -> Iterator[tuple["Source", str, bool]]:
-    """Each image, what an error calls it, and whether it was found in a folder rather than given."""
+    """Each image, its name in errors, and whether it was found in a folder."""
     import numpy as np
     from PIL import Image
 
@@ -276,7 +274,7 @@ def _sources(images: "Images") -> Iterator[tuple["Source", str, bool]]:
             for file in _files(Path(image)):
                 yield file, str(file), Path(image).is_dir()
         else:
-            raise DataError(f"Image {number} is {type(image).__name__}: give a path, an image of Pillow or an array.")
+            raise DataError(f"Image {number} is {type(image).__name__}. Give a path, a Pillow image or an array.")
 
 
 def _as_image(pixels: "np.ndarray", name: str) -> "Image.Image":

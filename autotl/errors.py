@@ -1,4 +1,4 @@
-"""Expected errors: what a user can put right. The command line prints one line for each and no traceback.
+"""Expected errors, which a user can fix. The command line prints one line for each and no traceback.
 
 A message says what was wrong, what was received, what is allowed and what to do next.
 """
@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _BEFORE_HOST = re.compile(r"([\w+.-]+)://([^\s/]\S*)@")
-"""Up to the last `@`: people write `/` and `@` in passwords as they are."""
+"""Up to the last `@`: passwords may contain unescaped `/` and `@`."""
 _DATABASE = re.compile(r"postgres|mysql|mariadb|oracle|mssql|cockroachdb")
 _PASSWORD = r"(?:password|passwd|passphrase|pwd)"
 _SECRET = rf"{_PASSWORD}|token|secret|credential|signature|api_?key|access_?key|odbc_connect"
@@ -33,24 +33,24 @@ class DataError(AutotlError):
 
 
 class PlanError(AutotlError):
-    """A plan cannot be read, or cannot be carried out with what is installed."""
+    """A plan cannot be read, or cannot be trained with what is installed."""
 
 
 class TrainingError(AutotlError):
-    """A training cannot go on: its loss is no number any more, or one image is too much for the device."""
+    """A training cannot continue: its loss is not finite, or the device has too little memory for one image."""
 
 
 class PluginError(AutotlError):
-    """A plugin broke its contract, or two plugins want one name."""
+    """A plugin broke its contract, or two plugins use the same name."""
 
     def __init__(self, message: str, blamed: str = "") -> None:
-        """`blamed`: which of the things that a plugin registered is at fault, as in `Augmentation 'flip'`."""
+        """`blamed`: the registered item that failed, as in `Augmentation 'flip'`."""
         super().__init__(message)
         self.blamed = blamed
 
 
 class WeightsError(AutotlError):
-    """Pretrained weights cannot be had, or are not what they should be."""
+    """Pretrained weights are not available, or are not the expected ones."""
 
 
 class StudyError(AutotlError):
@@ -58,9 +58,9 @@ class StudyError(AutotlError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the computer has no more memory for a process: torch says so by a RuntimeError, and has no class for it.
+    """Whether the process ran out of CPU memory, for which torch raises a plain RuntimeError.
 
-    A GPU's memory is another matter: torch.OutOfMemoryError.
+    For GPU memory torch raises torch.OutOfMemoryError.
     """
     said = ("DefaultCPUAllocator", "std::bad_alloc")
     return isinstance(error, MemoryError) or (
@@ -69,14 +69,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class DamagedFile(StudyError):
-    """A file of a study does not hold what it should."""
+    """A file of a study is damaged."""
 
     def __init__(self, file: Path, why: str) -> None:
-        super().__init__(f"{file} is damaged: {why}. Delete it, and say the same search again: it is made anew.")
+        super().__init__(f"{file} is damaged: {why}. Delete it and rerun the same search to recreate it.")
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line: an expected error says it alone, any other with its class."""
+    """Why something failed, in one line; with the class of an unexpected error."""
     if isinstance(error, AutotlError):
         return one_line(error)
     text = one_line(error, 300)
@@ -86,7 +86,7 @@ def reason(error: BaseException) -> str:
 def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
     """`Unknown backbone 'timm:resnet5'. Did you mean 'timm:resnet50'? <hint>`"""
     known = list(known)
-    # Who says nothing after a dot, as the tag of timm:resnet18.a1_in1k, need not be near it.
+    # A name without a tag, such as the `.a1_in1k` of timm:resnet18.a1_in1k, is compared without tags.
     begins: dict[str, str] = {}
     for each in known:
         begins.setdefault(each if "." in name else each.partition(".")[0], each)
@@ -98,23 +98,23 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
 
 
 def masked(url: str) -> str:
-    """A URL as it may be shown and kept: without passwords and tokens."""
+    """A URL that is safe to show and store: without passwords and tokens."""
     import sqlalchemy
 
     with suppress(sqlalchemy.exc.ArgumentError, ValueError):
         known = sqlalchemy.make_url(url)
-        if known.password is not None:  # it may hold spaces, which end a URL within a text
+        if known.password is not None:  # it may hold spaces, which would end the URL in a text
             url = known.render_as_string(hide_password=True)
     return without_secrets(url)
 
 
 def without_secrets(text: str) -> str:
-    """A text in which the URLs have no passwords and tokens."""
+    """The text without passwords and tokens in its URLs."""
     return _IN_QUERY.sub(r"\1***", _BEFORE_HOST.sub(_user_alone, text))
 
 
 def _user_alone(found: re.Match[str]) -> str:
-    """A database is told who the user is; elsewhere the name before the `@` may itself be a token."""
+    """Keeps the user's name only for databases; elsewhere the part before the `@` may be a token."""
     scheme, before = found.groups()
     user, colon, _ = before.partition(":")
     if not _DATABASE.match(scheme):
@@ -125,11 +125,11 @@ def _user_alone(found: re.Match[str]) -> str:
 def one_line(text: object, most: int | None = None) -> str:
     """A text, or an error's message, without secrets and line breaks and of `most` characters at most."""
     line = " ".join(without_secrets(str(text)).split())
-    return line if most is None else shortened(line, most)  # what to do often stands at the end of a message
+    return line if most is None else shortened(line, most)  # the end of a message often says what to do
 
 
 def shortened(text: str, most: int) -> str:
-    """The text in `most` characters, its middle left out where it is longer."""
+    """The text in at most `most` characters; of a longer one the middle is cut."""
     if len(text) <= most:
         return text
     end = (most - 1) // 2

@@ -1,4 +1,4 @@
-"""Writing files so that a process that dies in the middle spoils nothing, and reading what may be damaged."""
+"""Atomic writing of files, and reading of files that may be damaged."""
 
 import errno
 import hashlib
@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from autotl.errors import DamagedFile
 
 MOST = 1 << 30
-"""Bytes of a file that is read whole."""
+"""Largest file that is read, in bytes."""
 
 
 def write(file: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Write a file whole or not at all, with its folder where that is missing. Text is UTF-8.
+    """Write a file atomically, and create its folder if missing. Text is UTF-8.
 
-    `private`: nobody but its owner may read it.
+    `private`: only its owner may read it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.new")
@@ -31,7 +31,7 @@ def write(file: Path, content: str | bytes, *, private: bool = False) -> None:
         with open(partial, "wb", opener=owner_only if private else None) as out:
             out.write(content.encode() if isinstance(content, str) else content)
             out.flush()
-            os.fsync(out.fileno())  # a new name for what a power cut may still empty would spoil the file
+            os.fsync(out.fileno())  # else a power cut after the rename could leave it empty
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -39,17 +39,17 @@ def write(file: Path, content: str | bytes, *, private: bool = False) -> None:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether JSON can hold the path; other names of files are bytes that are no text."""
+    """Whether the path is valid UTF-8, so that JSON can hold it."""
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def seal(file: Path, text: str) -> None:
-    """Write a file of the cache with its hash in front, so that damage is found out."""
+    """Write a file of the cache with its hash in front, so that damage is detected."""
     write(file, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def unseal(file: Path) -> str | None:
-    """The text of a file that `seal` wrote; None where there is none, or it is damaged."""
+    """The text of a file that `seal` wrote; None if it is missing or damaged."""
     try:
         found, _, text = file.read_text(encoding="utf-8").partition("\n")
     except (FileNotFoundError, UnicodeDecodeError):
@@ -58,7 +58,7 @@ def unseal(file: Path) -> str | None:
 
 
 def read_regular(file: Path, most: int) -> bytes:
-    """The content of a regular file of so many bytes at most: nothing that never ends, nothing that waits for a writer.
+    """The content of a regular file of at most `most` bytes; no pipes or devices, which might never end.
 
     Raises: OSError, whose `strerror` is the reason.
     """
@@ -71,20 +71,20 @@ def read_regular(file: Path, most: int) -> bytes:
 
 
 def owner_only(file: str, flags: int) -> int:
-    """An opener for `open`: a file that it makes can be read by its owner alone, as it may hold a URL."""
+    """An opener for `open` that creates files readable only by their owner, as they may hold a URL."""
     return os.open(file, flags, 0o600)
 
 
 def as_json(value: Any) -> str:
-    """A JSON value as the text of a file that people may read."""
+    """A JSON value as indented text."""
     return json.dumps(value, indent=2) + "\n"
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which then takes the place of `folder`; where filling it fails, all stays as it was.
+    """A new folder to fill, which then replaces `folder`; if filling it fails, nothing changes.
 
-    It is filled beside it, so that whoever kills this process never leaves half of two.
+    It is filled beside `folder`, so that a kill never leaves a mix of both.
     """
     made, old = _beside(folder)
     for left in (made, old):
@@ -102,22 +102,22 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Put back what a process that was killed while `replacing` the folder had laid aside; for its writer alone."""
+    """Restore the old folder after a process was killed while `replacing` it; only for the writer."""
     _, old = _beside(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
 
 
 def where_it_is(folder: Path) -> Path:
-    """For a reader: the folder, or where a process that is `replacing` it, or was killed then, has laid it."""
+    """For a reader: the folder, or the old one while a process is `replacing` it or if it was killed then."""
     _, old = _beside(folder)
     return old if old.exists() and not folder.exists() else folder
 
 
 def holds_only(folder: Path, names: tuple[str, ...], mark: str) -> bool:
-    """Whether the folder may be replaced: it is absent or empty, or holds `mark` and no others than these names.
+    """Whether the folder may be replaced: it is missing, empty, or holds `mark` and only these names.
 
-    Hidden files do not count, hidden folders do: one may be a repository.
+    Hidden files are ignored; hidden folders are not, as one may be a repository.
     """
     if not folder.exists():
         return True
@@ -128,14 +128,14 @@ def holds_only(folder: Path, names: tuple[str, ...], mark: str) -> bool:
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where a new folder is made, and where the one that it replaces is laid."""
+    """Temporary paths of the new folder and of the old one that it replaces."""
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
 def read(file: Path) -> bytes:
     """The content of a file of a study.
 
-    Raises: DamagedFile for what is none, such as a folder, or a pipe that nobody may ever write to.
+    Raises: DamagedFile if it is not a regular file, such as a folder or a pipe.
     """
     try:
         return read_regular(file, MOST)
@@ -146,9 +146,9 @@ def read(file: Path) -> bytes:
 
 
 def read_lines(file: Path, check: Callable[[Any], object]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line; none where there is no file, and half-written lines do not count.
+    """The JSON objects of a file, one per line; none if it is missing. Half-written lines are ignored.
 
-    `check` raises pydantic's ValidationError for a value that is no line of this file.
+    `check` raises pydantic's ValidationError for a value that is not a line of this file.
 
     Raises: DamagedFile.
     """
@@ -165,15 +165,15 @@ def read_lines(file: Path, check: Callable[[Any], object]) -> Iterator[dict[str,
 
 
 def first_problem(error: ValidationError) -> str:
-    """What is wrong with a value, and where in it."""
+    """The first validation error, and its place in the value."""
     first = error.errors()[0]
     return f"{first['msg']} (at {'.'.join(map(str, first['loc'])) or 'the top level'})"
 
 
 def append_line(file: Path, line: str) -> None:
-    """Add a line to a file that may end in half of one, and do not return before it is on the disk.
+    """Append a line to a file that may end in half a line, and flush it to the disk.
 
-    A file that is not there yet is made for its owner alone.
+    A new file is readable only by its owner.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "ab+", opener=owner_only) as stream:

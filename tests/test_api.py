@@ -72,7 +72,7 @@ def test_predictions_are_the_likeliest_classes(found, stripes):
     (stripes / "down" / "gone.png").symlink_to("nowhere.png")
     litter = stripes / "down" / "Thumbs.db"
     litter.write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"(broken|gone)\.png is left out: ") as told:
+    with pytest.warns(UserWarning, match=r"(broken|gone)\.png is skipped: ") as told:
         assert len(found.predict(stripes / "down")) == 30
     assert len(told) == 2
     for file in (broken, litter, stripes / "nothing.png"):
@@ -92,7 +92,7 @@ def test_images_in_memory_are_classified_as_their_files_are(found, stripes):
     for image, says in (
         (pixels / 255, r"Image 0 is an array of float64 \[32, 32, 3\]; give uint8"),
         (pixels[0, :, :, 0], r"Image 0 is an array of uint8 \[32, 32\]; give uint8 \[H, W, 3\]"),
-        ([opened[0], 5], "Image 1 is int: give a path"),
+        ([opened[0], 5], r"Image 1 is int\. Give a path"),
         (Image.new("F", (9, 9)), "Image 0 cannot be read: its pixels are floating-point"),
     ):
         with pytest.raises(AutotlError, match=says):
