@@ -32,8 +32,9 @@ def command(
     """Export the model of a study or a bundle to a new folder.
 
     The graph takes images as uint8 [N, 3, S, S] and gives probabilities [N, classes]. The folder also has
-    preprocessing.json, the same as a short script in Pillow and NumPy, and a script that predicts. The export
-    is first compared with the model on real image files; if they disagree, nothing is written.
+    the preprocessing, as preprocessing.json and as a short script in Pillow and NumPy, and a script that
+    predicts. The export is first compared with the model on real image files; if they disagree, nothing is
+    written.
 
     \b
     autotl export digits --format onnx

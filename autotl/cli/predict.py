@@ -20,7 +20,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 @click.command()
 @click.argument("model", metavar="STUDY|BUNDLE", shell_complete=completion.models)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True, help="Output format."
+)
 @options.device
 @options.home
 @options.cache_dir

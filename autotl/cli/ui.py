@@ -31,7 +31,7 @@ def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> tu
     metavar="ADDRESS",
     help="Address to serve the pages on; 0.0.0.0: all addresses of this machine, as needed in a container.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port of the pages.")
 @click.option(
     "--allowed-hosts",
     metavar="NAME,…",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autotl.data.listing import Listing
 
 _MOST_CLASSES = 30
-"""Up to so many classes are listed with their counts."""
+"""Of more classes than this, only the counts of the largest and the smallest are printed."""
 
 
 @click.command()

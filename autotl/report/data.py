@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from autotl.data.pixels import Progress
 
 SHOWN = 12
-"""Classes shown with their counts; if there are more, the largest and the smallest."""
+"""Of more classes than this, only the largest and the smallest are shown."""
 REASONS = 5
-"""Reasons for excluded files that are shown, the most frequent ones."""
+"""Number of reasons for excluded files that are shown, the most frequent ones."""
 UNEQUAL = 3
 """Ratio of the largest class to the smallest above which the imbalance is reported."""
 

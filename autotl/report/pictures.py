@@ -13,7 +13,7 @@ from autotl.study import select
 from autotl.tracking.folder import StudyFolder
 
 FEW = 15
-"""Up to so many plans are all numbered; of more, only those that no cheaper plan matches."""
+"""Of more plans than this, only those that no cheaper plan matches are numbered."""
 
 
 def trade_offs(folder: StudyFolder) -> bytes:

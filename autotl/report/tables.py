@@ -28,9 +28,9 @@ PLAIN_WIDTH = 160
 NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling")
 """Columns of the leaderboard that hold no numbers."""
 LEFT_OUT = {"pooling": 24, "parameters": 24, "log-loss": 24, "frozen": 24, "": 12, "FLOPs": 12}
-"""Columns that the leaderboard drops, in this order, if names had to be shorter than so many characters."""
+"""Columns that the leaderboard drops, in this order, before names get shorter than so many characters."""
 SHORTEST = 12
-"""Characters to which a name is shortened at most."""
+"""The fewest characters to which a name is shortened."""
 
 
 def console(*, stderr: bool = False) -> Console:

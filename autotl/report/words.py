@@ -14,7 +14,7 @@ from autotl.tracking.result import Comparison, Result, Test
 MODES = {"crop": "", "squash": " on squashed images", "pad": " on padded images"}
 POOLING = {"avg": "average pooling", "max": "max pooling", "token": "class token"}
 WORST = 5
-"""Classes listed when there are more: those with the lowest recall."""
+"""Of more classes than this, only those with the lowest recall are listed."""
 
 
 def summary(result: Result) -> Iterator[str]:
@@ -68,7 +68,7 @@ def by_class(test: Test) -> Iterator[str]:
 
 def against(name: str, metric: str, comparison: Comparison) -> str:
     """A control, and the gain of the winner over it."""
-    return f"Against {name} ({metric} {comparison.value:.1%}): {_gain(comparison)}"
+    return f"Against {name}, {metric} {comparison.value:.1%}: {_gain(comparison)}"
 
 
 def trained(plan: TransferPlan) -> Iterator[str]:
