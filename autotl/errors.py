@@ -87,11 +87,11 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
     """`Unknown backbone 'timm:resnet5'. Did you mean 'timm:resnet50'? <hint>`"""
     known = list(known)
     # A name without a tag, such as the `.a1_in1k` of timm:resnet18.a1_in1k, is compared without tags.
-    begins: dict[str, str] = {}
+    starts: dict[str, str] = {}
     for each in known:
-        begins.setdefault(each if "." in name else each.partition(".")[0], each)
-    close = difflib.get_close_matches(name, begins, n=1)
-    guess = f" Did you mean '{begins[close[0]]}'?" if close else ""
+        starts.setdefault(each if "." in name else each.partition(".")[0], each)
+    close = difflib.get_close_matches(name, starts, n=1)
+    guess = f" Did you mean '{starts[close[0]]}'?" if close else ""
     if not guess and len(known) <= 12:
         guess = f" Known: {', '.join(known) or 'none'}."
     return f"Unknown {what} '{name}'.{guess} {hint}".rstrip()

@@ -53,10 +53,10 @@ class Terminal:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._began: dict[str, float] = {}
+        self._started: dict[str, float] = {}
         self._best: TrialRecord | None = None
         self._running = ""
-        self._doing, self._since, self._told = "", time.monotonic(), time.monotonic()
+        self._doing, self._since, self._printed = "", time.monotonic(), time.monotonic()
         self._over = threading.Event()
         self._pulse = threading.Thread(target=self._break_silences, daemon=True)
 
@@ -97,10 +97,10 @@ class Terminal:
 
     def progress(self, task: str, done: int, total: int) -> None:
         self._update(task, done, total)
-        self._do(f"{task}: {done:,} of {total:,}" if total > 1 else task, begins=done == 0 or task not in self._doing)
+        self._do(f"{task}: {done:,} of {total:,}" if total > 1 else task, starts=done == 0 or task not in self._doing)
         if done >= total:
             self._do("")
-            seconds = time.perf_counter() - self._began.pop(task)
+            seconds = time.perf_counter() - self._started.pop(task)
             self._live.remove_task(self._tasks.pop(task))
             if not self.brief:
                 self.note(f"{task}: {f'{total:,} in ' if total > 1 else ''}{_duration(seconds)}")
@@ -116,7 +116,7 @@ class Terminal:
 
     def trial_epoch(self, number: int, place: str) -> None:
         self._live.update(self._tasks[TRIALS], detail=self._detail(f"{place}  {self._running}"))
-        self._do(f"trial {number}  {self._running}: {place}", begins=False)
+        self._do(f"trial {number}  {self._running}: {place}", starts=False)
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None:
         self._best = best
@@ -130,26 +130,26 @@ class Terminal:
     def _update(self, task: str, done: int, total: int, detail: str = "") -> None:
         if task not in self._tasks:
             self._tasks[task] = self._live.add_task(task, total=total, detail=detail)
-            self._began[task] = time.perf_counter()
+            self._started[task] = time.perf_counter()
         self._live.update(self._tasks[task], completed=done, detail=detail)
 
     def _print(self, what: RenderableType) -> None:
-        self._told = time.monotonic()
+        self._printed = time.monotonic()
         if isinstance(what, str):
             say(self.console, what)
         else:
             self.console.print(what)
 
-    def _do(self, what: str, *, begins: bool = True) -> None:
-        """Set the current step, and restart its clock if `begins`."""
+    def _do(self, what: str, *, starts: bool = True) -> None:
+        """Set the current step, and restart its clock if `starts`."""
         self._doing = what
-        if begins:
+        if starts:
             self._since = time.monotonic()
 
     def _break_silences(self) -> None:
         """Print the current step after every silence, from a thread: one step of the search may take long."""
         while not self._over.wait(min(1.0, QUIET / 4)):
-            if time.monotonic() - self._told >= QUIET:
+            if time.monotonic() - self._printed >= QUIET:
                 left = self._left()
                 budget = f"; {_duration(left)} of the budget left" if math.isfinite(left) else ""
                 so_far = f"{_duration(time.monotonic() - self._since)} so far"
