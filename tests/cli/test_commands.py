@@ -237,7 +237,7 @@ def test_whatever_lies_among_the_images_is_named_and_the_others_are_classified(a
         autotl("predict", "stripes", "mixed", "mixed/Thumbs.db", "nothing.png", "--format", "json", code=1)
     )
     assert [row["path"] for row in told] == list(rows)
-    assert "mixed/Thumbs.db is no image" in autotl("predict", "stripes", "mixed/Thumbs.db", code=2)
+    assert "mixed/Thumbs.db is not an image" in autotl("predict", "stripes", "mixed/Thumbs.db", code=2)
 
 
 def test_a_manifest_with_columns_of_other_names(autotl, stripes, tmp_path):
