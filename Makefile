@@ -1,4 +1,4 @@
-# Two commands are all there is: `make demo` and `make test`. Both install what they need into .venv.
+# The two main targets are `make demo` and `make test`. Both install what they need into .venv.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
@@ -13,7 +13,7 @@ demo: install
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("autotl needs Python 3.11 or newer; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit("autotl needs Python 3.11 or newer; run make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev]'
