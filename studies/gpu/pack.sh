@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs what a machine without a network needs for this study, besides torch, torchvision, timm, scikit-learn, pandas,
+# Packs what a machine without a network needs for this study, in addition to torch, torchvision, timm, scikit-learn, pandas,
 # pyarrow, matplotlib and pytest:
 #     bash studies/gpu/pack.sh wheels 3.12
 # fills the folder `wheels` for Python 3.12 on x86-64 Linux.

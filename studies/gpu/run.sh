@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What autotl makes of one GPU, in less than 8 minutes:
+# Measures autotl on one GPU, in less than 8 minutes:
 #     bash studies/gpu/run.sh OUT PHOTOS [OPTIONS OF autotl search …]
-# writes OUT/gpu.json and OUT/gpu.md. PHOTOS is an image folder for the searches, and `--backbones`, `--weights` and so
-# on say what they search. Without a network, WHEELS names the folder that pack.sh has filled.
+# writes OUT/gpu.json and OUT/gpu.md. PHOTOS is an image folder for the searches; `--backbones`, `--weights` and other
+# options are those of the searches. Without a network, WHEELS names the folder that pack.sh has filled.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if [ -n "${WHEELS:-}" ]; then

@@ -1,11 +1,11 @@
-"""Is a linear-probe search at least as good as the linear probe that one would write by hand?
+"""Compares a linear-probe search with a linear probe written by hand.
 
     python studies/linear-probe/against_by_hand.py DATA squeezenet1_0.safetensors --out results.json
 
 By hand: torchvision's SqueezeNet, its last features averaged, scikit-learn's StandardScaler and
 LogisticRegression with its defaults, fitted on every image that is not in the test split. autotl:
-20 trials on the same backbone with the same weights, 1 minus the test split divided further into
-train, early_stop and val. DATA is an image folder without splits; every seed splits it anew, and both
+20 trials on the same backbone with the same weights; all images outside the test split are divided into
+train, early_stop and val. DATA is an image folder without splits; every seed splits it again, and both
 sides are measured on the same test images. The margin for "no worse" is 1.5 points.
 """
 
@@ -75,7 +75,7 @@ def search(data: Path, weights: Path, seed: int, trials: int, home: Path) -> dic
 
 
 def by_hand(split: Path, features: dict[str, np.ndarray]) -> float:
-    """Accuracy on the test images of a classifier fitted on all others."""
+    """Accuracy on the test images of a classifier fitted on all other images."""
     table = list(csv.DictReader(split.open()))
     sides = [[row for row in table if (row["split"] == "test") == test] for test in (False, True)]
     (x, y), (test_x, test_y) = (
@@ -87,7 +87,7 @@ def by_hand(split: Path, features: dict[str, np.ndarray]) -> float:
 
 @torch.no_grad()
 def last_features(files: list[Path], weights: Path) -> np.ndarray:
-    """[N, 512]: what SqueezeNet's features end in, averaged over the image."""
+    """[N, 512]: SqueezeNet's last features, averaged over the image."""
     model = models.squeezenet1_0()
     model.load_state_dict(load_file(weights))
     model.eval()

@@ -1,11 +1,11 @@
-"""Are images of a target set in the set that the shipped backbones were trained on?
+"""Finds images of a target set that are in the training set of the shipped backbones, too.
 
     python studies/pretraining/overlap.py tiny-imagenet-200/train CIFAR-10-images/train --out same.txt --pairs pairs.png
 
 Every image becomes a perceptual hash of 64 bits (the signs of the lowest frequencies of its cosine transform about
 their median, as in Zauner 2010), which survives resizing and compression. For each image of the target the nearest
-of the source is looked for. Where it is near, the two are compared pixel by pixel at 32 px; those that agree are taken
-for the same picture and listed, and the nearest pairs are drawn side by side for the eye to judge.
+of the source is found. If it is near, the two are compared pixel by pixel at 32 px. Pairs that agree count as the
+same picture and are listed, and the pairs that agree most are drawn side by side for a check by eye.
 """
 
 import json
@@ -21,7 +21,7 @@ DISTANCES = (0, 2, 4, 6, 8, 10)
 NEAR = 12
 """Bits within which a pair is compared pixel by pixel."""
 SAME = 0.75
-"""The correlation of pixels from which a pair is taken for one picture: rather too many than too few."""
+"""Pairs with at least this correlation of pixels count as one picture; it finds too many rather than too few."""
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 CHUNK = 256
 SHOWN = 80
@@ -30,7 +30,7 @@ SHOWN = 80
 @click.command(context_settings={"show_default": True})
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("target", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="List here what is in both, from TARGET.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="List shared images of TARGET here.")
 @click.option("--pairs", type=click.Path(dir_okay=False, path_type=Path), help="Draw the pairs that agree most here.")
 def main(source: Path, target: Path, out: Path | None, pairs: Path | None) -> None:
     """Find the images of TARGET that are in SOURCE too."""
@@ -42,8 +42,8 @@ def main(source: Path, target: Path, out: Path | None, pairs: Path | None) -> No
     agreement = np.array([correlation(ours[at], theirs[nearest[at]]) for at in near])
     order = near[agreement.argsort(kind="stable")[::-1]]
     same = order[: int((agreement >= SAME).sum())]
-    told = {"source": len(theirs), "target": len(ours), "within this many bits": counts, "the same": len(same)}
-    click.echo(json.dumps(told))
+    report = {"source": len(theirs), "target": len(ours), "within this many bits": counts, "the same": len(same)}
+    click.echo(json.dumps(report))
     if out:
         out.write_text("".join(f"{ours[at].relative_to(target)}\n" for at in sorted(same)))
     if pairs:
@@ -67,7 +67,7 @@ def hashes(paths: list[Path]) -> np.ndarray:
 
 
 def correlation(one: Path, two: Path) -> float:
-    """Of the pixels of two images at 32 px, all channels together; 0 where one of them is of one colour."""
+    """Correlation of two images' pixels at 32 px, all channels together; 0 if one of them has a single colour."""
     values = []
     for path in (one, two):
         with Image.open(path) as image:
@@ -77,7 +77,7 @@ def correlation(one: Path, two: Path) -> float:
 
 
 def closest(asked: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each hash that is asked for the index of the nearest known one, and how many bits differ."""
+    """For each hash in `asked` the index of the nearest known one, and how many bits differ."""
     nearest = np.empty(len(asked), np.int64)
     distance = np.empty(len(asked), np.int64)
     for start in range(0, len(asked), CHUNK):
@@ -88,7 +88,7 @@ def closest(asked: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def draw(pairs: list[tuple[Path, Path]], file: Path) -> None:
-    """Each pair beside each other, eight pairs a row."""
+    """Draw each pair side by side, eight pairs per row."""
     side, across = 64, 8
     rows = -(-len(pairs) // across)
     sheet = Image.new("RGB", (across * (2 * side + 8), rows * (side + 8)), "white")

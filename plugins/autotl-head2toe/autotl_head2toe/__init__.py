@@ -1,16 +1,16 @@
 """Head2Toe (Evci et al. 2022, arXiv 2201.03529): one linear classifier on the best features of all stages.
 
-What a frozen backbone knows about new images is often in the middle of it. A linear probe must choose one
-cut; Head2Toe sees every stage at once, scores each feature by the weight that a first, regularised fit
+Useful features for new images are often in the middle of a frozen backbone. A linear probe must choose one
+cut. Head2Toe uses the features of all stages together, scores each by the weight that a first, regularised fit
 gives it, and fits the classifier on those with the highest scores alone.
 """
 
 from autotl import Head, Phase, hookimpl
 
 KEEP = [0.02, 0.05, 0.1, 0.2, 0.5]
-"""Shares of all features. The paper keeps 0.05 % to 10 % of some ten times as many."""
+"""Shares of all features. The paper keeps 0.05 % to 10 % of about ten times as many."""
 PENALTIES = [1e-3, 1e-2, 1e-1, 1.0]
-"""L2 penalties of the classifier. All shares with all penalties are one fit, so that neither costs a trial."""
+"""L2 penalties of the classifier. All shares and all penalties are tried in one fit, so neither costs a trial."""
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The method `head2toe`: features scored by a regularised fit, a logistic regression on the best of them."""
+"""The method `head2toe`: scores features by a regularised fit and fits a logistic regression on the best of them."""
 
 from typing import ClassVar
 
@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from autotl import FittedHead, PlanError, logistic_path, standardised
 
 ITERATIONS = 200
-"""Of the group lasso: the order of the scores settles long before the weights do."""
+"""Of the group lasso: the order of the scores converges long before the weights."""
 
 
 class Select:
-    """Options: `scores` is "ridge" or "group-lasso", `strength` how strongly it is regularised: for the group lasso
-    as a share of what would make every weight zero, for ridge regression as the penalty on standardised features.
-    `keep` is the share of features that is kept, `penalty` that of the classifier on them, `class_weights` how much
-    each class weighs in it; the scores take all images alike.
+    """Options: `scores` is "ridge" or "group-lasso", `strength` its regularisation: for the group lasso a
+    share of the strength that makes every weight zero, for ridge regression the penalty on standardised features.
+    `keep` is the share of features that is kept, `penalty` that of the classifier on them, `class_weights` its class
+    weights; the scores weight all images equally.
     """
 
     options = ("scores", "strength", "keep", "penalty")
@@ -28,7 +28,7 @@ class Select:
             raise PlanError(f"head2toe takes class_weights none or balanced, not {class_weights!r}.")
         if scores not in SCORES:
             raise PlanError(f"head2toe scores by {' or '.join(SCORES)}, not {scores!r}.")
-        # A group lasso of strength 1 leaves nothing.
+        # A group lasso of strength 1 removes every feature.
         for name, most in (("strength", 0.99), ("keep", 1.0), ("penalty", 1e6)):
             for value in options[name]:
                 if not isinstance(value, int | float) or not 0 < value <= most:
@@ -39,7 +39,7 @@ class Select:
         heads, fitted = [], {}
         for share in options["keep"]:
             kept = order[: max(1, round(share * features.shape[1]))].sort().values
-            if len(kept) not in fitted:  # where few have a score, several shares keep the same
+            if len(kept) not in fitted:  # if few have a score, several shares keep the same
                 fitted[len(kept)] = logistic_path(
                     features[:, kept], labels, classes, options["penalty"], step, class_weights
                 )
@@ -62,7 +62,7 @@ def ridge_scores(features, target, strength, step):
     """
     step()
     count, width = features.shape
-    # Features of neighbouring stages are nearly alike: single precision would tell in the scores.
+    # Features of neighbouring stages are nearly equal: single precision would change the scores.
     features, target = (value.to(_precise(value)) for value in (features, target))
     centred = target - target.mean(0)
     if width <= count:
@@ -79,8 +79,8 @@ def ridge_scores(features, target, strength, step):
 def group_lasso_scores(features, target, strength, step):
     """Norms [D] of the rows of W that minimises the mean log-loss plus λ · Σ ‖row‖.
 
-    The bias is fixed at the logarithms of the classes' shares, and λ is `strength` times the least one at which
-    all of W is zero. By proximal gradient with momentum
+    The bias is fixed at the logarithms of the classes' shares, and λ is `strength` times the smallest one at which
+    all of W is zero. Solved by proximal gradient with momentum
     (Beck and Teboulle 2009, FISTA), each feature's row being a group (Yuan and Lin 2006).
     """
     count = len(features)
@@ -103,9 +103,9 @@ def group_lasso_scores(features, target, strength, step):
 
 
 def largest_eigenvalue(features):
-    """Of featuresᵀ @ features / N, about: by twenty power iterations and a margin.
+    """Approximately that of featuresᵀ @ features / N, by twenty power iterations and a margin.
 
-    Should it come out a few percent too small, the bound above leaves room: softmax curves by a half at its worst.
+    A result a few percent too small does no harm: one half is the largest possible curvature of softmax.
     """
     vector = features.new_ones(features.shape[1]) / features.shape[1] ** 0.5
     value = features.new_ones(())
@@ -117,7 +117,7 @@ def largest_eigenvalue(features):
 
 
 def _precise(value):
-    """Double precision, where the device has it."""
+    """Double precision, if the device has it."""
     return torch.float32 if value.device.type == "mps" else torch.float64
 
 
