@@ -1,4 +1,4 @@
-"""What all tests share: one torch thread a process, no network, no use of the user's own folders."""
+"""Settings of all tests: one torch thread per process, no network, none of the user's own folders."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The distributions of plugins/, built, installed and used as a stranger's would be."""
+"""The distributions of plugins/, built, installed and used like those of a third party."""
 
 import json
 import os

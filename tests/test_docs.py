@@ -1,4 +1,4 @@
-"""What the documentation says is so: each listing is carried out as it stands."""
+"""The documentation is true: each listing runs as it is printed."""
 
 import inspect
 import re

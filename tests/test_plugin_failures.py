@@ -1,4 +1,4 @@
-"""Plugins of others that fail in every way there is: installed as pip would, and used from the command line."""
+"""Third-party plugins that fail in many ways, installed as pip does and used from the command line."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The scripts of `studies/` run, on less than they are made for, and go on where they stopped."""
+"""The scripts of `studies/` run on small data, and resume where they stopped."""
 
 import importlib.util
 import json

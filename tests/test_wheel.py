@@ -1,4 +1,4 @@
-"""The wheel of autotl itself: what is in it, and that its backbones load where nothing else of the project is."""
+"""The wheel of autotl: its files, and that its backbones load without the repository."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files of weights as people have them, and what of them a network is given."""
+"""Weights files from training scripts, and the tensors that a network gets from them."""
 
 import argparse
 import collections

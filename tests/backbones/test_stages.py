@@ -1,4 +1,4 @@
-"""Splitting must not change what a network computes, whatever the network."""
+"""Splitting a network into stages must not change what it computes."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The backbones that ship: what they take, which recipe each came from, and what the documentation says of them."""
+"""The shipped backbones: their inputs, their recipes, and their figures in the documentation."""
 
 import json
 import tomllib

@@ -1,10 +1,10 @@
-"""Searches with plugins that are broken, each in a way of its own.
+"""Runs searches with plugins that are broken in different ways.
 
     python tests/campaigns/broken_plugins.py [NAME ...]
 
-Each is installed as pip would, beside what is sound, and searched with in a process of its own. A search has to name
-the plugin, go on without it and end with a result; what a plugin prints must not be on standard output. Prints how
-many did, and exits with 1 unless all did. It takes some minutes, and is no part of `make test`.
+Each is installed as pip does, beside working plugins, and used by a search in a separate process. The search has to
+name the plugin, continue without it and end with a result; what a plugin prints must not be on standard output. Prints
+how many searches did so, and exits with 1 unless all did. It takes some minutes, and is not part of `make test`.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Damages images in many ways and reads each as a search does: python tests/campaigns/damaged_images.py --images 4000.
 
-An image may be read or set aside with a reason in one line, and nothing else: the last line counts what became of
-all, and the exit code is 1 if any crashed. The script that stands beside an export reads the same files, and must
-give the same pixels of those that are read. It is no part of `make test`.
+An image must be read, or be excluded with a reason in one line. The last line counts the outcomes, and the exit code
+is 1 if any image caused a crash. The script of an export reads the same files, and must give the same pixels of those
+that are read. It is not part of `make test`.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Every file of a small study, damaged in many ways, and what each command makes of it.
+"""Damages every file of a small study in many ways and runs each command on it.
 
     python tests/campaigns/damaged_studies.py [--only study.json] [--keep FOLDER]
 
-A command may go on or say in one line what is wrong; a traceback or a hang is a fault, and so is a search that goes
-on to other trials than it was asked for. Prints counts and every fault; the exit code is 1 where there is one.
+A command may continue, or report the problem in one line. Tracebacks and hangs are faults, and so is a search that
+runs other trials than requested. Prints counts and every fault; the exit code is 1 if there is one.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""A campaign: a search on made images is killed at random moments and started again until it ends.
+"""Kills a search on generated images at random moments and restarts it until it ends.
 
     python tests/campaigns/kills.py --kills 30 --seed 0
 
-Counts what came of it and exits with 1 unless every trial was carried out once, the draws and the test are those of a
-search that nobody killed, no polite kill left a traceback, and no process was left behind. Takes some 15 s a kill.
+Prints counts and exits with 1 unless every trial was run once, the draws and the test are those of a search that was
+not killed, no SIGTERM caused a traceback, and no process is left. It takes about 15 s per kill.
 """
 
 import argparse

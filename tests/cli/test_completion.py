@@ -1,4 +1,4 @@
-"""What the shell is told when the user presses Tab, asked for as a shell asks."""
+"""Completions that the shell gets when the user presses Tab, requested as a shell does."""
 
 import os
 import subprocess

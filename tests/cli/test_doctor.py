@@ -1,4 +1,4 @@
-"""`autotl doctor`: each thing that is wrong is said, with what to do."""
+"""`autotl doctor`: it names each problem, with what to do."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`autotl plugins new`: what it writes is the distribution of the tutorial, under another name."""
+"""`autotl plugins new`: it writes the distribution of the tutorial under another name."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What a plugin prints is never among the results."""
+"""Output that a plugin prints is never mixed with the results."""
 
 import csv
 import io

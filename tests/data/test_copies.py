@@ -1,4 +1,4 @@
-"""Files that show the same picture are found by what they show."""
+"""Files that show the same picture are found by their pixels."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""From a folder to a data set: what is set aside, what is recorded, and a test split that stays sealed."""
+"""From a folder to a data set: excluded files, records, and a test split that stays sealed."""
 
 import dataclasses
 import json

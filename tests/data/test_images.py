@@ -1,4 +1,4 @@
-"""Every kind of image a folder may hold gives the pixels a person would see, or one clear reason."""
+"""Every kind of image in a folder gives the pixels that a person would see, or one clear reason."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""What a user may point at, and the one line that says what is wrong with it."""
+"""Folders and manifests that a user may name, and the one-line errors for bad ones."""
 
 import os
 import unicodedata

@@ -1,4 +1,4 @@
-"""What a name tells."""
+"""Splits and litter are recognised by names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Every image is read once and decoded once, whatever is asked for, and never again."""
+"""Every image is read and decoded only once."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The row store: what was appended is read back, whatever happens to the process or its neighbours."""
+"""The row store: appended rows are read back, even if the process or other processes die."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the preparation of images depends on is known of the train images, and guessed from a few of them before."""
+"""Shapes and bit depths of the train images, and their estimates from a few of them."""
 
 import numpy as np
 import pytest

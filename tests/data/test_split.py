@@ -1,4 +1,4 @@
-"""Splits are stratified, repeatable, and nothing that belongs together straddles them."""
+"""Splits are stratified and repeatable, and never divide images that belong together."""
 
 import hashlib
 import random

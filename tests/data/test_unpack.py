@@ -1,4 +1,4 @@
-"""Data sets of other libraries and archives, as class folders: tiny ones of each kind."""
+"""Tiny data sets of other libraries and archives, unpacked to class folders."""
 
 import hashlib
 import io

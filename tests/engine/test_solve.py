@@ -1,4 +1,4 @@
-"""Methods that plugins bring, and heads that see several stages."""
+"""Methods of plugins, and heads that use several stages."""
 
 import numpy as np
 import pytest

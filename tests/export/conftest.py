@@ -1,4 +1,4 @@
-"""One small study that the tests of bundles and exports start from, each with a copy of its own."""
+"""One small study for the tests of bundles and exports; each test gets a copy."""
 
 import shutil
 import time

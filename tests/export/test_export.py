@@ -1,4 +1,4 @@
-"""Exports: compared with the model on real files, and run where there is no autotl."""
+"""Exports: compared with the model on real files, and run without autotl."""
 
 import json
 import os

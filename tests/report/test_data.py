@@ -1,4 +1,4 @@
-"""All that is known of a data set before any search."""
+"""The report on a data set before a search."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What always fails in a search is out of it after a few trials."""
+"""Strategies, backbones and augmentations that always fail are removed from a search after a few trials."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""A budget holds for everything, and what there is no time for is said."""
+"""A budget covers everything, and skipped steps are listed."""
 
 import time
 

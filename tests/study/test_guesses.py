@@ -1,4 +1,4 @@
-"""A first guess that is not what its author meant is said."""
+"""A first guess that cannot be tried as its author wrote it is reported."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Where a crop would cut much away the whole image is seen; integer images are scaled by the range that they use."""
+"""Long images are squashed instead of cropped; integer images are scaled by the range that they use."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A study depends on the plugins that its trials used, and on no other that it might have used."""
+"""A study depends on the plugins that its trials used, and on no others."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""A study goes on though a part of it was lost or damaged, and draws what it would have drawn."""
+"""A study with lost or damaged files resumes, and draws what it would have drawn."""
 
 import json
 import os

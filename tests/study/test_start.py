@@ -1,4 +1,4 @@
-"""A search that starts from what an earlier one has trained."""
+"""A search that starts from the weights of an earlier one."""
 
 import json
 import shutil

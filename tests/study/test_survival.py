@@ -1,4 +1,4 @@
-"""What a search survives: kills at any moment, a full disk, a workspace or a store that fails."""
+"""A search survives kills at any moment, a full disk, and a workspace or store that fails."""
 
 import json
 import os

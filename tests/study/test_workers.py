@@ -1,4 +1,4 @@
-"""Several processes in one study: SQLite on this machine, PostgreSQL where Debian's packages are installed."""
+"""Several processes in one study: with SQLite, and with PostgreSQL if Debian's packages are installed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Everything that ships keeps what the conformance kit asks of a stranger's plugin."""
+"""Everything that ships passes the checks for third-party plugins."""
 
 from autotl.builtin import (
     augmentations,

@@ -1,4 +1,4 @@
-"""Each check of the conformance kit fails for a plugin that is made to break it, and says how."""
+"""Each check of the conformance kit fails for a plugin that breaks it, with a message."""
 
 import random
 from pathlib import Path

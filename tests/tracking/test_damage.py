@@ -1,4 +1,4 @@
-"""What is damaged in a study is one line that says which file and what to do, and hides nothing else."""
+"""A damaged file of a study gives one line with the file and what to do, and hides nothing else."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A study as MLflow shows it; the server is a real one, or a real database."""
+"""A study in MLflow, with a real server or a real database."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The process beside a search, here a small one in its place."""
+"""The process that logs to MLflow, replaced by a small one."""
 
 import sys
 import time
