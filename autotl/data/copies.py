@@ -1,8 +1,8 @@
-"""Which images show the same picture, or nearly the same one: by what was decoded, whatever the files are.
+"""Finding copies and near-copies: images with the same, or nearly the same, decoded pixels.
 
 A picture saved twice, as PNG and as BMP, has the same pixels under two file hashes. One saved as JPEG at two
-qualities, or at two sizes, has nearly the same pixels. Both must stay on one side of a split, or the test asks for what
-was learned by heart.
+qualities, or at two sizes, has nearly the same pixels: a near-copy. Both must stay in one split, or the test measures
+memorised images.
 """
 
 import hashlib
@@ -15,29 +15,29 @@ from PIL import Image
 from autotl.data import images
 
 FORMAT = 2
-"""Counted up when something else is kept of a picture."""
+"""Incremented when `PICTURE` changes."""
 SIDE = 16
-"""Of the small grey copy that near-copies are compared by, in px."""
+"""Side of the small grey copy by which near-copies are compared, in px."""
 PICTURE = np.dtype([("pixels", "u1", 32), ("perceptual", "u1", 8), ("grey", "u1", (SIDE, SIDE)), ("peak", "<u2")])
-"""What is kept of a picture: the SHA-256 of its size and pixels, its perceptual hash, a small grey copy, and its
+"""What is stored of a picture: the SHA-256 of its size and pixels, its perceptual hash, a small grey copy, and its
 `images.peak`."""
 
 DISTANCE = 4
-"""Near-copies differ in so many of 64 bits of their perceptual hashes at most: 200 photos saved again at JPEG quality
-30 or at half their size differed in 0 to 4 bits, no two different ones in fewer than 11."""
+"""Near-copies differ in at most this many of 64 bits of their perceptual hashes: 200 photos saved again at JPEG quality
+30 or at half their size differed in 0 to 4 bits, different photos in 11 or more."""
 CORRELATION = 0.99
-"""The least correlation of their small grey copies: hashes alone take some handwritten digits for one another. Photos
-saved again had 0.996 and more; of 1,797 digits no two had this under hashes so close."""
+"""The least correlation of their small grey copies, because hashes alone confuse some handwritten digits. Photos saved
+again had 0.996 and more; no two of 1,797 digits had both such close hashes and this correlation."""
 FLAT = 2.0
-"""Grey levels. The standard deviation below which a picture is too even for its hash to say anything."""
+"""Grey levels. Below this standard deviation a picture is too uniform to compare by its hash."""
 LOOKED_AT = 16
-"""With so many others, the next ones in order, each picture is compared where very many have alike hashes."""
+"""Each picture is compared with at most this many others, the next ones in order, that share a part of its hash."""
 _BANDS = [(start, min(64, start + 13)) for start in range(0, 64, 13)]
-"""Of five parts of two hashes that differ in four bits, one is equal."""
+"""If two hashes differ in four bits, at least one of these five parts is equal."""
 
 
 def picture(image: Image.Image) -> np.ndarray:
-    """What is kept of an upright image: one `PICTURE` as [298] uint8."""
+    """The stored `PICTURE` of an upright image, as [298] uint8."""
     from imagehash import phash
 
     kept = np.zeros(1, PICTURE)
@@ -53,14 +53,14 @@ def picture(image: Image.Image) -> np.ndarray:
 
 
 def same(pictures: np.ndarray) -> list[str]:
-    """For each of the pictures, [N] `PICTURE`, a word that those with the same pixels share."""
+    """For each of the pictures, [N] `PICTURE`, a string that pictures with the same pixels share."""
     return [row.tobytes().hex() for row in pictures["pixels"]]
 
 
 def near(pictures: np.ndarray, labels: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of positions whose pictures are nearly the same, and not the same, under one label; the closest first.
+    """Pairs of positions of near-copies, without exact copies, under one label; the closest first.
 
-    Under two labels they are no copies as far as a classifier goes: what tells the classes apart may be small.
+    Pairs under two labels are not included: the difference between the classes may be that small.
     """
     _, label = np.unique(np.asarray(labels, str), return_inverse=True)
     bits = np.unpackbits(pictures["perceptual"], axis=1)
@@ -80,7 +80,7 @@ def near(pictures: np.ndarray, labels: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _correlation(grey: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """[P] of the normalised grey copies, [N, D], of each pair, [P, 2]."""
+    """[P] correlations of the normalised grey copies, [N, D], of each pair, [P, 2]."""
     found: np.ndarray = np.einsum("nd,nd->n", grey[pairs[:, 0]], grey[pairs[:, 1]])
     return found
 
@@ -100,11 +100,11 @@ def _candidates(bits: np.ndarray, label: np.ndarray, among: np.ndarray) -> Itera
 def keepable(
     pairs: Sequence[tuple[int, int]], labels: Sequence[str], fixed: Sequence[str | None]
 ) -> list[tuple[int, int]]:
-    """The pairs that can be kept in one split; the closest come first and go first.
+    """The pairs that can be kept in one split; `pairs` come with the closest first, which take precedence.
 
-    `fixed` is the split of a picture that has one for good: pictures of two splits, and what would link them, stay
-    apart. Where more than half of a class would be one cluster, as before a fixed camera, likeness says nothing about
-    copies, and no split would be left to judge: that cluster is dissolved.
+    `fixed` is the split of a picture that cannot change: pictures of two splits, and pairs that would link them, stay
+    apart. A cluster with more than half of a class, as from a fixed camera, is dissolved: likeness is no sign of a copy
+    there, and too few images would be left for the other splits.
     """
     at, kept = list(fixed), []
     for first, second in pairs:
@@ -118,7 +118,7 @@ def keepable(
 
 
 def clusters(words: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """For each picture the number of its cluster: of those with the same word (`same`), and those that `pairs` link."""
+    """The cluster number of each picture: pictures with the same word of `same`, or linked by `pairs`, share one."""
     return connected(len(words), [*alike(words), *pairs]).tolist()
 
 
@@ -129,7 +129,7 @@ def alike(words: Iterable[Hashable]) -> list[tuple[int, int]]:
 
 
 def connected(count: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """[count] numbers, the same for all that edges link, directly or through others."""
+    """[count] component numbers, the same for positions that edges link, directly or indirectly."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

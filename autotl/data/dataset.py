@@ -1,6 +1,6 @@
-"""A data set ready for a study: what is in it, what was wrong with it, which image is in which split.
+"""A data set ready for a study: its images, their splits, and the files that were excluded.
 
-Only this module knows the labels of the test split, and only `Dataset.open_test` gives them away.
+Only this module knows the labels of the test split, and only `Dataset.open_test` returns them.
 """
 
 import csv
@@ -32,27 +32,27 @@ _KNOWN: dict[str, Split] = {split: split for split in SPLITS}
 
 
 class Opening(BaseModel):
-    """A line of the record that each opening of the sealed test leaves."""
+    """A line of the log of test openings."""
 
     time: str
     plan: str
-    """The hash of the plan that was judged."""
+    """The hash of the plan that was tested."""
     trials: int
-    """From how many trials it was chosen."""
+    """How many trials it was chosen from."""
     fingerprint: str
     images: int
 
 
 class SealedTest(RuntimeError):
-    """The code asked for labels of the test split without opening it: an error in the program."""
+    """The code asked for labels of the test split without opening it: a bug."""
 
 
 @dataclass(frozen=True)
 class Image:
     """An image of the data set; `path` is relative to its root, with forward slashes.
 
-    It has no label: labels are handed out by split, so that those of the test split stay sealed.
-    `width` and `height` are the header's: of the image before it is turned upright.
+    It has no label: labels are returned by split, so that those of the test split stay sealed.
+    `width` and `height` are from the header: of the image before it is turned upright.
     """
 
     path: str
@@ -67,7 +67,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that was set aside, and why."""
+    """A file that was excluded, and why."""
 
     path: str
     reason: str
@@ -75,9 +75,9 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images sorted by path, each in one split. `notes` say what a user should know about them.
+    """Images sorted by path, each in one split. `notes` are what a user should know about them.
 
-    Two rows of `images` may have one hash, for copies are kept within a class and a split.
+    Two rows of `images` may have the same hash, because copies within a class and a split are kept.
     """
 
     root: Path
@@ -88,31 +88,31 @@ class Dataset:
     seed: int
     notes: tuple[str, ...]
     gaps: tuple[str, ...]
-    """Those of the notes that say what the splits lack."""
+    """The notes on what the splits lack."""
     listing: Listing
     """How the files were found."""
     same: tuple[tuple[str, ...], ...]
-    """The paths of images that show one picture, for each picture that several show."""
+    """The paths of the copies of each picture that has several."""
     near: tuple[tuple[str, str], ...]
-    """The paths of two images that show nearly one picture; the closest come first."""
+    """The paths of pairs of near-copies; the closest come first."""
     _labels: np.ndarray = field(repr=False)
     """The class numbers of `images`, [N] int64."""
     _units: np.ndarray = field(repr=False)
-    """The numbers of their units, [N] int64."""
+    """The unit numbers of `images`, [N] int64."""
 
     def of(self, *splits: Split) -> list[Image]:
-        """The images of these splits, in the order of `images`. So are `shas` and `labels`."""
+        """The images of these splits, in the order of `images`; `shas` and `labels` have the same order."""
         return [self.images[at] for at in self._at(splits)]
 
     def shas(self, *splits: Split) -> list[str]:
         return [image.sha for image in self.of(*splits)]
 
     def files(self, *splits: Split) -> list[tuple[str, Path]]:
-        """Hashes and where their files lie, as `PixelStore.add` wants them."""
+        """Hashes and paths of the files, as `PixelStore.add` takes them."""
         return [(image.sha, self.root / image.path) for image in self.of(*splits)]
 
     def locate(self, shas: Collection[str]) -> dict[str, Path]:
-        """Where images lie, by their hashes."""
+        """The paths of images, by their hashes."""
         wanted = set(shas)
         return {image.sha: self.root / image.path for image in self.images if image.sha in wanted}
 
@@ -122,18 +122,18 @@ class Dataset:
         Raises: SealedTest for the test split.
         """
         if "test" in splits:
-            raise SealedTest("The labels of the test split are sealed; `open_test` opens them, on the record.")
+            raise SealedTest("The labels of the test split are sealed; `open_test` opens them and logs the opening.")
         return self._labels[self._at(splits)]
 
     def units(self, *splits: Split) -> np.ndarray:
-        """The number of the unit of each image of these splits, [N] int64: images of one unit, copies of one another or
-        of one group, are never divided between splits, and tell no more than one of them would."""
+        """The unit number of each image of these splits, [N] int64. Images of one unit, copies of each other or of one
+        group, are always in one split and count as one observation in intervals."""
         return self._units[self._at(splits)]
 
     def open_test(self, log: Path, *, plan: str, trials: int) -> np.ndarray:
-        """The class numbers of the test split, [N] int64, once the opening is recorded as a line of `log`.
+        """The class numbers of the test split, [N] int64; first the opening is recorded as a line of `log`.
 
-        `plan` is the hash of the plan to be judged, `trials` how many trials it was chosen from.
+        `plan` is the hash of the plan to be tested, `trials` how many trials it was chosen from.
         """
         at = self._at(["test"])
         time = datetime.now(UTC).isoformat(timespec="seconds")
@@ -143,13 +143,13 @@ class Dataset:
 
     @cached_property
     def near_apart(self) -> frozenset[str]:
-        """The paths of images that show nearly the same picture as one in another split."""
+        """The paths of images that have a near-copy in another split."""
         split_of = {image.path: image.split for image in self.images}
         return frozenset(path for pair in self.near if len({split_of[each] for each in pair}) > 1 for path in pair)
 
     @cached_property
     def shapes(self) -> Shapes:
-        """Of the train images."""
+        """The shapes of the train images."""
         train = self.of("train")
         return shapes_of([(image.width, image.height) for image in train], [image.peak for image in train])
 
@@ -196,8 +196,8 @@ def open_dataset(
 ) -> Dataset:
     """Read a folder or a manifest, put its pixels for `inputs` into the store, and split it.
 
-    `previous` is the split that a study has stored (`read_split`): its images stay where they are. `near_copies` says
-    whether images that look nearly the same are kept in one split, as those are that look the same.
+    `previous` is the stored split of a study (`read_split`): its images keep their splits. `near_copies` sets whether
+    near-copies are kept in one split, as copies are.
 
     Raises: DataError, in one line.
     """
@@ -225,17 +225,17 @@ def open_dataset(
     classes = tuple(sorted({file.label for file in files}))
     counted = (
         (len(unreadable), "could not be read"),
-        (len(contradictions), "set aside: the same picture has another label elsewhere"),
-        (len(leaks), "set aside: the same picture is in val or test"),
-        (len(near_leaks), "set aside: nearly the same picture is in val or test"),
-        (len(files) - len({file.picture for file in files}), "copies of another image, in the same split"),
-        (len({at for pair in together for at in pair}), "nearly the same as another one, in the same split"),
+        (len(contradictions), "excluded: the same picture has another label elsewhere"),
+        (len(leaks), "excluded: the same picture is in val or test"),
+        (len(near_leaks), "excluded: nearly the same picture is in val or test"),
+        (len(files) - len({file.picture for file in files}), "are copies of another image in the same split"),
+        (len({at for pair in together for at in pair}), "are nearly the same as another one in the same split"),
         (
             len({at for pair in apart for at in pair}),
-            "nearly the same as one in another split, which makes results look better than they are: a manifest can "
-            "put them into groups",
+            "are nearly the same as one in another split, so the measured accuracy is too high; put such images into "
+            "one group in a manifest",
         ),
-        (_moved(files, splits), "kept in the split that the study stored, though now given another one"),
+        (_moved(files, splits), "stay in the study's stored split, although they are now in another folder or split"),
     )
     return Dataset(
         root=listing.root,
@@ -262,15 +262,15 @@ def open_dataset(
 
 
 def read_split(folder: Path) -> dict[str, Split]:
-    """The split by image hash that `Dataset.write` left below the study's folder.
+    """The split by image hash that `Dataset.write` wrote below the study's folder.
 
-    Raises: DataError when there is none, or it is damaged.
+    Raises: DataError if it is missing or damaged.
     """
     return {row["sha"]: _KNOWN[row["split"]] for row in _stored_split(folder)}
 
 
 def changes(folder: Path, dataset: Dataset) -> str:
-    """What has changed since `Dataset.write` left its table below the study's folder, in words.
+    """A text on what has changed since `Dataset.write` wrote its table below the study's folder.
 
     Raises: DataError as `read_split`.
     """
@@ -287,7 +287,7 @@ def changes(folder: Path, dataset: Dataset) -> str:
 
 
 def stored_files(folder: Path, data: Path) -> list[Path]:
-    """Where the images of the split lie that `Dataset.write` left, if the folder or manifest `data` is still there.
+    """The existing image files of the split that `Dataset.write` wrote, below the folder or manifest `data`.
 
     Raises: DataError as `read_split`.
     """
@@ -300,7 +300,7 @@ def _stored_split(folder: Path) -> list[dict[str, str]]:
     path = folder / _SPLIT_TABLE
     try:
         if not path.is_file():
-            raise ValueError("there is no such file")
+            raise ValueError("the file does not exist")
         text = path.read_bytes().decode(errors="surrogateescape")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         for row in rows:
@@ -343,7 +343,7 @@ def _set_aside(files: Sequence[_File], why: Callable[[_File], str | None]) -> tu
 
 
 def _contradiction(files: Iterable[_File]) -> Callable[[_File], str | None]:
-    """Of a picture under two labels nobody knows which is right: no copy is kept."""
+    """Excludes all copies of a picture that has two labels, because either may be wrong."""
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     for file in files:
         labels[file.picture].setdefault(file.label, file.path)
@@ -356,7 +356,7 @@ def _contradiction(files: Iterable[_File]) -> Callable[[_File], str | None]:
 
 
 def _leak(files: Iterable[_File]) -> Callable[[_File], str | None]:
-    """Of a picture in two given splits the copy in the later one is kept: test stays as it was given."""
+    """Excludes copies of a picture that is also in a later given split, so that the given test stays complete."""
     latest: dict[str, _File] = {}
     for file in files:
         other = latest.setdefault(file.picture, file)
@@ -381,13 +381,13 @@ _Pair = tuple[_File, _File]
 
 
 def _near_copies(listing: Listing, files: Sequence[_File], pixels: PixelStore) -> list[_Pair]:
-    """Files of nearly the same picture; the closest first."""
+    """Pairs of files that are near-copies; the closest first."""
     pictures = pixels.pictures([(file.sha, listing.root / file.path) for file in files])
     return [(files[one], files[other]) for one, other in copies.near(pictures, [file.label for file in files])]
 
 
 def _near_leak(pairs: Iterable[_Pair], previous: Mapping[str, Split]) -> Callable[[_File], str | None]:
-    """Of near-copies in two given splits the one in the later split is kept, and what a study trained on before."""
+    """Excludes near-copies of a picture in a later given split, except images that the study has used before."""
     later: dict[_File, _File] = {}
     for one, other in pairs:
         file, kept = (other, one) if _is_later(one, other) else (one, other)
@@ -408,7 +408,7 @@ def _is_later(file: _File, other: _File) -> bool:
 def _keepable(
     near: Sequence[tuple[int, int]], files: Sequence[_File], previous: Mapping[str, Split] | None
 ) -> list[tuple[int, int]]:
-    """The pairs of near-copies, by their positions, that can be kept in one split."""
+    """The pairs of near-copies, by position, that can be kept in one split."""
 
     def fixed(file: _File) -> Split | None:
         if previous is None:
@@ -419,7 +419,7 @@ def _keepable(
 
 
 def _require_usable(listing: Listing, files: Sequence[_File], problems: Sequence[Problem]) -> None:
-    """Every split that was given must have a usable image, and every class one in train."""
+    """Raises: DataError if a given split has no usable image, or a class has none in train."""
     splits = {file.split for file in files}
     classes = {file.label for file in files if file.split == "train"}
     for file in listing.files:
@@ -427,7 +427,7 @@ def _require_usable(listing: Listing, files: Sequence[_File], problems: Sequence
             reason = next(problem.reason for problem in problems if problem.path == file.path)
             raise DataError(
                 f"No image of {file.split} in class {file.label!r} can be used; the first, {file.path!r}: "
-                f"{reason}. Put these images right, or leave them out."
+                f"{reason}. Fix these images or remove them."
             )
 
 
@@ -442,7 +442,7 @@ def _numbers(files: Sequence[_File], classes: Sequence[str]) -> np.ndarray:
 
 
 def _moved(files: Iterable[_File], splits: Iterable[Split]) -> int:
-    """How many images a stored split keeps elsewhere than where the user puts them now."""
+    """How many images have another split in the stored split than the user gives them now."""
     given = {file.split for file in files} - {"train"}
     return sum(
         file.split != split and not given.isdisjoint((file.split, split))
@@ -451,20 +451,20 @@ def _moved(files: Iterable[_File], splits: Iterable[Split]) -> int:
 
 
 def _gaps(files: Iterable[_File], splits: Sequence[Split]) -> list[str]:
-    """What a given or stored split may lack."""
+    """Notes on what a given or stored split lacks."""
     found = {(file.label, split) for file, split in zip(files, splits, strict=True)}
     labels = sorted({label for label, _ in found})
     notes = []
     for split in ("val", "test"):
         lacking = [label for label in labels if (label, split) not in found]
         if lacking:
-            notes.append(f"no image in {split} of {len(lacking)} classes, {lacking[0]!r} among them")
+            notes.append(f"{split} has no image of {len(lacking)} classes, such as {lacking[0]!r}")
     if "early_stop" not in splits:
-        notes.append(f"no early_stop split: too few images to give every class {LEAST_EARLY_STOP}")
+        notes.append(f"no early_stop split: it needs {LEAST_EARLY_STOP} images of every class")
     return notes
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = io.StringIO(newline="")
     csv.writer(table).writerows([header, *rows])
-    write(path, table.getvalue().encode(errors="surrogateescape"))  # file names need not be text
+    write(path, table.getvalue().encode(errors="surrogateescape"))  # file names may be invalid UTF-8

@@ -1,4 +1,4 @@
-"""A folder of images: which of the folders in it are classes, and which are splits."""
+"""Reading a folder of images: which of its sub-folders are classes and which are splits."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,21 +13,21 @@ from autotl.data.walk import Walk
 from autotl.errors import DataError
 
 SHAPES = (
-    "Give a folder with a sub-folder for each class, a folder of train/, val/ and test/ with such "
+    "Allowed are a folder with a sub-folder for each class, a folder with train/, val/ and test/ of such "
     "sub-folders, or a CSV or Parquet manifest with the columns path and label."
 )
-_TYPES = MimeTypes()  # Python's own, as a machine's may differ
+_TYPES = MimeTypes()  # Python's own table, because that of the machine may differ
 _TEXTS = ("readme", "readme.md", "license", "licence", "copying")
-"""Of no type by their names, and no images."""
+"""Texts without a known suffix."""
 
 
 @dataclass
 class _Level:
-    """A folder whose sub-folders are the classes, as far as that can be said by looking at it alone."""
+    """A folder whose sub-folders are the classes, judged by this folder alone."""
 
     folder: str
     beside: list[str] = field(default_factory=list)
-    """The files right in it."""
+    """The files directly in it."""
     classes: dict[str, list[str]] = field(default_factory=dict)
     """The files below each of its sub-folders."""
 
@@ -43,7 +43,7 @@ class _Level:
 def read_folder(root: Path) -> Listing:
     """The labelled files of a folder.
 
-    Raises: DataError for one that is neither of classes nor of splits, or may be either.
+    Raises: DataError for one that has neither classes nor splits, or is ambiguous.
     """
     walk = Walk(root)
     beside, tops = walk.look()
@@ -52,20 +52,20 @@ def read_folder(root: Path) -> Listing:
     named = [top for top, split in splits.items() if not split.empty]
     classes = [top for top, files in level.classes.items() if files]
     if level.beside and not level.labelled and not named:
-        raise DataError(f"{str(root)!r} holds {len(level.beside)} files but no class folders. {SHAPES}")
-    # Of the words for splits `train` alone is one for a thing, too.
+        raise DataError(f"{str(root)!r} has {len(level.beside)} files but no class folders. {SHAPES}")
+    # Unlike the other names of splits, `train` may be a class.
     if level.labelled and any(splits[top].labelled or top.casefold() != "train" for top in named):
         raise DataError(
             f"{str(root)!r} is ambiguous: {some(named)} look like splits, {some(classes)} like classes. "
-            f"Move either elsewhere, or rename it."
+            f"Move or rename one of them."
         )
     if named and not level.labelled:
         return _splits(walk, {top: splits[top] for top in named}, [*level.classes, *(splits.keys() - named)], beside)
     if len(set().union(*map(splits_within, classes))) > 1 and all(map(splits_within, classes)):
         raise DataError(
-            f"{str(root)!r} is ambiguous: {some(classes)} look like splits by a part of their names. Rename them to "
-            f"train, val and test, or name one of them alone. If they are classes, list their files in a CSV with the "
-            f"columns path and label."
+            f"{str(root)!r} is ambiguous: {some(classes)} look like splits by a part of their names. If they are "
+            f"splits, rename them to train, val and test, or search only one of them. If they are classes, list their "
+            f"files in a CSV with the columns path and label."
         )
     level.classes |= {top: split.beside for top, split in splits.items()}  # a class `train` beside a class `bus`
     _require_classes(walk.root, level)
@@ -73,7 +73,7 @@ def read_folder(root: Path) -> Listing:
 
 
 def _level(walk: Walk, folder: str) -> _Level:
-    """A folder of a split. `seg_train/seg_train/`, as unpacked archives have it, is one folder."""
+    """The folder of a split. Nested names as in unpacked archives, `seg_train/seg_train/`, count as one folder."""
     beside, folders = walk.look(folder)
     if len(folders) == 1 and split_of(folders[0].rpartition("/")[2]) == split_of(folder.rpartition("/")[2]):
         inner = _level(walk, folders[0])
@@ -85,9 +85,9 @@ def _splits(walk: Walk, levels: Mapping[str, _Level], empty: Sequence[str], besi
     root, folders = walk.root, sorted(levels)
     split_in = {top: split for top in folders if (split := split_of(top))}
     if len(set(split_in.values())) < len(folders):
-        raise DataError(f"Of {some(folders)} in {str(root)!r} two are the same split. Merge them, or rename one.")
+        raise DataError(f"Two of {some(folders)} in {str(root)!r} are the same split. Merge them, or rename one.")
     if "train" not in split_in.values():
-        holding = " that holds images" * any(split_of(folder) == "train" for folder in empty)
+        holding = " with images" * any(split_of(folder) == "train" for folder in empty)
         raise DataError(
             f"{str(root)!r} has {some(folders)} but no train folder{holding}. Add train/, or, if these are classes, "
             f"rename them."
@@ -95,7 +95,7 @@ def _splits(walk: Walk, levels: Mapping[str, _Level], empty: Sequence[str], besi
     for top, level in levels.items():
         if not level.labelled:
             raise DataError(
-                f"{str(root / top)!r} holds files but no class folders, so their labels are unknown. Sort "
+                f"{str(root / top)!r} has files but no class folders, so their labels are unknown. Sort "
                 f"them into a sub-folder for each class, or move {top!r} elsewhere."
             )
         _require_classes(root, level)
@@ -106,7 +106,7 @@ def _splits(walk: Walk, levels: Mapping[str, _Level], empty: Sequence[str], besi
 def _listing(
     walk: Walk, layout: Layout, splits: Mapping[str, Split], levels: Sequence[_Level], empty: Sequence[str]
 ) -> Listing:
-    """`splits`: of each folder of classes."""
+    """`splits`: the split of each folder that contains classes."""
     found = [
         Found(path, one_form(folder.rpartition("/")[2]), splits[level.folder])
         for level in levels
@@ -127,23 +127,21 @@ def _listing(
 
 
 def _divided(levels: Sequence[_Level]) -> Iterator[str]:
-    """What a user should know of class folders whose images lie in folders of their own."""
+    """A remark on class folders whose images are in sub-folders."""
     each = [(folder, _sub_folders(folder, files)) for level in levels for folder, files in level.classes.items()]
     several = [(folder, names) for folder, names in each if len(names) > 1]
     if several:
         yield (
-            f"{some([folder for folder, _ in several])} have their images in sub-folders, such as "
-            f"{min(several[0][1])!r}: these are neither classes nor groups. Where they should be, list the files in a "
-            f"CSV with the columns path, label and group"
+            f"{some([folder for folder, _ in several])} have images in sub-folders such as {min(several[0][1])!r}, "
+            f"which count neither as classes nor as groups. If they should, list the files in a CSV with the columns "
+            f"path, label and group"
         )
 
 
 def _require_classes(root: Path, level: _Level) -> None:
-    """Folders that hold no images themselves, and whose sub-folders have the same names, may as well be splits.
+    """Raises: DataError if folders contain no images themselves and share names of sub-folders: they may be splits.
 
-    `amazon/images/mug` is as `amazon/mug`.
-
-    Raises: DataError for such.
+    `amazon/images/mug` is read like `amazon/mug`.
     """
     inner = {folder: _sub_folders(folder, files) for folder, files in level.classes.items() if files}
     times = Counter(name for names in inner.values() for name in names)
@@ -152,26 +150,26 @@ def _require_classes(root: Path, level: _Level) -> None:
     mostly = any(2 * len(inner[folder] & shared) > len(inner[folder]) for folder in sharing)
     if len(times) > 1 and mostly and 2 * len(sharing) >= len(inner):
         raise DataError(
-            f"{str(root / level.folder)!r} is ambiguous: {some([path.rpartition('/')[2] for path in sharing])} hold no "
-            f"images themselves and share sub-folders such as {some(sorted(shared))}. {_which(sharing, shared)} If the "
-            f"folders are the classes, or each is of one patient or the like, list their files in a CSV with the "
-            f"columns path, label and group."
+            f"{str(root / level.folder)!r} is ambiguous: {some([path.rpartition('/')[2] for path in sharing])} have no "
+            f"images of their own and share sub-folders such as {some(sorted(shared))}. {_which(sharing, shared)} If "
+            f"the folders are the classes, or groups such as patients, list their files in a CSV with the columns "
+            f"path, label and group."
         )
 
 
 def _which(folders: Sequence[str], shared: Collection[str]) -> str:
-    """What to do where the folders are no classes."""
+    """What to do if the folders are not classes."""
     if all(map(split_of, shared)):
-        return "If the sub-folders are splits, put them on top, as in train/CLASS, or name one of the folders alone."
+        return "If the sub-folders are splits, move them to the top, as train/CLASS, or search only one of the folders."
     if all(is_fold(folder.rpartition("/")[2]) for folder in folders):
         return "Folds are not splits: put one into test/ and the others into train/, or all of them into train/."
-    return "If the sub-folders are the classes, rename the folders to train, val and test, or name one of them alone."
+    return "If the sub-folders are the classes, rename the folders to train, val and test, or search only one of them."
 
 
 def _sub_folders(folder: str, files: Sequence[str]) -> set[str]:
-    """The sub-folders that hold images, for comparison; none where the folder holds images itself.
+    """The names of sub-folders with images, in a form to compare; empty if the folder contains images itself.
 
-    Where there is one alone, those in it, if there are any.
+    A single sub-folder is replaced by its own sub-folders, if it has any.
     """
     inside = [path[len(folder) + 1 :].split("/") for path in files if _may_be_image(path.rpartition("/")[2])]
     found = set[str]()
@@ -183,6 +181,6 @@ def _sub_folders(folder: str, files: Sequence[str]) -> set[str]:
 
 
 def _may_be_image(name: str) -> bool:
-    """By its name, as files are not opened here."""
+    """Whether its name is that of an image; files are not opened here."""
     kind, _ = _TYPES.guess_type(name)
     return kind.startswith("image/") if kind else name.casefold() not in _TEXTS

@@ -1,11 +1,11 @@
-"""From the bytes of a file to upright RGB pixels, and from those to what a backbone wants to see.
+"""Decoding an image file to upright RGB pixels, and preparing these for a backbone.
 
-What is not defined by the file alone is defined here: transparency shows white, of an animation the first frame is
-taken. Colour profiles are passed over, and CMYK is converted without one. Grey images of more than 8 bits stay as they
-are until they are prepared: how many of their bits count is said by the `Input`.
+Choices that the file leaves open are made here: transparent pixels become white, of an animation the first frame is
+used. Colour profiles are ignored, also for CMYK. Grey images of more than 8 bits keep their values until they are
+prepared; the `Input` sets how many of their bits count.
 
 JPEGs are always decoded in full. Scaled decoding (Pillow's `draft`) would halve the time for large photos,
-but its pixels depend on the size asked for, and whoever uses an exported model would have to repeat it.
+but its pixels depend on the requested size, and every user of an exported model would have to repeat it.
 """
 
 import io
@@ -22,16 +22,16 @@ from autotl.errors import one_line
 from autotl.plan import BITS, Input, Interpolation
 
 DECODER = 1
-"""Counted up when the same bytes give other pixels than before."""
+"""Incremented when the same bytes give other pixels than before."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "HEIF")
-"""What is read, under whatever file name: of the formats that Pillow knows, EPS would start Ghostscript."""
+"""The formats that are read, under any file name. Not all of Pillow's: EPS would start Ghostscript."""
 
 PIXELS = 2 * 89_478_485
-"""The most pixels that an image may have: beyond twice its own limit Pillow opens none. A small file may hold more."""
+"""The most pixels that an image may have: twice Pillow's limit, above which Pillow opens none."""
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Brands of HEIF files in which Pillow alone finds no image."""
+"""Brands of HEIF files that Pillow cannot read without pillow-heif."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -50,11 +50,11 @@ _RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _LONGEST = 4
-"""How many short sides of the long side a crop is made from: a hair of 60,000 x 1 px must not be blown up."""
+"""A crop uses at most this many short sides of the long side: an image of 60,000 x 1 px must not be scaled up."""
 
 
-_TOO_MANY = f"it has too many pixels to be safe, more than {PIXELS:,}: make it smaller"
-_NEEDS_PILLOW_HEIF = "it is HEIC, which pillow-heif reads: pip install pillow-heif"
+_TOO_MANY = f"it has more than {PIXELS:,} pixels, too many to decode safely: make it smaller"
+_NEEDS_PILLOW_HEIF = "it is HEIC, which needs pillow-heif: pip install pillow-heif"
 
 
 class UnreadableImage(Exception):
@@ -75,7 +75,7 @@ def prepare(rgb: np.ndarray, input: Input) -> np.ndarray:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image with its header read and no pixel decoded yet.
+    """The image with its header read and no pixels decoded yet.
 
     Raises: UnreadableImage.
     """
@@ -99,7 +99,7 @@ def open_image(data: bytes) -> Image.Image:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Within, Pillow warns of nothing: what is wrong with a file is said as its problem."""
+    """Suppresses Pillow's warnings: errors in a file are reported as its problem."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -107,7 +107,7 @@ def without_warnings() -> Iterator[None]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The opened image decoded and turned as its EXIF orientation says, in mode RGB, or I where it has more bits.
+    """The opened image decoded and turned by its EXIF orientation, in mode RGB, or I if it has more bits.
 
     Raises: UnreadableImage.
     """
@@ -119,22 +119,22 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened image is grey and of integers with more than 8 bits."""
+    """Whether an opened image is grey with integers of more than 8 bits."""
     return image.mode.startswith("I")
 
 
 def peak(image: Image.Image) -> int:
-    """The largest value of an upright image that is deep; 0 for other images."""
+    """The largest value of an upright image for which `is_deep`; 0 for other images."""
     return int(np.asarray(image).max()) if is_deep(image) else 0
 
 
 def depth(peak: int) -> int:
-    """How many bits the values up to this peak use, 8 at least."""
+    """How many bits the values up to this peak use, at least 8."""
     return max(8, peak.bit_length())
 
 
 def in_bytes(image: Image.Image, bits: int) -> Image.Image:
-    """An upright image in mode RGB: of integers the upper 8 of so many bits."""
+    """An upright image in mode RGB; integers are reduced to the upper 8 of `bits` bits."""
     if not is_deep(image):
         return image
     return Image.fromarray((np.asarray(image) >> (bits - 8)).clip(max=255).astype(np.uint8)).convert("RGB")
@@ -154,7 +154,7 @@ def fit(image: Image.Image, input: Input) -> np.ndarray:
 
 
 def _sides(image: Image.Image, input: Input) -> tuple[int, int]:
-    """Width and height that the image is resized to."""
+    """The width and height that the image is resized to."""
     if input.mode == "squash":
         return input.resize, input.resize
     measure = min(image.size) if input.mode == "crop" else max(image.size)
@@ -180,14 +180,14 @@ def _readable() -> list[str]:
 
 
 def plugins() -> dict[str, str]:
-    """What decodes images besides Pillow, with its version."""
+    """Decoders besides Pillow, with their versions."""
     return {"pillow-heif": version("pillow-heif")} if "HEIF" in _readable() else {}
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
     if (width, height) == image.size:
         return image
-    # Halves are rounded to even, as torchvision's CenterCrop does.
+    # Rounded half to even, as in torchvision's CenterCrop.
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
@@ -196,7 +196,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode == "F":
-        raise UnreadableImage("its pixels are floating-point numbers of no defined range")
+        raise UnreadableImage("its pixels are floating-point numbers without a defined range")
     if is_deep(image):
         return Image.fromarray(_integers(np.asarray(image)))
     if image.has_transparency_data:
@@ -209,7 +209,7 @@ def _integers(grey: np.ndarray) -> np.ndarray:
     """[H, W] integers of any type → int32, from 0 to 65535."""
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 0xFFFF:
-        raise UnreadableImage(f"its values go from {low} to {high}; of integers only 0 to 65535 are defined")
+        raise UnreadableImage(f"its values go from {low} to {high}; integers must be from 0 to 65535")
     return grey.astype(np.int32)
 
 
@@ -222,12 +222,12 @@ def _orientation(image: Image.Image) -> int:
 
 @contextmanager
 def _one_kind_of_error() -> Iterator[None]:
-    """Pillow's readers raise almost anything for a damaged file; here it becomes UnreadableImage."""
+    """Turns the errors of Pillow's readers, which are of any kind for a damaged file, into UnreadableImage."""
     try:
         yield
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage(f"not an image in a format that is read: {', '.join(_readable())}") from None
+        raise UnreadableImage(f"not an image in a supported format: {', '.join(_readable())}") from None
     except Exception as error:
         raise UnreadableImage(one_line(f"{type(error).__name__}: {error}")) from error

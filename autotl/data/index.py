@@ -1,11 +1,11 @@
-"""Which files there are and how they are labelled. No file is opened here but a manifest.
+"""Listing the labelled files of a folder or a manifest. No image file is opened here.
 
 Data is one of
-- a folder with a sub-folder for each class, whatever lies below it;
-- a folder of `train/` and, optionally, `val/` and `test/`, each with a sub-folder for each class;
+- a folder with a sub-folder for each class, with files at any depth;
+- a folder with `train/` and, optionally, `val/` and `test/`, each with a sub-folder for each class;
 - a manifest: a CSV or Parquet file with the columns `path` and `label`, and optionally `split` and `group`.
 
-What has no split is in train, and missing splits are carved from train.
+Files without a split are in train, and missing splits are carved from train.
 """
 
 from pathlib import Path
@@ -34,47 +34,48 @@ def find(path: Path, columns: Columns = BY_NAME) -> Listing:
 def _find(path: Path, columns: Columns) -> Listing:
     if path.is_dir():
         if columns.said():
-            raise DataError(
-                f"{str(path)!r} is a folder, and has no columns. Leave out --path-column and --label-column."
-            )
+            raise DataError(f"{str(path)!r} is a folder and has no columns. Remove --path-column and --label-column.")
         listing = read_folder(path)
     elif path.is_file():
         listing = read_manifest(path, columns)
     else:
-        raise DataError(f"There is no file or folder {str(path)!r}. {SHAPES}")
+        raise DataError(f"{str(path)!r} does not exist. {SHAPES}")
     _check(listing, path)
     return listing
 
 
 def _check(listing: Listing, path: Path) -> None:
-    """What holds for folders and manifests alike."""
+    """Checks that apply to folders and manifests.
+
+    Raises: DataError.
+    """
     empty = f" No images are in {some(listing.empty)}." if listing.empty else ""
     if not listing.files:
-        raise DataError(f"{str(path)!r} holds no images.{empty} {SHAPES}")
+        raise DataError(f"{str(path)!r} has no images.{empty} {SHAPES}")
     train = {file.label for file in listing.files if file.split == "train"}
     if not train:
-        raise DataError(f"{str(path)!r} has no train split.{empty} Add images to train, or leave all splits out.")
+        raise DataError(f"{str(path)!r} has no train split.{empty} Add images to train, or remove all splits.")
     _require_distinct({file.label for file in listing.files}, path)
     for file in listing.files:
         if file.label not in train:
             raise DataError(
-                f"Class {file.label!r} has no image in train, but {file.path!r} is one in another split of "
-                f"{str(path)!r}. Add images of it to train, or leave the class out."
+                f"Class {file.label!r} has no image in train, but {file.path!r} is in another split of "
+                f"{str(path)!r}. Add images of it to train, or remove the class."
             )
     for label in train:
         if not label.isprintable():
             raise DataError(f"The class name {label!r} of {str(path)!r} cannot be printed. Rename it.")
     if len(train) == 1:
         top, _, below = listing.files[0].path.partition("/")
-        deeper = f" If the classes lie in it, name {str(path / top)!r}." if "/" in below else ""
+        deeper = f" If the classes are in it, use {str(path / top)!r}." if "/" in below else ""
         raise DataError(
-            f"{str(path)!r} holds only one class, {train.pop()!r}; a classifier needs two or more.{empty}"
+            f"{str(path)!r} has only one class, {train.pop()!r}; a classifier needs two or more.{empty}"
             f"{deeper if listing.layout == 'class folders' else ''} {SHAPES}"
         )
 
 
 def _require_distinct(labels: set[str], path: Path) -> None:
-    """Raises: DataError for classes that nobody can tell apart when they are printed."""
+    """Raises: DataError for classes that look the same when they are printed."""
     seen: dict[str, str] = {}
     for label in sorted(labels):
         other = seen.setdefault(" ".join(label.split()), label)

@@ -1,4 +1,4 @@
-"""What was found in a folder or a manifest: the labelled files, and how everything else there was understood."""
+"""The labelled files of a folder or a manifest, and how everything else in it was read."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Columns:
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def or_those(self, remembered: Mapping[str, str], data: Path) -> "Columns":
-        """These, and what they leave open as it was said of a study's manifest before. A folder has no columns."""
+        """These, completed by the stored columns of a study. A folder has no columns."""
         return self if data.is_dir() else Columns(**{**remembered, **self.said()})
 
 
@@ -31,9 +31,9 @@ BY_NAME = Columns()
 
 @dataclass(frozen=True)
 class Found:
-    """A file and what the user said of it. `path` is relative to the root, with forward slashes.
+    """A file with its label, split and group. `path` is relative to the root, with forward slashes.
 
-    It is the name that the disk has, while a label is in one Unicode form.
+    The path is spelled as on disk, while the label is in Unicode's form NFC.
     """
 
     path: str
@@ -44,7 +44,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Listing:
-    """Every labelled file below `root`, sorted by path, and how all that lies there was understood.
+    """Every labelled file below `root`, sorted by path, and how everything else was read.
 
     Paths are relative to `root`, with forward slashes.
     """
@@ -53,15 +53,15 @@ class Listing:
     files: tuple[Found, ...]
     layout: Layout = field(kw_only=True)
     read_as: tuple[tuple[str, str], ...] = field(kw_only=True)
-    """Folders with their splits, or columns with what they were taken for."""
+    """Folders with their splits, or columns with their meanings."""
     unlabelled: tuple[str, ...] = ()
     """Files beside the class folders."""
     empty: tuple[str, ...] = ()
-    """Folders, of classes or of splits, without files."""
+    """Folders of classes or splits without files."""
     litter: tuple[str, ...] = ()
-    """What is hidden, or known to be no user's data; of a folder nothing that lies in it."""
+    """Hidden files and folders, and system files such as `Thumbs.db`; of a folder not its contents."""
     remarks: tuple[str, ...] = ()
-    """What else a user should know of how it was read."""
+    """What else a user should know about how it was read."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -70,13 +70,13 @@ class Listing:
 
     def _notes(self) -> Iterator[str]:
         if self.unlabelled:
-            yield f"passed over beside the class folders: {some(self.unlabelled)}"
+            yield f"files beside the class folders, ignored: {some(self.unlabelled)}"
         if self.empty:
-            yield f"folders without images, left out: {some(self.empty)}"
+            yield f"folders without images, ignored: {some(self.empty)}"
         yield from self.said()
 
     def said(self) -> Iterator[str]:
-        """Those of the notes that tell more than which files there are."""
+        """The notes that are not about unused files and folders."""
         alike = sorted(_alike({file.label for file in self.files}))
         if alike:
             yield f"classes whose names differ only in upper and lower case: {some(alike)}"
@@ -91,6 +91,6 @@ def _alike(labels: Iterable[str]) -> Iterator[str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first three, and how many there are."""
+    """The first three names, and how many more there are."""
     shown = ", ".join(map(repr, names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

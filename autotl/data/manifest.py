@@ -1,4 +1,4 @@
-"""A manifest: a table, CSV or Parquet, that says which file has which label, as people and their programs write it."""
+"""Reading a manifest: a CSV or Parquet table of files and their labels, as people and programs write it."""
 
 import codecs
 import csv
@@ -28,22 +28,22 @@ _USUAL = {
     "split": ("split", "set", "subset", "data_set", "dataset", "partition", "phase", "usage"),
     "group": ("group",),
 }
-"""By which names a column is known, without regard to case, spaces, `-` and `_`; the first of them comes first."""
+"""The usual names of columns, compared without case, spaces, `-` and `_`; the first name takes precedence."""
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _NOT_WESTERN = re.compile(rb"[\x80-\x9f]|[\xa0-\xff]{3}")
-"""In cp1252 these are rare signs, or three accented letters in a row: other encodings have common letters there."""
+"""Rare signs, or three accented letters in a row, in cp1252; other encodings have common letters there."""
 _UNNAMED = "Unnamed: "
-"""By this and a number pandas names a column without a name, as that of the row numbers which it wrote itself."""
+"""The start of pandas' name for a column without one, such as the row numbers that it writes itself."""
 _LOOKED_AT = 100_000
-"""Files, where one that a manifest names is looked for."""
+"""How many files are searched for a missing one."""
 _ON_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 def read_manifest(path: Path, columns: Columns) -> Listing:
     """The files that a manifest labels.
 
-    Raises: DataError for one that cannot be read, or may be read in several ways.
+    Raises: DataError for a manifest that cannot be read, or is ambiguous.
     """
     remarks: list[str] = []
     table = _table(path, columns, remarks.append)
@@ -51,19 +51,17 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
     unused = [name for name in table if name not in taken.values() and not name.startswith(_UNNAMED)]
     if unused:
         remarks.append(
-            f"columns that are not used: {some(unused)}; a column of splits must be named split, one of patients or "
-            f"the like group"
+            f"unused columns: {some(unused)}; a column of splits must be named split, a column of patients or similar "
+            f"groups group"
         )
     rows = [row for row in zip(*(table[name] for name in taken.values()), strict=True) if any(map(str.strip, row))]
     cells = {meant: [row[at] for row in rows] for at, meant in enumerate(taken)}
-    for meant in cells.keys() - {"path"}:  # a file name may begin with a space
+    for meant in cells.keys() - {"path"}:  # a file name may start with a space
         cells[meant] = [one_form(value).strip() for value in cells[meant]]
     for meant in ("path", "label"):
         empty = [str(number) for number, value in enumerate(cells[meant], 1) if not value]
         if empty:
-            raise DataError(
-                f"The manifest {str(path)!r} lacks a {meant} in rows {some(empty)}. Fill in or remove them."
-            )
+            raise DataError(f"The manifest {str(path)!r} has no {meant} in rows {some(empty)}. Fill in or remove them.")
     blank = [""] * len(rows)
     splits = [_split(word, path) for word in cells.get("split", blank)]
     groups = [group or None for group in cells.get("group", blank)]
@@ -84,16 +82,16 @@ def read_manifest(path: Path, columns: Columns) -> Listing:
 
 
 def _taken(table: Mapping[str, Sequence[str]], columns: Columns, path: Path) -> dict[str, str]:
-    """Which column is taken for `path`, `label` and, where there are such, `split` and `group`.
+    """The columns of `path`, `label` and, if they exist, `split` and `group`.
 
-    Raises: DataError where that cannot be told.
+    Raises: DataError if one is missing or ambiguous.
     """
     names = list(table)
     splits = [name for name in names if _plain(name) == "split" or any(map(split_of, table[name]))]
     found = {
         "path": _column(names, "path", columns, path),
         "label": _column(names, "label", columns, path),
-        "split": _column(splits, "split", columns, path),  # a column `set` may be of something else
+        "split": _column(splits, "split", columns, path),  # a column `set` may mean something else
         "group": _column(names, "group", columns, path),
     }
     missing = [meant for meant in ("path", "label") if not found[meant]]
@@ -103,12 +101,12 @@ def _taken(table: Mapping[str, Sequence[str]], columns: Columns, path: Path) -> 
 
 
 def _column(names: Sequence[str], meant: str, columns: Columns, path: Path) -> str | None:
-    """Raises: DataError for a column that is not there, and where several may be meant."""
+    """Raises: DataError if the column that the user named is missing, or several columns match."""
     said = columns.said().get(meant)
     if said and said not in names:
         raise DataError(
             f"The manifest {str(path)!r} has no column {said!r}; it has {', '.join(map(repr, names))}. "
-            f"Say --{meant}-column NAME."
+            f"Use --{meant}-column NAME."
         )
     found = _candidates(names, meant, said)
     if len(found) > 1:
@@ -120,7 +118,7 @@ def _column(names: Sequence[str], meant: str, columns: Columns, path: Path) -> s
 
 
 def _candidates(names: Sequence[str], meant: str, said: str | None) -> list[str]:
-    """The columns that fit best: the one that the user said, of the very name, of the plain name, of a usual name."""
+    """The columns that match best: the user's, else by exact name, by plain name, by usual name."""
     if (exact := said or meant) in names:
         return [exact]
     if said:
@@ -135,7 +133,7 @@ def _plain(name: str) -> str:
 
 def _or_say(meant: Sequence[str]) -> str:
     options = " ".join(f"--{each}-column NAME" for each in meant if each in ("path", "label"))
-    return options and f", or say {options}"
+    return options and f", or use {options}"
 
 
 def _without(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
@@ -144,9 +142,9 @@ def _without(path: Path, missing: Sequence[str], names: Sequence[str]) -> str:
         f"{', '.join(map(repr, names))}."
     )
     if any(os.path.isfile(path.parent / name) for name in names):
-        return f"{said} Its first line names a file: write the names of the columns above it, such as path,label."
+        return f"{said} Its first line names a file: add a line with column names above it, such as path,label."
     return (
-        f"{said} Name columns {' and '.join(missing)}{_or_say(missing)}. In a CSV they are separated by commas, "
+        f"{said} Name columns {' and '.join(missing)}{_or_say(missing)}. Separate the columns of a CSV by commas, "
         f"semicolons or tabs."
     )
 
@@ -158,8 +156,8 @@ def _split(word: str, path: Path) -> Split:
     if split is None:
         folds = " Folds are not splits: write test for one of them and train for the others." * is_fold(word)
         raise DataError(
-            f"The manifest {str(path)!r} has the split {word!r}. Splits are train, val and test, or nothing "
-            f"to have them carved.{folds}"
+            f"The manifest {str(path)!r} has the unknown split {word!r}. Allowed are train, val and test; empty cells "
+            f"are split automatically.{folds}"
         )
     return split
 
@@ -168,9 +166,9 @@ def _split(word: str, path: Path) -> Split:
 
 
 def _on_disk(path: Path, names: Sequence[str]) -> list[str]:
-    """Where the files lie, relative to the manifest's folder.
+    """The paths of the files, relative to the manifest's folder.
 
-    Raises: DataError for what is not there.
+    Raises: DataError for files that do not exist.
     """
     locate = _locator(str(path.parent))
     places = [locate(name) for name in names]
@@ -178,17 +176,15 @@ def _on_disk(path: Path, names: Sequence[str]) -> list[str]:
     if absent:
         advice = "Paths are relative to the manifest's folder, or absolute."
         if any(map(_ON_WINDOWS.match, absent)):
-            advice = "They are paths of a computer with Windows: write them relative to the manifest's folder."
+            advice = "These are Windows paths: write them relative to the manifest's folder."
         if meant := _elsewhere(path.parent, absent[0]):
-            advice = f"Paths are relative to the manifest's folder: for {absent[0]!r} there is {meant!r}."
-        raise DataError(
-            f"The manifest {str(path)!r} labels {len(absent)} files that are not there: {some(absent)}. {advice}"
-        )
+            advice = f"Paths are relative to the manifest's folder: {absent[0]!r} may be {meant!r}."
+        raise DataError(f"{len(absent)} files of the manifest {str(path)!r} do not exist: {some(absent)}. {advice}")
     return [place for place in places if place is not None]
 
 
 def _elsewhere(folder: Path, name: str) -> str | None:
-    """A file below the folder that has the name, but for its folders or its ending."""
+    """A file below the folder with the same name, except for its folders or its suffix."""
     wanted = PurePosixPath(name.replace("\\", "/")).name.casefold()
     with suppress(DataError):
         for place in islice(Walk(folder).files(), _LOOKED_AT):
@@ -199,12 +195,12 @@ def _elsewhere(folder: Path, name: str) -> str | None:
 
 
 def _locator(folder: str) -> Callable[[str], str | None]:
-    """From a name in a manifest to the file, relative to the folder: backslashes may divide it, and of letters with
-    accents the disk may have the other Unicode form."""
+    """Maps a name in a manifest to the path of its file, relative to the folder: it may have backslashes, and the disk
+    may have the other Unicode form of accented letters."""
 
     @cache
     def listed(place: str) -> dict[str, list[str]]:
-        """What lies there, by Unicode's one form."""
+        """The entries of a folder, by their Unicode form NFC."""
         forms: dict[str, list[str]] = {}
         with suppress(OSError):
             for name in os.listdir(place):
@@ -239,12 +235,12 @@ def _locator(folder: str) -> Callable[[str], str | None]:
 
 
 def _table(path: Path, columns: Columns, remark: Callable[[str], None]) -> dict[str, list[str]]:
-    """The manifest's columns as text; but for paths, without spaces around."""
+    """The manifest's columns as text; their names are stripped of spaces."""
     suffix = path.suffix.lower()
     if suffix in (".xlsx", ".xls", ".ods"):
-        raise DataError(f"{str(path)!r} is a workbook, but no manifest. Save its table as a CSV in UTF-8.")
+        raise DataError(f"{str(path)!r} is a workbook, not a manifest. Save its table as a CSV in UTF-8.")
     if suffix not in (".csv", ".tsv", ".parquet", ".pq"):
-        raise DataError(f"{str(path)!r} is a file, but no manifest. {SHAPES}")
+        raise DataError(f"{str(path)!r} is a file, but not a manifest. {SHAPES}")
     import pandas as pd
 
     try:
@@ -256,16 +252,16 @@ def _table(path: Path, columns: Columns, remark: Callable[[str], None]) -> dict[
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 frame = pd.read_csv(io.StringIO(text), sep=delimiter, dtype=str, keep_default_na=False, index_col=False)
         else:
-            # Of whole numbers with gaps numpy would make 7.0.
+            # numpy would turn integers with gaps into 7.0.
             frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
     except DataError:
         raise
     except pd.errors.ParserWarning:
         raise DataError(
             f"The manifest {str(path)!r} has more values in its rows than names in its first line. Name every column "
-            f"there, and put what holds a {delimiter!r} in quotes."
+            f"there, and put values with a {delimiter!r} in quotes."
         ) from None
-    except Exception as error:  # pandas and pyarrow have no error in common.
+    except Exception as error:  # pandas and pyarrow have no common base class of errors
         raise DataError(
             f"The manifest {str(path)!r} cannot be read: {one_line(error)}. It must be CSV in UTF-8, or Parquet."
         ) from None
@@ -276,7 +272,7 @@ def _table(path: Path, columns: Columns, remark: Callable[[str], None]) -> dict[
 
 
 def _require_one_of_each(text: str, delimiter: str, path: Path) -> None:
-    """Raises: DataError for a name that two columns have."""
+    """Raises: DataError if two columns have the same name."""
     names = [name for each in next(csv.reader(io.StringIO(text), delimiter=delimiter), []) if (name := each.strip())]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -284,7 +280,7 @@ def _require_one_of_each(text: str, delimiter: str, path: Path) -> None:
 
 
 def _text(path: Path, remark: Callable[[str], None]) -> str:
-    """Raises: DataError for an encoding that cannot be told."""
+    """Raises: DataError for an unknown encoding."""
     data = path.read_bytes()
     for mark, encoding in _MARKS.items():
         if data.startswith(mark):
@@ -294,20 +290,20 @@ def _text(path: Path, remark: Callable[[str], None]) -> str:
     except UnicodeDecodeError:
         if b"\0" in data or _NOT_WESTERN.search(data):
             raise DataError(
-                f"The manifest {str(path)!r} cannot be read: it is not UTF-8, and may be in one of several other "
-                f"encodings. Save it as CSV in UTF-8."
+                f"The manifest {str(path)!r} cannot be read: it is not UTF-8, and its encoding is unknown. Save it as "
+                f"CSV in UTF-8."
             ) from None
-        remark(f"{path.name} is not UTF-8 and was read as Windows-1252: see whether the classes have their names")
+        remark(f"{path.name} is not UTF-8 and was read as Windows-1252: check the names of the classes")
         return data.decode("cp1252")
 
 
 def _divided(text: str, columns: Columns, path: Path) -> tuple[str, str]:
-    """The text of a CSV, and what divides its columns: what Excel's line `sep=` says, or what divides its first line.
+    """The text of a CSV and its delimiter: that of Excel's line `sep=`, or the one in its first line.
 
-    Raises: DataError where that may be several.
+    Raises: DataError if several are possible.
     """
     if "\n" not in text:
-        text = text.replace("\r", "\n")  # as Excel for the Mac once wrote it
+        text = text.replace("\r", "\n")  # as old versions of Excel for the Mac wrote it
     first, _, rest = text.partition("\n")
     if marked := re.fullmatch(r'"?sep=(.)"?\r?', first):
         return rest, marked[1]
@@ -316,11 +312,11 @@ def _divided(text: str, columns: Columns, path: Path) -> tuple[str, str]:
     fitting = [each for each in dividing if _fits(headers[each], columns)]
     if len(dividing) > 1 and len(fitting) != 1:
         by = " and by ".join(_DELIMITERS[each] for each in dividing)
-        raise DataError(f"The first line of the manifest {str(path)!r} is divided by {by}. Use one of them alone.")
+        raise DataError(f"The first line of the manifest {str(path)!r} is divided by {by}. Use only one of them.")
     return text, (fitting or dividing or [","])[0]
 
 
 def _fits(header: Sequence[str], columns: Columns) -> bool:
-    """Whether there are columns for paths and labels."""
+    """Whether a header has columns for paths and labels."""
     names = [name.strip() for name in header]
     return all(_candidates(names, meant, columns.said().get(meant)) for meant in ("path", "label"))

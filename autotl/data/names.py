@@ -1,4 +1,4 @@
-"""What the name of a file or folder tells: whether it is litter, which split it stands for, and how to compare it."""
+"""What the name of a file or folder means: litter (system files such as `Thumbs.db`), a split, or a fold."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ LITTER = (
     *("__macosx", "__pycache__", "$recycle.bin", "system volume information", "@eadir", "#recycle", "lost+found"),
     *(".ds_store", ".ipynb_checkpoints"),
 )
-"""Names, in lower case, of what operating systems and programs leave beside a user's files."""
+"""Names, in lower case, of files and folders that operating systems and programs leave beside a user's files."""
 LITTER_BEGINS = ("._", "~$")
 LITTER_ENDS = (":zone.identifier",)
 
@@ -32,32 +32,32 @@ _FOLD = re.compile(r"(?:cv|k)?_?folds?_?\d+|\d{1,2}")
 
 
 def is_litter(name: str) -> bool:
-    """Whether no user means a file or folder of this name, wherever it lies."""
+    """Whether a file or folder of this name is ignored in any place."""
     name = name.casefold()
     return name in LITTER or name.startswith(LITTER_BEGINS) or name.endswith(LITTER_ENDS)
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a folder, or a word in a manifest, stands for: `train`, `Training`, `seg_train`, `test1` …
+    """The split that a folder, or a word in a manifest, names: `train`, `Training`, `seg_train`, `test1` …
 
-    `eval` and `holdout` are none: for some they are what chooses, for others what judges.
+    `eval` and `holdout` name none: some use them for validation, others for the test.
     """
     found = _SPLIT.fullmatch(_words(name))
     return _WORDS[found[1]] if found else None
 
 
 def splits_within(name: str) -> set[Split]:
-    """Those that words of a longer name stand for, such as those of `asl_alphabet_train` and `stage_2_test_images`."""
+    """The splits that words of a longer name mean, such as `asl_alphabet_train` and `stage_2_test_images`."""
     return {split for word in re.split(r"[^a-z]+", name.casefold()) if (split := split_of(word))}
 
 
 def is_fold(name: str) -> bool:
-    """Whether it is a part of a cross-validation, such as `fold_0`, or a small number alone."""
+    """Whether it names a fold of a cross-validation, such as `fold_0`, or is a small number."""
     return _FOLD.fullmatch(_words(name)) is not None
 
 
 def one_form(text: str) -> str:
-    """The text in Unicode's form NFC. macOS writes `é` as two characters, others as one: they are the same name."""
+    """The text in Unicode's form NFC. macOS writes `é` as two characters, other systems as one; both are one name."""
     return unicodedata.normalize("NFC", text)
 
 

@@ -1,4 +1,4 @@
-"""The pixel store: every image decoded once for all inputs that are wanted, and kept for all studies."""
+"""The pixel store: every image is decoded once for all inputs, and cached for all studies."""
 
 import hashlib
 import os
@@ -22,19 +22,19 @@ from autotl.files import read_regular
 from autotl.plan import Input, digest
 
 LARGEST_FILE = 1 << 30
-"""Bytes. No image of a permitted number of pixels is larger; a film between photos may be."""
+"""Bytes. No image with a permitted number of pixels is larger, but a video among the photos may be."""
 
 _HUGE = 1 << 25
-"""Pixels of an image that is decoded alone: some threads with the largest ones would fill the memory."""
+"""Pixels. Larger images are decoded one at a time, because several of the largest would fill the memory."""
 _CHUNK_BYTES = 64_000_000
 
 Progress = Callable[[int, int], None]
-"""Called with how many files are done, and how many there are."""
+"""Called with the number of finished files and their total."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What reading a file told. `width` and `height` are the header's: of the image before it is turned."""
+    """The result of reading a file. `width` and `height` are from the header: of the image before it is turned."""
 
     sha: str
     width: int
@@ -42,9 +42,9 @@ class Seen:
 
 
 class PixelStore:
-    """Prepared pixels, [3, S, S] uint8 by image hash, one store for each way to prepare them.
+    """Prepared pixels, [3, S, S] uint8 by image hash, in one store for each input.
 
-    `decoded` counts the images that were decoded by this object. `note` is told, once each, what a user should know.
+    `decoded` counts the images that this object has decoded. `note` is called once for each message to the user.
     """
 
     def __init__(self, cache_dir: Path, note: Callable[[str], None] = lambda text: None) -> None:
@@ -52,7 +52,7 @@ class PixelStore:
         self.note = cache(note)
         self.decoded = 0
         self.locate: Callable[[Collection[str]], Mapping[str, Path]] = lambda shas: {}
-        """Where images lie, by their hashes, of which pixels must be made again."""
+        """Returns the paths of images, by their hashes, to decode them again."""
         self._stores: dict[str, RowStore] = {}
         key = digest({"pictures": copies.FORMAT, **_decoded()})
         self.pictures_store = RowStore(Path(cache_dir) / "pictures" / key, (copies.PICTURE.itemsize,), np.uint8)
@@ -60,7 +60,7 @@ class PixelStore:
         self._mending = RLock()
 
     def rows(self, input: Input) -> RowStore:
-        """The store for `input`; its `std` does not matter to pixels, and its `mean` only where that fills a square."""
+        """The store for `input`; its `std` does not affect pixels, and its `mean` only does in mode `pad`."""
         without = {"std"} if input.mode == "pad" else {"std", "mean"}
         key = digest({**input.model_dump(exclude=without), **_decoded()})
         if key not in self._stores:
@@ -68,7 +68,7 @@ class PixelStore:
         return self._stores[key]
 
     def pictures(self, files: Iterable[tuple[str, Path]]) -> np.ndarray:
-        """What is kept of the pictures of `files`, hashes with paths, that have been looked at: [N] `copies.PICTURE`.
+        """The stored [N] `copies.PICTURE` of `files`, hashes with paths, that have been read before.
 
         Raises: DataError as `add`.
         """
@@ -83,9 +83,9 @@ class PixelStore:
         return rows.view(copies.PICTURE).reshape(-1)
 
     def read(self, input: Input, shas: Sequence[str]) -> np.ndarray:
-        """The pixels of images, [N, 3, S, S] uint8. What is damaged is made again.
+        """The pixels of images, [N, 3, S, S] uint8. Damaged rows are decoded again.
 
-        Raises: DataError for an image that should be decoded again, and is no longer what its hash says.
+        Raises: DataError for an image that must be decoded again and no longer has its hash.
         """
         store = self.rows(input)
         found = self._read(store, input, shas)
@@ -101,7 +101,7 @@ class PixelStore:
     def _read(self, store: RowStore, input: Input, shas: Sequence[str]) -> np.ndarray:
         try:
             return store.read(shas)
-        except (DamagedRows, KeyError) as error:  # there may be none where another thread has just found it damaged
+        except (DamagedRows, KeyError) as error:  # KeyError: another thread has just found the row damaged
             with self._mending:
                 if isinstance(error, DamagedRows):
                     self.note(error.note)
@@ -111,7 +111,7 @@ class PixelStore:
             return store.read(shas)
 
     def _decoded_again(self, sha: str, input: Input) -> np.ndarray | None:
-        """An image's pixels as they are decoded now; None where it is not there any more."""
+        """An image's pixels as they are decoded now; None if its file no longer exists."""
         path = self.locate([sha]).get(sha)
         try:
             data = read_file(path) if path else b""
@@ -122,16 +122,18 @@ class PixelStore:
         return None
 
     def _make_anew(self, store: RowStore, input: Input) -> None:
-        """What decodes images has changed and does not say so by its version."""
-        self.note(f"Warning: images give other pixels than in the cache {str(store.folder)!r}. It is made again.")
+        """Fill a store again because a decoder has changed without a new version."""
+        self.note(
+            f"Warning: images decode to other pixels than in the cache {str(store.folder)!r}. The cache is rebuilt."
+        )
         files = self.locate(store.keys())
         store.clear()
         self.add(files.items(), [input])
 
     def add(self, files: Iterable[tuple[str, Path]], inputs: Sequence[Input], progress: Progress | None = None) -> None:
-        """Decode those of `files`, hashes with paths, whose pixels some input lacks.
+        """Decode those of `files`, hashes with paths, whose pixels are missing for some input.
 
-        Raises: DataError for a file that is no longer what its hash says.
+        Raises: DataError for a file that no longer has its hash.
         """
         known = dict(files)
         lacking = {sha for store in self._wanted(inputs) for sha in store.missing(known)}
@@ -139,14 +141,14 @@ class PixelStore:
         found = self.look(list(wanted.values()), inputs, progress)
         for (sha, path), seen in zip(wanted.items(), found, strict=True):
             if isinstance(seen, str) or seen.sha != sha:
-                how = seen if isinstance(seen, str) else "its contents are others"
+                how = seen if isinstance(seen, str) else "its contents differ"
                 raise DataError(
-                    f"{str(path)!r} has changed since the data was opened: {how}. Leave the data as it is "
-                    f"while it is used, and start again."
+                    f"{str(path)!r} has changed since the data was opened: {how}. Do not change the data "
+                    f"during a search, and run the search again."
                 )
 
     def _wanted(self, inputs: Sequence[Input]) -> "dict[RowStore, Callable[[Image], np.ndarray]]":
-        """The stores that each image has a row in, and how it is made from the upright image."""
+        """The stores that each image has a row in, with the function that makes the row from the upright image."""
         return {self.pictures_store: copies.picture} | {
             self.rows(input): partial(images.fit, input=input) for input in inputs
         }
@@ -154,9 +156,9 @@ class PixelStore:
     def look(
         self, paths: Sequence[Path], inputs: Sequence[Input], progress: Progress | None = None
     ) -> list[Seen | str]:
-        """Read each file once: hash it, and decode it where some input lacks its pixels.
+        """Read each file once: hash it, and decode it if its pixels are missing for some input.
 
-        A file that gives no pixels gives the reason instead.
+        An unreadable file gives the reason as a string.
         """
         stores = self._wanted(inputs)
         run = _Pass(stores)
@@ -172,12 +174,12 @@ class PixelStore:
                         progress(len(found), len(paths))
                 run.store()
         self.decoded += run.decoded
-        # A file may have been looked at after its unreadable duplicate, or at the same time.
+        # A file may have been read after its unreadable duplicate, or at the same time.
         return [run.unreadable.get(seen.sha, seen) if isinstance(seen, Seen) else seen for seen in found]
 
 
 class _Pass:
-    """One look at many files: what its threads share. `fresh` holds the rows that are not stored yet."""
+    """The shared state of the threads that read files. `fresh` has the rows that are not stored yet."""
 
     def __init__(self, stores: Mapping[RowStore, Callable[[Image], np.ndarray]]) -> None:
         self.stores = stores
@@ -206,7 +208,7 @@ class _Pass:
                 rows.clear()
 
     def _claim(self, sha: str) -> bool:
-        """True for the first thread that asks, so that duplicates are decoded once."""
+        """Whether this thread is the first with this hash, so that duplicates are decoded once."""
         with self._lock:
             first = sha not in self._claimed
             self._claimed.add(sha)
@@ -233,7 +235,7 @@ class _Pass:
 
 
 def read_file(path: Path) -> bytes:
-    """Raises: UnreadableImage for a file that no image can be, or that cannot be read."""
+    """Raises: UnreadableImage for a file that is too large for an image, or cannot be read."""
     try:
         return read_regular(path, LARGEST_FILE)
     except OSError as error:
@@ -241,7 +243,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _decoded() -> dict[str, object]:
-    """What every store's rows depend on."""
+    """The versions that the rows of every store depend on."""
     return {"decoder": images.DECODER, "pillow": PIL.__version__, "rows": FORMAT, **images.plugins()}
 
 

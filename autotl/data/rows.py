@@ -1,9 +1,9 @@
-"""A store of equally shaped rows by key, shared by processes and safe against being killed.
+"""A store of equally shaped rows by key, which processes can share and which survives a kill.
 
-A store is a folder: `rows.bin` holds the rows one after another, `keys.bin` their keys with their checksums in
-the same order, `store.json` the shape and type of a row. A row is written before its key, so what a killed process
-leaves is a tail without keys: it is not seen, and the next append overwrites it. A row whose checksum fails counts
-as missing, and the next append of its key writes it again in its place.
+A store is a folder: `rows.bin` has the rows one after another, `keys.bin` their keys with their checksums in
+the same order, `store.json` the shape and type of a row. A row is written before its key, so a killed process
+leaves rows without keys at the end: they are not read, and the next append overwrites them. A row whose checksum
+fails counts as missing, and the next append of its key rewrites it in place.
 """
 
 import json
@@ -26,7 +26,7 @@ from autotl.errors import AutotlError
 from autotl.files import write
 
 FORMAT = 2
-"""Counted up when the files of a store change: whoever names a store's folder makes it part of the name."""
+"""Incremented when the format of a store's files changes; callers include it in the name of a store's folder."""
 KEY_BYTES = 32
 SUM_BYTES = 4
 ENTRY_BYTES = KEY_BYTES + SUM_BYTES
@@ -37,37 +37,37 @@ _in_use: "WeakSet[RowStore]" = WeakSet()
 
 
 class StoreError(AutotlError):
-    """A store in the cache folder cannot be used or written."""
+    """A store in the cache folder cannot be read or written."""
 
 
 class DamagedRows(StoreError):
-    """Rows are not what was written; from now on they count as missing."""
+    """The checksums of rows fail; from now on the rows count as missing."""
 
     def __init__(self, folder: Path, count: int) -> None:
         super().__init__(f"The cache {str(folder)!r} is damaged in {count} places. Delete this folder.")
-        self.note = f"Warning: the cache {str(folder)!r} is damaged. What is damaged is made again."
+        self.note = f"Warning: the cache {str(folder)!r} is damaged. The damaged entries are computed again."
 
 
 class RowStore:
-    """Rows of one `shape` and `dtype` by key: the hex SHA-256 of what a row was made from."""
+    """Rows of one `shape` and `dtype` by key: the hex SHA-256 of a row's source."""
 
     _inode: int | None
     _positions: dict[str, int]
-    """Of the rows that count, by their keys."""
+    """The positions of intact rows, by their keys."""
     _damaged: dict[str, int]
-    """Of the rows that do not, because their checksums failed."""
+    """The positions of rows whose checksums failed, by their keys."""
     _sums: "array[int]"
-    """The checksum of each row, by its position."""
+    """The checksum of each row, by position."""
     _sound: bytearray
-    """Whether each row was found to have its checksum, by its position."""
+    """Whether the checksum of each row has been verified, by position."""
 
     def __init__(self, folder: Path, shape: Sequence[int], dtype: DTypeLike) -> None:
-        """Raises: StoreError when the folder holds something else."""
+        """Raises: StoreError if the folder contains something else."""
         self.folder = Path(folder)
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)
         self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape))
-        # Beside the folder: whoever waits for it must not find it deleted together with the store.
+        # Beside the folder, so that the lock is not deleted with the store while others wait for it.
         self._lock = FileLock(f"{self.folder}.lock")
         self._seeing = RLock()
         self._rows = np.empty((0, *self.shape), self.dtype)
@@ -83,11 +83,11 @@ class RowStore:
         return len(self._positions)
 
     def __contains__(self, key: object) -> bool:
-        """Whether there was a row at the last `refresh`, which all other methods do by themselves."""
+        """Whether a row existed at the last `refresh`, which all other methods call."""
         return key in self._positions
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys that have no row yet, or a damaged one, each once, in the order given."""
+        """The keys without an intact row, each once, in the given order."""
         self.refresh()
         return [key for key in dict.fromkeys(keys) if key not in self._positions]
 
@@ -96,9 +96,9 @@ class RowStore:
         return list(self._positions)
 
     def append(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Add rows, [N, *shape] of the store's type; a key that is there keeps its row, unless it is damaged.
+        """Add rows, [N, *shape] of the store's type; an existing key keeps its row, unless that is damaged.
 
-        Raises: StoreError when they cannot be written.
+        Raises: StoreError if they cannot be written.
         """
         if rows.shape != (len(keys), *self.shape) or rows.dtype != self.dtype:
             raise ValueError(f"{len(keys)} keys, rows {rows.shape} {rows.dtype}; the store: {self}")
@@ -112,7 +112,7 @@ class RowStore:
     def clear(self) -> None:
         """Remove all rows.
 
-        Raises: StoreError when they cannot be removed.
+        Raises: StoreError if they cannot be removed.
         """
         with self._writing():
             shutil.rmtree(self.folder)
@@ -120,9 +120,9 @@ class RowStore:
         self.refresh()
 
     def read(self, keys: Sequence[str], columns: slice | None = None) -> np.ndarray:
-        """The rows of `keys`, [N, *shape], as a copy; of flat rows only `columns`, if given.
+        """The rows of `keys`, [N, *shape], as a copy; with `columns`, only those of flat rows.
 
-        Raises: KeyError for a key that has no row; DamagedRows when a checksum fails.
+        Raises: KeyError for a key without a row; DamagedRows if a checksum fails.
         """
         if not all(key in self._positions for key in keys):
             self.refresh()
@@ -136,9 +136,9 @@ class RowStore:
         return self._rows[at, columns]
 
     def _check(self, keys: Sequence[str], positions: np.ndarray) -> None:
-        """Compare the rows with their checksums: each once, and again after somebody has written to the file.
+        """Verify the checksums of rows: each once, and again after the file was written to.
 
-        A checksum costs as much as reading the row, and of wide rows only a few columns may be read.
+        A checksum costs as much as reading the whole row, while a caller may need only a few columns.
 
         Raises: DamagedRows.
         """
@@ -160,7 +160,7 @@ class RowStore:
             raise DamagedRows(self.folder, damaged)
 
     def _last_written(self) -> int:
-        """When, in nanoseconds; a store that was removed can still be read."""
+        """The modification time in nanoseconds; a removed store can still be read."""
         with suppress(FileNotFoundError):
             return os.stat(self.folder / "rows.bin").st_mtime_ns
         return self._modified
@@ -170,31 +170,31 @@ class RowStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keeps other threads and processes from writing meanwhile."""
+        """Locks the store against writing by other threads and processes."""
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with self._lock:
                 yield
         except OSError as error:
             raise StoreError(
-                f"Cannot write to the cache {str(self.folder)!r}: {error.strerror or error}. Make room "
-                f"there, or name another folder with --cache-dir."
+                f"Cannot write to the cache {str(self.folder)!r}: {error.strerror or error}. Free some space "
+                f"there, or use another folder: --cache-dir DIR"
             ) from error
 
     def _create(self) -> None:
-        """Make the folder, or see that it is this store's."""
+        """Create the folder, or check that it belongs to this store."""
         expected = {"schema": FORMAT, "shape": list(self.shape), "dtype": self.dtype.str}
         meta = self.folder / _META
         try:
             found = json.loads(meta.read_text())
-        except (FileNotFoundError, ValueError):  # there is none, or it is damaged: the rows have checksums of their own
+        except (FileNotFoundError, ValueError):  # missing or damaged; the rows have their own checksums
             self.folder.mkdir(exist_ok=True)
             write(meta, json.dumps(expected))
             found = expected
         if found != expected:
             raise StoreError(
-                f"The cache {str(self.folder)!r} cannot be used: it holds {found} instead of {expected}. "
-                f"Delete this folder; it will be made again."
+                f"The cache {str(self.folder)!r} cannot be used: it contains {found} instead of {expected}. "
+                f"Delete this folder; it will be created again."
             )
         self._touch()
 
@@ -215,7 +215,7 @@ class RowStore:
             file.seek(0, os.SEEK_END)
             file.write(rows[[new[key] for key in added]].data)
             file.flush()
-            # Were a power cut to keep a key and lose its row, the row would read as zeros.
+            # If a power cut kept a key and lost its row, the row would read as zeros.
             os.fsync(file.fileno())
         with _opened(self.folder / "keys.bin") as file:
             file.truncate(count * ENTRY_BYTES)
@@ -230,7 +230,7 @@ class RowStore:
             self._positions[key] = at
 
     def refresh(self) -> None:
-        """See what is on disk now: this or another process may have added rows, or removed the store."""
+        """Read the current state on disk: this or another process may have added rows or removed the store."""
         with self._seeing:
             try:
                 with open(self.folder / "rows.bin", "rb") as rows, open(self.folder / "keys.bin", "rb") as keys:
@@ -241,7 +241,7 @@ class RowStore:
     def _see(self, rows: BinaryIO, keys: BinaryIO) -> None:
         status = os.fstat(rows.fileno())
         count = min(status.st_size // self._row_bytes, os.fstat(keys.fileno()).st_size // ENTRY_BYTES)
-        # A mapped file keeps its inode number: under another one lies a store that was made anew.
+        # A mapped file keeps its inode number: another number means a new store.
         if status.st_ino != self._inode or count < len(self._sums):
             self._forget()
         seen = len(self._sums)
@@ -249,7 +249,7 @@ class RowStore:
             return
         keys.seek(seen * ENTRY_BYTES)
         fresh = keys.read((count - seen) * ENTRY_BYTES)
-        # The keys last: another thread may look up a new position at once.
+        # The keys come last, because another thread may use a new position immediately.
         self._rows = np.asarray(np.memmap(rows, self.dtype, mode="r", shape=(count, *self.shape)))
         self._inode = status.st_ino
         entries = [fresh[at : at + ENTRY_BYTES] for at in range(0, len(fresh), ENTRY_BYTES)]
@@ -258,7 +258,7 @@ class RowStore:
         self._positions.update((entry[:KEY_BYTES].hex(), at) for at, entry in enumerate(entries, seen))
 
     def _forget(self) -> None:
-        """Nothing is known of what is on disk. What is mapped stays so, for a thread that is reading it."""
+        """Reset the known state. The mapped file stays mapped for threads that are reading it."""
         self._inode = None
         self._positions, self._damaged = {}, {}
         self._sums, self._sound = array("I"), bytearray()
@@ -273,21 +273,21 @@ def _entry(key: str, checksum: int) -> bytes:
 
 
 def _sum(key: str, row: np.ndarray) -> int:
-    """A checksum of a row under its key, so that a row in another's place is found out, too."""
+    """A checksum of a row with its key, so that a row in the wrong place is detected, too."""
     return zlib.crc32(row.data, zlib.crc32(bytes.fromhex(key)))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to be written to in any place, made where it is missing."""
+    """A file open for writing at any position, created if missing."""
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         yield file
 
 
 def trim(cache_dir: Path, budget_bytes: int = DEFAULT_BUDGET) -> list[Path]:
-    """Remove the stores used longest ago until the rest fit the budget; returns the folders removed.
+    """Remove the least recently used stores until the rest fit the budget; returns the removed folders.
 
-    A store that this process uses, or that another one is just writing, is kept.
+    A store that this process uses, or that another one is writing, is kept.
     """
     stores = sorted(_stores(Path(cache_dir)))
     excess = sum(size for _, _, size in stores) - budget_bytes
@@ -301,7 +301,7 @@ def trim(cache_dir: Path, budget_bytes: int = DEFAULT_BUDGET) -> list[Path]:
 
 
 def _stores(cache_dir: Path) -> Iterator[tuple[float, Path, int]]:
-    """When a store was last used, its folder and its bytes."""
+    """The time of last use, the folder and the bytes of each store."""
     for meta in cache_dir.rglob(_META):
         with suppress(FileNotFoundError):  # Another process may be trimming, too.
             yield (

@@ -1,4 +1,4 @@
-"""How large, how long and how deep the images of a data set are: what their preparation depends on."""
+"""The shapes of a data set's images (size, aspect ratio, bit depth), which their preparation depends on."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from autotl.data.pixels import read_file
 from autotl.plan import BITS
 
 GLANCE = 100
-"""At so many files, from all over the list, a glance is taken."""
+"""How many files, spread over the list, are read to guess the shapes."""
 
 
 def shapes_of(sizes: Sequence[tuple[int, int]], peaks: Sequence[int]) -> Shapes:
-    """The shapes of images by width and height, and by their `images.peak`."""
+    """The shapes of images from their widths and heights and their `images.peak`."""
     short, long = np.sort(np.array(sizes), axis=1).T
     highest = max(peaks)
     return Shapes(
@@ -28,14 +28,14 @@ def shapes_of(sizes: Sequence[tuple[int, int]], peaks: Sequence[int]) -> Shapes:
 
 
 def expected(listing: Listing) -> Shapes:
-    """What the shapes of the train images will turn out to be, most likely, once all files have been read."""
+    """The likely shapes of the train images, before all files have been read."""
     files = [listing.root / file.path for file in listing.files if file.split == "train"]
     seen = list(_glance(files[:: max(1, len(files) // GLANCE)][:GLANCE]))
     return shapes_of([size for size, _ in seen], [peak for _, peak in seen]) if seen else Shapes(image_size=0)
 
 
 def _glance(paths: Sequence[Path]) -> Iterator[tuple[tuple[int, int], int]]:
-    """Width, height and peak of the images that can be read: by their headers alone, if these tell."""
+    """Width, height and peak of the readable images, from their headers if possible."""
     for path in paths:
         try:
             image = images.open_image(read_file(path))

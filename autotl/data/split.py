@@ -1,9 +1,9 @@
-"""Which images are trained on, and which only judge.
+"""Assigning images to the splits.
 
-train        the weights are fitted to these
-early_stop   chooses the epoch; carved from train, where there is enough for it
-val          chooses between trials: the user's validation split, or carved from train
-test         judges the winner, once: the user's, or carved from train
+train        trains the weights
+early_stop   selects the epoch; carved from train if train has enough images
+val          selects among trials: the user's validation split, or carved from train
+test         tests the winner, once: the user's, or carved from train
 """
 
 import hashlib
@@ -21,18 +21,17 @@ Split = Literal["train", "early_stop", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 SHARES: dict[Split, float] = {"test": 0.20, "val": 0.20, "early_stop": 0.15}
-"""The share of each class that a split takes of what the splits before it left."""
+"""The share of each class that a split takes from what the previous splits left."""
 
 LEAST_EARLY_STOP = 3
-"""Images of every class without which an early_stop split tells nothing."""
+"""The least images of every class for a useful early_stop split."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """An image as far as splitting goes. `given` is the user's split: train where nothing else was said.
+    """An image to be split. `given` is the user's split, train by default.
 
-    `picture` is the number of a cluster of images that show the same picture, or nearly; None: no others do but those
-    of the same `sha`.
+    `picture` is the number of its cluster of copies and near-copies; None: it has none except those of the same `sha`.
     """
 
     sha: str
@@ -45,10 +44,10 @@ class Member:
 def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split] | None = None) -> list[Split]:
     """The split of each member: stratified by class, the same for the same images, seed and given splits.
 
-    Copies of a picture and a group are a unit, which never straddles splits. With `previous`, splits by image
-    hash, nothing is carved: what is in it stays where it is, and what is new joins train unless given.
+    Copies of a picture, and the images of a group, are a unit and get one split. With `previous`, splits by image hash,
+    nothing is carved: known images keep their splits, and new ones join train unless given.
 
-    Raises: DataError for a class that is too small, and for a unit that cannot stay in one split.
+    Raises: DataError for a class that is too small, and for a unit that cannot be in one split.
     """
     units = _units(members, seed)
     if previous is None:
@@ -64,19 +63,19 @@ def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split
 
 
 def unit_numbers(members: Sequence[Member]) -> np.ndarray:
-    """[N] for each member the number of its unit: members that share a picture or a group, or are linked by others.
+    """[N] the unit number of each member: members that share a picture or a group, directly or through others.
 
-    Those of one number say the same twice rather than two things.
+    The members of a unit are not independent observations.
     """
     pictures = alike(member.sha if member.picture is None else member.picture for member in members)
-    # A member without a group has one of its own.
+    # A member without a group is a group of its own.
     groups = alike(at if member.group is None else member.group for at, member in enumerate(members))
     return connected(len(members), [*pictures, *groups])
 
 
 @dataclass
 class _Unit:
-    """Members, by position, that stay together, and how many of them each class has."""
+    """Members, by position, that stay together, and their counts by class."""
 
     members: list[int]
     labels: Counter[str]
@@ -84,7 +83,7 @@ class _Unit:
 
 
 def _units(members: Sequence[Member], seed: int) -> list[_Unit]:
-    """The units in an order that depends on nothing but the seed and the images."""
+    """The units in an order that depends only on the seed and the images."""
 
     def order(unit: _Unit) -> str:
         first = min(members[at].sha for at in unit.members)
@@ -100,21 +99,20 @@ def _units(members: Sequence[Member], seed: int) -> list[_Unit]:
 def _give(units: Iterable[_Unit], members: Sequence[Member]) -> None:
     for unit in units:
         given = {members[at].given for at in unit.members}
-        unit.split = _only(given, unit, members, "Give them one split, or leave the splits out.")
+        unit.split = _only(given, unit, members, "Give them one split, or remove the splits.")
 
 
 def _restore(units: Sequence[_Unit], members: Sequence[Member], previous: Mapping[str, Split]) -> None:
     for unit in units:
         stored = {previous[sha] for at in unit.members if (sha := members[at].sha) in previous}
         given = {members[at].given for at in unit.members}
-        unit.split = _only(stored or given, unit, members, "Start a new study to split them anew.")
+        unit.split = _only(stored or given, unit, members, "Start a new study to split them again: --study NAME")
     empty = {"train", "val", "test"} - {unit.split for unit in units}
     if empty:
         known = sum(member.sha in previous for member in members)
         raise DataError(
-            f"Nothing is left in {', '.join(sorted(empty))}: of {len(members)} images {known} are among the "
-            f"{len(previous)} of the stored split. Name the data that the study was made with, or start a "
-            f"new study."
+            f"No image is left in {', '.join(sorted(empty))}: of {len(members)} images {known} are among the "
+            f"{len(previous)} of the stored split. Use the study's data, or start a new study: --study NAME"
         )
 
 
@@ -123,7 +121,7 @@ def _only(splits: set[Split], unit: _Unit, members: Sequence[Member], advice: st
         groups = sorted({repr(group) for at in unit.members if (group := members[at].group) is not None})
         of = f" of group {groups[0]}" if groups else ""
         raise DataError(
-            f"{len(unit.members)} images{of} belong together but are in {', '.join(sorted(splits))}. {advice}"
+            f"{len(unit.members)} images{of} must be in one split but are in {', '.join(sorted(splits))}. {advice}"
         )
     (split,) = splits
     return split
@@ -135,14 +133,13 @@ def _carve(units: Sequence[_Unit]) -> None:
     pool = [unit for unit in units if unit.split == "train"]
     _require(pool, least=len(wanted) + 1)
     for done, split in enumerate(wanted):
-        # Each split that comes after this one, train too, needs a unit of every class.
+        # Each later split, and train, needs a unit of every class.
         taken = _take(pool, SHARES[split], keep=len(wanted) - done)
         lacking = sorted(_images(pool).keys() - _images(taken).keys())
         if lacking:
             raise DataError(
-                f"Class {lacking[0]!r} cannot have images in {', '.join(wanted)} and train at once: its "
-                f"groups are too few, or mixed with other classes. Use smaller groups, or give the "
-                f"splits yourself."
+                f"Class {lacking[0]!r} cannot be divided between {', '.join(wanted)} and train: it has too few groups, "
+                f"or groups with other classes. Use smaller groups, or assign the splits yourself."
             )
         pool = _move(taken, split, pool)
     taken = _take(pool, SHARES["early_stop"], keep=1)
@@ -157,14 +154,14 @@ def _require(pool: Sequence[_Unit], least: int) -> None:
     if small:
         others = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
         raise DataError(
-            f"Class {small[0]!r}{others} is too small to be split: {units[small[0]]} of at least {least} "
-            f"images (copies and near-copies of a picture, and a group, count as one). Add images, leave the class "
-            f"out, or give val and test splits of your own."
+            f"Class {small[0]!r}{others} is too small to be split: it has {units[small[0]]} of at least {least} "
+            f"images (copies and near-copies of a picture, and a group, count as one). Add images, remove the class, "
+            f"or provide your own val and test splits."
         )
 
 
 def _take(pool: Sequence[_Unit], share: float, keep: int) -> list[_Unit]:
-    """Units that hold about `share` of each class and one image at least, where `keep` units are left."""
+    """Units with about `share` and at least one image of each class, such that `keep` units of it are left."""
     target = {label: max(1, round(share * count)) for label, count in _images(pool).items()}
     short, left = Counter(target), _distinct(pool)
     taken = []
@@ -183,24 +180,24 @@ def _take(pool: Sequence[_Unit], share: float, keep: int) -> list[_Unit]:
 
     for unit in filter(closer, pool):
         take(unit)
-    # Where every unit of a class overshoots, its smallest is better than none.
+    # If every unit of a class overshoots, its smallest is better than none.
     for unit in filter(first, sorted(pool, key=lambda unit: unit.labels.total())):
         take(unit)
     return taken
 
 
 def _images(units: Iterable[_Unit]) -> Counter[str]:
-    """How many images of each class the units hold."""
+    """How many images of each class the units have."""
     return Counter(label for unit in units for label in unit.labels.elements())
 
 
 def _distinct(units: Iterable[_Unit]) -> Counter[str]:
-    """How many of the units hold images of each class."""
+    """How many of the units have images of each class."""
     return Counter(label for unit in units for label in unit.labels)
 
 
 def _move(taken: Sequence[_Unit], split: Split, pool: Sequence[_Unit]) -> list[_Unit]:
-    """The pool without what was taken out of it to `split`."""
+    """The pool after moving `taken` to `split`."""
     for unit in taken:
         unit.split = split
     return [unit for unit in pool if unit.split == "train"]

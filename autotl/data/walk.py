@@ -1,4 +1,4 @@
-"""Which files lie below a folder: links are followed, what is hidden and litter are passed over."""
+"""Listing the files below a folder: links are followed, hidden files and litter such as `Thumbs.db` are ignored."""
 
 import os
 from collections import deque
@@ -10,13 +10,13 @@ from autotl.data.names import is_litter
 from autotl.errors import DataError
 
 _Identity = tuple[int, int]
-"""Of a folder, by whatever path or link it was come by: its device, and its number there."""
+"""The device and inode of a folder, the same for all paths and links to it."""
 
 
 class Walk:
-    """Lists what lies below `root`, by paths relative to it, with forward slashes; the root itself is ``""``.
+    """Lists what is below `root`, by paths relative to it, with forward slashes; the root itself is ``""``.
 
-    `litter` are the paths that were passed over: what is hidden, and what no user means.
+    `litter` has the ignored paths: hidden files, and system files.
     """
 
     def __init__(self, root: Path) -> None:
@@ -25,9 +25,9 @@ class Walk:
         self._above_root = {_identity(str(parent)) for parent in root.resolve().parents}
 
     def look(self, folder: str = "") -> tuple[list[str], list[str]]:
-        """The files and the folders right in a folder, each by name; none in a link to where it lies itself.
+        """The files and the folders directly in a folder, sorted by name; empty for a link to a folder above it.
 
-        Raises: DataError for a folder that cannot be listed. So does `files`.
+        Raises: DataError for a folder that cannot be listed, as `files` does.
         """
         if self._identity(folder) in self._above(folder):
             return [], []
@@ -35,12 +35,12 @@ class Walk:
         return files, sorted(folders + links)
 
     def files(self, folder: str = "") -> Iterator[str]:
-        """Every file below a folder, but for what only links back to folders above it lead to.
+        """Every file below a folder, except through links to folders above it.
 
-        A folder that several paths lead to is listed once: by its own path rather than by one with a link in it.
+        A folder with several paths is listed once, preferably by a path without links.
         """
         seen = set(self._above(folder))
-        folders, links = [folder], deque[str]()  # no recursion, for folders may be nested deeper than Python's calls
+        folders, links = [folder], deque[str]()  # no recursion: folders may be nested deeper than Python's calls
         while folders or links:
             folder = folders.pop() if folders else links.popleft()
             identity = self._identity(folder)
@@ -79,7 +79,7 @@ class Walk:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file at any depth that is neither hidden nor litter. Links are followed, but to each folder once.
+    """Every file at any depth that is neither hidden nor litter. Links are followed, to each folder once.
 
     Raises: DataError for a folder that cannot be listed.
     """
@@ -87,7 +87,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Or a link to one. What is neither folder nor file, such as a broken link, is found out when it is read."""
+    """Whether it is a folder or a link to one. Other entries, such as broken links, fail later when they are read."""
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
@@ -103,5 +103,5 @@ def _listing(folder: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"The folder {folder[:200]!r} cannot be listed: {error.strerror}. Make it readable, or leave it out."
+            f"The folder {folder[:200]!r} cannot be listed: {error.strerror}. Make it readable, or remove it."
         ) from None

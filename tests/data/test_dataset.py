@@ -139,9 +139,7 @@ def test_unreadable_files(opened, tmp_path):
     (data / "dog/gone.png").symlink_to("nothing")
     dataset = opened(data)
     assert [problem.path for problem in dataset.problems] == ["cat/notes.txt", "cat/torn.png", "dog/gone.png"]
-    assert dataset.problems[0] == Problem(
-        "cat/notes.txt", f"not an image in a format that is read: {', '.join(FORMATS)}"
-    )
+    assert dataset.problems[0] == Problem("cat/notes.txt", f"not an image in a supported format: {', '.join(FORMATS)}")
     assert len(dataset.images) == 60
     assert dataset.notes == ("3 of 63 files could not be read",)
 
@@ -154,7 +152,7 @@ def test_copies_within_a_class_stay_together(opened, tmp_path):
     found = splits(dataset)
     assert len(found) == 90 and dataset.problems == ()
     assert all(found[f"cat/{n}.png"] == found[f"cat/copy {n}.png"] for n in range(30))
-    assert dataset.notes == ("30 of 90 files copies of another image, in the same split",)
+    assert dataset.notes == ("30 of 90 files are copies of another image in the same split",)
 
 
 def photo(number):
@@ -201,7 +199,7 @@ def test_near_copies_stay_together(opened, tmp_path):
     dataset = opened(near_copies(tmp_path / "data"))
     found = splits(dataset)
     assert all(found[f"cat/{n}.png"] == found[f"cat/{n}.jpg"] for n in range(30))
-    assert dataset.notes == ("60 of 90 files nearly the same as another one, in the same split",)
+    assert dataset.notes == ("60 of 90 files are nearly the same as another one in the same split",)
     assert len(set(dataset.units(*SPLITS).tolist())) == 60
 
 
@@ -209,7 +207,7 @@ def test_near_copies_may_be_told_apart(opened, tmp_path):
     dataset = opened(near_copies(tmp_path / "data"), near_copies="apart")
     found = splits(dataset)
     divided = sum(found[f"cat/{n}.png"] != found[f"cat/{n}.jpg"] for n in range(30))
-    assert divided and f"{2 * divided} of 90 files nearly the same as one in another split" in dataset.notes[0]
+    assert divided and f"{2 * divided} of 90 files are nearly the same as one in another split" in dataset.notes[0]
 
 
 def test_near_copies_in_given_splits(opened, tmp_path):
@@ -219,7 +217,7 @@ def test_near_copies_in_given_splits(opened, tmp_path):
     assert dataset.problems == (
         Problem("train/cat/in test.jpg", "nearly the same picture is in test as 'test/cat/0.png'"),
     )
-    assert dataset.notes[0] == "1 of 51 files set aside: nearly the same picture is in val or test"
+    assert dataset.notes[0] == "1 of 51 files excluded: nearly the same picture is in val or test"
     again = opened(data, previous={image.sha: image.split for image in dataset.images})
     assert again.fingerprint == dataset.fingerprint and again.problems == dataset.problems
 
@@ -244,7 +242,7 @@ def test_one_picture_under_two_labels(opened, tmp_path):
         Problem("dog/really.png", "the same picture is labelled 'cat' as 'cat/4.png'"),
     )
     assert not {"cat/4.png", "cat/again.png", "dog/really.png"} & splits(dataset).keys()
-    assert dataset.notes == ("3 of 62 files set aside: the same picture has another label elsewhere",)
+    assert dataset.notes == ("3 of 62 files excluded: the same picture has another label elsewhere",)
 
 
 def test_leaks_between_given_splits(opened, tmp_path):
@@ -261,9 +259,9 @@ def test_leaks_between_given_splits(opened, tmp_path):
         Problem("val/cat/in test.png", "the same picture is in test as 'test/cat/1.png'"),
     )
     assert dataset.notes == (
-        "3 of 79 files set aside: the same picture is in val or test",
-        "1 of 79 files copies of another image, in the same split",
-        "no image in test of 1 classes, 'dog' among them",
+        "3 of 79 files excluded: the same picture is in val or test",
+        "1 of 79 files are copies of another image in the same split",
+        "test has no image of 1 classes, such as 'dog'",
     )
     homes = {}
     for image in dataset.images:
@@ -304,14 +302,14 @@ def test_copies_and_groups_are_units(opened, tmp_path):
 
 def test_no_stop_split_is_said(opened, tmp_path):
     dataset = opened(folder(tmp_path / "data", cat=10, dog=100))
-    assert dataset.notes == ("no early_stop split: too few images to give every class 3",)
+    assert dataset.notes == ("no early_stop split: it needs 3 images of every class",)
     assert dataset.of("early_stop") == [] and dataset.labels("early_stop").shape == (0,)
 
 
 def test_stray_files_are_said(opened, tmp_path):
     data = folder(tmp_path / "data", cat=30, dog=30)
     (data / "README").write_text("hello")
-    assert opened(data).notes == ("passed over beside the class folders: 'README'",)
+    assert opened(data).notes == ("files beside the class folders, ignored: 'README'",)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +340,7 @@ def test_a_class_whose_images_are_all_test_images_too(opened, tmp_path):
 
 
 def test_a_class_that_is_too_small(opened, tmp_path):
-    with pytest.raises(DataError, match="'dog' is too small to be split: 2 of at least 3"):
+    with pytest.raises(DataError, match="'dog' is too small to be split: it has 2 of at least 3"):
         opened(folder(tmp_path / "data", cat=9, dog=2))
 
 
@@ -354,7 +352,7 @@ def test_a_header_of_too_many_pixels_is_damage_like_any_other(opened, tmp_path):
     (data / "cat/bad.bmp").write_bytes(header)
     dataset = opened(data)
     assert [problem.path for problem in dataset.problems] == ["cat/bad.bmp"]
-    assert "too many pixels" in dataset.problems[0].reason
+    assert "too many to decode safely" in dataset.problems[0].reason
     assert len(dataset.images) == 18
 
 
@@ -446,7 +444,9 @@ def test_images_moved_to_another_split_are_said(opened, tmp_path):
     os.rename(data / moved.path, data / "test/cat/moved.png")
     after = opened(data, previous=read_split(tmp_path / "study"))
     assert splits(after)["test/cat/moved.png"] == "train"
-    assert after.notes == ("1 of 90 files kept in the split that the study stored, though now given another one",)
+    assert after.notes == (
+        "1 of 90 files stay in the study's stored split, although they are now in another folder or split",
+    )
 
 
 @pytest.mark.parametrize("text", [None, "path,label\n1,a\n", "path,sha,label,split,group\n1,ab,a,validation,\n"])

@@ -89,17 +89,17 @@ def test_folders_of_splits_by_their_usual_names(tmp_path, train, val, test):
     ("folders", "advice"),
     [
         (("fold_0", "fold_1"), "Folds are not splits: put one into test/"),
-        (("images", "masks"), "name one of them alone"),
+        (("images", "masks"), "search only one of them"),
         (("eval", "first half"), "rename the folders to train, val and test"),
         (("amazon/images", "dslr/images"), "rename the folders to train, val and test"),
-        (("8863", "8864"), "each is of one patient or the like"),
+        (("8863", "8864"), "groups such as patients"),
     ],
 )
 def test_folders_that_share_sub_folders_may_be_splits_or_classes(tmp_path, folders, advice):
     one, other = folders
     tree(tmp_path, f"{one}/a/1", f"{one}/b/2", f"{one}/c/3", f"{other}/A/4", f"{other}/b/5", f"{other}/notes.txt")
     one, other = one.split("/")[0], other.split("/")[0]
-    refused(tmp_path, "ambiguous", f"{one!r}, {other!r} hold no images themselves", "'a', 'b'", advice, "in a CSV")
+    refused(tmp_path, "ambiguous", f"{one!r}, {other!r} have no images of their own", "'a', 'b'", advice, "in a CSV")
 
 
 def test_folders_within_a_split_may_be_ambiguous_too(tmp_path):
@@ -109,7 +109,7 @@ def test_folders_within_a_split_may_be_ambiguous_too(tmp_path):
 
 def test_splits_below_the_classes_are_not_merged(tmp_path):
     tree(tmp_path, "a/train/1", "a/test/2", "b/train/3", "b/test/4")
-    refused(tmp_path, "ambiguous", "'test', 'train'", "put them on top, as in train/CLASS")
+    refused(tmp_path, "ambiguous", "'test', 'train'", "move them to the top, as train/CLASS")
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_a_split_without_class_folders_is_no_class_beside_others(tmp_path, name)
 
 def test_folders_named_by_data_set_and_split_are_no_classes(tmp_path):
     tree(tmp_path, "asl_train/asl_train/a/1", "asl_train/asl_train/b/2", "asl_test/asl_test/3")
-    refused(tmp_path, "ambiguous", "'asl_test', 'asl_train' look like splits", "Rename them to train, val and test")
+    refused(tmp_path, "ambiguous", "'asl_test', 'asl_train' look like splits", "rename them to train, val and test")
 
 
 def test_what_lies_in_sub_folders_of_classes_is_said(tmp_path):
     tree(tmp_path, "cub/images/gull/1.jpg", "cub/images/wren/2.jpg", "masks/3.png", "cub/parts/parts.txt", "cub/README")
     (note,) = find(tmp_path).notes
-    assert "'cub' have their images in sub-folders, such as 'gull': these are neither classes nor groups" in note
+    assert "'cub' have images in sub-folders such as 'gull', which count neither as classes nor as groups" in note
 
 
 def test_hidden_things_and_litter_are_passed_over(tmp_path):
@@ -178,7 +178,7 @@ def test_class_folders_without_images_are_named(tmp_path):
     (tmp_path / "test").mkdir()
     listing = find(tmp_path)
     assert {file.label for file in listing.files} == {"a", "b"} and listing.empty == ("test", "train/c", "val/d")
-    assert listing.notes == ("folders without images, left out: 'test', 'train/c', 'val/d'",)
+    assert listing.notes == ("folders without images, ignored: 'test', 'train/c', 'val/d'",)
 
 
 def test_empty_class_folders_that_leave_one_class_are_the_reason(tmp_path):
@@ -188,7 +188,7 @@ def test_empty_class_folders_that_leave_one_class_are_the_reason(tmp_path):
 
 def test_an_empty_train_folder_is_the_reason(tmp_path):
     tree(tmp_path, "train/a/Thumbs.db", "test/a/1")
-    refused(tmp_path, "has 'test' but no train folder that holds images")
+    refused(tmp_path, "has 'test' but no train folder with images")
 
 
 def test_labels_of_one_name_in_two_unicode_forms_are_one(tmp_path):
@@ -222,7 +222,7 @@ def test_files_beside_the_class_folders_are_mentioned(tmp_path):
     tree(tmp_path, "train/a/1", "train/b/2", "README.md", "train/stray.jpg")
     listing = find(tmp_path)
     assert [file.path for file in listing.files] == ["train/a/1", "train/b/2"]
-    assert listing.notes == ("passed over beside the class folders: 'README.md', 'train/stray.jpg'",)
+    assert listing.notes == ("files beside the class folders, ignored: 'README.md', 'train/stray.jpg'",)
 
 
 def test_odd_names(tmp_path):
@@ -314,16 +314,16 @@ def test_the_root_may_be_a_link(tmp_path):
 
 
 def test_no_such_folder(tmp_path):
-    refused(tmp_path / "nowhere", "no file or folder", str(tmp_path / "nowhere"), "manifest")
+    refused(tmp_path / "nowhere", "does not exist", str(tmp_path / "nowhere"), "manifest")
 
 
 def test_no_images(tmp_path):
     (tmp_path / "a").mkdir()
-    refused(tmp_path, "holds no images", "a sub-folder for each class")
+    refused(tmp_path, "has no images", "a sub-folder for each class")
 
 
 def test_a_flat_folder(tmp_path):
-    refused(tree(tmp_path, "1.jpg", "2.jpg"), "holds 2 files but no class folders")
+    refused(tree(tmp_path, "1.jpg", "2.jpg"), "has 2 files but no class folders")
 
 
 def test_only_one_class(tmp_path):
@@ -331,7 +331,7 @@ def test_only_one_class(tmp_path):
         tree(tmp_path, "data/a/1", "data/b/2"),
         "only one class, 'data'",
         "two or more",
-        f"If the classes lie in it, name {str(tmp_path / 'data')!r}",
+        f"If the classes are in it, use {str(tmp_path / 'data')!r}",
     )
 
 
@@ -351,7 +351,7 @@ def test_splits_beside_classes(tmp_path):
 
 def test_two_folders_for_one_split(tmp_path):
     tree(tmp_path, "train/a/1", "train/b/2", "val/a/3", "valid/b/4")
-    refused(tmp_path, "two are the same split", "'val', 'valid'", "Merge")
+    refused(tmp_path, "are the same split", "'val', 'valid'", "Merge")
 
 
 @pytest.mark.parametrize("folder", ["train", "test"])
@@ -360,7 +360,7 @@ def test_a_split_without_class_folders(tmp_path, folder):
     for file in list((tmp_path / folder).rglob("*/*")):
         file.unlink()
     tree(tmp_path, f"{folder}/5.jpg")
-    refused(tmp_path, f"{str(tmp_path / folder)!r} holds files but no class folders", "labels are unknown")
+    refused(tmp_path, f"{str(tmp_path / folder)!r} has files but no class folders", "labels are unknown")
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -461,22 +461,25 @@ def test_a_parquet_manifest_of_categories(tmp_path):
     ("text", "said"),
     [
         ("id,kind\n1,a\n", ["no column path and no column label", "'id', 'kind'", "--path-column", "--label-column"]),
-        ("path label\n1 a\n", ["no column path", "'path label'", "separated by commas, semicolons or tabs"]),
+        ("path label\n1 a\n", ["no column path", "'path label'", "by commas, semicolons or tabs"]),
         ("1,a\n2,b\n", ["no column path", "first line names a file", "path,label"]),
         ("file,image,label\n1,1,a\n", ["several columns that may be the path: 'file', 'image'", "--path-column"]),
         ("path,class,category\n1,a,b\n", ["several columns that may be the label", "--label-column"]),
         ("path,label;x\n1,a\n", ["divided by commas and by semicolons"]),
         ("path,label,split\n1,a,0\n2,b,1\n", ["split '0'", "Folds are not splits"]),
-        ("path,label\nC:\\me\\3,a\n2,b\n", ["not there", "Windows", "relative to the manifest"]),
-        ("path,label\n", ["holds no images"]),
+        ("path,label\nC:\\me\\3,a\n2,b\n", ["do not exist", "Windows", "relative to the manifest"]),
+        ("path,label\n", ["has no images"]),
         ("", ["cannot be read"]),
-        ("path,label\n1,a\n2,\n1,\n", ["lacks a label in rows '2', '3'"]),
-        ("path,label\n,a\n", ["lacks a path in rows '1'"]),
+        ("path,label\n1,a\n2,\n1,\n", ["has no label in rows '2', '3'"]),
+        ("path,label\n,a\n", ["has no path in rows '1'"]),
         ("path,label\n1,a\n2,a\n", ["only one class, 'a'"]),
         ("path,label,split\n1,a,train\n2,b,holdout\n", ["split 'holdout'", "train, val and test"]),
         ("path,label,split\n1,a,val\n2,b,test\n", ["no train split"]),
         ("path,label,split\n1,a,train\n2,b,train\n1,c,val\n", ["Class 'c' has no image in train"]),
-        ("path,label\n1,a\nx,b\ny,b\nz,b\nw,b\n", ["4 files that are not there", "'x', 'y', 'z' and 1 more"]),
+        (
+            "path,label\n1,a\nx,b\ny,b\nz,b\nw,b\n",
+            ["4 files of the manifest", "do not exist", "'x', 'y', 'z' and 1 more"],
+        ),
         ('path,label\n"1,a\n', ["cannot be read"]),
         ("path,label\n1,a,big\n2,b,small\n", ["more values in its rows than names", "in quotes"]),
         ("path,label,label\n1,a,b\n2,b,a\n", ["two columns 'label'"]),
@@ -526,9 +529,7 @@ def test_manifests_as_windows_and_excel_write_them(tmp_path, said):
 def test_a_csv_of_windows_is_read_and_said(tmp_path):
     listing = find(excel(tmp_path, "cp1252"))
     assert listing.files[0].label == "Gänse"
-    assert listing.notes == (
-        "m.csv is not UTF-8 and was read as Windows-1252: see whether the classes have their names",
-    )
+    assert listing.notes == ("m.csv is not UTF-8 and was read as Windows-1252: check the names of the classes",)
 
 
 @pytest.mark.parametrize(
@@ -580,13 +581,13 @@ def test_litter_in_a_manifest_is_passed_over(tmp_path):
 @pytest.mark.parametrize("written", ["photo.jpg", "photo", r"C:\me\photo.jpg", "/mnt/Photo.JPG"])
 def test_a_file_that_lies_elsewhere_is_named(tmp_path, written):
     tree(tmp_path, "in/photo.jpg", "2")
-    refused(manifest(tmp_path, f"path,label\n{written},a\n2,b\n"), f"for {written!r} there is 'in/photo.jpg'")
+    refused(manifest(tmp_path, f"path,label\n{written},a\n2,b\n"), f"{written!r} may be 'in/photo.jpg'")
 
 
 def test_columns_that_are_not_used_are_said(tmp_path):
     path = excel(tmp_path, header=",path,label,is_train", rows=[("0", *ROWS[0], "1"), ("1", *ROWS[1], "0")])
     (note,) = find(path).notes
-    assert note.startswith("columns that are not used: 'is_train'; a column of splits must be named split")
+    assert note.startswith("unused columns: 'is_train'; a column of splits must be named split")
 
 
 def test_a_csv_whose_lines_end_as_on_an_old_mac(tmp_path):
@@ -604,4 +605,4 @@ def test_a_parquet_file_that_is_none(tmp_path):
 
 @pytest.mark.parametrize("name", ["m.txt", "photo.jpg", "data.rar"])
 def test_a_file_that_is_no_manifest(tmp_path, name):
-    refused(manifest(tmp_path, "path,label\n", name), "is a file, but no manifest")
+    refused(manifest(tmp_path, "path,label\n", name), "is a file, but not a manifest")

@@ -126,7 +126,9 @@ def test_a_class_that_is_too_small(count, least, given):
     some = members(a=50, tiny=count)
     for split in given:
         some += members(split, 50, a=10)
-    with pytest.raises(DataError, match=rf"^Class 'tiny' is too small.*: {count} of at least {least} images.*Add"):
+    with pytest.raises(
+        DataError, match=rf"^Class 'tiny' is too small.*: it has {count} of at least {least} images.*Add"
+    ):
         assign(some, seed=0)
 
 
@@ -137,7 +139,7 @@ def test_with_val_and_test_given_one_image_is_enough():
 
 def test_duplicates_and_groups_count_once():
     some = members(b=50) + [Member(sha("one"), "a")] * 5 + [Member(sha(n), "a", group="g") for n in range(5)]
-    with pytest.raises(DataError, match=r"'a' is too small.*: 2 of at least 3 images"):
+    with pytest.raises(DataError, match=r"'a' is too small.*: it has 2 of at least 3 images"):
         assign(some, seed=0)
 
 
@@ -149,14 +151,14 @@ def test_groups_that_mix_classes_too_much():
         for label in labels
     ]
     for seed in range(5):
-        with pytest.raises(DataError, match="cannot have images in test, val and train at once: its groups"):
+        with pytest.raises(DataError, match="cannot be divided between test, val and train: it has too few groups"):
             assign(some, seed=seed)
 
 
 def test_a_group_that_was_given_two_splits():
     some = members(a=9, b=9)
     some += [Member(sha("x"), "a", "test", "patient 1"), Member(sha("y"), "a", "train", "patient 1")]
-    with pytest.raises(DataError, match=r"2 images of group 'patient 1' belong together.*test, train.*one split"):
+    with pytest.raises(DataError, match=r"2 images of group 'patient 1' must be in one split.*test, train.*one split"):
         assign(some, seed=0)
 
 
@@ -211,5 +213,5 @@ def test_a_group_that_ties_what_is_stored_apart():
 
 def test_the_stored_split_of_other_data():
     _, previous = stored(members(a=50, b=50))
-    with pytest.raises(DataError, match=r"Nothing is left in test, val: of 80 images 0 are among the 100"):
+    with pytest.raises(DataError, match=r"No image is left in test, val: of 80 images 0 are among the 100"):
         assign(members(start=1000, a=40, b=40), seed=0, previous=previous)

@@ -116,7 +116,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(refused, tmp_path, name)
 @pytest.mark.parametrize("name", ["cat/0.jpg", "cat", f"cat/{'x' * 300}.jpg"])
 def test_a_name_that_no_file_can_have_is_refused(refused, tmp_path, name):
     source = tarred(tmp_path / "a.tar", {**TREE, tarfile.TarInfo(name): b"x"})
-    refused(source, said=[f"a.tar holds '{name[:20]}", "cannot be written", "leave that out"])
+    refused(source, said=[f"a.tar has '{name[:20]}", "cannot be written", "without that file"])
 
 
 def test_links_and_devices_are_left_out(unpacked, tmp_path):
@@ -126,7 +126,7 @@ def test_links_and_devices_are_left_out(unpacked, tmp_path):
         info.type, info.linkname = kind, "/etc/passwd"
         others[info] = b""
     assert unpacked(tarred(tmp_path / "a.tar", {**others, **TREE})) == TREE
-    assert unpacked.told == ["left out: 4 links or devices"]
+    assert unpacked.told == ["skipped: 4 links or devices"]
 
 
 def test_a_link_in_a_zip_is_left_out(unpacked, tmp_path):
@@ -167,12 +167,12 @@ def test_an_archive_with_a_password_is_refused(refused, tmp_path):
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="this Python reads zstd")
 def test_an_archive_by_zstd_says_what_to_do(refused, tmp_path):
     (tmp_path / "a.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
-    refused(tmp_path / "a.tar.zst", said=["unzstd it first"])
+    refused(tmp_path / "a.tar.zst", said=["Decompress it first: unzstd"])
 
 
 def test_an_archive_without_images_is_refused(refused, tmp_path):
     refused(zipped(tmp_path / "a.zip", {"code/a.py": b"1", "b.py": b""}), said=["no image files", "2 of '.py'"])
-    refused(zipped(tmp_path / "b.zip", {"train.zip": b"1"}), said=["It holds 'train.zip': extract it"])
+    refused(zipped(tmp_path / "b.zip", {"train.zip": b"1"}), said=["It has 'train.zip': extract that"])
 
 
 # WebDataset
@@ -225,7 +225,7 @@ def test_json_labels_are_found_or_named(unpacked, tmp_path):
 def test_samples_without_image_or_label_are_counted(unpacked, tmp_path):
     members = {"0.jpg": JPEGS[0], "0.cls": b"cat", "1.jpg": JPEGS[1], "2.cls": b"cat"}
     assert list(unpacked(tarred(tmp_path / "a.tar", members))) == ["cat/0000000.jpg"]
-    assert unpacked.told == ["left out: 1 without a label", "left out: 1 without an image"]
+    assert unpacked.told == ["skipped: 1 without a label", "skipped: 1 without an image"]
 
 
 def test_an_annotation_beside_each_image_makes_no_shard(unpacked, tmp_path):
@@ -278,7 +278,7 @@ def test_the_splits_of_a_saved_data_set_are_kept(datasets, unpacked, tmp_path):
         "val/dog/0000002.jpeg",
     ]
     assert any("'unsupervised'" in told for told in unpacked.told)
-    assert "left out: 1 without a label" in unpacked.told
+    assert "skipped: 1 without a label" in unpacked.told
 
 
 def test_parquet_files_are_read_as_a_hub_has_them(datasets, unpacked, tmp_path):
@@ -307,7 +307,7 @@ def test_the_label_column_is_named_where_several_may_be_it(datasets, unpacked, r
         tmp_path / "b.parquet"
     )
     refused(tmp_path / "b.parquet", said=["Which column", "'species', 'labels'", "--label-column"])
-    refused(tmp_path / "b.parquet", label_column="breed", said=["There is no 'breed'"])
+    refused(tmp_path / "b.parquet", label_column="breed", said=["There is no column 'breed'"])
 
 
 def test_a_table_of_plain_bytes_is_read_without_the_features_of_a_hub(datasets, unpacked, tmp_path):
@@ -322,7 +322,7 @@ def test_a_table_can_name_images_of_this_machine_and_no_other_files(datasets, un
     cells = [{"bytes": None, "path": path} for path in paths]
     pq.write_table(pa.table({"image": cells, "label": ["cat"] * 3}), tmp_path / "a.parquet")
     assert unpacked(tmp_path / "a.parquet") == {"cat/0000000.jpg": JPEGS[0]}
-    assert unpacked.told == ["left out: 2 without an image"]
+    assert unpacked.told == ["skipped: 2 without an image"]
 
 
 def test_without_the_library_the_message_says_how_to_get_it(refused, tmp_path, monkeypatch):
@@ -452,7 +452,7 @@ def test_what_torchvision_has_not_here_is_named(refused, tmp_path):
     refused("torchvision:CIFAR10", root=tmp_path, said=["There is no 'cifar-10-batches-py'"])
     refused("torchvision:CIFAR11", root=tmp_path, said=["Did you mean 'CIFAR10'?"])
     refused("torchvision:LSUN", root=tmp_path, said=["Unknown torchvision data set 'LSUN'"])
-    refused("torchvision:CIFAR10", said=["wants --root"])
+    refused("torchvision:CIFAR10", said=["needs --root"])
 
 
 # The folder

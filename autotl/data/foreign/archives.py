@@ -1,6 +1,6 @@
-"""Archives: their members one after the other, and the tree of images that one holds.
+"""Reading zip and tar archives: their members one by one, and an archive of a tree of images.
 
-An archive is a stranger's. Nothing is extracted by name: regular members are read, and written by whoever reads them.
+Archives are not trusted. Nothing is extracted by name: regular members are read, and the caller writes them.
 """
 
 import lzma
@@ -22,12 +22,12 @@ from autotl.data.pixels import LARGEST_FILE
 from autotl.errors import DataError, reason
 
 RATIO, FREE = 200, 1 << 30
-"""How many times its own size, or how many bytes, an archive may grow to; images are compressed already."""
+"""An archive may grow to this many times its size, or to this many bytes; images are compressed already."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file of an archive. It can be read until the next member is asked for."""
+    """A regular file of an archive. It can be read until the next member is requested."""
 
     name: str
     size: int
@@ -35,14 +35,14 @@ class Member:
 
 
 def most(size: int) -> int:
-    """How many bytes may come out of so many on disk."""
+    """The most bytes that an archive of this size may contain."""
     return max(FREE, RATIO * size)
 
 
 def members(file: Path) -> Iterator[Member | str]:
-    """What a zip or tar archive holds, in its order: regular files, and the names of links, devices and the like.
+    """The members of a zip or tar archive in order: regular files, and the names of links, devices and the like.
 
-    Raises: DataError for one that is damaged or grows too large, before more of it is read.
+    Raises: DataError for an archive that is damaged or grows too large, before more of it is read.
     """
     with _reading(file):
         total, largest = 0, most(file.stat().st_size)
@@ -51,18 +51,18 @@ def members(file: Path) -> Iterator[Member | str]:
                 total += member.size
                 if total > largest:
                     raise DataError(
-                        f"{str(file)!r} says that it holds more than {RATIO} times its own size: no images are "
-                        f"compressed so well."
+                        f"{str(file)!r} declares contents of more than {RATIO} times its own size, which images cannot "
+                        f"have. Do not trust this archive."
                     )
             yield member
 
 
 def tree(file: Path, tell: Tell) -> Source:
-    """The files of an archive where they are in it, but for a top folder that all of them share.
+    """The files of an archive at their paths, without top folders that all of them share.
 
-    What is hidden or litter is left out, as a search would pass it over.
+    Hidden files and litter are skipped, as a search ignores them.
 
-    Raises: DataError for paths that lead elsewhere, and where there are no images.
+    Raises: DataError for paths that lead out of the folder, and if there are no images.
     """
     places: list[PurePosixPath] = []
     links = 0
@@ -73,9 +73,9 @@ def tree(file: Path, tell: Tell) -> Source:
         elif place:
             places.append(place)
     if not any(place.suffix.lower() in IMAGE_SUFFIXES for place in places):
-        raise DataError(f"{str(file)!r} holds no image files.{_instead(places)}")
+        raise DataError(f"{str(file)!r} has no image files.{_instead(places)}")
     if links:
-        tell(f"left out: {links:,} links or devices")
+        tell(f"skipped: {links:,} links or devices")
     return Source(file.name, len(places), _files(file, _shared(places)), file.stat().st_size)
 
 
@@ -86,16 +86,16 @@ def _files(file: Path, shared: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _place(name: str, file: Path) -> PurePosixPath | None:
-    """Where a member lies, None for litter."""
+    """The path of a member; None for litter."""
     place = PurePosixPath(name)
     if place.is_absolute() or ".." in place.parts or "\0" in name:
-        raise DataError(f"{str(file)!r} holds {name!r}, which leads out of the folder. Do not trust this archive.")
+        raise DataError(f"{str(file)!r} has {name!r}, which leads out of the folder. Do not trust this archive.")
     litter = (part.startswith(".") or is_litter(part) for part in place.parts)
     return None if not place.parts or any(litter) else place
 
 
 def _shared(places: Sequence[PurePosixPath]) -> int:
-    """How many top folders all share; one that might be a class is kept."""
+    """How many top folders all paths share; a folder that might be a class is kept."""
     shared = 0
     while len({place.parts[shared] for place in places}) == 1 and all(
         len(place.parts) > shared + 2 for place in places
@@ -108,16 +108,14 @@ def _instead(places: Sequence[PurePosixPath]) -> str:
     inner = [str(place) for place in places if place.suffix in (".zip", ".tar", ".gz", ".tgz", ".parquet")]
     kinds = Counter(place.suffix for place in places).most_common(3)
     if inner:
-        return f" It holds {inner[0]!r}: extract it, and unpack that."
-    return (
-        f" It holds {', '.join(f'{count:,} of {suffix!r}' for suffix, count in kinds)}." if kinds else " It is empty."
-    )
+        return f" It has {inner[0]!r}: extract that, and unpack it."
+    return f" It has {', '.join(f'{count:,} of {suffix!r}' for suffix, count in kinds)}." if kinds else " It is empty."
 
 
 def _zip(file: Path) -> Iterator[Member | str]:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            name = info.filename.replace("\\", "/")  # as some programs of Windows write it
+            name = info.filename.replace("\\", "/")  # as some Windows programs write it
             if name.endswith("/"):
                 continue
             if stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG):
@@ -142,7 +140,7 @@ def _reader(file: Path, name: str, size: int, read: Callable[[], bytes]) -> Call
     def checked() -> bytes:
         if size > LARGEST_FILE:
             raise DataError(
-                f"{name!r} in {str(file)!r} is too large: {size:,} bytes, at most {LARGEST_FILE:,} are read."
+                f"{name!r} in {str(file)!r} is too large: it has {size:,} bytes, allowed are {LARGEST_FILE:,}."
             )
         with _reading(file):
             return read()
@@ -152,18 +150,18 @@ def _reader(file: Path, name: str, size: int, read: Callable[[], bytes]) -> Call
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Within, the errors that damaged and unknown archives raise are DataErrors."""
+    """Turns the errors of damaged and unknown archives into DataErrors."""
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
         version = ".".join(map(str, sys.version_info[:2]))
         zstd = file.suffix in (".zst", ".tzst") and sys.version_info < (3, 14)
         raise DataError(
-            f"{str(file)!r} is compressed by zstd, which Python {version} does not read: unzstd it first."
+            f"{str(file)!r} is compressed by zstd, which Python {version} cannot read. Decompress it first: unzstd FILE"
             if zstd
-            else f"{str(file)!r} cannot be read: {reason(error)}. Get it again."
+            else f"{str(file)!r} cannot be read: {reason(error)}. Download it again."
         ) from None
     except (NotImplementedError, RuntimeError) as error:  # zipfile's, for passwords and rare compressions
         raise DataError(
-            f"{str(file)!r} cannot be read: {reason(error)}. Extract it by the program that made it."
+            f"{str(file)!r} cannot be read: {reason(error)}. Extract it with the program that made it."
         ) from None

@@ -1,4 +1,4 @@
-"""Which kind of data set lies somewhere that no search reads, and the command that converts it."""
+"""Recognising data sets that a search cannot read, and the command that converts them."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _WHAT: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Recognized:
-    """A source on disk: the file or folder that was named, and the files of it that count."""
+    """A source on disk: the file or folder that the user named, and its relevant files."""
 
     kind: Kind
     path: Path
@@ -38,7 +38,7 @@ class Recognized:
 
 
 def foreign(path: Path) -> str | None:
-    """A line that says what a path is that no search reads, and how to convert it; None where that is not known."""
+    """A line on what a path is and how to convert it for a search; None if it is not recognised."""
     base = path.name.partition(".")[0] if path.is_file() else path.name
     folder, options = path.with_name(f"{base}-images"), ""
     with suppress(OSError):
@@ -58,9 +58,9 @@ def foreign(path: Path) -> str | None:
 
 
 def recognize(path: Path) -> Recognized | None:
-    """What `unpack` can convert at a path, by names and, of Parquet, by its columns.
+    """The source at a path that `unpack` can convert, by names and, for Parquet, by its columns.
 
-    A folder with more images than files of such a kind is none.
+    A folder with more images than files of such a kind is not a source.
     """
     if path.is_file():
         files = [path]
@@ -79,7 +79,7 @@ def recognize(path: Path) -> Recognized | None:
 
 
 def image_columns(schema: Any) -> list[str]:
-    """Columns of a pyarrow schema that may hold encoded images: bytes, or bytes with a path."""
+    """Columns of a pyarrow schema that may contain encoded images: bytes, or bytes with a path."""
     import pyarrow as pa
 
     def is_image(kind: Any) -> bool:

@@ -1,4 +1,4 @@
-"""WebDataset: tar archives in which the members of a sample follow one another and share a name up to its first dot."""
+"""Reading WebDataset shards: tar archives where the members of a sample are adjacent and share a name before a dot."""
 
 import json
 import re
@@ -22,11 +22,11 @@ from autotl.errors import DataError, reason
 
 _KEY = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 _LOOKED_AT = 200
-"""Members at the beginning, by which a shard is known."""
+"""How many of the first members are read to recognise a shard."""
 
 
 def is_shard(file: Path, said: str | None) -> bool:
-    """Whether a tar archive begins with images that have their labels beside them."""
+    """Whether a tar archive starts with images that have their labels beside them."""
     found: dict[str, set[str]] = {}
     for member in islice(members(file), _LOOKED_AT):
         if isinstance(member, Member) and (name := _KEY.fullmatch(member.name)):
@@ -38,9 +38,9 @@ def is_shard(file: Path, said: str | None) -> bool:
 
 
 def read(files: Sequence[Path], said: str | None, tell: Tell) -> Source:
-    """The samples of shards, split by the names of these.
+    """The samples of shards, with splits from the names of the shards.
 
-    `said` is the key of the class in each sample's JSON.
+    `said`: the key of the class in each sample's JSON.
 
     Raises: DataError.
     """
@@ -70,7 +70,7 @@ def _samples(file: Path, split: str, said: str | None) -> Iterator[Sample]:
         where = f"{key!r} of {str(file)!r}"
         images = _images(parts)
         if len(images) > 1:
-            raise DataError(f"{where} holds several images: {', '.join(images)}. One a sample can be classified.")
+            raise DataError(f"{where} has several images: {', '.join(images)}. Only one per sample is supported.")
         suffix = images[0] if images else ""
         yield Sample(split, _label(parts, said, where), parts.get(suffix), f".{suffix}")
 

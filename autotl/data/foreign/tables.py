@@ -1,4 +1,4 @@
-"""Data sets as the `datasets` library of Hugging Face has them on a disk: saved by it, or files of Parquet or Arrow."""
+"""Reading data sets of Hugging Face's library `datasets`: saved to disk, or as Parquet or Arrow files."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,12 +27,12 @@ from autotl.errors import DataError, reason
 from autotl.files import read_regular
 
 _ROWS = 64
-"""How many are in memory at once."""
+"""How many rows are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows of one split. `batches(columns)` gives them as tables of pyarrow."""
+    """Rows of one split. `batches(columns)` returns them as pyarrow tables."""
 
     split: str
     features: Any
@@ -41,7 +41,7 @@ class _Table:
 
 
 def read(found: Recognized, said: str | None, tell: Tell) -> Source:
-    """The rows of a data set; `said` is the column of their classes.
+    """The rows of a data set; `said`: the column of the classes, if the user named it.
 
     Raises: DataError.
     """
@@ -64,7 +64,7 @@ def _library(found: Recognized) -> ModuleType:
         import datasets
     except ImportError:
         raise DataError(
-            f"{str(found.path)!r} is {found.what}, which the package datasets reads: pip install datasets"
+            f"{str(found.path)!r} is {found.what}, which needs the package datasets: pip install datasets"
         ) from None
     return datasets
 
@@ -113,8 +113,8 @@ def _image_column(features: Any, datasets: ModuleType, where: str) -> str:
         if len(candidates) == 1:
             return candidates[0]
     if not found:
-        raise DataError(f"No column of {where} holds images; it has {', '.join(map(repr, features))}.")
-    raise DataError(f"Several columns of {where} hold images: {', '.join(map(repr, found))}. Call one of them image.")
+        raise DataError(f"No column of {where} has images; its columns are {', '.join(map(repr, features))}.")
+    raise DataError(f"Several columns of {where} have images: {', '.join(map(repr, found))}. Name one of them image.")
 
 
 def _samples(table: _Table, image: str, label: str, source: Path) -> Iterator[Sample]:
@@ -127,7 +127,7 @@ def _samples(table: _Table, image: str, label: str, source: Path) -> Iterator[Sa
 
 
 def _names(feature: Any) -> Callable[[Any], str | None]:
-    """The name of a class by its value; classes that a data set keeps to itself are numbered -1."""
+    """The name of a class by its value; hidden labels are -1 and have none."""
     if not hasattr(feature, "int2str"):
         return label_text
     names = feature.names
@@ -135,11 +135,11 @@ def _names(feature: Any) -> Callable[[Any], str | None]:
 
 
 def _file(value: Any) -> tuple[bytes | None, str]:
-    """The bytes of a cell with the suffix of an image file: they lie in it, or in a file of this machine."""
+    """The image bytes of a cell, or of the local file that it names, with their suffix."""
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if content is None and path and Path(path).is_file():
         content = read_regular(Path(path), LARGEST_FILE)
-        if not _suffix(content):  # the table is a stranger's, and may name any file
+        if not _suffix(content):  # the table is not trusted, and may name any file
             content = None
     if content is None:
         return None, ""
@@ -148,7 +148,7 @@ def _file(value: Any) -> tuple[bytes | None, str]:
 
 
 def _suffix(content: bytes) -> str:
-    """By the content; nothing where it is no image."""
+    """The suffix by the content; empty if it is not an image."""
     try:
         return f".{(images.open_image(content).format or '').lower()}"
     except UnreadableImage:
@@ -162,10 +162,10 @@ def _each(batches: Iterable[Any], source: Path) -> Iterator[Any]:
 
 @contextmanager
 def _reading(source: Path) -> Iterator[None]:
-    """Within, whatever the libraries raise is a DataError: they have no error in common."""
+    """Turns the errors of the libraries, which have no common base class, into DataErrors."""
     try:
         yield
     except (DataError, OSError):
         raise
     except Exception as error:
-        raise DataError(f"The data set {str(source)!r} cannot be read: {reason(error)}. Get it again.") from None
+        raise DataError(f"The data set {str(source)!r} cannot be read: {reason(error)}. Download it again.") from None

@@ -1,7 +1,6 @@
-"""Data sets that torchvision has put on a disk, read by its own classes.
+"""Reading data sets that torchvision has downloaded, with its own classes.
 
-They read their own files. Of those here, only CIFAR's read pickles, and only once the checksum of each file is the
-one that torchvision knows.
+Of these classes only CIFAR's read pickles, and only after checking each file against torchvision's checksum.
 """
 
 import inspect
@@ -30,16 +29,16 @@ def _named(train: str = "train", val: str = "", test: str = "test") -> _Splits:
 
 @dataclass(frozen=True)
 class Known:
-    """A class of torchvision, and what it writes into its root, by which it is known."""
+    """A class of torchvision, and the path below its root by which it is recognised."""
 
     name: str
     mark: str
     splits: _Splits
-    """The arguments that give each split; one without a name where there are none."""
+    """The arguments of each split; the only key is empty if there are no splits."""
     remark: str = ""
-    """What of it is left out."""
+    """A note on what is skipped."""
     files: Callable[[Any], list[Path]] | None = None
-    """Where its image files lie, of a class that tells no other way."""
+    """Its image files, for a class that does not return them otherwise."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -50,8 +49,8 @@ KNOWN = (
     Known("FashionMNIST", "FashionMNIST/raw", _FLAG),
     Known("KMNIST", "KMNIST/raw", _FLAG),
     Known("USPS", "usps.bz2", _FLAG),
-    Known("STL10", "stl10_binary", _named(), "STL10's images without a label are left out."),
-    Known("SVHN", "train_32x32.mat", _named(), "SVHN's split 'extra' is left out."),
+    Known("STL10", "stl10_binary", _named(), "STL10's images without a label are skipped."),
+    Known("SVHN", "train_32x32.mat", _named(), "SVHN's split 'extra' is skipped."),
     Known("Flowers102", "flowers-102", _named(val="val")),
     Known("OxfordIIITPet", "oxford-iiit-pet", _named(train="trainval"), files=lambda data: data._images),
     Known("Food101", "food-101", _named()),
@@ -72,7 +71,7 @@ KNOWN = (
 
 
 def at(path: Path) -> tuple[str, Path] | None:
-    """The name of the data set whose root a path is, or whose folder in its root, and that root."""
+    """The name and the root of the data set if a path is its root, or its folder in the root."""
     for known in KNOWN:
         for root in (path, path.parent):
             if (root / known.mark).exists() and (root == path or path.name == Path(known.mark).parts[0]):
@@ -81,7 +80,7 @@ def at(path: Path) -> tuple[str, Path] | None:
 
 
 def read(name: str, root: Path, tell: Tell) -> Source:
-    """The data set below `root` that torchvision calls so. Nothing is downloaded.
+    """The data set of torchvision with this name below `root`. Nothing is downloaded.
 
     Raises: DataError.
     """
@@ -91,7 +90,9 @@ def read(name: str, root: Path, tell: Tell) -> Source:
     known = next((each for each in marks if (root / each.mark).exists()), None)
     if known is None:
         wanted = " or ".join(repr(each.mark) for each in marks)
-        raise DataError(f"There is no {wanted} in {str(root)!r}. Give the root that {name} was downloaded to.")
+        raise DataError(
+            f"There is no {wanted} in {str(root)!r}. Use the root that {name} was downloaded to: --root DIR"
+        )
     with _torchvision(known, root):
         parts = {split: _open(known, root, arguments) for split, arguments in known.splits.items()}
     if known.remark:
@@ -135,7 +136,7 @@ def _png(image: Any) -> bytes:
 
 @contextmanager
 def _torchvision(known: Known, root: Path) -> Iterator[None]:
-    """Within, whatever torchvision raises is a DataError: for files that are damaged it may be anything."""
+    """Turns torchvision's errors, which are of any kind for damaged files, into DataErrors."""
     try:
         yield
     except Exception as error:
