@@ -134,7 +134,7 @@ def test_the_same_study_goes_on(stripes):
         ({"trails": 5}, "Unknown option 'trails'. Did you mean 'trials'"),
         ({"trials": 0}, "trials=0: Input should be greater than or equal to 1"),
         ({"trials": "many"}, "trials='many': "),
-        ({"budget": "soon"}, "budget='soon': 'soon' is no time, such as 90s, 30m, 1.5h or 1h30m"),
+        ({"budget": "soon"}, "budget='soon': 'soon' is not a duration; allowed are 90s, 30m, 1.5h, 1h30m and the like"),
         ({"metric": "accurancy"}, "metric='accurancy': Input should be 'accuracy'"),
         ({"backbones": ["timm:resnet5"]}, "Did you mean 'timm:resnet50"),
     ],

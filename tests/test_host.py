@@ -231,7 +231,7 @@ def test_a_broken_plugin_ends_a_strict_search_before_it_begins(stripes, tmp_path
 
     host = Host()
     host.add(Broken(), "broken")
-    with pytest.raises(PluginError, match="plugin 'broken' .* ZeroDivisionError: no strategies today. Put it right"):
+    with pytest.raises(PluginError, match="plugin 'broken' .* ZeroDivisionError: no strategies today. Fix it"):
         Search(Settings(data=stripes, strict_plugins=True), host, Silent(), time.monotonic())
     assert not (tmp_path / "studies").exists()
 

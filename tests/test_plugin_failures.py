@@ -202,7 +202,7 @@ def test_what_is_broken_at_loading_is_left_out_with_owner_and_reason(machine):
 
     refused = machine.search("--strict-plugins", "--study", "strict", code=2)
     assert refused.startswith(f"Error: {next(iter(broken))} was left out: ")  # the first by name
-    assert refused.endswith("Put it right, or search without --strict-plugins.\n")
+    assert refused.endswith("Fix it, or search without --strict-plugins.\n")
     assert refused.count("\n") == 1
     assert not (machine.folder / "studies" / "strict").exists()
 
@@ -260,7 +260,7 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     told = machine.search(*strict, "--study", "strict", "--strategies", "linear-probe,raises,looks", code=2)
     assert machine.ends("strict") == ends[:2]  # logged before the search ends
     assert told.splitlines()[-1] == (
-        f"Error: Trial 1 failed: {ends[1][1]}. Put it right, or search without --strict-plugins."
+        f"Error: Trial 1 failed: {ends[1][1]}. Fix it, or search without --strict-plugins."
     )
 
     lost = machine.search("--study", "lost", "--trials", 2, "--strategies", "raises", "--backbones", NETS, code=2)

@@ -13,7 +13,7 @@ Layout = Literal["class folders", "split folders", "manifest"]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a manifest that hold paths and labels; None: known by their names."""
+    """The columns of a manifest that contain paths and labels; None: found by their names."""
 
     path: str | None = None
     label: str | None = None

@@ -1,6 +1,6 @@
-"""What always fails in a search is out of it: a strategy, a backbone or an augmentation.
+"""Which strategies, backbones and augmentations a search no longer draws because all their trials failed.
 
-It is read from Optuna's trials alone, so that whoever carries out a trial comes to the same, whenever it is asked.
+This is computed from Optuna's trials alone, so that every process gets the same answer at any time.
 """
 
 import copy
@@ -16,18 +16,18 @@ from autotl.backbones.catalogue import RANDOM
 from autotl.errors import PluginError
 
 FAILURES = 3
-"""After so many failures without a success something is out."""
+"""After this many failures without a success a plugin is no longer drawn: it is out."""
 KINDS = {"strategy": "strategies", "backbone": "backbones", "augmentation": "augmentations"}
-"""The parameters of a trial that name what may be out, with the kind of plugin that offers it."""
+"""The parameters of a trial whose values may be out, with the kind of plugin that offers each."""
 BLAMED = "blamed"
-"""The user attribute of a failed trial that says by whose fault: one of `KINDS`, with its value."""
+"""The user attribute of a failed trial that names the cause: one of `KINDS`, with its value."""
 
 Out = dict[str, set[str]]
-"""By each of `KINDS` the values that are out."""
+"""The values that are out, by `KINDS`."""
 
 
 def out_of(trials: Iterable[FrozenTrial]) -> Out:
-    """What failed too often in these trials, and never did not."""
+    """What failed in at least `FAILURES` of these trials and succeeded in none."""
     failures: Counter[tuple[str, str]] = Counter()
     sound: set[tuple[str, str]] = set()
     for trial in trials:
@@ -41,15 +41,15 @@ def out_of(trials: Iterable[FrozenTrial]) -> Out:
 
 
 def names(missing: Set[str], params: Mapping[str, Any]) -> bool:
-    """Whether parameters name something that is missing, of backbones by their family."""
+    """Whether parameters name something that is missing; backbones are compared by their family."""
     chosen = [f"{kind} {str(params[name]).partition(':')[0]}" for name, kind in KINDS.items() if name in params]
     return not missing.isdisjoint(chosen)
 
 
 def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str]:
-    """Whose fault a failed trial is: the backbone's or the augmentation's that the error names, else the strategy's.
+    """What made a trial fail: the backbone or augmentation that the error names, else the strategy.
 
-    So it is where that was drawn although it is out, because all of its kind are: the strategy had it drawn.
+    The strategy is also blamed for drawing something that is out, which happens if all of its kind are out.
     """
     params, out = trial.params, out_of(before(trial.study, trial.number))
     what = error.blamed if isinstance(error, PluginError) else ""
@@ -63,26 +63,26 @@ def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str]:
 
 
 def before(study: optuna.Study, number: int) -> list[FrozenTrial]:
-    """The trials that were begun before this one."""
+    """The trials that were started before this one."""
     return [trial for trial in study._get_trials(deepcopy=False, use_cache=True) if trial.number < number]
 
 
 class Without:
-    """A study as the sampler should see it for a trial: as if what is out by then had never been there.
+    """A study as the sampler should see it for a trial: without everything that is out by then.
 
-    A failed trial counts among the worst, which Optuna would not count at all: of a strategy that mostly fails it
-    would hear of the successes alone.
+    Failed trials are shown as pruned without values, so that they rank among the worst. Optuna would ignore them, and
+    would know only the successes of a strategy that mostly fails.
     """
 
     def __init__(self, study: optuna.Study, number: int, missing: Set[str]) -> None:
-        """`missing`: what is out because it is not here, as in `autotl.study.owners.Owners`."""
+        """`missing`: what is out because it is not installed, named as in `autotl.study.owners.Owners`."""
         self._study = study
         self._out = out_of(before(study, number))
         self._missing = missing
         self._whole: dict[str, BaseDistribution] = {}
 
     def narrowed(self, name: str, distribution: BaseDistribution) -> BaseDistribution:
-        """A parameter's distribution without the choices that are out, unless all are."""
+        """A parameter's distribution without the choices that are out; unchanged if all are."""
         if name not in KINDS or not isinstance(distribution, CategoricalDistribution):
             return distribution
         left = [choice for choice in distribution.choices if not self._lacks(name, choice)]

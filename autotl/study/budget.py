@@ -1,4 +1,4 @@
-"""The time that a search may take, from its first second to the tested bundle."""
+"""The time budget of a search, from its first second to the tested bundle."""
 
 import math
 import time
@@ -7,17 +7,17 @@ from collections.abc import Callable
 from autotl.study.watch import Watcher
 
 MARGIN = 1.5
-"""Seconds kept for writing the result down."""
+"""Seconds reserved for writing the result."""
 END_SHARE = 0.3
-"""The largest share of the budget that is kept for what comes after the trials."""
+"""The largest share of the budget that is reserved for what comes after the trials."""
 
 
 class OutOfTime(Exception):
-    """The budget is used up, or the search is over: whatever is under way is left, and what is done counts."""
+    """The budget is used up, or the search is over: the current work is stopped, and finished work counts."""
 
 
 class Budget:
-    """Counts down from `began`, a value of `time.monotonic()`. Without `seconds` there is no end."""
+    """Counts down from `began`, a value of `time.monotonic()`. Without `seconds` there is no limit."""
 
     def __init__(self, seconds: float | None, began: float) -> None:
         self.seconds = math.inf if seconds is None else seconds
@@ -34,32 +34,32 @@ class Budget:
         return time.monotonic() - self._began
 
     def until_the_end(self) -> float:
-        """Seconds until the user is to have the result."""
+        """Seconds until the user should have the result."""
         return max(0.0, self.seconds - self.used)
 
     def left(self) -> float:
-        """Seconds until nothing may be begun or go on."""
+        """Seconds until all work must stop."""
         return self.seconds - self.used - self._margin
 
     def left_to_search(self) -> float:
-        """Seconds until no trial may be begun or go on."""
+        """Seconds until all trials must stop."""
         return self.seconds - self.used - self.kept_for_the_end
 
     def keep(self, seconds: float) -> None:
-        """Keep so many seconds for what comes after the trials, within reason."""
+        """Reserve this many seconds for what comes after the trials, up to `END_SHARE` of the budget."""
         self.kept_for_the_end = min(MARGIN + seconds, END_SHARE * self.seconds)
 
     def keep_at_last(self, seconds: float) -> None:
-        """Keep so many seconds for the last of all, the test."""
+        """Reserve this many seconds for the last step, the test."""
         self._margin = MARGIN + min(seconds, END_SHARE * self.seconds)
 
     def check_search(self) -> None:
-        """Raises: OutOfTime when what is left is kept for the end."""
+        """Raises: OutOfTime if only the time reserved for the end is left."""
         if self.left_to_search() < 0:
             raise OutOfTime
 
     def check(self) -> None:
-        """Raises: OutOfTime when all is used up."""
+        """Raises: OutOfTime if no time is left."""
         if self.left() < 0:
             raise OutOfTime
 

@@ -1,4 +1,4 @@
-"""What a winner is measured against: a linear probe, raw pixels, a training from random weights."""
+"""The controls that a winner is compared with: a linear probe, raw pixels, training from random weights."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from autotl.tracking.probe import ProbeRow
 
 PIXELS = "reference:pixels"
 PROBE_SECONDS = 3.0
-"""What a linear probe takes, about."""
+"""About how long a linear probe takes."""
 
 
 @dataclass(frozen=True)
 class Control:
-    """Something that the winner is measured against; `measured` when its plan was carried out before."""
+    """A plan that the winner is compared with; `measured` if the plan has been run already."""
 
     name: str
     plan: TransferPlan
     measured: dict[str, float] | None
     seconds: float
-    """What its plan takes to carry out, about."""
+    """About how long its plan takes to run."""
 
     @classmethod
     def known(cls, name: str, record: TrialRecord) -> "Control":
@@ -40,7 +40,7 @@ def controls_of(
     inputs: Inputs,
     note: Callable[[str], None],
 ) -> Iterator[Control]:
-    """The controls of a plan that won and took so many seconds; `note` is told which one is missing, and why."""
+    """The controls of a plan that won and took `seconds`; `note` is called with which one is missing, and why."""
     scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
     probes = [record for record in board if select.is_linear_probe(select.plan_of(record))]
     if won.by_gradient and probes:
@@ -56,14 +56,14 @@ def controls_of(
     if scratch:
         yield Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
     elif won.by_gradient:
-        # Rates that suit what is pretrained teach random weights nothing: it would be no fair match.
-        note("Not compared with training from scratch: the study has no trial of that strategy.")
+        # Learning rates for pretrained weights are too low for random ones: the comparison would not be fair.
+        note("The winner is not compared with training from scratch: the study has no trial of that strategy.")
     elif at_random := _at_random(won, catalogue):
         yield Control("the same frozen backbone at random", at_random, None, seconds)
 
 
 def _at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
-    """The same plan on the same network with random weights; None where that would be the plan itself."""
+    """The same plan on the same network with random weights; None if that is the plan itself."""
     network = catalogue.at_random(plan.network, plan.seed)
     if network == plan.network:
         return None
@@ -71,7 +71,7 @@ def _at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
 
 
 def _on_pixels(plan: TransferPlan, catalogue: Catalogue, inputs: Inputs) -> TransferPlan | None:
-    """A linear classifier on raw pixels; None where the reference backbones are not installed."""
+    """A linear classifier on raw pixels; None if the reference backbones are not installed."""
     if "reference" not in catalogue.host.backbones:
         return None
     return _linear_probe(plan, PIXELS, catalogue.info(PIXELS).names[-1], "avg", catalogue, inputs)
@@ -80,7 +80,7 @@ def _on_pixels(plan: TransferPlan, catalogue: Catalogue, inputs: Inputs) -> Tran
 def _linear_probe(
     plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue, inputs: Inputs
 ) -> TransferPlan:
-    """A linear classifier on a frozen backbone, for the data of `plan`, whose classes weigh as they do there."""
+    """A linear classifier on a frozen backbone, with the data and the class weights of `plan`."""
     network = inputs.network(backbone, plan.seed)
     none = catalogue.host.augmentations["none"]
     weights: ClassWeights = "balanced" if _is_balanced(plan) else "none"
@@ -100,5 +100,5 @@ def _linear_probe(
 
 
 def _is_balanced(plan: TransferPlan) -> bool:
-    """Whether a head of it was fitted with each class weighing as much as any other."""
+    """Whether one of its heads was fitted with balanced class weights."""
     return any(phase.options.get("class_weights") == "balanced" for phase in plan.phases)

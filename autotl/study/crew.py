@@ -1,4 +1,4 @@
-"""The search among its workers: it takes in what they did, and takes back what those that died left behind."""
+"""The search and its workers: it collects their finished trials and recovers the trials of workers that died."""
 
 import time
 from contextlib import suppress
@@ -11,11 +11,11 @@ from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED
 
 LOOK = 0.5
-"""Seconds between two looks at what workers do, when there is nothing else to do."""
+"""Seconds between two checks of the workers when there is nothing else to do."""
 
 
 class Crew:
-    """All who carry out trials of a study, seen by the process that holds its lock."""
+    """All processes that run trials of a study, seen by the one that holds its lock."""
 
     def __init__(self, study: SharedStudy, folder: StudyFolder, trials: Trials) -> None:
         self.study, self.folder, self.trials = study, folder, trials
@@ -23,17 +23,17 @@ class Crew:
         self.catch_up()
 
     def run(self, total: int) -> None:
-        """Carry out trials, together with whoever else does, until `total` have ended.
+        """Run trials, together with the workers, until `total` have ended.
 
         Raises: OutOfTime.
         """
         more = True
         while more:
             more = self.trials.carry_out_one(total) or self._wait_for_others(total)
-            self.catch_up()  # also after the last look: a worker may have ended the last trial just before it
+            self.catch_up()  # also after the last check: a worker may have ended the last trial just before it
 
     def catch_up(self) -> None:
-        """Make the study folder and Optuna's storage agree on what has ended by now, and by whom."""
+        """Make the study folder and Optuna's storage agree on which trials have ended, and who ran them."""
         for number, events in self.study.collected(self._has_ended):
             self.folder.log.adopt(number, events)
             self.trials.tell(number)
@@ -42,7 +42,7 @@ class Crew:
             if number in self.trials.passed_over:
                 continue
             if left.who != SEARCH:
-                self.folder.log.begin(number, left.who)  # the attempt that came to nothing
+                self.folder.log.begin(number, left.who)  # the failed attempt
                 if left.place:
                     phase, epoch = left.place
                     self.folder.log.epoch(number, phase, epoch, {})
@@ -51,14 +51,14 @@ class Crew:
                 why = f"its process was killed {record.kills} times {record.killed_at}"
                 self.folder.log.end(number, "failed", reason=why)
                 record = self.folder.log.read(number)
-            if record.state in ENDED:  # logged, and killed before Optuna was told
-                with suppress(TakenAway):  # its process was alive, after all
+            if record.state in ENDED:  # logged, but killed before it was reported to Optuna
+                with suppress(TakenAway):  # its process is still alive
                     self.study.tell(number, record.state, record.value)
             else:
                 self.study.give_back(number)
 
     def let_go(self) -> None:
-        """Let the trials that there was no time for wait for the next run."""
+        """Release the trials that there was no time for, so that the next run can claim them."""
         for number in self.trials.passed_over:
             self.study.give_back(number)
 
@@ -68,7 +68,7 @@ class Crew:
         return number in self._ended
 
     def _wait_for_others(self, total: int) -> bool:
-        """Whether there is anyone to wait for; waits a little."""
+        """Wait a little if a worker is running a trial; whether one is."""
         going_on = self.study.trials(TrialState.RUNNING, TrialState.WAITING)
         if not any(trial.number < total and trial.number not in self.trials.passed_over for trial in going_on):
             return False

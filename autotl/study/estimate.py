@@ -1,4 +1,4 @@
-"""How long things will take, from short measurements and from what trials took."""
+"""Estimates of how long work takes, from short measurements and from finished trials."""
 
 import math
 import statistics
@@ -21,24 +21,24 @@ from autotl.study.watch import Estimate
 from autotl.tracking.log import TrialRecord
 
 HEAD_IMAGES = {"cpu": 128, "cuda": 8192}
-"""On how many images a head is timed: a GPU takes hardly longer for many than for few."""
+"""On how many images a head is timed; a GPU takes hardly longer for many than for few."""
 RECENT = 5
-"""So many of the last trials say how fast a backbone is trained, or a head fitted: the machine may be busy at times."""
+"""How many of the last trials are used to estimate speed, because the machine may be busy at times."""
 BACKWARD = 3
-"""Forward and backward together take about so many times the operations of forward alone."""
+"""The operations of forward and backward together, relative to forward alone, approximately."""
 
 
 def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
     """What a study of these backbones will spend its time on."""
     features = 0.0
     for network in networks:
-        with suppress(PluginError):  # which is said when its features are computed
+        with suppress(PluginError):  # which is reported when its features are computed
             features += pass_seconds(network, bench)
     return Estimate(features, linear_probe=_head_seconds(networks, bench))
 
 
 def pass_seconds(network: Network, bench: Bench) -> float:
-    """Seconds to put every image through a backbone, from one batch; 0 when they are stored."""
+    """Seconds to put every image through a backbone, estimated from one batch; 0 if all features are stored."""
     missing = bench.features.missing(network, bench.shas(*SPLITS))
     if not missing:
         return 0.0
@@ -47,7 +47,7 @@ def pass_seconds(network: Network, bench: Bench) -> float:
     batch = batch_size(input, bench.device)
     images = torch.zeros(batch, 3, input.size, input.size, dtype=torch.uint8)
     seconds = []
-    for _ in range(2):  # the first pays for what is loaded and allocated once
+    for _ in range(2):  # the first run includes one-time loading and allocation
         began = time.perf_counter()
         extract(images)
         seconds.append(time.perf_counter() - began)
@@ -55,7 +55,7 @@ def pass_seconds(network: Network, bench: Bench) -> float:
 
 
 def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
-    """Seconds for one head along six penalties, on blurred classes in features of a typical width."""
+    """Seconds to fit one head for all penalties, on overlapping classes in features of a typical width."""
     infos = [bench.catalogue.info(network.backbone) for network in networks]
     widths = sorted(stage.channels for info in infos for stage in info.stages)
     device, everything = bench.device, len(bench.shas("train"))
@@ -65,7 +65,7 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
     labels = torch.arange(images) % classes
     features = torch.randn(classes, width, generator=draw)[labels] + torch.randn(images, width, generator=draw)
     seconds = []
-    for _ in range(2):  # as for the features, the first pays for what is loaded once
+    for _ in range(2):  # as for the features, the first run includes one-time loading
         began = time.perf_counter()
         logistic_path(features.to(device), labels.to(device), classes, PENALTIES)
         seconds.append(time.perf_counter() - began)
@@ -73,17 +73,17 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
 
 
 class Pace:
-    """How long plans take: by the recent trials on their backbone, before the first of them by a few steps."""
+    """How long plans take, from recent trials on their backbone or, before the first one, from a few steps."""
 
     def __init__(self, bench: Bench, image_seconds: Callable[[str], float]) -> None:
-        """`image_seconds(backbone)`: for one image forward and backward through the whole network."""
+        """`image_seconds(backbone)`: seconds for one image forward and backward through the whole network."""
         self._bench = bench
         self._image_seconds = image_seconds
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
-        """Seconds for each unit of work, by backbone, and by method for heads."""
+        """Seconds per unit of work, by backbone; by method for heads."""
 
     def learn(self, record: TrialRecord) -> None:
-        """Take note of what a trial took."""
+        """Record how long a trial took."""
         plan = record.plan
         if plan is None or plan.data.fingerprint != self._bench.dataset.fingerprint:
             return
@@ -101,7 +101,7 @@ class Pace:
         return BACKWARD * info.flops(info.names[-1]) * len(self._bench.shas("train")) * self._unit(backbone)
 
     def seconds(self, plan: TransferPlan) -> float:
-        """Seconds to carry out a plan with all its epochs; of a head as long as no trial has fitted one like it: 0."""
+        """Seconds to run a plan with all its epochs; heads count as 0 until a trial has fitted one by their method."""
         bench, heads = self._bench, [phase for phase in plan.phases if not phase.by_gradient]
         total = sum(statistics.median(self._taken.get(phase.method, (0.0,))) * self._head(plan) for phase in heads)
         if plan.by_gradient:
@@ -113,7 +113,7 @@ class Pace:
         return total
 
     def _unit(self, backbone: str) -> float:
-        """Seconds for each floating-point operation of a training."""
+        """Seconds per floating-point operation of training."""
         name = _trained(backbone)
         if name in self._taken:
             return statistics.median(self._taken[name])
@@ -121,20 +121,20 @@ class Pace:
         return self._image_seconds(name) / max(1, BACKWARD * info.flops(info.names[-1]))
 
     def _epoch(self, plan: TransferPlan, phase: Phase) -> float:
-        """Operations of one epoch: each image forward and backward, and what judges it forward."""
+        """Operations of one epoch: train images forward and backward, and evaluation images forward."""
         frozen, trained = self._stages(plan, phase)
         fresh = plan.augmentation.name != "none" and not phase.options.get("views")
         each = BACKWARD * trained + fresh * frozen
         return len(self._bench.shas(*plan.train_on)) * each + self._judging(plan) * trained
 
     def _once(self, plan: TransferPlan, phase: Phase) -> float:
-        """Operations for what frozen stages give, in each view of an image."""
+        """Operations to compute the outputs of the frozen stages, for each view of an image."""
         frozen, _ = self._stages(plan, phase)
         views = min(phase.epochs, phase.options.get("views") or 1)
         return frozen * (len(self._bench.shas(*plan.train_on)) * views + self._judging(plan))
 
     def _stages(self, plan: TransferPlan, phase: Phase) -> tuple[int, int]:
-        """Operations for an image in the frozen stages, and in the others with the head."""
+        """Operations per image in the frozen stages, and in the other stages with the head."""
         info = self._bench.catalogue.info(plan.backbone, plan.input)
         frozen = info.flops(phase.frozen) if phase.frozen else 0
         head = 2 * info.stage(plan.cut).channels * len(self._bench.dataset.classes)
@@ -144,12 +144,12 @@ class Pace:
         return len(self._bench.shas(*self._bench.judges(plan)[:1]))
 
     def _head(self, plan: TransferPlan) -> float:
-        """What the time to fit a head grows with: images, features and classes."""
+        """The work of fitting a head: images × features × classes."""
         info = self._bench.catalogue.info(plan.backbone, plan.input)
         width = sum(info.stage(name).channels for name in (*plan.head.taps, plan.cut))
         return len(self._bench.shas("train", "early_stop")) * width * len(self._bench.dataset.classes)
 
 
 def _trained(backbone: str) -> str:
-    """Random weights are trained as fast as others."""
+    """The name without `@random`: random weights take as long to train as others."""
     return backbone.removesuffix(RANDOM)

@@ -1,4 +1,4 @@
-"""The end of a search: the best plans run again, the winner and its controls, the sealed test, the bundle."""
+"""The end of a search: reruns of the best plans, refit of the winner, controls, the test, the bundle."""
 
 import json
 import time
@@ -32,15 +32,15 @@ from autotl.tracking.probe import read_probe
 from autotl.tracking.result import Best, Comparison, OfClass, Result, Run, Test
 
 BEST = 3
-"""So many of the best plans are run again with fresh seeds."""
+"""How many of the best plans are rerun with new seeds."""
 ENDING = {"refit", "reruns", "compare"}
-"""The settings that what comes after the trials depends on."""
+"""The settings that the steps after the trials depend on."""
 
 
 def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watcher, budget: Budget) -> Result:
-    """The result of the trials so far; the one on disk where it was made from the same.
+    """The result of the trials so far; the stored result if nothing has changed since.
 
-    Raises: StudyError when no trial succeeded on these images.
+    Raises: StudyError if no trial succeeded on these images.
     """
     records = list(folder.log.records())
     known = results.load(folder)
@@ -94,7 +94,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
 
 
 def seconds_needed(board: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
-    """What will be done after the trials, as far as it is known by now."""
+    """Seconds that reruns, refit and comparisons will take, estimated from the trials so far."""
     again = [_seconds(record) for record in board[:BEST] if select.depends_on_seed(select.plan_of(record))]
     last = bench.refit_factor * max(map(_seconds, board[:BEST]), default=0.0)
     probe = (1 + bench.refit_factor) * PROBE_SECONDS
@@ -102,7 +102,7 @@ def seconds_needed(board: Sequence[TrialRecord], settings: Settings, bench: Benc
 
 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:
-    """A hash of all that a result depends on."""
+    """A hash of everything that a result depends on."""
     trials = [[record.number, record.state, record.plan.hash if record.plan else None] for record in records]
     return digest({"trials": trials, "fingerprint": dataset.fingerprint, **settings.model_dump(include=ENDING)})
 
@@ -113,19 +113,19 @@ def _board(records: Sequence[TrialRecord], study: str, dataset: Dataset) -> list
         return board
     if earlier := sum(record.state == "complete" for record in records):
         raise StudyError(
-            f"The images have changed: the {earlier} complete trials of study '{study}' were on others than these. "
-            f"Search these with --trials {len(records) + 1} or more, or put back what was there."
+            f"The images have changed: the {earlier} complete trials of study '{study}' used other images. "
+            f"Search the new images with --trials {len(records) + 1} or more, or restore the old ones."
         )
     reasons = sorted({record.reason for record in records if record.reason})
     raise StudyError(
         f"No trial of study '{study}' succeeded on these images"
-        + (f": {'; '.join(reasons[:3])}" if reasons else "; raise --trials or --budget.")
+        + (f": {'; '.join(reasons[:3])}" if reasons else ". Use more --trials or a larger --budget.")
     )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A plan that was carried out with one seed."""
+    """A plan that was run with one seed."""
 
     plan: TransferPlan
     value: float
@@ -134,7 +134,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Contender:
-    """One of the best plans: its trial, and all runs of it, the trial's own first."""
+    """One of the best plans with its trial and all its runs, the trial's own first."""
 
     record: TrialRecord
     runs: tuple[_Run, ...]
@@ -145,16 +145,16 @@ class _Contender:
 
     @property
     def median(self) -> _Run:
-        """The run in the middle; of two the lower one."""
+        """The median run; the lower of two."""
         return sorted(self.runs, key=lambda run: run.value)[(len(self.runs) - 1) // 2]
 
 
 class _Failed(Exception):
-    """A training after the trials broke down; the message says why."""
+    """A training after the trials failed; the message is the reason."""
 
 
 class _Deadline(Nobody):
-    """Ends a training with the budget."""
+    """Ends a training when the budget is used up."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -164,7 +164,7 @@ class _Deadline(Nobody):
 
 
 class _End:
-    """What is done after the trials. What there is no time for is left out, and said."""
+    """The steps after the trials. Those that there is no time for are skipped and reported."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class _End:
         budget: Budget,
         before: Result | None,
     ) -> None:
-        """`before`: the result that an earlier run of the study left."""
+        """`before`: the result of an earlier run of the study."""
         self.folder, self.settings, self.bench = folder, settings, bench
         self.watcher, self.budget = watcher, budget
         self.left_out: list[str] = []
@@ -183,7 +183,7 @@ class _End:
         self._known = _reruns(folder)
 
     def contenders(self, best: Sequence[TrialRecord]) -> list[_Contender]:
-        """The best plans, by their means over seeds; without those that break down with another seed."""
+        """The best plans by their mean over seeds, without those that fail with another seed."""
         contenders = [_Contender(record, (self._own_run(record),)) for record in best]
         again = [_seconds(record) for record in best if select.depends_on_seed(select.plan_of(record))]
         turns = self.settings.reruns if again and len(best) > 1 else 0
@@ -200,11 +200,11 @@ class _End:
                         contenders.remove(contender)
                 contenders = ran
         except OutOfTime:
-            self.left_out.append(f"{turns - turn + 1} of {turns} runs of the best plans with fresh seeds: no time")
+            self.left_out.append(f"{turns - turn + 1} of {turns} reruns of the best plans with new seeds: no time")
         return sorted(contenders, key=lambda contender: -contender.mean)
 
     def _keep_for_the_test(self, best: Sequence[TrialRecord]) -> None:
-        """The bundle and its controls will each look at the test images, as a trial looks at `val`."""
+        """Reserve time to evaluate the bundle and its controls on the test images."""
         looks = 4 if self.settings.compare else 1
         share = len(self.bench.shas("test")) / len(self.bench.shas("val"))
         self.budget.keep_at_last(looks * share * max(record.metrics.get("val.seconds", 0.0) for record in best))
@@ -214,7 +214,7 @@ class _End:
         return _Run(select.plan_of(record), record.value, record.metrics)
 
     def _run_again(self, contender: _Contender, turn: int) -> _Contender | None:
-        """One run more, where another seed can give another result; None where it breaks down."""
+        """The contender with one more run, if another seed can change the result; None if the run fails."""
         plan = select.plan_of(contender.record)
         if not select.depends_on_seed(plan):
             return contender
@@ -224,7 +224,7 @@ class _End:
             try:
                 self._known[plan.hash] = self._fit(plan, task).metrics
             except _Failed as failed:
-                self.left_out.append(f"trial {contender.record.number}, which fails with seed {plan.seed}: {failed}")
+                self.left_out.append(f"trial {contender.record.number}, which failed with seed {plan.seed}: {failed}")
                 return None
             event = {"time": time.time(), "trial": contender.record.number, "plan": plan.hash}
             event |= {"metrics": self._known[plan.hash], "carried_out": plan.model_dump(mode="json")}
@@ -234,9 +234,9 @@ class _End:
         return _Contender(contender.record, (*contender.runs, run))
 
     def train(self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]) -> tuple[_Contender, TransferPlan]:
-        """Leave the winner as the bundle, trained on all images but the sealed ones if so wished.
+        """Save the winner as the bundle, with `refit` trained on all images except the test images.
 
-        Without the time for it, the bundle that lies there remains: the best trial's, or that of an earlier run.
+        Without time for it, the existing bundle is kept: that of the best trial, or of an earlier run.
         """
         there = bundle.plan_of(self.folder.bundle)
         in_time = True
@@ -247,34 +247,36 @@ class _End:
             try:
                 if self.budget.left() < self._seconds_again(final, run):
                     raise OutOfTime
-                fitted = self._fit(final, f"the winner, trial {winner.record.number}, on all images")
+                fitted = self._fit(final, f"refit of the winner, trial {winner.record.number}")
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
             except OutOfTime:
                 in_time = False
                 break
             except _Failed as failed:
-                self.left_out.append(f"trial {winner.record.number}, which fails on all images: {failed}")
+                self.left_out.append(f"trial {winner.record.number}, whose refit failed: {failed}")
             else:
                 return winner, final
         best = contenders[0].record.number if contenders else board[0].number
         for winner, final in self._all_that_may_lie_there(contenders, board):
             if there == final:
                 self.left_out.append(
-                    f"training the winner, trial {best}, on all images: the bundle is that of trial "
-                    f"{winner.record.number}"
+                    f"the refit of the winner, trial {best}: the bundle is that of trial {winner.record.number}"
                 )
                 return winner, final
         if in_time:
-            raise StudyError(f"None of the best plans can be carried out again: {'; '.join(self.left_out)}.")
-        raise StudyError("The budget ended before the winner could be trained. Say the same again with a larger one.")
+            raise StudyError(f"None of the best plans could be trained again: {'; '.join(self.left_out)}.")
+        raise StudyError(
+            "The budget ended before the winner could be trained. Finished trials are saved; run the same command "
+            "again with a larger --budget."
+        )
 
     def _final(self, winner: _Contender) -> TransferPlan:
-        """The plan that a winner is trained by at last."""
+        """The plan that the winner's bundle is trained by."""
         run = winner.median
         return on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
 
     def _seconds_again(self, final: TransferPlan, run: _Run) -> float:
-        """What the winner's last training will take, about: on more images, and no further than its best epochs."""
+        """About how long the winner's refit takes: on more images, but only up to its best epochs."""
         images = self.bench.refit_factor if self.settings.refit else 1.0
         epochs, ran = 0, 0
         for number, (phase, last) in enumerate(zip(run.plan.phases, final.phases, strict=True), 1):
@@ -286,7 +288,7 @@ class _End:
     def _all_that_may_lie_there(
         self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]
     ) -> Iterator[tuple[_Contender, TransferPlan]]:
-        """Whose bundle may lie there, with the plan that it was then made by."""
+        """The contenders that the existing bundle may belong to, with the plans that would have made it."""
         for contender in contenders:
             yield contender, self._final(contender)
         for record in board:
@@ -296,9 +298,9 @@ class _End:
                 yield contender, self._before.final
 
     def _fit(self, plan: TransferPlan, task: str) -> Fitted:
-        """Carry out a plan after the trials.
+        """Train a plan after the trials.
 
-        Raises: OutOfTime; _Failed with the reason where the training breaks down.
+        Raises: OutOfTime; _Failed with the reason if the training fails.
         """
         self.watcher.progress(task, 0, 1)
         try:
@@ -310,11 +312,11 @@ class _End:
                 self.settings.tolerate(f"{task}: {error}")
             raise _Failed(one_line(error, 200)) from error
         self.watcher.progress(task, 1, 1)
-        fitted.model.observer = Nobody()  # its look at the test images is what time has been kept for
+        fitted.model.observer = Nobody()  # time is reserved for its predictions on the test images
         return fitted
 
     def controls(self, winner: _Contender, board: Sequence[TrialRecord]) -> Iterator[Control]:
-        """What the winner is measured against."""
+        """The controls that the winner is compared with."""
         catalogue, note = self.bench.catalogue, self.watcher.note
         rows = [row for row in read_probe(self.folder) if row.backbone.partition(":")[0] in catalogue.host.backbones]
         run = winner.median
@@ -322,17 +324,17 @@ class _End:
         return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, inputs, note)
 
     def carried_out(self, controls: Iterable[Control], *, on_all: bool) -> Iterator[tuple[str, Fitted]]:
-        """Controls by name, trained as the winner was: on all images but the sealed ones, or not."""
+        """Controls by name, trained as the winner was: refit with `on_all`."""
         for control in controls:
             try:
                 yield control.name, self._carry_out(control, on_all)
             except OutOfTime:
                 self.left_out.append(f"the comparison with {control.name}: no time")
             except _Failed as failed:
-                self.left_out.append(f"the comparison with {control.name}, which fails: {failed}")
+                self.left_out.append(f"the comparison with {control.name}, which failed: {failed}")
 
     def _carry_out(self, control: Control, on_all: bool) -> Fitted:
-        """Raises: OutOfTime, at once where it is plain that the time will not do."""
+        """Raises: OutOfTime, before training if the estimate exceeds the time left."""
         plan, measured = control.plan, control.measured
         itself = 0.0 if on_all and measured else control.seconds
         again = self.bench.refit_factor * control.seconds if on_all else 0.0
@@ -341,12 +343,12 @@ class _End:
         if not on_all:
             return self._fit(plan, control.name)
         measured = measured or self._fit(plan, control.name).metrics
-        return self._fit(on_all_images(plan, measured, self.bench), f"{control.name}, on all images")
+        return self._fit(on_all_images(plan, measured, self.bench), f"refit of {control.name}")
 
     def judge(
         self, final: TransferPlan, controls: Sequence[tuple[str, Fitted]], trials: int
     ) -> tuple[Test, dict[str, Comparison]]:
-        """Open the sealed test, once, for the bundle and the controls together."""
+        """Open the sealed test split, once, for the bundle and the controls together."""
         guessed = self._guesses()
         guesses = {name: control.logits("test").argmax(1) for name, control in controls}
         dataset, metric = self.bench.dataset, self.settings.metric
@@ -369,7 +371,7 @@ class _End:
         return test, comparisons
 
     def _guesses(self) -> np.ndarray:
-        """What the bundle, as it lies on disk, says of the test images: [N] class numbers."""
+        """The predictions of the saved bundle for the test images: [N] class numbers."""
         loaded = bundle.load(self.folder.bundle, self.bench.catalogue).to(self.bench.device)
         self.bench.decode(loaded.plan.input)
         pixels, shas = self.bench.features.pixels, self.bench.shas("test")
@@ -381,7 +383,7 @@ class _End:
 
 
 def _reruns(folder: StudyFolder) -> dict[str, dict[str, float]]:
-    """What was measured in runs with fresh seeds, by the hash of the plan."""
+    """The metrics of reruns with new seeds, by the hash of the plan."""
     return {event["plan"]: event["metrics"] for event in read_lines(folder.reruns, Rerun.model_validate)}
 
 

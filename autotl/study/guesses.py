@@ -1,4 +1,4 @@
-"""What is tried before the sampler chooses: linear probes at the best cuts, and the first guess of each strategy."""
+"""The trials before the sampler starts: linear probes at the best cuts, and the first guess of each strategy."""
 
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -13,16 +13,16 @@ from autotl.study.space import pooling_name, share_of
 from autotl.tracking.probe import ProbeRow
 
 PROBES = 5
-"""How many of the probe's best cuts, each of another backbone, get a linear probe."""
+"""How many backbones get a linear probe at their best cut."""
 EPOCHS = 20
-"""Epochs of the whole network that a first guess takes, about."""
+"""About how many epochs of the whole network a first guess takes."""
 
 Guess = dict[str, object]
 """Parameters of a trial."""
 
 
 class Guesses:
-    """The trials of a study whose parameters are known from what the probe saw."""
+    """The trials of a study whose parameters follow from the probe."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Guesses:
         *,
         metric: str,
     ) -> None:
-        """`leave_out` is told of a first guess that cannot be tried, or not as it stands."""
+        """`leave_out` is called with the error of a first guess that cannot be tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
         self._strategies, self._augmentations = strategies, augmentations
         self._leave_out = leave_out
@@ -47,7 +47,7 @@ class Guesses:
         return [{"strategy": "linear-probe", **self._place(row)} for row in select.best_cuts(rows)[:PROBES]]
 
     def before_sampling(self, rows: Sequence[ProbeRow], trained: ProbeRow) -> list[Guess]:
-        """Linear probes on all backbones but the first, and then the first guess of each strategy at `trained`."""
+        """Linear probes on all backbones except the first, then the first guess of each strategy at `trained`."""
         place = self._place(trained)
         others = [guess for guess in self.linear_probes(rows) if guess["backbone"] != rows[0].backbone]
         backbones = {row.backbone for row in rows}
@@ -55,18 +55,18 @@ class Guesses:
         return others + firsts
 
     def _first(self, entry: Entry, place: Guess, backbones: Container[object]) -> Guess | None:
-        """What a strategy wants to be tried first, at a place unless it names another on one of these backbones."""
+        """The first guess of a strategy: at `place`, unless it names another one on one of these backbones."""
         try:
             with entry.owner.answers_for(f"Strategy '{entry.name}'", "has a first guess that cannot be tried"):
                 first = getattr(entry.item, "first_guess", None)
                 if first is None:
                     return None
                 guess: Guess = {"strategy": entry.name, **place, **first}
-                json.dumps(guess)  # which the storage will do
+                json.dumps(guess)  # as the storage will do
         except PluginError as error:
             self._leave_out(error)
             return None
-        # What the study does not have gives way; what nobody has is a slip of its author.
+        # What the study does not use is replaced; what is not installed at all is the author's mistake.
         if guess["backbone"] not in backbones:
             self._require_known(entry, lambda: self._catalogue.card(str(guess["backbone"])))
             guess |= place
@@ -76,11 +76,11 @@ class Guesses:
         return guess
 
     def _require_known(self, entry: Entry, look_up: Callable[[], object]) -> None:
-        """Tell of a first guess that names what is not installed."""
+        """Report a first guess that names something that is not installed."""
         try:
             look_up()
         except PluginError as error:
-            how = f"has a first guess that is tried without what it names: {error}"
+            how = f"has a first guess that names something unknown, and is tried without it: {error}"
             self._leave_out(entry.owner.fault(f"Strategy '{entry.name}'", how))
 
     def _place(self, row: ProbeRow) -> Guess:
@@ -96,9 +96,9 @@ class Guesses:
 
 
 def affordable(best: Sequence[ProbeRow], epoch_seconds: Callable[[str], float], seconds: float) -> ProbeRow:
-    """The first of these cuts on whose backbone a first guess takes no more than `seconds`; else the cheapest one.
+    """The first of these cuts whose backbone trains a first guess within `seconds`; else the cheapest one.
 
-    `epoch_seconds(backbone)`: for an epoch of the whole network; asked for no more of them than needed.
+    `epoch_seconds(backbone)`: seconds for an epoch of the whole network; called only as often as needed.
     """
     needed: list[float] = []
     for row in best:

@@ -1,4 +1,4 @@
-"""How the images of a study are prepared: decided here alone, from a backbone's card and the shapes of the images."""
+"""How the images of a study are prepared, from a backbone's card and the shapes of the images."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,11 +7,10 @@ from autotl.contracts import Shapes
 from autotl.plan import BITS, Input, Mode, Network
 
 MUCH = 0.35
-"""The share of the median image that may be cut away before there is a choice of modes: it is 0.25 of photos of 4:3,
-0.33 of 3:2, 0.44 of 16:9, 0.67 of 3:1."""
+"""The modes are searched if a crop cuts away more than this share of the median image. It is 0.25 for photos of 4:3,
+0.33 for 3:2, 0.44 for 16:9, 0.67 for 3:1."""
 WHOLE: Mode = "squash"
-"""How the whole image is seen for a backbone that was trained on crops, before anything is drawn: unlike padding it
-leaves nothing of the input unused."""
+"""The first mode that shows the whole image to a backbone trained on crops; unlike padding it uses the whole input."""
 
 
 class Inputs:
@@ -22,19 +21,19 @@ class Inputs:
 
     @property
     def searched(self) -> bool:
-        """Whether the shapes call for a choice of the mode."""
+        """Whether the search tries several modes."""
         return self._shapes.cut_away > MUCH
 
     def first(self, name: str) -> Input:
-        """How the probe, the first guesses and the controls see the images."""
+        """The input that the probe, the first guesses and the controls use."""
         return self.sizes(name, self._first_mode(name))[0]
 
     def firsts(self, names: Iterable[str]) -> list[Input]:
-        """Each of their `first` inputs once."""
+        """Their `first` inputs without duplicates."""
         return list(dict.fromkeys(map(self.first, names)))
 
     def network(self, name: str, seed: int) -> Network:
-        """A backbone with its weights at its `first` input."""
+        """A backbone with its weights and its `first` input."""
         return self._catalogue.network(name, seed, self.first(name))
 
     def guess(self, name: str) -> dict[str, object]:
@@ -42,9 +41,9 @@ class Inputs:
         return {"input_size": 0.0, **({"input_mode": self._first_mode(name)} if self.searched else {})}
 
     def sizes(self, name: str, mode: Mode) -> list[Input]:
-        """Every size in a mode, the backbone's own first; where none is searched, the mode is the backbone's own."""
+        """Every size in a mode, the backbone's own first; if modes are not searched, in the backbone's own mode."""
         own, *others = self._catalogue.inputs(name)
-        # Beyond the size of the images themselves there is nothing more to see: of whole ones that is the long side.
+        # Inputs larger than the images show nothing more; for whole images their long side counts.
         shorter = self._shapes.image_size
         seen = shorter / (1 - self._shapes.cut_away) if self.searched and mode != "crop" else shorter
         options = [own, *(input for input in others if own.size < input.size <= seen)]
@@ -55,8 +54,8 @@ class Inputs:
         """What a user should know of how images are prepared."""
         if self.searched:
             yield (
-                f"A crop would cut away {self._shapes.cut_away:.0%} of an image. So the whole image is used at first, "
-                "and the search tries crop, squash and pad."
+                f"A crop would cut away {self._shapes.cut_away:.0%} of an image. The first trials use the whole "
+                "image, and the search tries crop, squash and pad."
             )
         if self._shapes.bits < BITS:
             yield (

@@ -1,4 +1,4 @@
-"""What is wrong with the machine and not with a trial: disk, images, database, memory, the user's Ctrl-C."""
+"""Errors of the machine rather than of a trial: disk, images, database, memory, the user's Ctrl-C."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ MACHINE = (KeyboardInterrupt, OutOfTime, OSError, DataError, StoreError, torch.A
 
 
 def of_the_machine(error: BaseException) -> bool:
-    """Whether an error ends the search and not the trial alone: it would end every other trial, too."""
+    """Whether an error ends the search and not only the trial, because every other trial would fail as well."""
     return isinstance(error, MACHINE) or out_of_memory(error)
 
 
 @contextmanager
 def one_line_each(study: str) -> Iterator[None]:
-    """What a user can put right, such as a full disk, becomes an error in one line.
+    """Turns an error that the user can fix, such as a full disk, into one line.
 
     Raises: StudyError.
     """
@@ -31,18 +31,22 @@ def one_line_each(study: str) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise StudyError(
-            f"{error.strerror or error}{where}. What was done is kept; put this right and say the same again."
+            f"{error.strerror or error}{where}. Finished trials are saved. Fix this and run the same command again."
         ) from error
     except torch.AcceleratorError as error:
         raise StudyError(
-            f"The device fails: {one_line(error, 200)}. What was done is kept; say the same again in a new process."
+            f"The device failed: {one_line(error, 200)}. Finished trials are saved. Run the same command again in a "
+            "new process."
         ) from error
     except (MemoryError, RuntimeError) as error:
         if not (out_of_memory(error) or isinstance(error, torch.OutOfMemoryError)):
             raise
-        raise StudyError("The memory did not do. What was done is kept; leave out the largest backbones.") from None
+        raise StudyError(
+            "Out of memory. Finished trials are saved. Free some memory and run the same command again, or start "
+            "another study without the largest backbones: --study NAME --backbones …"
+        ) from None
     except STORAGE as error:
         raise StudyError(
-            f"Optuna's storage of study '{study}' fails: {one_line(error.__cause__ or error, 200)}. "
-            "What was done is kept; put this right and say the same again."
+            f"Optuna's storage of study '{study}' failed: {one_line(error.__cause__ or error, 200)}. "
+            "Finished trials are saved. Fix this and run the same command again."
         ) from error

@@ -1,4 +1,4 @@
-"""Which plugins a study depends on: noted when it is begun, required where its trials used them."""
+"""Which plugins a study depends on: recorded at its start, required if its trials used them."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -9,7 +9,7 @@ from autotl.registry import Entry, Owner, to_install
 from autotl.tracking.log import TrialRecord
 
 Owners = dict[str, dict[str, str]]
-"""By kind and name, as in `strategies fine-tune`: the distribution that provides it, with its version."""
+"""The distribution that provides a plugin, with its version, by kind and name such as `strategies fine-tune`."""
 OF_AUTOTL = ("autotl", "optuna", "torch")
 """The libraries that the numbers of every study depend on."""
 
@@ -20,7 +20,7 @@ def owners_of(
     strategies: Mapping[str, Entry],
     augmentations: Mapping[str, Entry],
 ) -> Owners:
-    """Who provides what a study may use; of methods those that come with its strategies."""
+    """The owners of all plugins that a study may use; methods only if they come with one of its strategies."""
     families = {name.partition(":")[0]: catalogue.owner(name) for name in backbones}
     owners = {f"backbones {name}": owner for name, owner in families.items()}
     owners |= {f"strategies {name}": entry.owner for name, entry in strategies.items()}
@@ -32,7 +32,7 @@ def owners_of(
 
 
 def used_by(records: Iterable[TrialRecord]) -> tuple[set[str], set[str]]:
-    """What trials of a study have really used, as in `Owners`; and the libraries that their numbers depend on."""
+    """The plugins that trials of a study used, named as in `Owners`, and the libraries their numbers depend on."""
     used, libraries = set[str](), set(OF_AUTOTL)
     for record in records:
         if plan := record.plan:
@@ -43,9 +43,9 @@ def used_by(records: Iterable[TrialRecord]) -> tuple[set[str], set[str]]:
 
 
 def missing(host: Host, owners: Owners, needed: Collection[str], say: Callable[[str], None]) -> frozenset[str]:
-    """What a study may use and is not here; the search goes on without it, and without a word on what is `needed`.
+    """The plugins of a study that are not installed and that the search continues without.
 
-    Raises: StudyError, with what to install, where something is needed that is not here or of another version.
+    Raises: StudyError, with what to install, if one that is `needed` is missing or has another version.
     """
     lacking = set()
     for what, owner in owners.items():
@@ -54,38 +54,38 @@ def missing(host: Host, owners: Owners, needed: Collection[str], say: Callable[[
             continue
         if what in needed:
             raise StudyError(
-                f"The study uses {_words(what, owner)}, which is {_state(here)}. Install that version"
-                f"{to_install(owner)}, see autotl doctor, or start another study: --study NAME"
+                f"The study uses {_words(what, owner)}, {_state(here)}. Install the study's version"
+                f"{to_install(owner)}, run autotl doctor, or start another study: --study NAME"
             )
         if here:
-            say(f"{_words(what, owner)}, which no trial has used, is {_state(here)}.")
+            say(f"The study was started with {_words(what, owner)}, {_state(here)}. No trial has used it yet.")
         else:
             lacking.add(what)
-            say(f"Warning: the search goes on without {_words(what, owner)}, which is {_state(here)}.")
+            say(f"Warning: the search continues without {_words(what, owner)}, {_state(here)}.")
     return frozenset(lacking)
 
 
 def absent(what: str, owner: Mapping[str, str]) -> Entry:
-    """An entry in the place of one that is not here: Optuna wants the same choices throughout a study."""
+    """An entry in place of a missing one: Optuna needs the same choices throughout a study."""
     ((distribution, version),) = owner.items()
 
     def load() -> None:
-        raise PluginError(f"{_words(what, owner)} is not here.")
+        raise PluginError(f"{_words(what, owner)} is not installed.")
 
     return Entry(what.partition(" ")[2], "", Owner("", distribution, version, ""), load)
 
 
 def require_same(theirs: Owners, ours: Owners, lacking: Collection[str]) -> None:
-    """Raises: StudyError where a search has something from another distribution, or another version of it.
+    """Raises: StudyError if a plugin of the search is from another distribution or version here.
 
-    `lacking`: what the search itself goes on without.
+    `lacking`: what the search itself continues without.
     """
     for what, owner in theirs.items():
         here = ours.get(what, {})
         if here != owner and what not in lacking:
             raise StudyError(
-                f"The search has {_words(what, owner)}, which is {_state(here)}. "
-                f"Install that version{to_install(owner)}."
+                f"The search uses {_words(what, owner)}, {_state(here)}. "
+                f"Install the search's version{to_install(owner)}."
             )
 
 
@@ -105,4 +105,4 @@ def _words(what: str, owner: Mapping[str, str]) -> str:
 
 
 def _state(here: Mapping[str, str]) -> str:
-    return f"of {' '.join(*here.items())} here" if here else "not here or is broken"
+    return f"but {' '.join(*here.items())} is installed" if here else "which is not installed or is broken"

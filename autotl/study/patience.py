@@ -1,4 +1,4 @@
-"""How long the code of a plugin may take that does not come back by itself."""
+"""Timeouts for the code of plugins."""
 
 import signal
 import threading
@@ -8,29 +8,29 @@ from contextlib import contextmanager
 from autotl.registry import TooLong
 
 ANSWER = 60.0
-"""Seconds in which a plugin has to answer that has nothing to compute: it suggests a plan, or parameters."""
+"""Seconds that a plugin has to suggest a plan or parameters."""
 LEAST = 5.0
-"""Seconds that it gets when less is left of a budget."""
+"""Seconds that it gets if less is left of the budget."""
 GRACE = 30.0
-"""Seconds after the end of a budget in which a training has to notice it; between two batches it looks."""
+"""Seconds after the end of a budget in which training has to stop; it checks the budget between batches."""
 AGAIN = 1.0
-"""Seconds between two interruptions of code that goes on after the first."""
+"""Seconds between two interruptions of code that continues after the first."""
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Interrupts what is still running in here after so many seconds: loops, sleeping, waiting for a lock or a server.
+    """Interrupts code that runs longer than this: loops, sleeping, waiting for a lock or a server.
 
-    Signals do it, so it works in the main thread alone, and not on code in C that never returns to Python.
+    It uses signals, so it works only in the main thread, and not on C code that never returns to Python.
 
-    Raises: TooLong, from wherever it is by then.
+    Raises: TooLong, at the interrupted place.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: object) -> None:
-        raise TooLong(f"it had not come back after {seconds:.0f} s")
+        raise TooLong(f"it did not return within {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
@@ -43,7 +43,7 @@ def within(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Within, the clock of `within` stands still: autotl itself is at work."""
+    """Pauses the timeout of `within` while autotl's own code runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The default pool: which backbones a search considers when the user names none."""
+"""The default pool: which backbones a search considers if the user names none."""
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ LARGE = (
 )
 POOLS = {"shipped": SHIPPED, "small": SHIPPED + SMALL, "large": SHIPPED + LARGE}
 ASK_ABOVE = 400_000_000
-"""Bytes to download beyond which the user is asked."""
+"""Bytes; the user is asked before larger downloads."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The backbones of a study, those that were left out with the reason, and what has to be downloaded."""
+    """The backbones of a study, those that were skipped, and what has to be downloaded."""
 
     backbones: tuple[str, ...]
     left_out: tuple[str, ...]
     downloads: dict[str, int | None]
-    """Backbones whose weights are not on this machine yet, with the bytes to download where known."""
+    """Backbones whose weights are not on this machine yet, with their download size in bytes if known."""
 
     @property
     def download_bytes(self) -> int:
@@ -44,14 +44,13 @@ def choose(
 ) -> Pool:
     """The backbones of these names, or else those of `pool`.
 
-    `required`: those names that were written out in full. What only a glob or the pool names and its plugin cannot
-    build is left to `leave_out`.
+    `required`: names that the user wrote out in full. For others `leave_out` is called with the error if their plugin
+    cannot build them.
 
-    `pool` is `shipped` (what comes with autotl), `small` or `large` (two small or three larger
-    ImageNet networks more), or `auto`: `large` on a GPU, else `small`.
+    `pool` is `shipped` (what comes with autotl), `small` or `large` (plus two small or three large ImageNet
+    networks), or `auto`: `large` on a GPU, else `small`.
 
-    Raises: WeightsError when a backbone that the user named cannot be had. One that only the pool
-    names is left out and said.
+    Raises: WeightsError if a backbone that the user named is not available. One from the pool is skipped.
     """
     pool = pool if pool != "auto" else ("small" if kind(device) == "cpu" else "large")
     names, left_out = [], []
@@ -67,8 +66,8 @@ def choose(
         else:
             names.append(name)
     if not names:
-        why = f": {', '.join(left_out)} cannot be had here" if left_out else ""
-        raise StudyError(f"No backbone is left to search{why}. Name some: --backbones")
+        why = f": {', '.join(left_out)} are not available here" if left_out else ""
+        raise StudyError(f"No backbone is left to search{why}. Name some with --backbones.")
     downloads = {}
     for name in names:
         if not catalogue.available(name):
@@ -81,7 +80,7 @@ def choose(
 def of_families_here(
     catalogue: Catalogue, patterns: Sequence[str], leave_out: Callable[[PluginError], None]
 ) -> list[str]:
-    """The backbones that these patterns fit, without those of families that are left out or broken."""
+    """The backbones that match these patterns, without those of families that are disabled or broken."""
     found: list[str] = []
     for pattern in patterns:
         if pattern.partition(":")[0] in catalogue.host.backbones:
@@ -93,27 +92,27 @@ def of_families_here(
 
 
 def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
-    """Say what is left out and what will be downloaded, and ask where that is much.
+    """Report what is skipped and what will be downloaded, and ask before a large download.
 
-    Raises: StudyError when the user does not want it.
+    Raises: StudyError if the user declines.
     """
     if pool.left_out:
         watcher.note(
-            f"Left out, for their weights are not here and the hub is out of reach: {', '.join(pool.left_out)} "
-            "(autotl weights list)"
+            f"Skipped, because their weights are not here and the hub cannot be reached: {', '.join(pool.left_out)} "
+            "(see autotl weights list)"
         )
     for name, size in pool.downloads.items():
         watcher.note(f"Downloading {name}: {size / 1e6:.0f} MB" if size else f"Downloading {name}")
     if pool.download_bytes > ASK_ABOVE and not yes:
-        watcher.confirm(f"{pool.download_bytes / 1e6:.0f} MB will be downloaded. Go on?")
+        watcher.confirm(f"{pool.download_bytes / 1e6:.0f} MB will be downloaded. Continue?")
 
 
 def download(
     catalogue: Catalogue, pool: Pool, required: Container[str], leave_out: Callable[[WeightsError], None]
 ) -> Pool:
-    """The pool with its weights on this machine; without those that could not be downloaded and are not `required`.
+    """The pool after its downloads, without backbones whose download failed.
 
-    Raises: WeightsError for one that is.
+    Raises: WeightsError if one of these is `required`.
     """
     failed = []
     for name in pool.downloads:

@@ -1,4 +1,4 @@
-"""The pruner: which trials end early."""
+"""The pruner: which trials are stopped early."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from optuna.pruners import BasePruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial
 
 RUNG, HALVING = 25, 2
-"""After 25 and 50 % of its epochs a trial goes on while it is among the better half of those that came so far
-(Li et al. 2020, arXiv 1810.05934). Percent, for trials differ in their epochs and each has a schedule of its own."""
+"""After 25 and 50 % of its epochs a trial continues if it is in the better half of the trials that came that far
+(Li et al. 2020, arXiv 1810.05934). In percent, because each trial has its own schedule and number of epochs."""
 IMAGES = "images"
-"""The user attribute of a trial that says on which images it is carried out."""
+"""The user attribute of a trial with the fingerprint of its images."""
 
 
 class SameImagesPruner(BasePruner):
-    """Optuna's successive halving among the trials on the same images: what others had says nothing about them."""
+    """Optuna's successive halving among the trials on the same images, because others cannot be compared."""
 
     def __init__(self) -> None:
         self._halving = SuccessiveHalvingPruner(min_resource=RUNG, reduction_factor=HALVING)
@@ -24,7 +24,7 @@ class SameImagesPruner(BasePruner):
 
 
 class _Alike:
-    """A study of which only the trials on the same images as one trial are seen."""
+    """A study that shows only the trials on the same images as one trial."""
 
     def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._study = study

@@ -1,7 +1,7 @@
-"""A study of which a part is lost or damaged: `study.json` and Optuna's storage are each made again from what is left.
+"""Recovery of a study that is partly lost or damaged: `study.json` and Optuna's storage are rebuilt from the rest.
 
-The trial logs are the truth. What Optuna has of a trial is what its log says; a trial whose log does not tell how it
-ended is carried out again, under its number.
+The trial logs are authoritative. Optuna's record of a trial follows its log; a trial whose log does not record how it
+ended is run again under its number.
 """
 
 import json
@@ -25,15 +25,15 @@ from autotl.tracking.log import ENDED, TrialRecord
 
 Say = Callable[[str], None]
 BESIDE = ("", "-journal", "-wal", "-shm")
-"""What SQLite's files are called after the name of the database."""
+"""The endings of SQLite's files after the name of the database."""
 OUT_OF_REACH = re.compile("locked|read-?only|full|unable to open|disk I/O")
-"""What SQLite says of a database that may well be whole."""
+"""Errors of SQLite for a database that may be intact."""
 
 
 def definition_of(folder: StudyFolder, storage: str | None, say: Say) -> Definition | None:
-    """What a study is that has trials already, None for one that has none: as `study.json` or else Optuna knows it.
+    """The definition of a study that has trials, from `study.json` or else from Optuna; None without trials.
 
-    Raises: StudyError where neither does.
+    Raises: StudyError if neither has it.
     """
     if not folder.log.files():
         return None
@@ -50,21 +50,21 @@ def definition_of(folder: StudyFolder, storage: str | None, say: Say) -> Definit
         known = [text for shared, text in SharedStudy.all_of(url) if not _contradiction(shared, records)]
     if len(known) != 1:
         raise StudyError(
-            f"{lost}, and Optuna's storage has {'several studies' if known else 'no study'} that it may be made from. "
-            "Put it back, name the storage of the study (AUTOTL_STORAGE), or start another study: --study NAME"
+            f"{lost}, and Optuna's storage has {'several studies' if known else 'no study'} that it may be rebuilt "
+            "from. Restore it, name the storage of the study (AUTOTL_STORAGE), or start another study: --study NAME"
         )
-    say(f"Warning: {lost}. It is made again from Optuna's storage.")
+    say(f"Warning: {lost}. It was rebuilt from Optuna's storage.")
     return Definition.from_json(known[0], name="the study in Optuna's storage")
 
 
 def opened(
     folder: StudyFolder, definition: Definition, storage: str | None, missing: Set[str], say: Say
 ) -> tuple[SharedStudy, bool]:
-    """The study in Optuna's storage, and whether it was made again from the trial logs.
+    """The study in Optuna's storage, and whether it was rebuilt from the trial logs.
 
-    `missing`: what is not drawn any more, for it is not here.
+    `missing`: what is not drawn any more because it is not installed.
 
-    Raises: StudyError when the storage cannot be used, and when the logs do not say what trials were drawn from.
+    Raises: StudyError if the storage cannot be used, or the logs lack the distributions that trials were drawn from.
     """
     records = {record.number: record for record in folder.log.records()}
     url = storage or folder.storage_of(definition)
@@ -77,7 +77,7 @@ def opened(
         try:
             study = SharedStudy.create(url, definition.optuna, definition.seed, missing)
             lost = _contradiction(study, records) or _untold(study, records)
-        except Exception as error:  # whatever Optuna makes of rows that hold nonsense
+        except Exception as error:  # Optuna's errors for damaged rows are of any kind
             if own is None or OUT_OF_REACH.search(str(error)):
                 if isinstance(error, (StudyError, *STORAGE)):
                     raise
@@ -88,8 +88,8 @@ def opened(
     told = [record for record in records.values() if _told(record)]
     if old := next((record for record in told if record.params.keys() - record.distributions), None):
         raise StudyError(
-            f"{lost}, and the logs of an earlier version do not say what trial {old.number} was drawn from. "
-            "Put the storage back as it was, or start another study: --study NAME"
+            f"{lost}, and the logs of an earlier version do not record what trial {old.number} was drawn from. "
+            "Restore the storage, or start another study: --study NAME"
         )
     if study:
         study.close()
@@ -100,13 +100,13 @@ def opened(
     study = SharedStudy.create(url, definition.optuna, definition.seed, missing)
     study.optuna.add_trials(_replayed(records))
     again = [str(number) for number in range(max(records, default=0)) if not _told(records.get(number))]
-    what = f" Carried out again: trial {', '.join(again)}." if again else ""
-    say(f"Warning: {lost}. Optuna's storage was made again from the logs of {len(records)} trials.{what}")
+    what = f" To be run again: trial {', '.join(again)}." if again else ""
+    say(f"Warning: {lost}. Optuna's storage was rebuilt from the logs of {len(records)} trials.{what}")
     return study, True
 
 
 def _is_damaged(database: Path) -> bool:
-    """Whether SQLite can read nothing in what lies there, or finds its pages in disorder."""
+    """Whether SQLite cannot read the file, or finds it corrupt."""
     if not database.exists():
         return False
     if not database.is_file():
@@ -114,14 +114,14 @@ def _is_damaged(database: Path) -> bool:
     try:
         with closing(sqlite3.connect(database)) as connection:
             return connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
-    except sqlite3.OperationalError:  # it is busy, or may not be read
+    except sqlite3.OperationalError:  # it is busy, or not readable
         return False
     except sqlite3.DatabaseError:
         return True
 
 
 def _set_aside(database: Path) -> None:
-    """Lay a database beside itself, where it is in nobody's way."""
+    """Rename a damaged database, so that a new one can take its place."""
     for end in BESIDE:
         file = database.with_name(database.name + end)
         if file.exists():
@@ -129,41 +129,41 @@ def _set_aside(database: Path) -> None:
 
 
 def _contradiction(study: SharedStudy, records: Mapping[int, TrialRecord]) -> str:
-    """Where the logs tell what Optuna's storage does not, nothing where it has all of it."""
+    """What Optuna's storage lacks or contradicts in the logs; empty if they agree."""
     stored = {trial.number: trial for trial in study.trials()}
     for number, record in records.items():
         if number not in stored:
-            return f"Optuna's storage lacked trials that the study has, such as number {number}"
+            return f"Optuna's storage lacked trials of the study, such as trial {number}"
         if _told(record) and not _agree(stored[number], record):
-            return f"Optuna's storage and the log of trial {number} did not tell the same"
+            return f"Optuna's storage contradicted the log of trial {number}"
     return ""
 
 
 def _untold(study: SharedStudy, records: Mapping[int, TrialRecord]) -> str:
-    """Where a trial has ended and its log does not tell how, nothing where all do, or a worker's will."""
+    """Which trial has ended without a record in its log or a worker's events; empty if none."""
     for trial in study.trials(*OPTUNA_STATES.values()):
         if not study.has_events(trial) and not _told(records.get(trial.number)):
-            return f"The log of trial {trial.number} does not say how it ended"
+            return f"The log of trial {trial.number} does not record how it ended"
     return ""
 
 
 def _told(record: TrialRecord | None) -> bool:
-    """Whether a log tells all of a trial that has ended."""
+    """Whether a log is the complete record of a trial that has ended."""
     return record is not None and record.state in ENDED and (record.plan is not None or record.state == "failed")
 
 
 def _agree(trial: FrozenTrial, record: TrialRecord) -> bool:
     if trial.state == TrialState.RUNNING:
-        return True  # it has yet to be told
+        return True  # its end has not been reported to Optuna yet
     same_value = record.state != "complete" or trial.value == record.value
-    same_params = not record.params or trial.params == record.params  # of a trial that was killed there may be none
+    same_params = not record.params or trial.params == record.params  # a trial that was killed may have none
     return trial.state == OPTUNA_STATES[record.state] and same_value and same_params
 
 
 def _replayed(records: Mapping[int, TrialRecord]) -> list[FrozenTrial]:
-    """The trials as Optuna would know them had they just been carried out, one after another.
+    """The trials as Optuna would have them if they had just been run, one after another.
 
-    Raises: StudyError for a log that does not fit what it says that its parameters were drawn from.
+    Raises: StudyError for a log whose parameters do not fit its distributions.
     """
     study = optuna.create_study(direction="maximize", pruner=SameImagesPruner(), sampler=RandomSampler())
     for number in range(max(records, default=-1) + 1):
@@ -181,6 +181,6 @@ def _replayed(records: Mapping[int, TrialRecord]) -> list[FrozenTrial]:
         trial = optuna.Trial(study, number)  # in memory, trials are known by their numbers
         for value, share in record.told:
             trial.report(value, share)
-            trial.should_prune()  # which takes note of how far it has come
+            trial.should_prune()  # it records the rungs that the trial has reached
         study.tell(number, record.value if record.state == "complete" else None, state=OPTUNA_STATES[record.state])
     return study.trials

@@ -1,6 +1,6 @@
-"""The sampler: what it draws for a trial depends on the study's seed, the trial's number and the trials before it.
+"""The sampler: what it draws for a trial depends only on the study's seed, the trial's number and earlier trials.
 
-So a search that was interrupted and resumed draws what an uninterrupted one would have drawn.
+So an interrupted and resumed search draws the same as an uninterrupted one.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ from optuna.trial import FrozenTrial
 from autotl.study.blame import Without
 
 START = 16
-"""Trials before TPE trusts what it has seen: up to ten first guesses, and some at random."""
+"""Trials before TPE starts to model: up to ten first guesses, and some drawn at random."""
 
 
 class NumberedSampler(BaseSampler):
-    """Optuna's TPE, made anew for every trial from (seed, trial number), and for a lone parameter from its name too.
+    """Optuna's TPE, created for every trial from (seed, trial number), and for a single parameter also from its name.
 
-    So a trial that was killed after half of its parameters draws the others as it would have. Multivariate and
-    grouped, because which parameters a trial has depends on its strategy and backbone. What always failed before a
-    trial is not drawn for it.
+    So a trial that was killed after half of its parameters draws the same others again. Multivariate and grouped,
+    because which parameters a trial has depends on its strategy and backbone. What always failed in earlier trials is
+    not drawn.
     """
 
     def __init__(self, seed: int, missing: Set[str] = frozenset()) -> None:
-        """`missing`: what is not drawn, for it is not here; as in `autotl.study.owners.Owners`."""
+        """`missing`: what is not drawn because it is not installed, named as in `autotl.study.owners.Owners`."""
         self._seed = seed
         self._missing = missing
 
@@ -41,7 +41,7 @@ class NumberedSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         seen, sampler = Without(study, trial.number, self._missing), self._sampler(trial.number)
-        # It remembers how the parameters are grouped.
+        # This call stores how the parameters are grouped.
         sampler.infer_relative_search_space(seen, trial)  # type: ignore[arg-type]
         return sampler.sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The study: from the images to the tested bundle, and on from wherever an earlier run stopped."""
+"""The search: from the images to the tested bundle, resuming where an earlier run of the study stopped."""
 
 import json
 import time
@@ -42,18 +42,18 @@ from autotl.tracking.result import Result
 from autotl.tracking.shipping import PATIENCE, Shipping, tracking_option, tracking_uri
 
 FIRST_PASSES = 0.35
-"""The share of a budget that may go into the first pass of the images through the backbones."""
+"""The largest share of a budget for the first pass of the images through the backbones."""
 FIRST_TRAININGS = 0.6
-"""The share of what is left after it that may go into the first guesses of all strategies together."""
+"""The largest share of the remaining time for the first guesses of all strategies together."""
 
 
 class Search:
     """One search in one study folder."""
 
     def __init__(self, settings: Settings, host: Host, watcher: Watcher, began: float) -> None:
-        """`began`: when the user began to wait, a value of `time.monotonic()`.
+        """`began`: when the user started the search, a value of `time.monotonic()`.
 
-        Raises: AutotlError for anything that cannot be searched; nothing has been written then.
+        Raises: AutotlError for anything that cannot be searched; nothing has been written by then.
         """
         self.settings = settings = start.resolved(settings)
         self.host = host
@@ -67,10 +67,10 @@ class Search:
         self.catalogue = Catalogue(host, self.cache_dir, bundle.given(settings.weights), watcher.note)
         self.folder = StudyFolder(home(settings.home) / settings.study_name)
         self._shipping: Shipping | None = None
-        # A study without a single trial has decided nothing yet: it is begun anew.
+        # A study without any trial is started again.
         before = self.before = recovery.definition_of(self.folder, settings.storage, watcher.note)
         self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
-        # What is wrong there is said before anybody asks a hub.
+        # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
@@ -92,16 +92,14 @@ class Search:
         )
         for name in settings.weights:
             if name not in self.pool.backbones:
-                raise StudyError(
-                    f"--weights names '{name}', which is not among the backbones: name it in --backbones too."
-                )
-            # A file that does not fit is found before any image is read.
+                raise StudyError(f"--weights names '{name}', which is not one of the backbones. Add it to --backbones.")
+            # A file that does not fit is reported before any image is read.
             self.catalogue.build(self.catalogue.network(name, settings.seed))
 
     def run(self) -> Result:
-        """From the images to the tested bundle; goes on where an earlier run of the study stopped.
+        """From the images to the tested bundle; resumes where an earlier run of the study stopped.
 
-        Raises: StudyError, among others for a disk or a database that fails; what was done is kept.
+        Raises: StudyError, also if a disk or a database fails; finished trials are saved.
         """
         pools.announce(self.pool, self.watcher, self.settings.yes)
         try:
@@ -131,33 +129,33 @@ class Search:
                 self._shipping.leave()
 
     def end_logging(self) -> None:
-        """Wait, within reason, until MLflow has all of it."""
+        """Wait, up to a limit, until everything is logged to MLflow."""
         if not self._shipping:
             return
         uri = self.settings.tracking_uri
         again = f"{self.folder.words}{tracking_option(uri)}"
         at_once = self._shipping.wait(1)
         if not at_once:
-            self.watcher.note("Telling MLflow the rest …")
+            self.watcher.note("Logging the rest to MLflow …")
         if not self._shipping.wait(PATIENCE):
-            self.watcher.note(f"It takes long, and goes on by itself. To make sure: autotl log {again}")
+            self.watcher.note(f"Logging takes long and continues in the background. To make sure: autotl log {again}")
         elif self._shipping.failed:
-            self.watcher.note(f"MLflow does not have all of it. Tell it later: autotl log {again}")
+            self.watcher.note(f"MLflow does not have the whole study. Log it later: autotl log {again}")
         elif not at_once:
-            self.watcher.note(f"Done. See it: autotl ui {again}")
+            self.watcher.note(f"Done. Open it: autotl ui {again}")
 
     def _leave_out(self, problem: object) -> None:
-        """Go on without what a plugin got wrong, and say so.
+        """Report a plugin's error and continue without the plugin.
 
-        Raises: PluginError where plugins are strict.
+        Raises: PluginError with `strict_plugins`.
         """
         self.settings.tolerate(problem)
         self.watcher.note(f"Warning: {problem}")
 
     def _expanded(self, patterns: Sequence[str]) -> list[str]:
-        """The backbones that names and globs fit; of globs without those of a family that cannot be listed.
+        """The backbones that match names and globs; families that cannot be listed are skipped for globs.
 
-        Raises: PluginError for what fits nothing, and where nothing is left.
+        Raises: PluginError for a pattern that matches nothing, and if nothing is left.
         """
         found: dict[str, None] = {}
         broken: list[PluginError] = []
@@ -175,15 +173,15 @@ class Search:
         return list(found)
 
     def _asked_for(self) -> set[str]:
-        """What the user names for a study that goes on, as in `Owners`."""
+        """The plugins that the user names for a study that is resumed, named as in `Owners`."""
         families = [f"backbones {name.partition(':')[0]}" for name in self.settings.backbones]
         strategies = [f"strategies {name}" for name in self.settings.strategies]
         return {*families, *strategies, *(f"augmentations {name}" for name in self.settings.augmentations)}
 
     def _chosen(self, kind: str, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
-        """The entries that the user named, all where none are named; those it was begun with when it goes on.
+        """The entries that the user named, or all if none are named; in a resumed study those it was started with.
 
-        One that cannot be loaded is left out, unless its name was written out in full or a trial has used it.
+        An entry that cannot be loaded is skipped, unless its name was written out in full or a trial has used it.
         """
         registry = self.host.registries[kind]
         named = {entry.name: entry for pattern in patterns for entry in registry.match(pattern)}
@@ -210,7 +208,7 @@ class Search:
         return {name: chosen.get(name) or absent(f"{kind} {name}", owners[f"{kind} {name}"]) for name in before}
 
     def _has(self, kind: str, name: str) -> bool:
-        """Whether the study need not go on without this."""
+        """Whether a plugin of the study is installed."""
         return f"{kind} {name}" not in self.missing
 
     def _begin_logging(self) -> None:
@@ -241,7 +239,10 @@ class Search:
             for input in set(self.inputs.firsts(names)).difference(likely):
                 bench.decode(input, progress)
         except OutOfTime:
-            raise StudyError("The images alone take longer to read than --budget. What was read is kept.") from None
+            raise StudyError(
+                "Reading the images takes longer than --budget. The images read so far are cached; run the same "
+                "command again with a larger --budget."
+            ) from None
         self.watcher.dataset(bench.dataset)
         if not self.before:
             start.require_unseen(bench.dataset, self.settings.weights.values())
@@ -249,14 +250,14 @@ class Search:
             self.watcher.note(note)
         for name in self.pool.backbones:
             bench.features.open(self._network(name))
-        trim(self.cache_dir)  # not before the stores of this search are open, for those are kept
+        trim(self.cache_dir)  # after the stores of this search are open, because open stores are kept
         return bench
 
     def _network(self, name: str) -> Network:
         return self.inputs.network(name, self.settings.seed)
 
     def _usable(self, bench: Bench) -> tuple[str, ...]:
-        """The backbones of the study, the cheapest first; without those that fail, or that a budget has no time for."""
+        """The backbones of the study, cheapest first, without those that fail or that the budget has no time for."""
         if self.before:
             return self.pool.backbones
         infos = map(self.catalogue.info, self.pool.backbones)
@@ -273,25 +274,25 @@ class Search:
                 self._leave_out(error)
                 continue
             if seconds > allowed and kept:
-                self.watcher.note(f"Left out, for there is no time in --budget for its first pass: {info.name}")
+                self.watcher.note(f"Skipped {info.name}: there is no time in --budget for its first pass.")
             else:
                 kept.append(info.name)
                 allowed -= seconds
         if not kept:
-            raise StudyError("No backbone is left to search. Name some: --backbones")
+            raise StudyError("No backbone is left to search. Name some with --backbones.")
         return tuple(kept)
 
     def _define(self, dataset: Dataset, backbones: Sequence[str]) -> SharedStudy:
-        """Write what the study is before its first trial, or make sure that it still is that.
+        """Write the definition of a new study, or compare a resumed one with its definition.
 
-        Raises: StudyError for any difference but in the images, which may grow.
+        Raises: StudyError for any difference except in the images, which may change.
         """
         before, storage = self.before, self.settings.storage
         if storage:
             check_url(storage)
         weights = {name: self._network(name).weights for name in backbones}
         theirs = {}
-        if before:  # of what is not here no trial makes any use, and there it may be again
+        if before:  # plugins that are missing now are unused so far, and may be installed again later
             weights = {name: weights.get(name, known) for name, known in before.backbones.items()}
             theirs = {what: before.owners[what] for what in self.missing}
         definition = Definition(
@@ -316,22 +317,22 @@ class Search:
             versions={name: version(name) for name in ("autotl", "optuna", "torch", "torchvision", "timm")},
         )
         differences = before.differences(definition) if before else {}
-        # What no trial used may be of another version by now.
+        # Plugins and libraries that no trial used may have another version now.
         unused = [key for key in differences if key.startswith("owners ")]
         unused += [f"versions {name}" for name in definition.versions if name not in self._libraries]
         differences = {key: change for key, change in differences.items() if key not in unused}
         if differences.keys() - {"fingerprint"}:
             raise StudyError(
-                f"Study '{self.folder.name}' was begun otherwise "
-                f"({'; '.join(f'{key}: {change}' for key, change in differences.items())}). "
-                "Go on with what it was begun with, or start another: --study NAME"
+                f"Study '{self.folder.name}' was started with other settings: "
+                f"{'; '.join(f'{key} {change}' for key, change in differences.items())}. "
+                "Use the same settings, or start another study: --study NAME"
             )
         if not before:
             self._forget()
         study, made_again = recovery.opened(self.folder, definition, storage, self.missing, self.watcher.note)
         if differences:
             what = changes(self.folder.path, dataset)
-            self.watcher.note(f"The images have changed since the study was begun ({what}): only new trials count.")
+            self.watcher.note(f"The images have changed since the study was started ({what}). Only new trials count.")
         if differences or not before:
             self.folder.probe.unlink(missing_ok=True)
             dataset.write(self.folder.path)
@@ -348,15 +349,15 @@ class Search:
         return study
 
     def _forget(self) -> None:
-        """Delete from Optuna's storage what was begun under this name and came to nothing."""
-        with suppress(StudyError):  # damaged, and in nobody's way
+        """Delete an earlier study of this name without trials from Optuna's storage."""
+        with suppress(StudyError):  # it is damaged, and will be replaced
             if begun := self.folder.definition:
                 SharedStudy.forget(self.settings.storage or self.folder.storage_of(begun), begun.optuna)
 
     def _try_out(self, bench: Bench, backbones: Sequence[str], study: SharedStudy, trials: Trials) -> None:
-        """The probe and the trials, as far as the budget goes.
+        """The probe and the trials, as far as the budget allows.
 
-        The cheapest backbone comes first, and its best cut is the first trial: so a usable model is there early.
+        The cheapest backbone comes first and its best cut is the first trial, so a usable model exists early.
         """
         crew = Crew(study, self.folder, trials)
         strategies = {name: each for name, each in self.strategies.items() if self._has("strategies", name)}
@@ -368,8 +369,8 @@ class Search:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
             self.watcher.note(
-                f"Study '{self.folder.name}' has {study.done} trials, and {self.settings.trials} are asked for: a "
-                "larger --trials adds some. What an earlier run had no time for after them is made up for."
+                f"Study '{self.folder.name}' already has {study.done} trials of --trials {self.settings.trials}; a "
+                "larger --trials adds more. Reruns, refit and comparisons that an earlier run skipped are done now."
             )
         try:
             rows = [row for row in read_probe(self.folder) if row.backbone in backbones]
@@ -377,7 +378,7 @@ class Search:
                 progress = self.budget.watched(self.watcher, f"features of {name}")
                 try:
                     bench.features.fill(self._network(name), bench.shas(*SPLITS), progress)
-                except PluginError as error:  # on images that it was not tried out on
+                except PluginError as error:  # `try_out` saw only some of the images
                     if name in self.settings.backbones:
                         raise
                     self._leave_out(error)
@@ -391,7 +392,7 @@ class Search:
                     self._enqueue(study, f"{bench.dataset.fingerprint} first", first)
                     crew.run(min(len(first), self.settings.trials))
             if not rows:
-                raise StudyError("No backbone is left to search. Name some: --backbones")
+                raise StudyError("No backbone is left to search. Name some with --backbones.")
             self.watcher.probed(rows)
             self._enqueue(
                 study, bench.dataset.fingerprint, known.before_sampling(rows, self._first_trained(rows, trials))
@@ -399,13 +400,13 @@ class Search:
             study.open(self.settings.trials)
             crew.run(self.settings.trials)
         except OutOfTime:
-            crew.catch_up()  # what there is by now is what there is to choose from
+            crew.catch_up()  # the winner is chosen from the trials that have ended
         finally:
             study.open(0)
             crew.let_go()
 
     def _probe(self, name: str, bench: Bench) -> list[ProbeRow]:
-        """What every cut of a backbone tells about the images."""
+        """The accuracy of a linear classifier at every cut of a backbone."""
         shas, labels = bench.shas("train", "early_stop"), bench.labels("train", "early_stop")
         seen = probe.subset(labels, self.settings.seed)
         units = bench.units("train", "early_stop")[seen]
@@ -421,28 +422,28 @@ class Search:
         return rows
 
     def _enqueue(self, study: SharedStudy, what: str, trials: Sequence[Mapping[str, object]]) -> None:
-        """Trials with parameters that are known beforehand; once in a study, however often it is interrupted."""
+        """Enqueue trials with known parameters, each once in a study, even after interruptions."""
         waiting = {trial.user_attrs.get(GUESS) for trial in study.trials()}
         for at, guess in enumerate(trials):
             if f"{what} {at}" not in waiting:
                 study.optuna.enqueue_trial(dict(guess), user_attrs={GUESS: f"{what} {at}"})
 
     def _first_trained(self, rows: Sequence[ProbeRow], trials: Trials) -> ProbeRow:
-        """Where the strategies begin: the backbone that looks best, of those that a budget has time to train."""
+        """Where the strategies start: the best backbone of the probe that the budget has time to train."""
         best = select.best_cuts(rows)
         if not self.budget.limited or set(self.strategies) == {"linear-probe"}:
             return best[0]
         for_each = FIRST_TRAININGS * self.budget.left() / len(self.strategies)
         chosen = guesses.affordable(best, trials.epoch_seconds, for_each)
         if chosen != best[0]:
-            what = f"Trainings begin with {chosen.backbone}"
-            self.watcher.note(f"{what}: --budget has little time for {best[0].backbone}.")
+            what = f"Training starts with {chosen.backbone}"
+            self.watcher.note(f"{what}: --budget is too short for {best[0].backbone}.")
         return chosen
 
 
 def _require_same(what: str, named: Collection[str], before: Collection[str]) -> None:
     if set(named) != set(before):
         raise StudyError(
-            f"The study was begun with {what} {', '.join(before)}, not {', '.join(named)}. "
-            "Go on without naming them, or start another study: --study NAME"
+            f"The study was started with {what} {', '.join(before)}, not {', '.join(named)}. "
+            "Resume it without naming them, or start another study: --study NAME"
         )

@@ -7,13 +7,13 @@ from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
 LOSS_DIGITS = 3
-"""Decimals of a log-loss that are shown, and that count."""
+"""Decimals of a log-loss that are shown and compared."""
 
 
 def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) -> list[TrialRecord]:
-    """Completed trials, best first, each plan once; of trials on several versions of the data those on one.
+    """Completed trials, best first, each plan once; with a fingerprint only those on that version of the data.
 
-    Equal values are ordered by the log-loss on `val`, as far as it is shown, then by the cost of the network.
+    Equal values are ordered by the rounded log-loss on `val`, then by the FLOPs of the network.
     """
     best: dict[str, TrialRecord] = {}
     for record in records:
@@ -23,13 +23,13 @@ def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) 
 
 
 def order(value: float | None, metrics: Mapping[str, float]) -> tuple[float, float, float]:
-    """The best trial has the least of these."""
+    """A sort key: the best trial has the smallest."""
     assert value is not None
     return -value, round(metrics["val.loss"], LOSS_DIGITS), metrics["flops"]
 
 
 def front(points: Mapping[int, tuple[float, float]]) -> set[int]:
-    """Of trials by number, each with its value and its cost: those that no other with as good a value undercuts."""
+    """The Pareto front of trials, given by number with value and cost: no other is as good and cheaper."""
     found = set()
     cheapest = float("inf")
     for number, (_, cost) in sorted(points.items(), key=lambda item: (-item[1][0], item[1][1])):
@@ -40,7 +40,7 @@ def front(points: Mapping[int, tuple[float, float]]) -> set[int]:
 
 
 def plan_of(record: TrialRecord) -> TransferPlan:
-    """The plan of a trial that was carried out."""
+    """The plan of a completed trial."""
     assert record.plan is not None
     return record.plan
 
@@ -57,7 +57,7 @@ def depends_on_seed(plan: TransferPlan) -> bool:
 
 
 def has_random_weights(plan: TransferPlan) -> bool:
-    """Whether the network begins with random weights."""
+    """Whether the network starts with random weights."""
     return plan.weights.startswith("random:")
 
 
@@ -67,7 +67,7 @@ def from_scratch(plan: TransferPlan) -> bool:
 
 
 def is_linear_probe(plan: TransferPlan) -> bool:
-    """Whether a linear classifier sits on one cut of a pretrained network that is left as it is."""
+    """Whether it is a linear classifier on one cut of a frozen pretrained network."""
     methods = [phase.method for phase in plan.phases]
     return methods == ["logistic"] and not plan.head.taps and not has_random_weights(plan)
 

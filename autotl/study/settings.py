@@ -1,4 +1,4 @@
-"""What a user may say of a search: by the same names as options of the command, in a study file and from Python."""
+"""The settings of a search: the same names as options of the command, in a study file and from Python."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from autotl.files import is_utf8
 from autotl.plan import NearCopies, Record
 
 OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
-"""What the next search of the same study may say otherwise, and what can change its result."""
+"""Settings that the next search of a study may change, and that can change its result."""
 UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
@@ -36,14 +36,14 @@ def seconds(value: str | float | timedelta | None) -> float | None:
         return None
     found = value.total_seconds() if isinstance(value, timedelta) else _seconds(str(value).strip().lower())
     if found is None:
-        raise ValueError(f"'{value}' is no time, such as 90s, 30m, 1.5h or 1h30m")
+        raise ValueError(f"'{value}' is not a duration; allowed are 90s, 30m, 1.5h, 1h30m and the like")
     if not 60 <= found < math.inf:
-        raise ValueError(f"'{value}' is too little for a search and its test: at least 60s")
+        raise ValueError(f"'{value}' is too short for a search and its test; the minimum is 60s")
     return found
 
 
 def _seconds(text: str) -> float | None:
-    """None for what is no time."""
+    """None if the text is not a duration."""
     if clock := _CLOCK.fullmatch(text):
         hours, minutes, rest = map(int, clock.groups())
         return 3600.0 * hours + 60 * minutes + rest
@@ -61,37 +61,37 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(","
 
 def _text(path: Path) -> Path:
     if not is_utf8(path.resolve()):
-        raise ValueError("its name, or that of a folder above it, is not UTF-8; rename it")
+        raise ValueError("its name, or that of a parent folder, is not UTF-8; rename it")
     return path
 
 
 class Settings(Record):
-    """Everything that defines a search. Names of plugins may be globs."""
+    """All settings of a search. Names of plugins may be globs."""
 
     model_config = ConfigDict(strict=False, use_attribute_docstrings=True)
 
     data: Annotated[Path, AfterValidator(_text)]
     """A folder with a sub-folder for each class, or with train/, val/ and test/ of such folders, or a manifest."""
     path_column: str | None = None
-    """The manifest's column with the paths of the images; None: known by its name, or as the study was begun."""
+    """The manifest's column with the paths of the images; None: found by its name, or as the study was started."""
     label_column: str | None = None
-    """The manifest's column with the classes; None: known by its name, or as the study was begun."""
+    """The manifest's column with the classes; None: found by its name, or as the study was started."""
     trials: int = Field(default=50, ge=1)
-    """How many trials the study has in all, those of earlier runs included."""
+    """The total number of trials of the study, including those of earlier runs."""
     budget: Annotated[float | None, BeforeValidator(seconds)] = None
-    """Time for everything, from the first image to the tested bundle: seconds or "30m"; None: as long as it takes."""
+    """Time limit for everything, from reading images to the tested bundle: seconds or "30m"; None: no limit."""
     prune: bool = True
     """Whether trials that fall behind are stopped early."""
     backbones: Names = ()
     """Names or globs of the backbones to consider; empty: those of `pool`."""
     pool: Literal["auto", "shipped", "small", "large"] = "auto"
-    """Backbones when none are named: those that ship, with two small or three larger ones; `auto`: by the device."""
+    """Backbones if none are named: those that ship, plus two small or three large ones; `auto`: by the device."""
     strategies: Names = ()
     """Names or globs of the strategies to consider; empty: all."""
     augmentations: Names = ()
     """Names or globs of the augmentations to consider; empty: all."""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
-    """What is maximised: accuracy, balanced-accuracy or macro-f1."""
+    """The metric to maximise: accuracy, balanced-accuracy or macro-f1."""
     near_copies: NearCopies = "together"
     """`together`: images that look nearly the same stay in one split; `apart`: each is split by itself."""
     seed: int = Field(default=0, ge=0)
@@ -103,25 +103,25 @@ class Settings(Record):
     storage: str | None = None
     """A database URL for Optuna; None: SQLite in the study's folder."""
     refit: bool = True
-    """Whether the winner is trained once more, on all images but the sealed ones."""
+    """Whether the winner is refit on all images except the test images."""
     reruns: int = Field(default=2, ge=0)
-    """With how many fresh seeds the best plans are run again before one of them wins."""
+    """With how many new seeds the best plans are rerun before the winner is chosen."""
     compare: bool = True
-    """Whether what the winner is measured against is trained too."""
+    """Whether controls are trained to compare the winner with: a linear probe, raw pixels, random weights."""
     max_kills: int = Field(default=3, ge=1)
-    """A trial counts as failed when its process was killed so often at the same place of its training."""
+    """A trial counts as failed after its process was killed this many times at the same place of its training."""
     weights: dict[str, Path] = Field(default={})
-    """Files of weights, or bundles, by the names of their backbones."""
+    """Weight files or bundles, by the names of their backbones."""
     from_study: str | None = None
-    """A study whose winner, with its trained weights, is one of the backbones; the only one if `backbones` is empty."""
+    """A study whose winner, with its trained weights, becomes a backbone; the only one if `backbones` is empty."""
     home: Path | None = None
     """The workspace with all studies; None: `AUTOTL_HOME`, else ./autotl-studies."""
     cache_dir: Path | None = None
     """Where decoded images and features are kept; None: the user's cache folder."""
     strict_plugins: bool = False
-    """Whether a plugin that is broken, or fails in a trial, ends the search instead of being left out."""
+    """Whether a plugin that is broken, or fails in a trial, ends the search instead of being skipped."""
     mlflow: bool = True
-    """Whether every trial is shown in MLflow."""
+    """Whether every trial is logged to MLflow."""
     tracking_uri: str | None = None
     """MLflow's server or store; None: `MLFLOW_TRACKING_URI`, else SQLite in the workspace."""
     yes: bool = False
@@ -129,9 +129,9 @@ class Settings(Record):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Settings by their names.
+        """Settings from a mapping of their names to values.
 
-        Raises: StudyError, in one line, for a name that is none and for a value that cannot be.
+        Raises: StudyError, in one line, for an unknown name and for an invalid value.
         """
         for name in values:
             if name not in cls.model_fields:
@@ -144,23 +144,23 @@ class Settings(Record):
             raise StudyError(f"{first['loc'][0]}={first['input']!r}: {what}.") from None
 
     def tolerate(self, problem: object) -> None:
-        """Let the search go on without what a plugin got wrong.
+        """Let the search continue in spite of a plugin's error.
 
-        Raises: PluginError where plugins are strict.
+        Raises: PluginError with `strict_plugins`.
         """
         if self.strict_plugins:
-            raise PluginError(f"{str(problem).rstrip('.')}. Put it right, or search without --strict-plugins.")
+            raise PluginError(f"{str(problem).rstrip('.')}. Fix it, or search without --strict-plugins.")
 
     def told(self) -> dict[str, Any]:
-        """What may be told of a search: its `command`, and its `options` as far as they are more than the study's own.
+        """What is logged of a search: its `command`, and those of its `options` that are not fixed by the study.
 
-        Passwords are left out.
+        Passwords are masked.
         """
         options = self.model_dump(mode="json", include=OF_ONE_SEARCH)
         return {"command": shlex.join(self._words()), "options": options}
 
     def _words(self) -> Iterator[str]:
-        """The command that says the same, defaults left out."""
+        """The equivalent command, without options at their defaults."""
         yield from ("autotl", "search", str(self.data))
         for name, field in type(self).model_fields.items():
             value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
@@ -177,16 +177,16 @@ class Settings(Record):
 
     @property
     def columns(self) -> Columns:
-        """What was said of the manifest's columns."""
+        """The columns of the manifest that the user named."""
         return Columns(self.path_column, self.label_column)
 
     @property
     def study_name(self) -> str:
-        """Raises: StudyError for a name that is no single folder's."""
+        """Raises: StudyError for a name that cannot be the name of a folder."""
         data = self.data.resolve()
         name = self.study or (data.name if data.is_dir() else data.stem)
         if not re.fullmatch(r"[\w][\w .+-]*", name):
             raise StudyError(
-                f"'{name}' cannot be a study's name: letters, digits, '.', '-', '_', '+'. Say --study NAME."
+                f"'{name}' cannot be a study's name; allowed are letters, digits, spaces and . - _ +. Use --study NAME."
             )
         return name

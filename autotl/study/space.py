@@ -1,4 +1,4 @@
-"""The search space: the names that all strategies share, and the context through which they are asked for."""
+"""The search space: the parameters that all strategies share, and the context through which they ask for them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +31,13 @@ SHARED = (
     "augmentation",
     "class_weights",
 )
-"""Parameters that are drawn for all strategies alike."""
+"""Parameters that all strategies share."""
 RECIPE = "recipe"
-"""The prefix of parameters that the strategies of autotl itself share."""
+"""The prefix of the parameters that autotl's own strategies share."""
 
 
 def at(share: float, options: Sequence[T]) -> T:
-    """The option at a share in [0, 1] of a sequence; every option has the same share, ends included."""
+    """The option at a share in [0, 1] of a sequence; all options have intervals of the same length."""
     return options[min(len(options) - 1, math.floor(share * len(options)))]
 
 
@@ -49,12 +49,11 @@ def share_of(index: int, count: int) -> float:
 class OwnTrial:
     """Optuna's trial as a plugin sees it; see `autotl.contracts.Trial`.
 
-    A plugin that draws what is drawn for others would give them another range, or other choices, which Optuna would
-    hold against them.
+    A plugin can draw only its own parameters: shared ones must have the same range and choices in all trials.
     """
 
     def __init__(self, trial: "optuna.Trial", entry: Entry, what: str, host: Host) -> None:
-        """`what`: how messages name what the plugin registered, as in `Strategy 'full'`."""
+        """`what`: how messages name the plugin's object, such as `Strategy 'full'`."""
         self._trial, self._entry, self._what, self._host = trial, entry, what, host
 
     @property
@@ -82,12 +81,12 @@ class OwnTrial:
         )
 
     def _own(self, name: str) -> str:
-        """The name. Raises: PluginError for one that is not the plugin's own."""
+        """The name itself. Raises: PluginError if it does not belong to the plugin."""
         owner, prefix, dot, rest = self._entry.owner, *str(name).partition(".")
         if name in SHARED:
-            why, rest = "which is drawn for all strategies alike (ask the context for it)", prefix
+            why, rest = "which all strategies share (ask the context for it)", prefix
         elif not dot or not rest:
-            why, rest = "a name that another plugin may use otherwise", prefix
+            why, rest = "a name that another plugin may use, too", prefix
         else:
             named = [each[prefix].owner for each in self._host.registries.values() if prefix in each]
             if any(each.plugin == owner.plugin for each in named):
@@ -99,7 +98,7 @@ class OwnTrial:
 
 
 class SearchContext:
-    """What one trial's strategy asks the host for; see `autotl.contracts.Context`."""
+    """The context of one trial's strategy; see `autotl.contracts.Context`."""
 
     def __init__(
         self,
@@ -178,7 +177,7 @@ class SearchContext:
         if not pretrained:
             network = self._catalogue.at_random(network, self.seed)
         augmentation = augmentation or _component(self._catalogue.host.augmentations["none"], {})
-        # How it is trained matters only to what is trained.
+        # The arithmetic matters only if something is trained by gradient.
         trained = any(phase.by_gradient for phase in phases)
         arithmetic = self._arithmetic(self._backbone.name) if trained else Arithmetic()
         return TransferPlan(
@@ -207,7 +206,7 @@ class SearchContext:
 
 
 def pooling_name(poolings: Sequence[Pooling]) -> str:
-    """Networks with a class token have one pooling more, and a parameter's choices cannot change."""
+    """Networks with a class token have one more pooling, so they need a parameter of their own."""
     return "token_pooling" if "token" in poolings else "pooling"
 
 

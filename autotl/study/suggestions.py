@@ -1,4 +1,4 @@
-"""What a strategy suggests for a trial: its plan, with the arithmetic that the study has settled on."""
+"""Asking a strategy for the plan of a trial, with the arithmetic that the study uses for its backbone."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ class Suggestions:
     def suggest(self, trial: optuna.Trial) -> TransferPlan:
         """The plan of a trial.
 
-        Raises: PluginError, naming who is at fault.
+        Raises: PluginError, naming the plugin that failed.
         """
         with self.answerable(trial):
             plan = self._suggest(trial)
@@ -78,27 +78,27 @@ class Suggestions:
         what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
         limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
         with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Fixed parameter")  # which `_check_guess` says
+            warnings.filterwarnings("ignore", "Fixed parameter")  # `_check_guess` reports it
             plan = entry.item.suggest(OwnTrial(trial, entry, what, host), context)
         if not isinstance(plan, TransferPlan):
             raise entry.owner.fault(what, f"suggested {type(plan).__name__}, not a plan.")
-        with entry.owner.answers_for(what, "suggested a plan that cannot be written down"):
+        with entry.owner.answers_for(what, "suggested a plan that cannot be written as JSON"):
             written = plan.model_dump_json(warnings="error")
-        plan = TransferPlan.from_json(written, name="The plan")  # what is carried out is what is logged
+        plan = TransferPlan.from_json(written, name="The plan")  # exactly the plan that is logged is trained
         if plan.backbone.removesuffix(RANDOM) not in {name.removesuffix(RANDOM) for name in self.backbones}:
             raise PlanError(unknown("backbone of the study", plan.backbone, self.backbones))
         return plan
 
     def _check_guess(self, trial: optuna.Trial) -> None:
-        """Say what a first guess names or sets that its strategy does not ask for or could not draw.
+        """Report parameters of a first guess that its strategy does not ask for, or values that it cannot draw.
 
-        Raises: PluginError where plugins are strict.
+        Raises: PluginError with `strict_plugins`.
         """
         entry = self.strategies[trial.params["strategy"]]
         first = getattr(entry.item, "first_guess", None) if GUESS in trial.user_attrs else None
         for name, value in (first or {}).items():
             distribution = trial.distributions.get(name)
-            if name == "backbone":  # said before, and replaced
+            if name == "backbone":  # already reported and replaced
                 continue
             if distribution is None:
                 how = f"names '{name}', which its suggest does not ask for."
@@ -112,7 +112,7 @@ class Suggestions:
 
     @contextmanager
     def answerable(self, trial: optuna.Trial) -> Iterator[None]:
-        """Within, a plan is suggested, or one that was is carried out: what is wrong with it is its strategy's fault.
+        """Blames the strategy for an invalid plan while it is suggested or trained.
 
         Raises: PluginError instead of PlanError.
         """
@@ -120,11 +120,11 @@ class Suggestions:
             yield
         except PlanError as error:
             entry = self.strategies[trial.params["strategy"]]
-            how = f"suggested a plan that cannot be carried out: {error}"
+            how = f"suggested a plan that cannot be trained: {error}"
             raise entry.owner.fault(f"Strategy '{entry.name}'", how) from error
 
     def _arithmetic(self, backbone: str) -> Arithmetic:
-        """How a backbone is trained in this study: as is fastest on the machine that trains it first."""
+        """The arithmetic for training a backbone in this study: the fastest on the machine that trains it first."""
 
         def choose() -> dict[str, Any]:
             bench = self.bench
@@ -144,13 +144,13 @@ class Suggestions:
         return Arithmetic(**self.study.settled(f"arithmetic of {backbone}", choose))
 
     def _trained_on(self, backbone: str) -> TransferPlan | None:
-        """A plan of this study that trained a backbone: where the storage was lost, it says what was settled."""
+        """A plan of this study that trained a backbone; it has the arithmetic if the storage was lost."""
         plans = (record.plan for record in self.folder.log.records() if record.plan)
         trained = (plan for plan in plans if plan.by_gradient)
         return next((plan for plan in trained if plan.backbone.removesuffix(RANDOM) == backbone), None)
 
     def image_seconds(self, backbone: str) -> float:
-        """Measured once in each run: what was stored when its arithmetic was chosen may have been a busy moment."""
+        """Seconds per image, measured once in each run: the stored value may be from a busy moment."""
         if backbone not in self._image_seconds:
             bench, arithmetic = self.bench, self._arithmetic(backbone)
             with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):

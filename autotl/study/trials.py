@@ -1,4 +1,4 @@
-"""One trial after another: a strategy suggests, the engine trains, the log remembers, Optuna is told."""
+"""Running trials: a strategy suggests a plan, the engine trains it, the log records it, Optuna gets the value."""
 
 import json
 import math
@@ -37,26 +37,26 @@ from autotl.study.suggestions import Suggestions
 from autotl.tracking.log import TrialRecord
 
 TRACEBACK = 4_000
-"""Characters of a failure's traceback that a trial's log keeps: the last ones."""
+"""How many of the last characters of a traceback a trial's log keeps."""
 SLACK = 1.2
-"""A training is begun where there is time for so many times what it is expected to take."""
+"""A training is started if the time left is at least this many times its estimate."""
 PASSED_OVER = 3
-"""When there was no time for so many trials, no more are drawn."""
+"""No more trials are drawn after this many that there was no time for."""
 
 
 class NoTime(Exception):
-    """There is no time to carry out a plan, not even with a shorter schedule."""
+    """There is no time to train a plan, not even with fewer epochs."""
 
 
 class FellBehind(Exception):
-    """A trial is stopped early. autotl's own: what Optuna has for it may come from a plugin as well."""
+    """A trial is pruned. Not Optuna's `TrialPruned`, which a plugin may raise as well."""
 
 
 class Trials:
-    """The trials of one study, carried out one by one."""
+    """The trials of one study, run one by one."""
 
     def __init__(self, suggestions: Suggestions, *, keep: bool) -> None:
-        """`keep`: whether the model of the best trial so far is left in the study's folder."""
+        """`keep`: whether the model of the best trial so far is saved in the study's folder."""
         self.keep = keep
         self._suggestions = suggestions
         self.study, self.folder, self.settings = suggestions.study, suggestions.folder, suggestions.settings
@@ -68,7 +68,7 @@ class Trials:
         self._out: blame.Out = {kind: set() for kind in blame.KINDS}
         self._refit_seconds = 0.0
         self.passed_over: list[int] = []
-        """Trials that were drawn in this run and not begun, for there was no time; they wait for the next run."""
+        """Trials that were drawn in this run and not started because there was no time; the next run starts them."""
         self._pace = Pace(self.bench, suggestions.image_seconds)
         for record in self._records.values():
             self._pace.learn(record)
@@ -80,9 +80,9 @@ class Trials:
         return self.study.done
 
     def carry_out_one(self, total: int) -> bool:
-        """Carry out a trial; False when nobody has to begin one to make `total` of them.
+        """Run a trial; False if all of the `total` trials are claimed already.
 
-        Raises: OutOfTime; PluginError where plugins are strict and one fails in it; StudyError where all strategies or
+        Raises: OutOfTime; PluginError with `strict_plugins` if a plugin fails in it; StudyError if all strategies or
         all backbones have failed too often.
         """
         if self.seconds_left() < 0 or len(self.passed_over) >= PASSED_OVER:
@@ -95,7 +95,9 @@ class Trials:
             try:
                 self._carry_out(trial, hold)
             except TakenAway:
-                self.watcher.note(f"Trial {trial.number} is another process's by now: this one was silent for long.")
+                self.watcher.note(
+                    f"Trial {trial.number} was taken over by another process, because this one did not respond."
+                )
         return True
 
     def _carry_out(self, trial: optuna.Trial, hold: Hold) -> None:
@@ -118,15 +120,15 @@ class Trials:
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             describe(trial, plan, measured)
             value = measured[f"val.{self.settings.metric}"]
-            # While a worker's trial is the best, the best of this process is better than none.
+            # If the best trial is a worker's, the best of this process is saved.
             if fitted and self.keep and (self._is_best(value, measured) or not self.folder.bundle.exists()):
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
         except NoTime:
-            log.end(number, "interrupted", reason="not begun, for there was no time for it", params=trial.params)
+            log.end(number, "interrupted", reason="there was no time to start it", params=trial.params)
             self.passed_over.append(number)
             return
         except FellBehind:
-            why = f"stopped after {observer.share} % of its epochs: the better half of the trials was ahead there"
+            why = f"pruned at {observer.share} % of its epochs: its {self.settings.metric} was in the lower half"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=why)
             state = "pruned"
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
@@ -135,7 +137,7 @@ class Trials:
             if of_the_machine(error):
                 self._keep_for_later(trial, observer.share, error)
                 raise
-            # Before the log's end, so that whoever tells Optuna of it after a kill need not know.
+            # Before the end of the log: after a kill another process reports the trial without knowing the error.
             self.study.blame(trial, *blame.blamed(trial, error))
             log.end(
                 number,
@@ -151,7 +153,7 @@ class Trials:
         else:
             cut: dict[str, Any] = {}
             if fitted and fitted.plan != plan:
-                why = f"the budget ended after {observer.share} % of its epochs: the best of them counts"
+                why = f"the budget ended after {observer.share} % of its epochs; the best epoch so far counts"
                 self.watcher.note(f"Trial {number}: {why}.")
                 cut = {"plan": fitted.plan.model_dump(mode="json"), "reason": why}
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began, **cut)
@@ -161,9 +163,9 @@ class Trials:
         self._pace.learn(self._records[number])
 
     def tell(self, number: int) -> None:
-        """Take note of a trial that has ended, here or elsewhere.
+        """Record a trial that has ended, in this process or a worker.
 
-        Raises: PluginError where plugins are strict and one failed in it.
+        Raises: PluginError with `strict_plugins` if a plugin failed in it.
         """
         record = self.folder.log.read(number)
         self._remember(record)
@@ -172,15 +174,15 @@ class Trials:
             self.settings.tolerate(f"Trial {number} failed: {record.reason}")
 
     def _see_what_is_out(self) -> None:
-        """Say what is out of the search by now, once.
+        """Report what is no longer drawn, once.
 
-        Raises: StudyError where nothing is left that might succeed.
+        Raises: StudyError if nothing is left to draw.
         """
         out = blame.out_of(self.study.trials())
         for kind in blame.KINDS:
             for value in sorted(out[kind] - self._out[kind]):
                 self.watcher.note(
-                    f"{kind.capitalize()} '{value}' is out of this search: it failed in {blame.FAILURES} trials and "
+                    f"{kind.capitalize()} '{value}' is not tried any more: it failed in {blame.FAILURES} trials and "
                     "succeeded in none."
                 )
         self._out = out
@@ -195,9 +197,9 @@ class Trials:
 
     @contextmanager
     def _interrupted(self) -> Iterator[None]:
-        """Within, a training ends with the budget, though code of a plugin in it may not.
+        """Interrupts a training at the end of the budget, even in the code of a plugin.
 
-        Raises: OutOfTime where it is nobody's fault; TooLong within the code of a plugin.
+        Raises: OutOfTime; TooLong if the code of a plugin is interrupted.
         """
         if not self.budget.limited:
             yield
@@ -209,12 +211,12 @@ class Trials:
             raise OutOfTime from error
 
     def _keep_for_later(self, trial: optuna.Trial, share: int, error: BaseException) -> None:
-        """What is wrong with this machine would be wrong in every trial: another process may have this one.
+        """Release a trial that an error of this machine ended, so that another process or run can claim it.
 
-        If disk and storage can still be told.
+        Errors of the disk and the storage are ignored here.
         """
         why = "the budget ended" if isinstance(error, OutOfTime) else type(error).__name__
-        why = "there was no memory left" if out_of_memory(error) else why
+        why = "out of memory" if out_of_memory(error) else why
         with suppress(OSError):
             self.folder.log.end(trial.number, "interrupted", reason=f"{why} after {share} % of its epochs")
         with suppress(*STORAGE):
@@ -222,7 +224,7 @@ class Trials:
                 self.study.give_back(trial.number)
 
     def _remember(self, *records: TrialRecord) -> None:
-        """See which trial is the best by now, and what there will be to do after the trials."""
+        """Update the best trial and the time to reserve for the steps after the trials."""
         for record in records:
             self._records[record.number] = record
             if record.plan and record.metrics:
@@ -238,14 +240,14 @@ class Trials:
         return best is None or select.order(value, measured) < select.order(best.value, best.metrics)
 
     def seconds_left(self) -> float:
-        """Seconds until trials have to end: as long as there is no model, all that there are."""
+        """Seconds until trials have to end; as long as there is no model, the whole budget."""
         return self.budget.left_to_search() if self._best else self.budget.left()
 
     def _in_time(self, number: int, plan: TransferPlan) -> TransferPlan:
-        """The plan, or one with a shorter schedule that the time left allows.
+        """The plan, or the same plan with fewer epochs that fits the time left.
 
-        It leaves enough to train the best plan so far on all images, and this one too if that can be. As long as there
-        is no model a plan is carried out with whatever schedule there is time for.
+        Time is reserved to refit the best plan so far, and this one too if possible. As long as there is no model, any
+        number of epochs is accepted.
 
         Raises: NoTime.
         """
@@ -266,11 +268,11 @@ class Trials:
         found = found or schedule.shortened(plan, 0.0)
         if found != plan:
             few, many = (sum(phase.epochs for phase in each.phases) for each in (found, plan))
-            self.watcher.note(f"Trial {number} is begun with {few} of its {many} epochs: there is no time for more.")
+            self.watcher.note(f"Trial {number} is trained for {few} of its {many} epochs: there is no time for more.")
         return found
 
     def _fit(self, plan: TransferPlan, observer: "_TrialObserver") -> Fitted:
-        """Raises: OutOfTime when the time ends before there is a model."""
+        """Raises: OutOfTime if the time ends before there is a model."""
         try:
             with self._interrupted():
                 return fit(plan, self.bench, observer)
@@ -278,7 +280,7 @@ class Trials:
             raise OutOfTime from None
 
     def epoch_seconds(self, backbone: str) -> float:
-        """What an epoch of the whole network takes; infinite where it cannot be trained, which a trial will tell."""
+        """Seconds for an epoch of the whole network; infinite if it cannot be trained, which a trial will report."""
         try:
             return self._pace.epoch_seconds(backbone)
         except (PluginError, TrainingError):
@@ -286,15 +288,15 @@ class Trials:
 
 
 class _TrialObserver:
-    """Writes down every epoch of a trial, and ends it when it falls behind or the time is up."""
+    """Logs every epoch of a trial, and ends it if it falls behind or the time is up."""
 
     def __init__(self, trial: optuna.Trial, trials: Trials, hold: Hold) -> None:
         self._trial, self._trials, self._hold = trial, trials, hold
         self.may_have_enough = trials.budget.limited
         self.plan: TransferPlan | None = None
         self.share = 0
-        """How much of the plan's epochs is done, in percent."""
-        # What was asked for by name runs to its end, so that every strategy is seen at its best guess once.
+        """The finished share of the plan's epochs, in percent."""
+        # First guesses are not pruned, so that every strategy is measured once at its best guess.
         self._may_prune = trials.settings.prune and GUESS not in trial.user_attrs
 
     def step(self) -> None:
@@ -317,7 +319,7 @@ class _TrialObserver:
         self._trials.watcher.trial_epoch(self._trial.number, f"epoch {epoch} of phase {phase}, {self.share} %")
         if told:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a trial that goes on reports its first epochs again
+                warnings.simplefilter("ignore", UserWarning)  # a resumed trial reports its first epochs again
                 self._trial.report(*told)
             if self._trial.should_prune() and self._may_prune:
                 raise FellBehind
@@ -329,6 +331,6 @@ class _TrialObserver:
 
 
 def _drawn(trial: optuna.Trial) -> dict[str, Any]:
-    """What a log keeps of a trial besides its parameters, so that Optuna's storage can be made again from logs."""
+    """What a log keeps of a trial besides its parameters, so that Optuna's storage can be rebuilt from logs."""
     distributions = {name: json.loads(distribution_to_json(each)) for name, each in trial.distributions.items()}
     return {"distributions": distributions, "attrs": lasting(trial.user_attrs)}

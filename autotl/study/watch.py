@@ -1,4 +1,4 @@
-"""What a search tells whoever watches it. A terminal, a log file or a notebook each show it in their own way."""
+"""The interface through which a search reports progress to a terminal, a log file or a notebook."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from autotl.tracking.probe import ProbeRow
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long things take, in seconds, from short measurements."""
+    """Estimated durations in seconds, from short measurements."""
 
     features: float
-    """The feature passes that are still to be made, all backbones together."""
+    """The remaining feature passes of all backbones together."""
     linear_probe: float
     """A linear classifier on stored features."""
 
 
 class Watcher(Protocol):
-    """Called by the search as it goes, from its own thread; only `note` may come from another one."""
+    """Called by the search from its own thread; only `note` may be called from another thread."""
 
     def note(self, text: str) -> None:
         """One line that the user should read."""
 
     def budget(self, left: Callable[[], float]) -> None:
-        """`left()`: seconds until the search has to end; infinite where it may take as long as it takes."""
+        """`left()`: seconds until the search has to end; infinite without a budget."""
 
     def dataset(self, dataset: Dataset) -> None: ...
 
@@ -41,10 +41,10 @@ class Watcher(Protocol):
         """Raises: StudyError unless the user agrees."""
 
     def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
-        """A trial begins: `what` names strategy, backbone and cut; `done` of `total` trials have ended."""
+        """A trial starts: `what` names strategy, backbone and cut; `done` of `total` trials have ended."""
 
     def trial_epoch(self, number: int, place: str) -> None:
-        """An epoch of a trial is over; `place` says which, and how far the trial has come."""
+        """An epoch of a trial has ended; `place` is its phase, its number and the trial's progress."""
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None:
         """`done` of the study's `total` trials have ended, this one included; `best` is the best of them."""

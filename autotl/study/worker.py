@@ -1,4 +1,4 @@
-"""A worker: another process, here or on another machine, that carries out trials of a search."""
+"""A worker: another process, here or on another machine, that runs trials of a search."""
 
 import tempfile
 import time
@@ -29,14 +29,14 @@ from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder
 
 LOOK = 1.0
-"""Seconds between two looks at whether the search has come to its trials."""
+"""Seconds between two checks whether the search has started its trials."""
 
 
 class Worker:
-    """Joins the study that a search has begun.
+    """Joins the study that a search has started.
 
-    What it needs to know lies in Optuna's storage, so that it has to see the images and nothing else. What happens
-    in its trials goes there too; the search takes it into the study's folder.
+    It needs only Optuna's storage and the images. It writes the events of its trials to the storage; the search copies
+    them into the study's folder.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Worker:
         cache_dir: Path,
         weights: Mapping[str, Path],
     ) -> None:
-        """Raises: AutotlError when this machine cannot give the numbers that the search's gives."""
+        """Raises: AutotlError if this machine cannot reproduce the numbers of the search's machine."""
         self.study, self.watcher = study, watcher
         for problem in host.problems:
             watcher.note(f"Warning: {problem}")
@@ -64,23 +64,27 @@ class Worker:
         self.catalogue = Catalogue(host, cache_dir, bundle.given(weights), watcher.note)
         kind, wanted = devices.kind(self.device), definition.device
         if kind != wanted:
-            raise StudyError(f"The search runs on {wanted}, this worker would on {kind}. Say --device {wanted}.")
+            raise StudyError(f"The search runs on {wanted}, this worker on {kind}. Use --device {wanted}.")
         for name, theirs in definition.versions.items():
             if version(name) != theirs:
-                raise StudyError(f"The search has {name} {theirs}, here is {version(name)}. Install the same version.")
+                raise StudyError(
+                    f"The search uses {name} {theirs}, this worker {version(name)}. Install the same version."
+                )
         self.missing: list[str] = study.terms["missing"]
         there = definition.backbones
         self._backbones = [name for name in there if f"backbones {name.partition(':')[0]}" not in self.missing]
         for name in self._backbones:
             if self.catalogue.network(name, definition.seed).weights != there[name]:
-                raise StudyError(f"The search has other weights for '{name}': say --weights {name}=FILE, or =BUNDLE")
+                raise StudyError(
+                    f"The search uses other weights for '{name}'. Use the same: --weights {name}=FILE, or =BUNDLE"
+                )
         self.strategies = self._entries("strategies", definition.strategies)
         self.augmentations = self._entries("augmentations", definition.augmentations)
         ours = owners_of(self.catalogue, self._backbones, self.strategies, self.augmentations)
         require_same(definition.owners, ours, self.missing)
 
     def run(self) -> int:
-        """Carry out trials until none is left to begin; how many that were.
+        """Run trials until none is left to claim; returns how many.
 
         Raises: AutotlError.
         """
@@ -116,12 +120,12 @@ class Worker:
                     done += 1
             except OutOfTime:
                 self.watcher.note(
-                    "The search wants no trials now, or has other images: what was begun here waits for its next run."
+                    "The search has stopped or has other images. Its next run resumes the trial that was started here."
                 )
             return done
 
     def _open(self) -> Bench:
-        """The images, which must be those of the search, and in the same splits."""
+        """The images, which must be the same as those of the search, in the same splits."""
         definition = self.definition
         bench = Bench.open(
             self.data,
@@ -137,14 +141,14 @@ class Worker:
         )
         self.watcher.dataset(bench.dataset)
         if bench.dataset.fingerprint != definition.fingerprint:
-            raise StudyError(f"The images in {self.data} are not those of the search. Say where they are: --data PATH")
+            raise StudyError(f"The images in {self.data} are not those of the search. Name their folder: --data PATH")
         return bench
 
     def _total(self) -> int:
-        """How many trials the search wants, none when it is over; waits until it has come to them."""
+        """How many trials the search wants, 0 if it is over; waits until the search starts its trials."""
         terms = self.study.terms
         if terms["total"] is None:
-            self.watcher.note("Waiting for the search to begin its trials …")
+            self.watcher.note("Waiting for the search to start its trials …")
         while terms["total"] is None:
             time.sleep(LOOK)
             terms = self.study.terms
@@ -152,7 +156,7 @@ class Worker:
         return total if terms["definition"] == self._joined else 0
 
     def _entries(self, kind: str, names: Sequence[str]) -> dict[str, Entry]:
-        """What the search has of a kind; in the place of what it goes on without an entry that cannot be loaded."""
+        """The search's entries of a kind; placeholders for those that it continues without."""
         registry, owners = self.catalogue.host.registries[kind], self.definition.owners
         known = [entry.name for entry in registry]
         entries = {}
@@ -163,5 +167,5 @@ class Worker:
             elif name in known:
                 entries[name] = registry[name]
             else:
-                raise StudyError(unknown(registry.kind, name, known, "Install the plugin that the search has."))
+                raise StudyError(unknown(registry.kind, name, known, "Install the plugin that the search uses."))
         return entries

@@ -279,7 +279,7 @@ def test_a_folder_that_json_cannot_name_is_refused_before_anything_begins(autotl
     name = os.fsdecode(b"caf\xe9")
     stripes.rename(stripes.with_name(name))
     told = autotl("search", name, "--study", "s", "--backbones", "reference:edges", code=2)
-    assert "its name, or that of a folder above it, is not UTF-8; rename it" in told
+    assert "its name, or that of a parent folder, is not UTF-8; rename it" in told
     assert "'caf\\xe9' is not UTF-8" in autotl("studies", "--home", name, code=2)
 
 
@@ -406,7 +406,7 @@ def test_a_time_is_written_as_people_write_it(budget, expected):
 @pytest.mark.parametrize(
     ("budget", "says"),
     [
-        ("soon", "no time, such as 90s"),
+        ("soon", "not a duration; allowed are 90s"),
         ("5 parsecs", "no time"),
         ("1:30", "no time"),
         ("-5m", "no time"),

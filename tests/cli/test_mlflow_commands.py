@@ -166,5 +166,7 @@ def test_a_server_out_of_reach_costs_a_few_lines_and_never_the_search(stripes, t
     assert done.returncode == 0, done.stderr
     assert "Winner: reference:edges" in done.stdout
     told = [line for line in done.stdout.splitlines() if "MLflow" in line]
-    assert told[-1].startswith("MLflow does not have all of it. Tell it later: autotl log stripes --tracking-uri 'http")
+    assert told[-1].startswith(
+        "MLflow does not have the whole study. Log it later: autotl log stripes --tracking-uri 'http"
+    )
     assert all("secret" not in line for line in told)

@@ -227,20 +227,20 @@ def test_a_search_goes_on_without_what_always_fails_and_says_so(host, stripes, m
     for name, reason in {
         "raises": "ZeroDivisionError: never today",
         "prunes": "fails: TrialPruned",
-        "hangs": "TooLong: it had not come back after 0 s",
+        "hangs": "TooLong: it did not return within 0 s",
         "eats": "fails: MemoryError",
-        "borrows": "asks for 'cut', which is drawn for all strategies alike (ask the context for it): call it",
+        "borrows": "asks for 'cut', which all strategies share (ask the context for it): call it",
         "strays": "suggested a plan that cannot be carried out: Unknown backbone of the study 'nowhere:net'.",
-        "forges": "suggested a plan that cannot be written down: PydanticSerializationError: ",
+        "forges": "suggested a plan that cannot be written as JSON: PydanticSerializationError: ",
     }.items():
         own = [record for record in records if record.params["strategy"] == name]
         assert 1 <= len(own) <= 3
         assert {record.state for record in own} == {"failed"} and all(record.by_plugin for record in own)
         assert all(record.reason.startswith(f"Strategy '{name}' of plugin 'broken-plugin'") for record in own)
         assert not [record.reason for record in own if reason not in record.reason]
-        said = f"Strategy '{name}' is out of this search: it failed in 3 trials and succeeded in none."
+        said = f"Strategy '{name}' is not tried any more: it failed in 3 trials and succeeded in none."
         assert watcher.notes.count(said) == (len(own) == 3)
-    assert any("is out of this search" in note for note in watcher.notes)
+    assert any("is not tried any more" in note for note in watcher.notes)
     assert result.best.strategy == "linear-probe"
 
 
@@ -253,7 +253,7 @@ def test_a_backbone_that_fails_on_some_images_does_not_end_the_search_nor_the_ne
     failed = [record for record in made.folder.log.records() if record.state == "failed"]
     assert {record.params["backbone"] for record in failed} == {"tires:net"}
     assert len(failed) == 3
-    assert "Backbone 'tires:net' is out of this search: it failed in 3 trials and succeeded in none." in watcher.notes
+    assert "Backbone 'tires:net' is not tried any more: it failed in 3 trials and succeeded in none." in watcher.notes
 
 
 def test_a_search_in_which_nothing_is_left_ends_with_the_reason(host, stripes):

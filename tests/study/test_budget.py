@@ -67,9 +67,9 @@ def test_trainings_begin_with_the_best_backbone_that_the_budget_has_time_for(
     made.run()
     trained = [record for record in made.folder.log.records() if record.params["strategy"] == "fine-tune"]
     assert trained[0].params["backbone"] == first
-    said = [note for note in watcher.notes if "Trainings begin with" in note]
+    said = [note for note in watcher.notes if "Training starts with" in note]
     assert said == ([] if first == "tiny:net" else [said[0]])
-    assert all("begin with tiny:deep: --budget has little time for tiny:net." in note for note in said)
+    assert all("starts with tiny:deep: --budget is too short for tiny:net." in note for note in said)
 
 
 def test_a_search_ends_with_its_budget_and_leaves_a_tested_bundle(host, stripes):
@@ -96,8 +96,8 @@ def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, str
     assert result.final == result.best.plan == bundle.plan_of(made.folder.bundle)
     assert result.final.train_on == ("train",)
     told = " ".join(result.left_out)
-    assert "2 of 2 runs of the best plans with fresh seeds" in told
-    assert "on all images: the bundle is that of trial 1" in told
+    assert "2 of 2 reruns of the best plans with new seeds" in told
+    assert "the refit of the winner, trial 1: the bundle is that of trial 1" in told
     assert "the comparison with reference:pixels" in told
     assert result.comparisons == {}
     # With more time the same command makes up for it.
@@ -168,7 +168,7 @@ def test_a_winner_that_was_not_trained_on_all_images_is_compared_with_controls_t
 
 def test_images_that_take_longer_than_the_budget_are_said(host, stripes):
     watcher = Notes()
-    with pytest.raises(StudyError, match="longer to read than --budget"):
+    with pytest.raises(StudyError, match="Reading the images takes longer than --budget"):
         search(host, stripes, used=59, watcher=watcher).run()
     assert watcher.left() <= 1
 
@@ -219,7 +219,7 @@ def test_a_training_gets_as_many_epochs_as_there_is_time_for_and_what_it_took_co
     assert tuned.state == "complete"
     assert 4 <= phase.epochs < 20 == full.plan.phases[0].epochs
     assert max(epoch["epoch"] for epoch in tuned.epochs) <= phase.epochs
-    assert f"Trial 1 is begun with {phase.epochs} of its 20 epochs: there is no time for more." in watcher.notes
+    assert f"Trial 1 is trained for {phase.epochs} of its 20 epochs: there is no time for more." in watcher.notes
 
 
 def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next_run(host, stripes, monkeypatch):
@@ -231,7 +231,7 @@ def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next
     waiting = [record for record in made.folder.log.records() if record.state == "interrupted"]
     assert len(waiting) == 3
     assert all(not record.epochs and record.params["strategy"] != "linear-probe" for record in waiting)
-    assert f"trial {waiting[0].number}: not begun, for there was no time for it" in result.left_out
+    assert f"trial {waiting[0].number}: there was no time to start it" in result.left_out
     again = search(host, stripes, trials=5, budget=None, strategies=made.settings.strategies, **FEW)
     assert sum(again.run().trials.values()) == 5
     assert [again.folder.log.read(record.number).params for record in waiting] == [each.params for each in waiting]
@@ -261,7 +261,7 @@ def test_a_training_that_the_budget_cuts_off_is_a_candidate_and_its_plan_gives_i
     assert 1 <= after <= 4 < record.plan.phases[0].epochs
     assert bundle.plan_of(made.folder.bundle) == result.best.plan == record.plan
     assert record.reason in " ".join(watcher.notes)
-    assert "20 % of its epochs: the best of them counts" in record.reason
+    assert "20 % of its epochs; the best epoch so far counts" in record.reason
     bench = made._open()
     again = fit(record.plan, bench).metrics
     assert {key: value for key, value in again.items() if "seconds" not in key} == {

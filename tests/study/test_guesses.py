@@ -24,7 +24,10 @@ class Recorder(Silent):
     [
         ({"cut": 1.5}, "sets 'cut' to 1.5, which is not in FloatDistribution"),
         ({"picky.momentum": 0.9}, "names 'picky.momentum', which its suggest does not ask for."),
-        ({"augmentation": "flop"}, "is tried without what it names: Unknown augmentation 'flop'. Did you mean 'flip'?"),
+        (
+            {"augmentation": "flop"},
+            "names something unknown, and is tried without it: Unknown augmentation 'flop'. Did you mean 'flip'?",
+        ),
         ({"backbone": "autotl:resnet11"}, "Unknown backbone 'autotl:resnet11'. Did you mean 'autotl:resnet10'?"),
         ({"backbone": "autotl:resnet10", "cut": 1.0}, ""),
     ],

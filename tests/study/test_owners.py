@@ -85,7 +85,10 @@ def place(begun, tmp_path):
 
 def test_a_study_goes_on_without_a_plugin_that_no_trial_has_used_and_with_it_when_it_is_back(place):
     made = search(place, host(), trials=8)
-    without, state = "Warning: the search goes on without", "of autotl-extra 1.0, which is not here or is broken."
+    without, state = (
+        "Warning: the search continues without",
+        "of autotl-extra 1.0, which is not installed or is broken.",
+    )
     assert made.watcher.notes == [
         f"{without} {what} {state}" for what in ("backbone family 'other'", "strategy 'extra'")
     ]
@@ -110,9 +113,10 @@ def test_a_study_goes_on_without_a_plugin_that_no_trial_has_used_and_with_it_whe
 
 def test_a_plugin_that_no_trial_has_used_may_be_updated(place):
     made = search(place, host("2.0"), trials=2)
-    assert "strategy 'extra' of autotl-extra 1.0, which no trial has used, is of autotl-extra 2.0 here." in (
-        made.watcher.notes
-    )
+    assert (
+        "The study was started with strategy 'extra' of autotl-extra 1.0, but autotl-extra 2.0 is installed. "
+        "No trial has used it yet."
+    ) in made.watcher.notes
     made.run()
     assert made.folder.definition.owners["strategies extra"] == {"autotl-extra": "2.0"}
 
@@ -121,15 +125,15 @@ def test_a_plugin_that_a_trial_has_used_must_be_as_it_was(place):
     with pytest.raises(StudyError) as error:
         search(place, host("1.0", tiny="2.0"), trials=2)
     assert str(error.value) == (
-        "The study uses backbone family 'tiny' of autotl-tiny 1.0, which is of autotl-tiny 2.0 here. Install that "
-        "version (pip install autotl-tiny==1.0), see autotl doctor, or start another study: --study NAME"
+        "The study uses backbone family 'tiny' of autotl-tiny 1.0, but autotl-tiny 2.0 is installed. Install the "
+        "study's version (pip install autotl-tiny==1.0), run autotl doctor, or start another study: --study NAME"
     )
 
 
 def test_what_the_user_names_must_be_here(place):
-    with pytest.raises(StudyError, match="uses strategy 'extra' of autotl-extra 1.0, which is not here"):
+    with pytest.raises(StudyError, match="uses strategy 'extra' of autotl-extra 1.0, which is not installed"):
         search(place, host(), trials=2, strategies=("linear-probe", "extra"))
-    with pytest.raises(StudyError, match="uses backbone family 'other' of autotl-extra 1.0, which is not here"):
+    with pytest.raises(StudyError, match="uses backbone family 'other' of autotl-extra 1.0, which is not installed"):
         search(place, host(), trials=2, backbones=("tiny:net", "other:large"))
     assert search(place, host(), trials=2, backbones=("tiny:net",), strategies=("linear-probe",)).run()
 
@@ -141,5 +145,7 @@ def test_a_library_that_no_plan_needs_may_be_updated_and_another_one_is_named(pl
     made.run()
     definition = made.folder.definition
     made.folder.define(definition.model_copy(update={"versions": {**definition.versions, "torch": "0.1"}}))
-    with pytest.raises(StudyError, match=r"was begun otherwise \(versions torch: 0\.1 → [\d.+a-z]+\)\. Go on"):
+    with pytest.raises(
+        StudyError, match=r"was started with other settings: versions torch 0\.1 → [\d.+a-z]+\. Use the same"
+    ):
         search(place, host("1.0"), trials=3).run()

@@ -26,7 +26,7 @@ def insist():
 
 @pytest.mark.parametrize("hang", [spin, lambda: time.sleep(30), lambda: threading.Event().wait()])
 def test_what_does_not_come_back_is_interrupted_and_named(hang):
-    says = "^Strategy 's' of plugin 'p' .* fails: TooLong: it had not come back after 0 s"
+    says = "^Strategy 's' of plugin 'p' .* fails: TooLong: it did not return within 0 s"
     began = time.monotonic()
     with pytest.raises(PluginError, match=says), OWNER.answers_for("Strategy 's'"), patience.within(0.1):
         hang()

@@ -187,7 +187,7 @@ def _with_nonsense(file):
 def test_a_database_that_is_lost_or_damaged_is_made_again_from_the_logs(begun, study, damage):
     damage(study.database)
     (said,) = opened(study)
-    assert f"made again from the logs of {BEFORE} trials" in said and "\n" not in said
+    assert f"rebuilt from the logs of {BEFORE} trials" in said and "\n" not in said
     assert in_storage(study) == begun[2]
     assert (study.path / "former-optuna.db").exists() == (damage != _deleted)
     assert opened(study) == []
@@ -196,7 +196,7 @@ def test_a_database_that_is_lost_or_damaged_is_made_again_from_the_logs(begun, s
 def test_a_search_goes_on_from_the_logs_alone_as_if_nothing_had_been_lost(study, goes_on):
     _deleted(study.database)
     (said,) = goes_on()
-    assert "optuna.db was missing. Optuna's storage was made again from the logs" in said
+    assert "optuna.db was missing. Optuna's storage was rebuilt from the logs" in said
     assert goes_on() == []
 
 
@@ -207,7 +207,7 @@ def test_a_study_file_that_is_lost_or_damaged_is_made_again_from_the_database(be
     damage(file)
     said = []
     assert recovery.definition_of(study, None, said.append) == before
-    assert len(said) == 1 and "study.json" in said[0] and "made again from Optuna's storage" in said[0]
+    assert len(said) == 1 and "study.json" in said[0] and "rebuilt from Optuna's storage" in said[0]
     assert "\n" not in said[0]
 
 
@@ -219,7 +219,7 @@ def test_trials_whose_logs_are_lost_are_carried_out_again_under_their_numbers(st
     log.write_bytes(log.read_bytes()[:-20])  # its last line
     said = goes_on()
     assert "study.json is missing" in said[0]
-    assert "The log of trial 4 does not say how it ended" in said[1] and "Carried out again: trial 4, 6." in said[1]
+    assert "The log of trial 4 does not record how it ended" in said[1] and "To be run again: trial 4, 6." in said[1]
     assert study.definition == definition
 
 

@@ -217,7 +217,7 @@ def test_an_interrupted_study_draws_what_an_uninterrupted_one_draws(host, stripe
 
 def test_a_study_that_was_begun_otherwise_is_not_continued(host, stripes):
     search(host, stripes, trials=1).run()
-    with pytest.raises(StudyError, match=r"metric: accuracy → macro-f1.*--study NAME"):
+    with pytest.raises(StudyError, match=r"metric accuracy → macro-f1.*--study NAME"):
         search(host, stripes, trials=2, metric="macro-f1").run()
 
 
@@ -263,14 +263,14 @@ def test_a_study_goes_on_with_what_it_was_begun_with(host, stripes):
     more = search(host, stripes, trials=4, backbones=("reference:edges", "tiny:net")).run()  # in another order
     assert +Counter(more.trials) == {"complete": 4}
     assert +Counter(search(host, stripes, trials=5, backbones=()).run().trials) == {"complete": 5}
-    with pytest.raises(StudyError, match="begun with backbones reference:edges, tiny:net, not tiny:net"):
+    with pytest.raises(StudyError, match="started with backbones reference:edges, tiny:net, not tiny:net"):
         search(host, stripes, trials=6, backbones=("tiny:net",))
-    with pytest.raises(StudyError, match="storage: None → sqlite"):
+    with pytest.raises(StudyError, match="storage None → sqlite"):
         search(host, stripes, trials=6, storage="sqlite:///elsewhere.db").run()
 
 
 def test_a_storage_that_cannot_be_used_is_said_before_any_trial(host, stripes):
-    for url, says in (("nonsense", "no database URL"), ("sqlite:////nowhere/at/all.db", "cannot use the storage")):
+    for url, says in (("nonsense", "not a database URL"), ("sqlite:////nowhere/at/all.db", "cannot use the storage")):
         with pytest.raises(StudyError, match=says):
             search(host, stripes, storage=url).run()
 
@@ -301,7 +301,7 @@ def test_a_study_without_trials_is_begun_anew(host, stripes, monkeypatch):
 def test_images_that_cannot_be_used_are_said_before_anything_is_asked_for_or_written(host, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(searching.pools, "choose", lambda *_: 1 / 0)
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="has no images"):
         search(host, tmp_path / "empty")
     assert not (tmp_path / "studies").exists()
 
@@ -502,7 +502,7 @@ def test_a_search_without_a_single_good_trial_says_why(host, stripes):
         ({"backbones": ("torchvision:resnet18",)}, WeightsError, "autotl weights fetch torchvision:resnet18"),
         ({"strategies": ("fine-tun",)}, PluginError, "Unknown strategy 'fine-tun'"),
         ({"device": "cuda:77"}, StudyError, "Use --device auto or cpu"),
-        ({"weights": {"torchvision:alexnet": Path("x.pth")}}, StudyError, "name it in --backbones too"),
+        ({"weights": {"torchvision:alexnet": Path("x.pth")}}, StudyError, "Add it to --backbones"),
         ({"study": "../escape"}, StudyError, "cannot be a study's name"),
         ({"weights": {"reference:pixels": Path("x")}}, WeightsError, "takes no weights file"),
         ({"weights": {"torchvision:resnet18": Path("/nowhere.pth")}, "backbones": ("torchvision:resnet18",)},
@@ -577,7 +577,7 @@ def test_what_a_glob_names_and_does_not_work_is_left_out_and_the_same_command_go
     assert set(made.folder.definition.backbones) == {"odd:net"}
     assert made.folder.definition.left_out == ("odd:decides", "odd:fails", "odd:refuses")
     assert search(host, stripes, trials=3, **chosen).run().trials["complete"] == 3
-    with pytest.raises(StudyError, match=r"begun with backbones odd:net, not reference:edges\."):
+    with pytest.raises(StudyError, match=r"started with backbones odd:net, not reference:edges\."):
         search(host, stripes, trials=3, backbones=("reference:edges",))
 
 

@@ -91,8 +91,8 @@ def test_a_plugin_draws_under_its_own_names(own):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        *((name, f"which is drawn for all .* call it 'nosy.{name}'") for name in SHARED),
-        ("rate", "that another plugin may use otherwise: call it 'nosy.rate'"),
+        *((name, f"which all strategies share .* call it 'nosy.{name}'") for name in SHARED),
+        ("rate", "that another plugin may use, too: call it 'nosy.rate'"),
         ("fine-tune.lr_scheme", "a name of plugin 'fine_tuning' .*: call it 'nosy.lr_scheme'"),
         ("flip.chance", "a name of plugin 'augmentations'"),
         ("recipe.optimizer", "a name of autotl's own strategies: call it 'nosy.optimizer'"),

@@ -175,7 +175,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(host, stripes):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert "\n" not in str(error.value)
-    assert "What was done is kept" in str(error.value)
+    assert "Finished trials are saved" in str(error.value)
     made = search(host, stripes, trials=6, **TRIALS_ALONE)
     made.run()
     assert drawn(made) == drawn(whole)
@@ -232,12 +232,12 @@ def test_a_computer_without_memory_ends_the_search_and_costs_no_trial(host, stri
     with monkeypatch.context() as patch:
         patch.setattr(train._Training, "_loss", greedy)
         made = search(host, stripes, **few)
-        with pytest.raises(AutotlError, match="The memory did not do"):
+        with pytest.raises(AutotlError, match="Out of memory"):
             made.run()
     if when == "in a trial":
         (record,) = made.folder.log.records()
         assert (record.state, record.by_plugin) == ("interrupted", False)
-        assert record.reason == "there was no memory left after 0 % of its epochs"
+        assert record.reason == "out of memory after 0 % of its epochs"
     assert search(host, stripes, **few).run().trials["complete"] == 2
 
 
@@ -266,19 +266,19 @@ def test_trials_that_fall_behind_are_stopped_and_linear_probes_never(host, strip
     pruned = [record for record in records if record.state == "pruned"]
     assert pruned
     assert all(record.params["strategy"] == "fine-tune" for record in pruned)
-    assert all("stopped after" in record.reason and record.value is None for record in pruned)
+    assert all("pruned at" in record.reason and record.value is None for record in pruned)
     assert all(record.epochs == () for record in records if record.params["strategy"] == "linear-probe")
     unpruned = search(host, stripes, trials=14, prune=False, study="unpruned", **TRIALS_ALONE).run()
     assert unpruned.trials["pruned"] == 0
 
 
-@pytest.mark.parametrize("breaks", ["with seed 1", "on all images", "the same frozen backbone at random"])
+@pytest.mark.parametrize("breaks", ["with seed 1", "whose refit failed", "the same frozen backbone at random"])
 def test_a_training_that_breaks_down_after_the_trials_is_left_out_and_said(host, stripes, monkeypatch, breaks):
     from autotl.errors import TrainingError
     from autotl.study import finish
 
     def fit(plan, bench, observer=None):
-        what = "on all images" if "val" in plan.train_on else "with seed 1" if plan.seed == 1 else "as it was"
+        what = "whose refit failed" if "val" in plan.train_on else "with seed 1" if plan.seed == 1 else "as it was"
         broken = plan.backbone.endswith("@random") if breaks.endswith("random") else what == breaks
         if broken and not plan.backbone.startswith("reference:"):
             raise TrainingError("The loss became nan.")

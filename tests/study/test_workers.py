@@ -208,7 +208,7 @@ def test_a_strict_search_ends_with_what_a_plugin_got_wrong_at_a_worker(joining, 
     shared.end(trial, "failed", None, [end])
     options = {"backbones": ("tiny:net",), "strategies": ("linear-probe",), "device": "cpu", "trials": 4}
     strict = Search(Settings(data=stripes, strict_plugins=True, **options), host, Silent(), time.monotonic())
-    with pytest.raises(PluginError, match=r"^Trial 2 failed: Strategy 'moody' fails: no plan today\. Put it right, or"):
+    with pytest.raises(PluginError, match=r"^Trial 2 failed: Strategy 'moody' fails: no plan today\. Fix it, or"):
         strict.run()
     # It is in the log now, and who searches on has seen it.
     again = Search(Settings(data=stripes, **options), host, Silent(), time.monotonic())
@@ -217,21 +217,23 @@ def test_a_strict_search_ends_with_what_a_plugin_got_wrong_at_a_worker(joining, 
 
 
 def test_a_worker_whose_numbers_would_be_others_does_not_begin(joining, stripes, tmp_path):
-    with pytest.raises(StudyError, match="The search runs on cuda, this worker would on cpu. Say --device cuda"):
+    with pytest.raises(StudyError, match="The search runs on cuda, this worker on cpu. Use --device cuda"):
         joining({"device": "cuda"})
-    with pytest.raises(StudyError, match=r"The search has torch 0\.1, here is .*Install the same version"):
+    with pytest.raises(StudyError, match=r"The search uses torch 0\.1, this worker .*Install the same version"):
         joining({"versions": {"torch": "0.1"}})
-    with pytest.raises(StudyError, match="The search has other weights for 'tiny:net@random': say --weights"):
+    with pytest.raises(
+        StudyError, match="The search uses other weights for 'tiny:net@random'. Use the same: --weights"
+    ):
         joining({"backbones": {"tiny:net@random": "random:7"}})
-    with pytest.raises(StudyError, match="Unknown strategy 'magic'.*Install the plugin that the search has"):
+    with pytest.raises(StudyError, match="Unknown strategy 'magic'.*Install the plugin that the search uses"):
         joining({"strategies": ("magic",)}).run()
     other = tmp_path / "other"
     shutil.copytree(stripes, other)
     next((other / "down").iterdir()).unlink()
-    with pytest.raises(StudyError, match="are not those of the search. Say where they are: --data PATH"):
+    with pytest.raises(StudyError, match="are not those of the search. Name their folder: --data PATH"):
         joining(data=other).run()
     moved = stripes.rename(tmp_path / "moved")
-    with pytest.raises(DataError, match="There is no file or folder"):
+    with pytest.raises(DataError, match="does not exist"):
         joining().run()
     assert joining(data=moved).run() == 2
 
@@ -412,11 +414,11 @@ def test_what_cannot_be_joined_is_said(study, tmp_path):
     with pytest.raises(StudyError, match="Unknown study 'flower'. Did you mean 'flowers'"):
         SharedStudy.join(url, "flower")
     SharedStudy.create(url, "flowers-5678", seed=0)
-    with pytest.raises(StudyError, match="say which: flowers-1234, flowers-5678"):
+    with pytest.raises(StudyError, match="Use one of: flowers-1234, flowers-5678"):
         join()
-    with pytest.raises(StudyError, match="has not got so far"):
+    with pytest.raises(StudyError, match="is still starting"):
         SharedStudy.join(url, "flowers-5678")
-    with pytest.raises(StudyError, match="is no database URL"):
+    with pytest.raises(StudyError, match="is not a database URL"):
         SharedStudy.join("nonsense", "flowers")
     with pytest.raises(StudyError, match="cannot use the storage postgresql.*:[*][*][*]@"):
         SharedStudy.join("postgresql+psycopg://a:secret@127.0.0.1:1/x", "flowers")
