@@ -180,6 +180,7 @@ class _End:
         self.watcher, self.budget = watcher, budget
         self.left_out: list[str] = []
         self._before = before
+        self._last = "refit" if settings.refit else "training"
         self._known = _reruns(folder)
 
     def contenders(self, best: Sequence[TrialRecord]) -> list[_Contender]:
@@ -247,20 +248,20 @@ class _End:
             try:
                 if self.budget.left() < self._seconds_again(final, run):
                     raise OutOfTime
-                fitted = self._fit(final, f"refit of the winner, trial {winner.record.number}")
+                fitted = self._fit(final, f"{self._last} of the winner, trial {winner.record.number}")
                 bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": run.metrics})
             except OutOfTime:
                 in_time = False
                 break
             except _Failed as failed:
-                self.left_out.append(f"trial {winner.record.number}, whose refit failed: {failed}")
+                self.left_out.append(f"trial {winner.record.number}, whose {self._last} failed: {failed}")
             else:
                 return winner, final
         best = contenders[0].record.number if contenders else board[0].number
         for winner, final in self._all_that_may_lie_there(contenders, board):
             if there == final:
                 self.left_out.append(
-                    f"the refit of the winner, trial {best}: the bundle is that of trial {winner.record.number}"
+                    f"the {self._last} of the winner, trial {best}: the bundle is that of trial {winner.record.number}"
                 )
                 return winner, final
         if in_time:

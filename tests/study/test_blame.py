@@ -230,7 +230,7 @@ def test_a_search_goes_on_without_what_always_fails_and_says_so(host, stripes, m
         "hangs": "TooLong: it did not return within 0 s",
         "eats": "fails: MemoryError",
         "borrows": "asks for 'cut', which all strategies share (ask the context for it): call it",
-        "strays": "suggested a plan that cannot be carried out: Unknown backbone of the study 'nowhere:net'.",
+        "strays": "suggested a plan that cannot be trained: Unknown backbone of the study 'nowhere:net'.",
         "forges": "suggested a plan that cannot be written as JSON: PydanticSerializationError: ",
     }.items():
         own = [record for record in records if record.params["strategy"] == name]

@@ -153,7 +153,7 @@ def test_a_winner_that_was_not_trained_on_all_images_is_compared_with_controls_t
     host, stripes, monkeypatch
 ):
     def fit(end, plan, task):
-        if task.startswith("the winner"):
+        if task.startswith("refit of the winner"):
             raise OutOfTime
         seen.append(plan.train_on)
         return really(end, plan, task)
