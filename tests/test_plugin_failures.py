@@ -216,12 +216,12 @@ def broken_in_trials(machine):
     for name, first_guess, body, reason in (
         ("raises", {}, "raise ZeroDivisionError('no plan\\n today')", "fails: ZeroDivisionError: no plan today"),
         ("looks", {}, "open('/nowhere/at/all')", "fails: FileNotFoundError: [Errno 2]"),
-        ("refuses", {}, REFUSAL, "suggested a plan that cannot be carried out: not today"),
+        ("refuses", {}, REFUSAL, "suggested a plan that cannot be trained: not today"),
         ("leaves", {}, "raise SystemExit(3)", "fails: SystemExit: 3"),
         ("forgets", {}, "return None", "suggested NoneType, not a plan."),
         ("solves", {}, "import torch; torch.linalg.cholesky(-torch.eye(2))", "fails: _LinAlgError: linalg.cholesky"),
-        ("taps", {}, TAPS, "suggested a plan that cannot be carried out: 'taps' must name stages before the cut"),
-        ("methods", {}, METHOD, "suggested a plan that cannot be carried out: Unknown training method 'closd-form'."),
+        ("taps", {}, TAPS, "suggested a plan that cannot be trained: 'taps' must name stages before the cut"),
+        ("methods", {}, METHOD, "suggested a plan that cannot be trained: Unknown training method 'closd-form'."),
     ):
         code = STRATEGY.format(name=name, first_guess=first_guess, body=body)
         owners[f"Strategy '{name}' of {machine.install(name, code)}"] = reason

@@ -38,7 +38,7 @@ def seconds(value: str | float | timedelta | None) -> float | None:
     if found is None:
         raise ValueError(f"'{value}' is not a duration; allowed are 90s, 30m, 1.5h, 1h30m and the like")
     if not 60 <= found < math.inf:
-        raise ValueError(f"'{value}' is too short for a search and its test; the minimum is 60s")
+        raise ValueError(f"'{value}' is out of range: a budget must be at least 60s and finite")
     return found
 
 
