@@ -1,4 +1,4 @@
-"""What a plugin offers, and the facts it is told.
+"""The interfaces that plugins implement, and the facts that they receive.
 
 Every plugin has two halves. Above the plan, `suggest` sees Optuna's trial and returns plain JSON
 values. Below it, `build` sees those values and no trial.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 UNEQUAL = 3.0
-"""Above this imbalance rare classes are easily missed: class weights are searched, other metrics recommended."""
+"""Above this imbalance, rare classes are easily missed: class weights are searched and other metrics recommended."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is known of a backbone without building it.
+    """Facts about a backbone that are known without building it.
 
-    `weights` is None for a network that has none to load. `source` says what it was trained on and
-    `licence` under which terms its weights may be used. `libraries` names the distributions, besides
-    torch and the plugin's own, whose code computes the network: a plan records their versions.
+    `weights` is None for a network without pretrained weights. `source` is what it was trained on, `licence` the terms
+    of its weights. `libraries` names the distributions whose code the network uses, besides torch and the plugin's
+    own: a plan records their versions.
     """
 
     input: Input
@@ -46,7 +46,7 @@ class ModelCard:
     source: str
     licence: str
     sizes: tuple[int, ...] = ()
-    """Input sizes, in px, besides that of `input`, at which the network works too."""
+    """Other input sizes, in px, that the network accepts besides that of `input`."""
     libraries: tuple[str, ...] = ()
     note: str = ""
 
@@ -61,14 +61,13 @@ class Family(Protocol):
         """Raises: KeyError for an unknown name."""
 
     def build(self, name: str, weights: Path | None) -> "torch.nn.Module":
-        """The whole network on the CPU, in float32; it is split into stages afterwards.
+        """The whole network on the CPU, in float32; autotl splits it into stages afterwards.
 
-        With `weights` None its parameters are random, drawn from torch's global generator. Otherwise
-        they are read from the file; one that lacks something of what is kept, all but the classifier, must raise.
-        `load_weights` sees to that.
+        With `weights` None, parameters are random, drawn from torch's global generator. Otherwise they are read from
+        the file. It must raise if the file lacks any tensor except those of the classifier; `load_weights` does so.
 
-        A network may have a method `no_weight_decay()`, as timm's have: the names of parameters to which weight
-        decay is not applied, such as position embeddings and class tokens. Norms and biases need not be named.
+        A network may have a method `no_weight_decay()`, as timm's networks have: the names of parameters without
+        weight decay, such as position embeddings and class tokens. Norms and biases need not be named.
         """
 
 
@@ -76,12 +75,12 @@ class Boundary(Record):
     """The value at the end of a stage."""
 
     name: str
-    """The module that ends the stage, as in `layer3.1`; unique, and the stage's identity."""
+    """The module that ends the stage, such as `layer3.1`; unique, and used as the stage's name."""
     shape: tuple[int, ...]
-    """Without the batch, at the size it was traced with: [C, H, W], [H, W, C] or [T, C]."""
+    """Without the batch dimension, at the traced input size: [C, H, W], [H, W, C] or [T, C]."""
     layout: Layout
     prefix_tokens: int
-    """Class, distillation and register tokens in front of the image's own."""
+    """How many class, distillation and register tokens precede the image's tokens."""
 
     @property
     def channels(self) -> int:
@@ -89,7 +88,7 @@ class Boundary(Record):
 
 
 class StageInfo(Boundary):
-    """One stage of a backbone: what it gives, and what it costs."""
+    """One stage of a backbone: its output and its cost."""
 
     parameters: int
     flops: int
@@ -97,12 +96,12 @@ class StageInfo(Boundary):
 
     @property
     def poolings(self) -> tuple[Pooling, ...]:
-        """The poolings that this stage's value allows: `token` needs a class token."""
+        """The poolings that this stage's output allows: `token` needs a class token."""
         return ("avg", "max", "token") if self.prefix_tokens else ("avg", "max")
 
 
 class BackboneInfo(Record):
-    """A backbone as plain facts: its input and its stages, from the image to the last cut."""
+    """Facts about a backbone: its input and its stages, from the image to the last possible cut."""
 
     name: str
     input: Input
@@ -118,7 +117,7 @@ class BackboneInfo(Record):
         return self.stages[self.names.index(name)]
 
     def upto(self, cut: str) -> tuple[StageInfo, ...]:
-        """The stages that are kept when the backbone is cut after `cut`."""
+        """The stages that remain when the backbone is cut after `cut`."""
         return self.stages[: self.names.index(cut) + 1]
 
     def parameters(self, cut: str) -> int:
@@ -130,40 +129,40 @@ class BackboneInfo(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """What the train images are like, as far as their preparation depends on it."""
+    """Facts about the train images that affect their preparation."""
 
     image_size: int
     """The median of the shorter side, in px."""
     cut_away: float = 0.0
-    """The median of the share of its area that an image has outside the square in its middle."""
+    """The median share of an image's area that lies outside its centre square."""
     bits: int = BITS
-    """How many bits the values of integer images with more than 8 bits use; 16 where there are none."""
+    """How many bits the values of integer images with more than 8 bits use; 16 if there are no such images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts(Shapes):
-    """What a plugin may know of the data: numbers, never images or test labels."""
+    """What a plugin may know about the data: numbers, never images or test labels."""
 
     classes: int
     train_images: int
-    """Images of the train split alone."""
+    """Images of the train split only."""
     smallest_class: int
-    """Train images of the class that has fewest."""
+    """Train images of the smallest class."""
     largest_class: int
-    """Train images of the class that has most."""
+    """Train images of the largest class."""
     has_early_stop: bool
-    """Whether there were enough images to carve a split for choosing the epoch."""
+    """Whether there were enough images for a split that chooses the epoch."""
 
     @property
     def imbalance(self) -> float:
-        """How many times the images of the smallest class the largest has."""
+        """Images of the largest class divided by those of the smallest."""
         return self.largest_class / max(1, self.smallest_class)
 
 
 class Trial(Protocol):
-    """What a plugin draws parameters of its own from, as from Optuna's trial; it has no other part of that.
+    """The part of Optuna's trial from which a plugin draws its own parameters.
 
-    Their names begin with one that the plugin registered and a dot: `my-strategy.momentum`.
+    Their names start with a name that the plugin registered and a dot: `my-strategy.momentum`.
     """
 
     @property
@@ -171,7 +170,7 @@ class Trial(Protocol):
 
     @property
     def params(self) -> dict[str, Any]:
-        """What has been drawn so far in this trial, by name."""
+        """The parameters drawn so far in this trial, by name."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
@@ -184,11 +183,10 @@ class Trial(Protocol):
 
 
 class Context(Protocol):
-    """What a strategy asks the host for. Whatever it does not ask for is not searched.
+    """What a strategy asks the host for. What it does not ask for is not searched.
 
-    The names of these parameters are shared by all strategies, so that what the sampler learns about
-    depth or backbone in one of them serves the others. A parameter of the plugin's own goes through
-    `trial.suggest_*`.
+    All strategies share the names of these parameters, so what the sampler learns about depth or backbone from one
+    strategy helps the others. A plugin draws its own parameters with `trial.suggest_*`.
     """
 
     data: DataFacts
@@ -207,14 +205,14 @@ class Context(Protocol):
         """How the cut's features become one vector."""
 
     def input(self) -> Input:
-        """How images are prepared: at the backbone's own size, or a larger one where it and the images allow it; by
-        cropping, squashing or padding where the shapes of the images call for a choice."""
+        """How images are prepared. The size is the backbone's own, or a larger one if backbone and images allow it.
+        The mode (crop, squash or pad) is searched if the shapes of the images make it matter."""
 
     def augmentation(self) -> Component:
         """The augmentation of this trial with its parameters."""
 
     def class_weights(self) -> ClassWeights:
-        """How much each class weighs where a head is fitted; "none" unless the classes are unequal, see `UNEQUAL`."""
+        """The class weights for fitting a head; always "none" unless the classes are unequal, see `UNEQUAL`."""
 
     def plan(
         self,
@@ -226,33 +224,34 @@ class Context(Protocol):
         augmentation: Component | None = None,
         pretrained: bool = True,
     ) -> TransferPlan:
-        """A complete plan: what is given here and all that the host knows.
+        """A complete plan from these parts and what the host knows.
 
-        Without `input` images are prepared as for the probe of cuts: as the backbone's training data was, unless a
-        crop would cut too much away. Without `augmentation`
-        they stay as they are. Unless `pretrained` the network begins with random weights.
+        Without `input`, images are prepared as for the probe: as the backbone's training data was, unless a crop would
+        remove too much. Without `augmentation`, images are not augmented. Unless `pretrained`, the network starts
+        from random weights.
         """
 
 
 class Strategy(Protocol):
     """Suggests a plan.
 
-    It may have an attribute `first_guess`, parameters by name: they are tried once, before the sampler draws, on the
-    backbone and cut that look best unless they name others; a backbone that the study does not have gives way to it.
+    It may have an attribute `first_guess`, parameters by name. They are tried once, before the sampler draws, on the
+    best backbone and cut of the probe unless they name others. A named backbone that the study does not have is
+    replaced by the best one.
     """
 
     def suggest(self, trial: Trial, context: Context) -> TransferPlan:
-        """Called once a trial. Must not train, must not look at pixels, must answer within a minute."""
+        """Called once per trial. Must not train, must not read pixels, and must return within a minute."""
 
 
 class Augmentation(Protocol):
     """Suggests parameters, and builds a transform of a batch from them."""
 
     def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:
-        """Parameters as plain JSON values; called once a trial by `context.augmentation()`."""
+        """Parameters as plain JSON values; called once per trial by `context.augmentation()`."""
 
     def build(self, params: dict[str, Any]) -> "BatchTransform":
-        """The transform; called once a training."""
+        """The transform; called once per phase."""
 
 
 @dataclass(frozen=True)
@@ -260,26 +259,27 @@ class FittedHead:
     """A linear classifier: logits = features @ weight.T + bias."""
 
     weight: "torch.Tensor"
-    """[C, D] float32; zeros in the columns of features that it does without."""
+    """[C, D] float32; zeros in the columns of features that it does not use."""
     bias: "torch.Tensor"
     """[C] float32."""
     chosen: dict[str, float]
-    """For each option of which there were several values, the one that gave this head: alone it gives it again."""
+    """For each option with several values, the one that gave this head: a fit with it alone gives the same head."""
 
 
 class Method(Protocol):
-    """Fits a head on the features of frozen stages, by no steps that a plan has to spell out.
+    """Fits a head on the features of frozen stages.
 
-    The engine offers what a phase's `options` say, each as a list of alternatives; takes, of several heads, the
-    one with the lowest loss on images that were not fitted on; and later asks for that head alone, on more images.
+    The engine passes a phase's `options`, each as a list of alternatives. If the method returns several heads, the
+    engine keeps the one with the lowest loss on images that were not fitted on. Later it refits only that one, on more
+    images.
 
-    It may have an attribute `defaults`, more options by name with the value that holds where a plan leaves them out.
-    An option named `class_weights`, "none" or "balanced", says how classes weigh in the loss that chooses, too.
+    A method may have an attribute `defaults`: more options by name, with the value to use if a plan does not set them.
+    An option named `class_weights`, "none" or "balanced", also sets the class weights of the loss that selects a head.
     """
 
     options: Sequence[str]
-    """The names of the options. A plan must give each of them, a value or a list of values, and no others but those
-    that have defaults."""
+    """The names of the options. A plan must set each of them to a value or a list of values; besides them it may set
+    only those with defaults."""
 
     def fit(
         self,
@@ -289,29 +289,29 @@ class Method(Protocol):
         options: dict[str, list[Any]],
         step: Callable[[], None],
     ) -> Sequence[FittedHead]:
-        """features: [N, D] float32, raw. labels: [N] int64. Both are on the device on which the heads have to be.
+        """features: [N, D] float32, not standardised. labels: [N] int64. The heads must be on the same device.
 
-        `step` is to be called every now and then: it raises when time is up. Nothing may be left to chance.
+        Call `step` regularly: it raises when time is up. The fit must be deterministic.
 
-        Raises: PlanError for an option's value that it cannot take.
+        Raises: PlanError for an invalid value of an option.
         """
 
 
 class Draw(Protocol):
-    """Random numbers of which every image of a batch has its own."""
+    """Random numbers, drawn separately for each image of a batch."""
 
     def __call__(self, count: int) -> "torch.Tensor":
-        """[N, count] float32, uniform in [0, 1), on the images' device; every call draws anew.
+        """[N, count] float32, uniform in [0, 1), on the images' device; every call gives new numbers.
 
-        A row depends on the plan's seed, the epoch and the image, not on the batch it is in.
+        A row depends on the plan's seed, the epoch and the image, not on the batch.
         """
 
 
 class BatchTransform(Protocol):
-    """Changes a batch of training images, each by a draw of its own."""
+    """Changes a batch of training images, each with its own random numbers."""
 
     def __call__(self, images: "torch.Tensor", draw: Draw) -> "torch.Tensor":
-        """images: [N, 3, S, S] uint8 → the same shape and type. Nothing but `draw` may be left to chance."""
+        """images: [N, 3, S, S] uint8 → the same shape and type. `draw` must be the only source of randomness."""
 
 
 CONTRACTS: dict[str, type] = {
@@ -320,13 +320,13 @@ CONTRACTS: dict[str, type] = {
     "strategies": Strategy,
     "methods": Method,
 }
-"""What things of each kind have to offer."""
+"""The interface of each kind."""
 
 
 def require(contract: type, thing: object) -> None:
-    """Raises: TypeError when a thing lacks what a contract names, or has a method that cannot be called as it says."""
+    """Raises: TypeError if `thing` lacks an attribute or method of the contract, or takes other arguments."""
     if isinstance(thing, type):
-        raise TypeError(f"it is the class {thing.__name__}, and must be an object of it")
+        raise TypeError(f"it is the class {thing.__name__}, but must be an instance of it")
     for name in contract.__annotations__:
         if not hasattr(thing, name):
             raise TypeError(f"{type(thing).__name__} has no '{name}'")
@@ -339,7 +339,7 @@ def require(contract: type, thing: object) -> None:
         given = list(inspect.signature(promised).parameters)[1:]
         try:
             signature = inspect.signature(method)
-        except ValueError:  # written in C, and says nothing of itself
+        except ValueError:  # written in C, without a signature
             continue
         try:
             signature.bind(*given)

@@ -1,11 +1,10 @@
-"""Every hook that a plugin may implement.
+"""The hooks that a plugin may implement.
 
-A plugin is a module, or an object, with any of these functions marked `@autotl.hookimpl`, named by an
-entry point of the group `autotl`. What ships with autotl goes through the same hooks.
+A plugin is a module or an object with any of these functions, marked `@autotl.hookimpl`. An entry point of the group
+`autotl` names it. The plugins that ship with autotl use the same hooks.
 
-`register(name, load, summary=...)` takes a name, a callable without arguments that imports what it
-needs when it is called and returns the thing itself, and one line for listings. What the thing has
-to offer is described in `autotl.contracts`.
+`register(name, load, summary=...)` takes a name, a callable without arguments, and one line for listings. The callable
+imports what it needs and returns an object with the interface that `autotl.contracts` describes.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ class Register(Protocol):
 def register_backbones(register: Register) -> None:
     """Register families of backbones: `register("timm", load)`, where `load()` returns a `Family`.
 
-    Called once, when the host starts. The family is loaded when a name with its prefix is asked for.
+    Called once, when the host starts. The family is loaded when a backbone with its prefix is first used.
     """
 
 
@@ -51,5 +50,5 @@ def register_strategies(register: Register) -> None:
 def register_methods(register: Register) -> None:
     """Register methods that fit a head: `register("logistic", load)`, where `load()` returns a `Method`.
 
-    Called once, when the host starts. A method is loaded when a plan is carried out that has a phase by it.
+    Called once, when the host starts. A method is loaded when a plan that uses it is trained.
     """

@@ -1,4 +1,4 @@
-"""The host: loads plugins, lets none of them take it down, and lists what they registered."""
+"""The host: loads plugins, survives broken ones, and lists what they registered."""
 
 import os
 import re
@@ -19,9 +19,9 @@ from autotl.registry import Entry, Owner, Registry, on_stderr
 
 GROUP = "autotl"
 KINDS = ("backbones", "augmentations", "strategies", "methods")
-"""What a plugin may offer: the names of a host's registries, and of the hooks `register_<kind>`."""
+"""The kinds of things that plugins register: the names of a host's registries, and of the hooks `register_<kind>`."""
 NAME = r"\w[\w.+-]*"
-"""What may be registered under: a name that means itself in lists, in globs and in `family:architecture@random`."""
+"""Valid names: without characters that have a meaning in lists, globs or `family:architecture@random`."""
 BUILTIN = (
     "autotl.builtin.shipped",
     "autotl.builtin.torchvision_family",
@@ -36,20 +36,20 @@ BUILTIN = (
 
 @dataclass(frozen=True)
 class Problem:
-    """A plugin that was left out, and why."""
+    """A plugin that was not loaded, and why."""
 
     owner: Owner
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.owner} was left out: {self.reason}"
+        return f"{self.owner} was skipped: {self.reason}"
 
 
 class Host:
     """Everything the installed plugins registered: `backbones`, `augmentations`, `strategies`, `methods`.
 
-    `blocked` names plugins that are not loaded. What is broken is in `problems`, and nothing that it
-    registered is in a registry.
+    `blocked` names plugins that are not loaded. Broken plugins are in `problems`, and nothing that they registered is
+    in a registry.
     """
 
     def __init__(self, *, blocked: frozenset[str] = frozenset()) -> None:
@@ -77,7 +77,7 @@ class Host:
 
     @classmethod
     def from_environment(cls) -> "Host":
-        """A host without the plugins named in `AUTOTL_DISABLE_PLUGINS`, separated by commas."""
+        """A host without the plugins that `AUTOTL_DISABLE_PLUGINS` names, separated by commas."""
         names = os.environ.get("AUTOTL_DISABLE_PLUGINS", "").split(",")
         return cls(blocked=frozenset(name.strip() for name in names if name.strip()))
 
@@ -87,11 +87,11 @@ class Host:
         return {kind: getattr(self, kind) for kind in KINDS}
 
     def add(self, plugin: Any, name: str) -> None:
-        """Take in a plugin that is not installed: a module or an object with hook functions."""
+        """Add a plugin that is not installed: a module or an object with hook functions."""
         self._add(plugin, Owner(name, "(not installed)", "0", ""))
 
     def name_of(self, plugin: Any) -> str | None:
-        """The name under which a plugin was loaded, None if it was not."""
+        """The name under which a plugin was loaded, None if it was not loaded."""
         return self._manager.get_name(plugin)
 
     def _load(self, point: EntryPoint) -> None:
@@ -116,7 +116,7 @@ class Host:
     def _add(self, plugin: Any, owner: Owner) -> None:
         if self._manager.has_plugin(owner.plugin):
             namesake = next(other for other in self.owners if other.plugin == owner.plugin)
-            self._report(owner, PluginError(f"{namesake} is loaded already"))
+            self._report(owner, PluginError(f"{namesake} is already loaded"))
             return
         try:
             with on_stderr():
@@ -137,13 +137,13 @@ class Host:
             self.owners.append(owner)
 
     def _require_marked(self, plugin: Any) -> None:
-        """Raises: PluginError for a function that is named as a hook and would never be called."""
+        """Raises: PluginError for a function with the name of a hook that would never be called."""
         for name in (f"register_{kind}" for kind in KINDS):
             if callable(getattr(plugin, name, None)) and self._manager.parse_hookimpl_opts(plugin, name) is None:
                 raise PluginError(f"its function {name} is not marked with @autotl.hookimpl")
 
     def _hooks(self, plugin: Any) -> Iterator[tuple[str, pluggy.HookCaller]]:
-        """Each kind with its hook as implemented by this one plugin."""
+        """Each kind with its hook, as this plugin implements it."""
         others = [other for other in self._manager.get_plugins() if other is not plugin]
         for kind in KINDS:
             yield kind, self._manager.subset_hook_caller(f"register_{kind}", others)
@@ -151,11 +151,11 @@ class Host:
     def _registrar(self, kind: str, owner: Owner) -> hookspecs.Register:
         def register(name: str, load: Callable[[], Any], *, summary: str) -> None:
             if not isinstance(name, str) or not re.fullmatch(NAME, name):
-                raise ValueError(f"{name!r} cannot be a name: letters, digits, '-', '_', '+' and '.', as in my-idea")
+                raise ValueError(f"{name!r} is not a valid name: use letters, digits, '-', '_', '+' and '.'")
             if not isinstance(summary, str):
-                raise TypeError(f"the summary of '{name}' must be a text, not {summary!r}")
+                raise TypeError(f"the summary of '{name}' must be a string, not {summary!r}")
             if not callable(load):
-                raise TypeError(f"'{name}' must come with a class or a function that returns it, not with {load!r}")
+                raise TypeError(f"'{name}' must be registered with a class or a function, not with {load!r}")
             self.registries[kind].add(Entry(name, summary, owner, partial(_loaded, kind, load)))
 
         return register
@@ -165,7 +165,7 @@ class Host:
 
 
 def _require_fitting(distribution: Distribution | None) -> None:
-    """Raises: PluginError when a distribution says that it needs another version of autotl than this one."""
+    """Raises: PluginError if a distribution requires another version of autotl."""
     here = version("autotl")
     for line in (distribution.requires if distribution else None) or ():
         if line.startswith("autotl"):  # most lines name other distributions and need not be parsed
@@ -173,13 +173,13 @@ def _require_fitting(distribution: Distribution | None) -> None:
             wanted = needed.marker is None or needed.marker.evaluate({"extra": ""})
             fits = needed.specifier.contains(here, prereleases=True)
             if canonicalize_name(needed.name) == "autotl" and wanted and not fits:
-                raise PluginError(f"it needs autotl{needed.specifier}, here is autotl {here}")
+                raise PluginError(f"it needs autotl{needed.specifier}, but autotl {here} is installed")
 
 
 def _loaded(kind: str, load: Callable[[], Any]) -> Any:
     """What a plugin's callable returns.
 
-    Raises: TypeError when it does not offer what things of its kind have to.
+    Raises: TypeError if it does not have the interface of its kind.
     """
     from autotl.contracts import CONTRACTS, require
 

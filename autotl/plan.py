@@ -1,4 +1,4 @@
-"""The plan: one complete, immutable transfer setup as plain data, all that is needed to train it again.
+"""The plan: one complete, immutable transfer setup as plain data, enough to train it again.
 
 Above the plan everything knows about search and nothing about tensors; below it everything knows
 about tensors and nothing about search.
@@ -22,16 +22,16 @@ Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 NearCopies = Literal["together", "apart"]
 ClassWeights = Literal["none", "balanced"]
-"""How much the images of a class weigh in a loss: all alike, or so that each class weighs as much as any other."""
+"""How images are weighted in a loss: all equally, or so that every class has the same total weight."""
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 BITS = 16
-"""Of an integer image, where nothing else is said."""
+"""Bits of an integer image's values, unless the plan gives another number."""
 
 PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 2))
-"""L2 penalties on standardised features, against the mean log-loss: from hardly any to very strong."""
+"""L2 penalties on standardised features, relative to the mean log-loss: from very weak to very strong."""
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Record(BaseModel):
 
     @classmethod
     def from_json(cls, text: str | bytes, *, name: str = "") -> Self:
-        """Read what `to_json` wrote. `name` says in the error where the text came from.
+        """Read what `to_json` wrote. `name` is where the text came from; the error message shows it.
 
         Raises: PlanError, in one line.
         """
@@ -77,11 +77,11 @@ class Record(BaseModel):
 class Input(Record):
     """How an image is prepared, as the backbone's training data was.
 
-    The short side is resized to `resize` px where `mode` is `crop`, both sides are where it is `squash`, and the long
-    side is where it is `pad`: then `mean` fills the rest of a square. The middle `size` x `size` px are kept, values
-    are scaled to [0, 1], `mean` is taken off and the rest divided by `std`, channel by channel.
+    `mode` says what is resized to `resize` px: the short side (`crop`), both sides (`squash`) or the long side (`pad`,
+    which fills the rest of a square with `mean`). Then the centre `size` x `size` px are kept, values are scaled to
+    [0, 1], and each channel is normalised with `mean` and `std`.
 
-    What is as usual is not written, so that plans keep the hash that they had before there was a choice.
+    Default values are not written, so plans keep the hash that they had before these fields existed.
     """
 
     size: int = Field(ge=8, le=2048)
@@ -91,8 +91,8 @@ class Input(Record):
     std: tuple[Deviation, Deviation, Deviation]
     mode: Mode = Field(default="crop", exclude_if=lambda mode: mode == "crop")
     bits: int = Field(default=BITS, ge=8, le=BITS, exclude_if=lambda bits: bits == BITS)
-    """How many bits the values of an integer image use: these are scaled to 8, and larger values count as the largest.
-    Images of 8 bits a channel stay as they are."""
+    """How many bits the values of an integer image use. They are scaled to 8 bits, and larger values are clipped.
+    Images with 8 bits per channel are not changed."""
 
     @model_validator(mode="after")
     def _holds_the_crop(self) -> Self:
@@ -101,15 +101,17 @@ class Input(Record):
         return self
 
     def at(self, size: int) -> Self:
-        """The same preparation for another size: the share of the image that is cropped away stays."""
+        """The same preparation at another size; the cropped share of the image stays the same."""
         return self.model_copy(update={"size": size, "resize": round(self.resize * size / self.size)})
 
     def by(self, mode: Mode) -> Self:
-        """The same preparation by another mode: squashed or padded, the whole image is seen."""
+        """The same preparation with another mode; `squash` and `pad` keep the whole image."""
         return self.model_copy(update={"mode": mode, "resize": self.resize if mode == "crop" else self.size})
 
     def larger(self) -> tuple[int, ...]:
-        """Sizes at which a network that takes any size gains: about 1.3 and 1.7 times its own, in multiples of 32.
+        """Larger sizes that often improve a network of flexible input size: about 1.3 and 1.7 times its own size.
+
+        Multiples of 32 px.
 
         Objects look larger in a training crop than in a test image (Touvron et al. 2019, arXiv 1906.06423).
         """
@@ -121,11 +123,11 @@ class Head(Record):
 
     pooling: Pooling
     taps: tuple[str, ...] = ()
-    """Earlier stages, in the network's order, whose features the classifier sees too, before the cut's."""
+    """Earlier stages, in the network's order, whose features the classifier also gets, before the cut's."""
 
 
 class Component(Record):
-    """Something that a plugin provides, with who provided it and its parameters."""
+    """Something that a plugin provides, with its distribution, version and parameters."""
 
     name: str
     owner: str
@@ -139,29 +141,29 @@ class DataRef(Record):
     fingerprint: str
     split_seed: int
     near_copies: NearCopies = "together"
-    """Where the split puts images that look nearly the same: into one split, or wherever each falls."""
+    """Whether near-copies (images that look nearly the same) are kept in one split."""
 
 
 class Stop(Record):
-    """When a phase ends before the last of its epochs; the schedule of its rates is that of all of them."""
+    """When a phase ends before its last epoch. The learning rate schedule still spans all epochs."""
 
     patience: int | None = Field(default=None, ge=1)
-    """It ends after so many epochs without a lower loss on the `early_stop` split, and the best epoch is restored."""
+    """Stop after this many epochs without a lower loss on the `early_stop` split, and restore the best epoch."""
     at_epoch: int | None = Field(default=None, ge=0)
-    """It ends after this epoch, whatever the loss: how a training that was stopped early is repeated on more images."""
+    """Stop after this epoch regardless of the loss. This repeats an early-stopped training on more images."""
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if (self.patience is None) == (self.at_epoch is None):
-            raise ValueError("say either patience or at_epoch")
+            raise ValueError("set either patience or at_epoch, not both or neither")
         return self
 
 
 class Phase(Record):
-    """A part of a plan's training. It goes on with the network and the head that the phase before it left.
+    """A part of a plan's training. It continues with the network and the head of the previous phase.
 
-    `frozen` is the last stage that is not trained: None trains all, the cut trains the head alone.
-    `stage_lr` holds the learning rate of every trained stage by name.
+    `frozen` is the last stage that is not trained: None trains all stages, the cut trains only the head.
+    `stage_lr` has the learning rate of every trained stage by name.
     """
 
     method: str
@@ -171,25 +173,26 @@ class Phase(Record):
     epochs: int = Field(default=0, ge=0)
     stop: Stop | None = None
     batch_norm: Literal["eval", "train"] = "eval"
-    """Whether batch-norm in trained stages keeps its statistics or goes by each batch; frozen stages keep theirs."""
+    """Whether batch norm in trained stages uses its stored statistics (`eval`) or each batch's (`train`). Frozen stages
+    always use the stored ones."""
     options: Params = {}
-    """What the method needs to know besides, by its own names."""
+    """The method's own options by name."""
 
     @classmethod
     def linear_probe(cls, cut: str, class_weights: ClassWeights = "none") -> Self:
-        """The usual classifier on frozen features: one fit goes through `PENALTIES`, so that they cost no trial."""
+        """The standard classifier on frozen features. One fit covers all `PENALTIES`, so they are not searched."""
         weighted = {} if class_weights == "none" else {"class_weights": class_weights}
         return cls(method="logistic", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
 
     @property
     def by_gradient(self) -> bool:
-        """Whether it trains step by step, in an order left to chance; other methods fit the head alone, without any."""
+        """Whether it trains by gradient descent, in random order; other methods fit only the head."""
         return self.method == "sgd"
 
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone with its weights, at one way to prepare images: what gives one image one set of features."""
+    """A backbone with its weights and input preparation; together they determine the features of an image."""
 
     backbone: str
     weights: str
@@ -206,23 +209,23 @@ class TransferPlan(Record):
     """As in `Network`."""
     input: Input
     compute_dtype: Precision = "float32"
-    """What a training multiplies in and judges its epochs in; weights, and what is measured at its end, are float32."""
+    """The type of multiplications during training and evaluation of epochs. Weights and final metrics use float32."""
     boundary_dtype: Precision = "float32"
-    """What the value at the end of the frozen stages is rounded to while the rest is trained."""
+    """The type in which the output of the frozen stages is stored while the rest is trained."""
     memory_format: MemoryFormat = "channels_last"
     cut: str
     head: Head
     augmentation: Component
     data: DataRef
     train_on: tuple[Literal["train", "early_stop", "val"], ...] = Field(default=("train",), min_length=1)
-    """The splits that are trained on; what is left of `early_stop` and `val` chooses and measures."""
+    """The splits to train on. `early_stop` and `val`, where not trained on, choose the epoch and measure."""
     seed: int = Field(ge=0)
     requires: dict[str, str]
     """Versions of the libraries that the numbers depend on, and `stages`: a hash of the stage list."""
     phases: tuple[Phase, ...] = Field(min_length=1)
 
     def __repr_args__(self) -> Iterator[tuple[str, str]]:
-        """What tells plans apart at a glance; all of it is `to_json()`."""
+        """A short summary of the plan; `to_json()` has everything."""
         yield "backbone", self.backbone
         yield "cut", self.cut
         yield "methods", ", ".join(phase.method for phase in self.phases)
@@ -234,11 +237,11 @@ class TransferPlan(Record):
 
     @property
     def by_gradient(self) -> bool:
-        """Whether any phase trains by gradient descent; otherwise the network is left as it is."""
+        """Whether any phase trains by gradient descent; otherwise the backbone is not changed."""
         return any(phase.by_gradient for phase in self.phases)
 
     def ended(self, phase: int, epoch: int) -> Self:
-        """The plan that ends after this epoch of this phase, both counted from 1; the rates are those of this plan."""
+        """The plan that ends after this epoch of this phase, both counted from 1, with the same learning rates."""
         last = self.phases[phase - 1].model_copy(update={"stop": Stop(at_epoch=epoch)})
         return self.model_copy(update={"phases": (*self.phases[: phase - 1], last)})
 

@@ -1,4 +1,4 @@
-"""A registry: names of one kind, each with who registered it and how to load it."""
+"""A registry: the names of one kind, each with its owner (the plugin that registered it) and how to load it."""
 
 import errno
 import fnmatch
@@ -21,16 +21,16 @@ NOT_A_PLUGINS = {
     "sqlalchemy": (),
     "torch": ("OutOfMemoryError", "AcceleratorError"),
 }
-"""Errors that no plugin answers for, though they come up through its code: of these libraries those named, or all.
-Those of autotl itself, the user's Ctrl-C, a database that fails, a device that fails or has too little memory."""
+"""Errors that are not the plugin's fault although its code raises them, by library: those named, or all if none is.
+They are autotl's own errors, the user's Ctrl-C, database errors, and device errors such as out of memory."""
 SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What is wrong with a disk or with the system, and not with a file that a plugin looks for."""
+"""Errors of the disk or the system, not of a file that a plugin reads."""
 
 
 def to_install(versions: Mapping[str, str]) -> str:
-    """` (pip install NAME==VERSION …)`, of distributions that a file names: it may be a stranger's.
+    """` (pip install NAME==VERSION …)` for distributions that a file names; the file may be untrusted.
 
-    What has not the form of a name and a version is left out, all of it where nothing has: the user is to paste it.
+    The user will paste it into a shell, so anything that is not a valid name and version is skipped. Empty if none is.
     """
     from packaging.utils import InvalidName, canonicalize_name
     from packaging.version import InvalidVersion, Version
@@ -43,19 +43,19 @@ def to_install(versions: Mapping[str, str]) -> str:
 
 
 class TooLong(BaseException):
-    """Interrupts a plugin's code that does not come back. Not an `Exception`, which that code might catch."""
+    """Interrupts a plugin's code that does not return. Not an `Exception`, because that code might catch it."""
 
 
 def on_stderr() -> "redirect_stdout[TextIO]":
-    """Within, whatever is printed goes to standard error: standard output is for results."""
+    """Redirect printed text to standard error: standard output is for results."""
     return redirect_stdout(sys.stderr)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The plugin that registered something, the distribution it came in, and the entry point that names it there.
+    """The plugin that registered something, its distribution, and its entry point.
 
-    One that is not installed has no entry point.
+    A plugin that is not installed has no entry point.
     """
 
     plugin: str
@@ -64,18 +64,18 @@ class Owner:
     entry_point: str
 
     def __str__(self) -> str:
-        """As every message names who is to answer for something."""
+        """How messages name the plugin at fault."""
         if not self.entry_point:
             return f"plugin '{self.plugin}' (not installed)"
         return f"plugin '{self.plugin}' ({self.distribution} {self.version}, entry point {self.entry_point})"
 
     @contextmanager
     def answers_for(self, what: str, how: str = "fails") -> Iterator[None]:
-        """Within, code of the plugin runs: what goes wrong in it is an error that names the plugin.
+        """Run code of the plugin in this context: an error in it becomes one that names the plugin.
 
-        What it prints goes to standard error.
+        What the plugin prints goes to standard error.
 
-        Raises: PluginError, `<what> of <owner> <how>: <reason>`; what is no plugin's fault as it is.
+        Raises: PluginError, `<what> of <owner> <how>: <reason>`. Errors that are not the plugin's fault stay unchanged.
         """
         try:
             with on_stderr():
@@ -86,11 +86,11 @@ class Owner:
             raise self.fault(what, f"{how}: {reason(error)}{self._where(error)}") from error
 
     def fault(self, what: str, how: str) -> PluginError:
-        """The error that says what is wrong with something that the plugin registered."""
+        """An error about something that the plugin registered."""
         return PluginError(f"{what} of {self} {how}", blamed=what)
 
     def _where(self, error: BaseException) -> str:
-        """The innermost line of the plugin's own module in an error's traceback, ` (autotl_foo.py:12)`."""
+        """The innermost line of the plugin's own module in the traceback, as ` (autotl_foo.py:12)`."""
         package = self.entry_point.partition(":")[0].partition(".")[0]
         frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
         own = [f" ({file.name}:{line})" for file, line in frames if package in (file.stem, *file.parts[:-1])]
@@ -98,7 +98,7 @@ class Owner:
 
 
 def _is_no_plugins(error: BaseException) -> bool:
-    """Whether an error that comes up through a plugin's code is not the plugin's fault."""
+    """Whether an error raised in a plugin's code is not the plugin's fault."""
     if isinstance(error, TooLong):
         return False
     if isinstance(error, OSError) and error.errno in SYSTEM:
@@ -111,7 +111,7 @@ def _is_no_plugins(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered name. Nothing is imported until `item` is asked for."""
+    """A registered name. Nothing is imported until `item` is read."""
 
     name: str
     summary: str
@@ -120,7 +120,7 @@ class Entry:
 
     @cached_property
     def item(self) -> Any:
-        """What the plugin's callable returned, called once.
+        """What the plugin's callable returns; it is called once.
 
         Raises: PluginError, naming the owner, when the callable fails.
         """
@@ -129,7 +129,7 @@ class Entry:
 
 
 class Registry:
-    """Entries of one `kind` by name. Two entries of one name are an error; `reserved` names nobody may register."""
+    """Entries of one `kind` by name. Registering a name twice is an error, and so is a `reserved` name."""
 
     def __init__(self, kind: str, hint: str = "", reserved: tuple[str, ...] = ()) -> None:
         self.kind = kind
@@ -140,7 +140,7 @@ class Registry:
     def add(self, entry: Entry) -> None:
         """Raises: PluginError when the name is taken, naming both owners."""
         if entry.name in self.reserved:
-            raise PluginError(f"{self.kind} '{entry.name}' is a part of autotl itself: take another name.")
+            raise PluginError(f"{self.kind} '{entry.name}' is part of autotl itself: use another name.")
         taken = self._entries.get(entry.name)
         if taken:
             raise PluginError(f"{self.kind} '{entry.name}' is registered twice: by {taken.owner} and by {entry.owner}.")
@@ -151,9 +151,9 @@ class Registry:
         self._entries = {name: entry for name, entry in self._entries.items() if entry.owner != owner}
 
     def match(self, pattern: str) -> list[Entry]:
-        """The entries that a name or a glob fits, in order of registration.
+        """The entries that match a name or a glob, in order of registration.
 
-        Raises: PluginError when there is none.
+        Raises: PluginError if none matches.
         """
         found = [entry for entry in self if fnmatch.fnmatchcase(entry.name, pattern)]
         if not found:
@@ -161,7 +161,7 @@ class Registry:
         return found
 
     def __getitem__(self, name: str) -> Entry:
-        """Raises: PluginError for an unknown name, with the nearest known one."""
+        """Raises: PluginError for an unknown name, with the closest known one."""
         if name not in self._entries:
             raise PluginError(unknown(self.kind, name, self._entries, self.hint))
         return self._entries[name]

@@ -104,12 +104,12 @@ def test_a_hook_without_its_mark_is_a_problem():
 @pytest.mark.parametrize(
     ("name", "summary", "says"),
     [
-        ("", "s", "'' cannot be a name"),
-        ("a,b", "s", "'a,b' cannot be a name"),
-        ("a*", "s", "cannot be a name"),
-        ("a:b", "s", "cannot be a name"),
-        (5, "s", "5 cannot be a name"),
-        ("fine", None, "the summary of 'fine' must be a text, not None"),
+        ("", "s", "'' is not a valid name"),
+        ("a,b", "s", "'a,b' is not a valid name"),
+        ("a*", "s", "is not a valid name"),
+        ("a:b", "s", "is not a valid name"),
+        (5, "s", "5 is not a valid name"),
+        ("fine", None, "the summary of 'fine' must be a string, not None"),
     ],
 )
 def test_what_cannot_be_a_name_is_a_problem(name, summary, says):
@@ -142,7 +142,7 @@ class Headless:
     [
         ("strategies", Mute, "TypeError: Mute has no method 'suggest'"),
         ("strategies", Short, r"its suggest\(trial\) cannot be called as suggest\(trial, context\)"),
-        ("strategies", lambda: Short, "it is the class Short, and must be an object of it"),
+        ("strategies", lambda: Short, "it is the class Short, but must be an instance of it"),
         ("strategies", lambda: None, "NoneType has no method 'suggest'"),
         ("augmentations", Short, "its suggest"),
         ("methods", Headless, "Headless has no 'options'"),

@@ -180,12 +180,12 @@ def broken_at_loading(machine):
         machine.install("odd-hook", HOOK.format("register_pets(register)", "pass")): "unknown hook 'register_pets'",
         machine.install("odd-words", HOOK.format("register_strategies(register, mood)", "pass")): "{'mood'}",
         machine.install("old", unused, "autotl<0.1; extra == 'x'\nRequires-Dist: autotl (>=99)"): (
-            "it needs autotl>=99, here is autotl 0."
+            "it needs autotl>=99, but autotl 0."
         ),
     }
 
 
-def test_what_is_broken_at_loading_is_left_out_with_owner_and_reason(machine):
+def test_what_is_broken_at_loading_is_skipped_with_owner_and_reason(machine):
     """The search goes on; the listings say it too; a strict search does not begin."""
     broken = broken_at_loading(machine)
     told = [
@@ -195,19 +195,19 @@ def test_what_is_broken_at_loading_is_left_out_with_owner_and_reason(machine):
     ]
     for text in told:
         for owner, reason in broken.items():
-            (line,) = [line for line in text.splitlines() if f"{owner} was left out: " in line]
-            assert reason in line.partition("was left out: ")[2]
+            (line,) = [line for line in text.splitlines() if f"{owner} was skipped: " in line]
+            assert reason in line.partition("was skipped: ")[2]
     assert "Winner: reference:" in told[0]
     assert told[2].count("pip uninstall autotl-") == len(broken)
 
     refused = machine.search("--strict-plugins", "--study", "strict", code=2)
-    assert refused.startswith(f"Error: {next(iter(broken))} was left out: ")  # the first by name
+    assert refused.startswith(f"Error: {next(iter(broken))} was skipped: ")  # the first by name
     assert refused.endswith("Fix it, or search without --strict-plugins.\n")
     assert refused.count("\n") == 1
     assert not (machine.folder / "studies" / "strict").exists()
 
     names = ",".join(owner.split("'")[1] for owner in broken)
-    assert "left out" not in machine.autotl("plugins", AUTOTL_DISABLE_PLUGINS=names)
+    assert "was skipped" not in machine.autotl("plugins", AUTOTL_DISABLE_PLUGINS=names)
 
 
 def broken_in_trials(machine):

@@ -1,6 +1,6 @@
 """The catalogue: every backbone of the installed families by its full name, ready to be built.
 
-A name is `family:architecture[.tag]`; `@random` appended asks for random weights, and nothing else does.
+A name is `family:architecture[.tag]`. Only an appended `@random` selects random weights.
 """
 
 import fnmatch
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 RANDOM = "@random"
 FORMAT = 3
-"""Raised where a network comes to be split or measured otherwise by the same versions of all."""
+"""Increase it when networks are split or measured in another way although no version changes."""
 _AFTER = {"none": "", "random": ":<seed>", "sha256": ":<hex>"}
 
 
 class Facts(Record):
-    """What is known of a network since it was traced, and by what it is recognised."""
+    """What tracing a network found, and the hashes that tell whether it is still valid."""
 
     info: BackboneInfo
     graph: str
-    """The hash of what was traced."""
+    """The hash of the traced graph."""
     packages: tuple[str, ...]
-    """Which ones its code lies in, but for those that a version tells apart."""
+    """The packages with its code, except those whose version is recorded."""
     source: str
     """The hash of their source."""
 
@@ -47,8 +47,8 @@ class Facts(Record):
 class Catalogue:
     """Backbones by name.
 
-    `named` maps full names to weights files that the user gave; `note` is told once what was read from each. Facts
-    about stages are kept as JSON under `cache_dir`, so that a network is traced once.
+    `named` maps full names to weights files that the user gave; `note` is called once for each with what was read from
+    it. Facts about stages are kept as JSON under `cache_dir`, so that a network is traced only once.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Catalogue:
         self._facts: dict[tuple[str, int], Facts] = {}
         for name in self.named:
             if self.card(name).weights is None or name.endswith(RANDOM):
-                raise WeightsError(f"--weights {name}=…: '{name}' takes no weights file.")
+                raise WeightsError(f"--weights {name}=…: '{name}' does not use a weights file.")
 
     def expand(self, patterns: Iterable[str]) -> list[str]:
         """Full names for names and globs such as `timm:resnet*`, each once, in order.
 
-        Raises: PluginError for a name or a glob that fits nothing.
+        Raises: PluginError for a name or a glob that matches nothing.
         """
         found: dict[str, None] = {}
         for pattern in patterns:
@@ -92,24 +92,24 @@ class Catalogue:
             if fnmatch.fnmatchcase(name, rest)
         ]
         if not found:
-            raise PluginError(f"No backbone fits '{pattern}'. List them: autotl plugins backbones '{prefix}:*'")
+            raise PluginError(f"No backbone matches '{pattern}'. List them: autotl plugins backbones '{prefix}:*'")
         return found
 
     def names(self, family: str) -> list[str]:
-        """What a family lists, without its prefix."""
+        """The names that a family lists, without its prefix."""
         entry = self.host.backbones[family]
         with entry.owner.answers_for(f"Backbone family '{family}'", "cannot be listed"):
             names = list(_family(entry).names())
             if wrong := [name for name in names if not isinstance(name, str)]:
-                raise TypeError(f"it names {wrong[0]!r}, which is no text")
+                raise TypeError(f"it lists {wrong[0]!r}, which is not a string")
         return names
 
     def owner(self, name: str) -> Owner:
-        """The plugin that offers a backbone."""
+        """The plugin that provides a backbone."""
         return self.host.backbones[_parse(name)[0]].owner
 
     def card(self, name: str) -> ModelCard:
-        """Raises: PluginError for an unknown family or backbone, with the nearest known name."""
+        """Raises: PluginError for an unknown family or backbone, with the closest known name."""
         prefix, rest, random = _parse(name)
         entry = self.host.backbones[prefix]
         with entry.owner.answers_for(f"Backbone '{prefix}:{rest}'", "has no card"):
@@ -124,7 +124,7 @@ class Catalogue:
                     unknown("backbone", f"{prefix}:{rest}", [f"{prefix}:{other}" for other in known], hint)
                 ) from None
             if not isinstance(card, ModelCard):
-                raise TypeError(f"{type(card).__name__} is no ModelCard")
+                raise TypeError(f"{type(card).__name__} is not a ModelCard")
         return replace(card, source="nothing: random weights", note="") if random else card
 
     def available(self, name: str) -> bool:
@@ -132,19 +132,19 @@ class Catalogue:
         return self.file(name) is not None or self._kind(name) != "sha256"
 
     def reachable(self, name: str) -> bool:
-        """Whether the backbone's weights are here or could be downloaded; known within seconds."""
+        """Whether the backbone's weights are on this machine or can be downloaded; answers within seconds."""
         return self.available(name) or weights_files.reachable(self._source(name))
 
     def obtain(self, name: str) -> None:
-        """Make sure that the backbone's weights are on this machine, downloading them if need be.
+        """Download the backbone's weights unless they are already on this machine.
 
-        Raises: WeightsError when they cannot be had.
+        Raises: WeightsError if they are not available.
         """
         if not self.available(name):
             self._files[name] = weights_files.fetch(name, self._source(name))
 
     def weights(self, name: str, seed: int) -> str:
-        """What a plan records of the weights: `sha256:<hex>`, `random:<seed>` or `none`."""
+        """The weights as a plan records them: `sha256:<hex>`, `random:<seed>` or `none`."""
         kind = self._kind(name)
         if kind != "sha256":
             return f"random:{seed}" if kind == "random" else "none"
@@ -156,22 +156,22 @@ class Catalogue:
         return Network(name, self.weights(name, seed), input or self.card(name).input)
 
     def at_random(self, network: Network, seed: int) -> Network:
-        """The same network with random weights; itself where it has no others."""
+        """The same network with random weights; unchanged if it has no pretrained weights."""
         if self._kind(network.backbone) != "sha256":
             return network
         return Network(network.backbone + RANDOM, f"random:{seed}", network.input)
 
     def inputs(self, name: str) -> list[Input]:
-        """Every way to prepare images for a backbone: its own, and those for its other sizes."""
+        """A backbone's input preparations: its own, and those for its other sizes."""
         card = self.card(name)
         return [card.input, *(card.input.at(size) for size in card.sizes)]
 
     def download_bytes(self, name: str) -> int | None:
-        """How much `obtain` would download, None when the server does not say."""
+        """Bytes that `obtain` would download, None if the server does not report it."""
         return weights_files.download_bytes(self._source(name))
 
     def file(self, name: str) -> WeightsFile | None:
-        """The weights file of a backbone, if it has one and it lies on this machine."""
+        """The weights file of a backbone, None if it has none or the file is not on this machine."""
         found = self._files.get(name)
         if found is None or found.changed:
             named = self.named.get(name)
@@ -184,50 +184,50 @@ class Catalogue:
     def build(self, network: Network) -> "Stages":
         """The backbone's stages on the CPU, with the weights that a plan recorded.
 
-        Raises: WeightsError when the weights at hand have another hash.
+        Raises: WeightsError if the weights on this machine have another hash.
         """
         name = network.backbone
         kind, _, value = network.weights.partition(":")
         expected = self._kind(name)
         if kind != expected or (kind == "random" and not value.isdecimal()):
-            raise PlanError(f"'{name}' takes weights written as {expected}{_AFTER[expected]}, not '{network.weights}'.")
+            raise PlanError(f"The weights of '{name}' must be '{expected}{_AFTER[expected]}', not '{network.weights}'.")
         if kind == "sha256":
             have = self.weights(name, seed=0)
             if have != network.weights:
                 raise WeightsError(
-                    f"The plan wants '{name}' with weights {network.weights[:19]}…, this machine has {have[:19]}…. "
-                    f"Say --weights {name}=FILE with the file it was made with."
+                    f"The plan needs '{name}' with weights {network.weights[:19]}…, but this machine has "
+                    f"{have[:19]}…. Use --weights {name}=FILE with the file that the plan was made with."
                 )
             stages = self._split(name, network.input, self._files[name].path, seed=0)
         else:
             stages = self._split(name, network.input, None, seed=int(value or 0))
         if stages.graph != self.facts(name, network.input).graph:
-            # What it is made by has changed where neither versions nor the source tell.
+            # The code that builds it has changed without a change of version or source.
             size = network.input.size
             self._facts[name, size] = self._measured(name, size, self.structure(name, network.input))
         return stages.cut(self.info(name, network.input).names[-1])
 
     def structure(self, name: str, input: Input) -> "Stages":
-        """The backbone's stages on the CPU with weights of no meaning, to be filled from a bundle."""
+        """The backbone's stages on the CPU with placeholder weights, to be filled from a bundle."""
         return self._split(name, input, None, seed=0)
 
     def info(self, name: str, input: Input | None = None) -> BackboneInfo:
-        """The backbone's stages with their costs and shapes, as far as there are weights for them.
+        """The backbone's stages with their costs and shapes, up to the last one that has weights.
 
-        The fingerprint is that of all of its stages: it is the same network.
+        The fingerprint is always that of all stages.
 
-        Raises: WeightsError where the named weights are those of a network that was cut elsewhere.
+        Raises: WeightsError if the named weights end at a stage that this backbone does not have.
         """
         info = self.facts(name, input or self.card(name).input).info
         named = self.named.get(name)
         if named is None or named.upto is None:
             return info
         if named.upto not in info.names:
-            raise WeightsError(f"{named.path} ends with the stage '{named.upto}', which '{name}' does not have here.")
+            raise WeightsError(f"{named.path} ends with the stage '{named.upto}', which '{name}' does not have.")
         return info.model_copy(update={"stages": info.upto(named.upto)})
 
     def facts(self, name: str, input: Input) -> Facts:
-        """Traced once for each size, then read from disk."""
+        """Facts about the network; it is traced once per size, later they are read from disk."""
         size = input.size
         if (name, size) not in self._facts:
             self._facts[name, size] = self._stored_facts(name, size) or self._measured(
@@ -236,7 +236,7 @@ class Catalogue:
         return self._facts[name, size]
 
     def _stored_facts(self, name: str, size: int) -> Facts | None:
-        """None where there are none, they are damaged, or the source has been edited since."""
+        """Facts from disk; None if there are none, they are damaged, or the source has been edited since."""
         text = unseal(self._facts_file(name, size))
         facts = Facts.from_json(text) if text else None
         return facts if facts and facts.source == sources.hash_of(facts.packages) else None
@@ -264,7 +264,7 @@ class Catalogue:
         return self.cache_dir / "info" / key
 
     def requires(self, name: str) -> dict[str, str]:
-        """Versions of what the backbone's numbers depend on, and `stages`: the hash of its stage list."""
+        """Versions of the libraries that the backbone's numbers depend on, and `stages`: the hash of its stage list."""
         return {**self._versions(name), "stages": self.info(name).fingerprint}
 
     def _versions(self, name: str) -> dict[str, str]:
@@ -292,7 +292,7 @@ class Catalogue:
         prefix, rest, _ = _parse(name)
         entry = self.host.backbones[prefix]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # it is built on the CPU; what a GPU draws is a training's own
+            torch.default_generator.manual_seed(seed)  # only the CPU's: the network is built there
             try:
                 with entry.owner.answers_for(f"Backbone '{name}'", "cannot be built"):
                     model = _family(entry).build(rest, file).float().eval()
@@ -308,7 +308,7 @@ class Catalogue:
         return stages
 
     def _accept(self, name: str, model: "nn.Module", stages: "Stages") -> None:
-        """Raises: WeightsError unless its file of weights gave a network all of its stages that are kept."""
+        """Raises: WeightsError if the weights file lacks a tensor of a stage that is kept."""
         from autotl.backbones.checkpoint import accept
 
         named = self.named.get(name)
@@ -318,7 +318,7 @@ class Catalogue:
             raise _unusable(name, error) from error
         if named and name not in self._noted:
             self._noted.add(name)
-            end = f"; it ends with {named.upto}, and so does the backbone" if named.upto else ""
+            end = f"; they end with {named.upto}, and so does the backbone" if named.upto else ""
             for line in read:
                 self._note(f"Weights of {name}: {line}{end}")
 
@@ -334,11 +334,11 @@ def _version(library: str) -> str:
 
 @cache
 def _parse(name: str) -> tuple[str, str, bool]:
-    """`family:architecture[.tag][@random]` → family, architecture with tag, whether random."""
+    """`family:architecture[.tag][@random]` → family, architecture with tag, and whether weights are random."""
     prefix, colon, rest = name.partition(":")
     if not colon or not rest:
         raise PluginError(
-            f"'{name}' is no backbone: a name is family:architecture[.tag], such as 'torchvision:resnet18'. "
+            f"'{name}' is not a backbone's name: use family:architecture[.tag], such as 'torchvision:resnet18'. "
             "List them: autotl plugins backbones"
         )
     return prefix, rest.removesuffix(RANDOM), rest.endswith(RANDOM)

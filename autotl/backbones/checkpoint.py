@@ -1,7 +1,7 @@
-"""A file of weights as people have it: reading it without running code, and finding a network's weights in it.
+"""Reading a user's weights file without running code in it, and finding a network's weights in it.
 
-Whoever trains a network saves it in a way of their own: under other names, with the state of the optimizer beside it,
-with a classifier for other classes. What autotl needs are the stages alone; the head is replaced anyway.
+Training scripts save networks in many ways: under other names, with the optimizer's state, with a classifier for other
+classes. autotl needs only the stages, because it replaces the head.
 """
 
 import pickletools
@@ -23,37 +23,37 @@ State = Mapping[str, Tensor]
 Convert = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 
 DEPTH = 8
-"""How many tables deep the tensors of a checkpoint may lie."""
+"""How deep dicts with tensors may be nested in a checkpoint."""
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch itself puts into the names of parts that are compiled, sharded or recomputed."""
+"""What torch inserts into the names of modules that are compiled, sharded or checkpointed."""
 PARALLEL = "module."
 """What it puts before the names of a network that is trained in parallel."""
-ALONE = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)"
+ALONE = "Where it was made, save only the weights: torch.save(model.state_dict(), FILE)"
 COUNTER = "num_batches_tracked"
 """A buffer of batch norm that old checkpoints lack, and that evaluation does not use."""
 SHOWN = 3
-"""How many names a message has."""
+"""How many names a message lists."""
 READING = "autotl_reading"
-"""Where a network keeps what it was given."""
+"""The attribute of a network that holds its `Reading`."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a network was given from a file of weights."""
+    """What was loaded into a network from a weights file."""
 
     file: Path
     place: str
-    """Where in the file its tensors lie: the keys that lead there, and what stands before their names."""
+    """Where its tensors are in the file: the keys of the dict, and the prefix of their names."""
     given: int
     """How many of its tensors the file has."""
     differ: Mapping[str, str]
-    """Tensors that the file has in another shape or of another kind, by their names in the network: both of them."""
+    """Tensors that the file has in another shape or type, by their names in the network, with both shapes or types."""
     fitted: tuple[str, ...]
     """Tensors that were interpolated to the network's shape, with both shapes."""
     left_over: tuple[str, ...]
-    """Names, without what stands before them all, that the network does not have."""
+    """Names, without the common prefix, that the network does not have."""
     elsewhere: tuple[str, ...]
-    """Names in the same table that do not begin as the network's own do."""
+    """Names in the same dict without the prefix of the network's names."""
 
     def __str__(self) -> str:
         where = f" (in {self.place})" if self.place else ""
@@ -64,13 +64,13 @@ class Reading:
 
 
 def listed(names: Collection[str]) -> str:
-    """`5: a, b, c …`: how many there are, and the first of them."""
+    """`5: a, b, c …`: how many names there are, and the first of them."""
     shown = list(names)[:SHOWN]
     return f"{len(names)}: {', '.join(shown)}{' …' if len(names) > SHOWN else ''}"
 
 
 def fill(model: nn.Module, file: Path, ignore: Sequence[str], convert: Convert | None) -> None:
-    """What `load_weights` does."""
+    """The implementation of `load_weights`."""
     place, state, elsewhere = _found(_content(file), model.state_dict(), file)
     fitted: tuple[str, ...] = ()
     if convert:
@@ -84,43 +84,46 @@ def fill(model: nn.Module, file: Path, ignore: Sequence[str], convert: Convert |
     differ = {name: difference for name, difference in both.items() if difference}
     fitting = {name: state[name] for name in wanted if name in state and name not in differ}
     if not fitting:
-        raise WeightsError(f"{file} is no {type(model).__name__}: it has {listed(state)}; expected {listed(wanted)}.")
+        raise WeightsError(
+            f"{file} does not have the weights of a {type(model).__name__}: "
+            f"it has {listed(state)}; expected {listed(wanted)}."
+        )
     model.load_state_dict(fitting, strict=False)
-    # What two names share is there when the file has one of them.
+    # A tensor with two names is loaded if the file has one of them.
     given = {id(wanted[name]) for name in fitting}
     _empty(model, [name for name, value in wanted.items() if id(value) not in given and not name.endswith(COUNTER)])
-    computed = {name for name, _ in model.named_buffers()}  # some of which are not saved, as they always are the same
+    computed = {name for name, _ in model.named_buffers()}  # some are not in a state dict, because they never change
     left_over = tuple(name for name in state if name not in wanted and name not in computed)
     setattr(model, READING, Reading(file, place, len(fitting), differ, fitted, left_over, elsewhere))
 
 
 def _difference(given: Tensor, wanted: Tensor) -> str:
-    """Why a tensor cannot take the place of another one, empty where it can."""
+    """Why a tensor cannot replace another one, empty if it can."""
     if given.shape != wanted.shape:
         return f"{tuple(given.shape)} instead of {tuple(wanted.shape)}"
     if given.is_meta or given.layout != torch.strided or given.is_quantized:
         return "without values" if given.is_meta else "quantized" if given.is_quantized else "sparse"
-    # A number that was rounded to integers means something by its scale alone, which lies elsewhere.
+    # Values rounded to integers have no meaning without their scale, which is stored elsewhere.
     if wanted.is_floating_point() and not given.is_floating_point():
         return f"{given.dtype} instead of {wanted.dtype}".replace("torch.", "")
     return ""
 
 
 def _interpolated(before: State, after: State) -> Iterator[str]:
-    """What a family has changed in more than its layout, as positions for images of another size."""
+    """Tensors whose size the family has changed, such as position embeddings for images of another size."""
     for name, value in after.items():
         if name in before and before[name].numel() != value.numel():
             yield f"{name} {tuple(before[name].shape)} to {tuple(value.shape)}"
 
 
 def accept(model: nn.Module, stages: Stages) -> list[str]:
-    """What was read into a network, one line for each file, once its stages are known to have all of their weights.
+    """Check that the stages have all of their weights; returns what was loaded, one line per file.
 
-    Raises: WeightsError where a stage lacks a tensor, or where the file has tensors for a stage that the network does
-    not have: then it was trained as another network. Also where values are no numbers.
+    Raises: WeightsError if a stage lacks a tensor, if the file has tensors of a stage that the network does not have
+    (the weights are of another network), or if values are NaN or infinite.
     """
     kept = stages.state_dict()
-    said = []
+    lines = []
     for path, module in model.named_modules():
         reading: Reading | None = getattr(module, READING, None)
         if reading is None:
@@ -132,29 +135,29 @@ def accept(model: nn.Module, stages: Stages) -> list[str]:
         if lacking or foreign:
             raise WeightsError(_misfit(reading, type(module).__name__, len(own), lacking, foreign))
         if broken := [name for name, value in own.items() if not value.isfinite().all()]:
-            raise WeightsError(f"{reading.file} has NaN or infinity in {listed(broken)}: its training had failed.")
-        said.append(str(reading))
-    return said
+            raise WeightsError(f"{reading.file} has NaN or infinity in {listed(broken)}: its training failed.")
+        lines.append(str(reading))
+    return lines
 
 
 def _misfit(reading: Reading, network: str, wanted: int, lacking: Sequence[str], foreign: Sequence[str]) -> str:
     faults = []
     if absent := [name for name in lacking if name not in reading.differ]:
-        faults.append(f"it lacks {listed(absent)}")
+        faults.append(f"missing: {listed(absent)}")
     if differ := [f"{name} {reading.differ[name]}" for name in lacking if name in reading.differ]:
-        faults.append(f"it has in another shape or type {listed(differ)}")
+        faults.append(f"of another shape or type: {listed(differ)}")
     if foreign:
-        faults.append(f"it has what the network has not {listed(foreign)}")
+        faults.append(f"not in the network: {listed(foreign)}")
     elif rest := (*reading.left_over, *reading.elsewhere):
-        faults.append(f"not used {listed(rest)}")
+        faults.append(f"not used: {listed(rest)}")
     return (
         f"{reading.file} does not fit a {network}, whose stages have {wanted} tensors: {'; '.join(faults)}. "
-        "Give the weights of this very network; only its classifier may be another."
+        "Use weights of exactly this network; only its classifier may differ."
     )
 
 
 def _within(name: str, module: nn.Module, own: State) -> bool:
-    """Whether a tensor would belong to a part of the network that has weights of a stage."""
+    """Whether a name is inside a module of the network that has weights of a stage."""
     parts = name.split(".")[:-1]
     path = ""
     for part in parts:
@@ -166,7 +169,7 @@ def _within(name: str, module: nn.Module, own: State) -> bool:
 
 
 def _empty(model: nn.Module, names: Iterable[str]) -> None:
-    """Take their values from these tensors."""
+    """Discard the values of these tensors: move them to the device `meta`."""
     for name in names:
         path, _, last = name.rpartition(".")
         owner = model.get_submodule(path)
@@ -181,7 +184,7 @@ def _fitting(state: State, model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class _Table:
-    """Tensors that may be a network's: a table of a file, and what stands before the network's names in it."""
+    """A dict of tensors in a file that may be the network's, with the prefix of the network's names in it."""
 
     keys: tuple[str, ...]
     tensors: State
@@ -203,16 +206,16 @@ class _Table:
 
 
 def _found(content: Mapping[Any, Any], wanted: State, file: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """Where in a file a network's tensors lie, these, and the names of those beside them.
+    """A network's tensors in a file: their place, the tensors, and the names of others beside them.
 
-    Raises: WeightsError where there are none, and where several networks lie there.
+    Raises: WeightsError if there are none, or if several networks match.
     """
     tables = [_table(keys, tensors, wanted) for keys, tensors in _tables(content)]
     if not tables:
-        raise WeightsError(f"{file} holds no state dict: expected names with tensors.")
+        raise WeightsError(f"{file} has no state dict: expected tensors by name.")
     likely = [table for several in tables for table in several if _is_most(table, wanted)]
     if not likely:
-        # Published under other names, it takes a family that knows them.
+        # Published under other names, which only the family can convert.
         best = max((several[0] for several in tables), key=lambda table: (len(table.tensors), table.averaged))
         return ".".join(best.keys), _unwrapped(best.tensors), ()
     most = max(table.count for table in likely)
@@ -222,18 +225,18 @@ def _found(content: Mapping[Any, Any], wanted: State, file: Path) -> tuple[str, 
     own = best.own()
     if any(not _same(own, other.own()) for other in others):
         places = ", ".join(table.place or "the top level" for table in best_ones)
-        raise WeightsError(f"{file} holds several networks that fit, in {places}: save the one that is meant alone.")
+        raise WeightsError(f"{file} has several networks that fit, in {places}: save only the one to use.")
     elsewhere = tuple(name for name in best.tensors if not name.startswith(best.prefix))
     return best.place, own, elsewhere
 
 
 def _is_most(table: _Table, wanted: State) -> bool:
-    """Whether a table has most of a network, or is most of it one: of a network that was cut there may be little."""
+    """Whether most of the network is in the table, or most of the table is the network (which may have been cut)."""
     return 2 * table.count >= min(len(wanted), len(table.tensors))
 
 
 def _table(keys: tuple[str, ...], tensors: State, wanted: State) -> list[_Table]:
-    """A table of tensors under each prefix that leaves names of the network, those with most of them first."""
+    """A table of tensors for each prefix that precedes names of the network, the prefix with the most names first."""
     prefixes: Counter[str] = Counter()
     for name in tensors:
         parts = name.split(".")
@@ -245,7 +248,7 @@ def _table(keys: tuple[str, ...], tensors: State, wanted: State) -> list[_Table]
 
 
 def _tables(content: Mapping[Any, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
-    """Every table that holds tensors, with the keys that lead to it."""
+    """Every dict with tensors, with the keys that lead to it."""
     named = {name: value for name, value in content.items() if isinstance(name, str) and _is_tensor(value)}
     tensors = {WRAPPERS.sub("", name): value for name, value in named.items()}
     if tensors:
@@ -261,7 +264,7 @@ def _is_tensor(value: object) -> TypeGuard[Tensor]:
 
 
 def _unwrapped(tensors: State) -> dict[str, Tensor]:
-    """Without what torch itself puts before the names."""
+    """The tensors without the prefix that torch puts before the names of a parallel network."""
     state = dict(tensors)
     while all(name.startswith(PARALLEL) for name in state):
         state = {name.removeprefix(PARALLEL): value for name, value in state.items()}
@@ -273,7 +276,7 @@ def _same(one: State, other: State) -> bool:
 
 
 class _Ignored:
-    """Stands for an object of any class and does nothing: people save options, paths and numbers beside weights."""
+    """Replaces an object of any class and does nothing: checkpoints often contain options, paths and numbers."""
 
     def __new__(cls, *args: object, **kwargs: object) -> "_Ignored":
         return object.__new__(cls)
@@ -282,9 +285,9 @@ class _Ignored:
 
 
 def _content(file: Path) -> Mapping[Any, Any]:
-    """What a file of weights holds; no code in it is run.
+    """The content of a weights file; no code in it is run.
 
-    Raises: WeightsError for what is neither safetensors nor saved by torch, or holds no tensors by name.
+    Raises: WeightsError if it is neither safetensors nor saved by torch, or has no tensors by name.
     """
     ignored: Collection[str] = ()
     try:
@@ -295,7 +298,7 @@ def _content(file: Path) -> Mapping[Any, Any]:
         with file.open("rb") as stream:
             ignored = _objects(stream)
             stream.seek(0)
-            # A stream, as of a path torch looks at the end of its name.
+            # A stream, because torch would choose the format by the suffix of a path.
             with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
                 content = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -305,21 +308,21 @@ def _content(file: Path) -> Mapping[Any, Any]:
     if isinstance(content, Mapping) and next(_tables(content), None):
         return content
     if ignored:
-        raise WeightsError(f"{file} holds no state dict, but {_objects_that(ignored)}")
-    held = "" if isinstance(content, Mapping) else f" but a {type(content).__name__}"
-    raise WeightsError(f"{file} holds no state dict{held}: expected names with tensors.")
+        raise WeightsError(f"{file} has no state dict, but {_objects_that(ignored)}")
+    found = "" if isinstance(content, Mapping) else f" but a {type(content).__name__}"
+    raise WeightsError(f"{file} has no state dict{found}: expected tensors by name.")
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Whether a file is that or torch's, by what it holds: people call it what they like.
+    """Whether a file is safetensors (True) or saved by torch (False), by its content, because its name may be anything.
 
-    Raises: ValueError for what is neither.
+    Raises: ValueError if it is neither.
     """
     with file.open("rb") as stream:
         start = stream.read(64)
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a pointer of Git LFS, and no weights; run: git lfs pull")
-    header = int.from_bytes(start[:8], "little")  # its length, whose first byte may be that of another format
+        raise ValueError("it is a Git LFS pointer, not the weights; run: git lfs pull")
+    header = int.from_bytes(start[:8], "little")  # the header's length; its first byte may look like another format's
     if start[8:9] == b"{" and 8 + header <= file.stat().st_size:
         return True
     if start.startswith(b"\x80"):  # a pickle, as torch made them before 1.6
@@ -330,29 +333,29 @@ def _is_safetensors(file: Path) -> bool:
         if "constants.pkl" in names:
             raise ValueError(f"it is TorchScript. {ALONE}")
         if "data.pkl" not in names:
-            raise ValueError("it is an archive that torch.save has not made")
+            raise ValueError("it is an archive that torch.save did not write")
         return False
     if not start:
         raise ValueError("it is empty")
     if start[8:9] == b"{":
-        raise ValueError("it is safetensors, and shorter than its header says: it was not copied whole")
-    raise ValueError(f"it begins with {start[:12]!r}, as neither of them does. {ALONE}")
+        raise ValueError("it is safetensors, but shorter than its header states: it is incomplete")
+    raise ValueError(f"it starts with {start[:12]!r}, which is neither format. {ALONE}")
 
 
 def _objects(stream: IO[bytes]) -> set[str]:
-    """The classes and functions that a checkpoint names, but for those that torch itself reads."""
+    """The classes and functions that a checkpoint names, except those that torch can load safely."""
     archived = zipfile.is_zipfile(stream)
     stream.seek(0)
     if archived:
         return set(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
-    # A checkpoint of an old format is the fourth pickle in its file, after what it says of itself.
+    # In the old format the checkpoint is the fourth pickle in the file, after its metadata.
     found = (step for _ in range(4) for step in pickletools.genops(stream))
     return {str(value).replace(" ", ".") for operation, value, _ in found if operation.name == "GLOBAL"}
 
 
 def _why(error: Exception, ignored: Collection[str]) -> str:
     if isinstance(error, zipfile.BadZipFile):
-        return "it is damaged, or was not copied to its end"
+        return "it is damaged or incomplete"
     return one_line(error, 200) if isinstance(error, ValueError) or not ignored else _objects_that(ignored)
 
 

@@ -1,4 +1,4 @@
-"""What each stage of a backbone costs: its parameters, and its floating-point operations for one image."""
+"""Measures what each stage of a backbone costs: its parameters, and its floating-point operations for one image."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from autotl.plan import Input
 
 
 def measure(name: str, input: Input, stages: Stages) -> BackboneInfo:
-    """Facts about the stages of the backbone `name`: one image of zeros goes through them.
+    """Facts about the stages of the backbone `name`, measured on one image of zeros.
 
-    A multiplication and an addition are two operations; norms, activations and poolings are not counted.
+    A multiply-add counts as two operations; norms, activations and poolings are not counted.
     """
     seen = 0
     infos = []
@@ -32,7 +32,7 @@ def measure(name: str, input: Input, stages: Stages) -> BackboneInfo:
 
 @contextmanager
 def _attention_in_plain_products() -> Iterator[None]:
-    """Of fused attention torch counts some kernels, in some versions; of `nn.MultiheadAttention`'s own none."""
+    """Without fused attention kernels: torch's counter misses some of them, depending on its version."""
     fast = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
     try:

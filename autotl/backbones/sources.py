@@ -1,4 +1,4 @@
-"""The source of what computes a network: an edit of it may change every number, and changes no version."""
+"""Hashes the source code that computes a network: an edit may change every number without changing a version."""
 
 import hashlib
 from collections.abc import Collection, Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def packages_of(classes: Iterable[type], versioned: Collection[str]) -> tuple[str, ...]:
-    """The top-level packages that define classes, and those they inherit from; without what a version tells apart."""
+    """The top-level packages that define these classes and their bases, except those in `versioned`."""
     known = {name.replace("-", "_") for name in versioned}
     found = {base.__module__.partition(".")[0] for each in classes for base in each.__mro__}
     return tuple(sorted(found - known - {"builtins"}))
@@ -23,10 +23,10 @@ def hash_of(packages: Iterable[str]) -> str:
 
 
 def _files(package: str) -> list[tuple[str, Path]]:
-    """Python files by their paths within the package; none of what has no files, such as a notebook."""
+    """Python files by their paths within the package; empty for a package without files, such as a notebook's."""
     try:
         spec = find_spec(package)
-    except ValueError:  # what a notebook or a script defines
+    except ValueError:  # defined in a notebook or a script
         spec = None
     if spec is None:
         return []

@@ -1,8 +1,8 @@
-"""Splitting a network into stages.
+"""Splits a network into stages.
 
-The network is traced with torch.fx, its blocks (a residual block, a transformer layer) as single steps.
-Where exactly one value is alive, all that follows depends on the images through that value alone:
-there the network can be cut without changing what it computes.
+The network is traced with torch.fx; its blocks (a residual block, a transformer layer) are single steps. A point
+where all following steps depend on the images through only one value is a possible cut: cutting there does not change
+what the network computes.
 """
 
 import copy
@@ -26,18 +26,18 @@ def split(model: nn.Module, size: int) -> Stages:
 
     size: side in px of the square images for which shapes are recorded.
 
-    Raises: PluginError if the network cannot be traced or has no boundary.
+    Raises: PluginError if the network cannot be traced or has no possible cut.
     """
     return split_with_tail(model, size)[0]
 
 
 def split_with_tail(model: nn.Module, size: int) -> tuple[Stages, Tail]:
-    """Also what `split` throws away: `tail(stages(images))` is what `model(images)` gives."""
+    """The stages, and the tail that `split` discards: `tail(stages(images))` equals `model(images)`."""
     try:
         try:
             return _split(model, size, _blocks)
         except _NoSplitError:
-            # A network that has no blocks may still split between its layers.
+            # A network without blocks may still split between its layers.
             with suppress(_NoSplitError):
                 return _split(model, size, _layers)
             raise
@@ -52,7 +52,7 @@ class _NoSplitError(Exception):
 
 
 _Steps = Callable[[nn.Module], Iterable[nn.Module]]
-"""Chooses the modules of a network that are not looked into."""
+"""Chooses the modules of a network that are traced as single steps."""
 
 
 def _split(model: nn.Module, size: int, steps: _Steps) -> tuple[Stages, Tail]:
@@ -61,21 +61,21 @@ def _split(model: nn.Module, size: int, steps: _Steps) -> tuple[Stages, Tail]:
     evaluation, training = (_Trace(shadow.train(mode), set(steps(shadow)), images) for mode in (False, True))
     boundaries = evaluation.boundaries()
     if boundaries != training.boundaries():
-        raise _NoSplitError("its stages in training are not those in evaluation.")
+        raise _NoSplitError("its stages in training mode differ from those in evaluation mode.")
     if not boundaries:
         raise _NoSplitError(
-            "nowhere does all that follows depend on a single feature map or sequence of tokens. "
+            "it has no point where all following steps depend on a single feature map or token sequence. "
             "Write forward so that each module passes one tensor to the next."
         )
     *pieces, rest = map(_piece, evaluation.graphs(), training.graphs())
     try:
         return Stages(model, boundaries, pieces), Tail(model, rest)
     except KeyError as error:
-        raise _NoSplitError(f"it uses a name that is taken: {error.args[0]}. Rename that part.") from error
+        raise _NoSplitError(f"it uses a reserved name: {error.args[0]}. Rename that module.") from error
 
 
 def _shadow(model: nn.Module, size: int) -> tuple[nn.Module, FakeTensor]:
-    """A copy of the model and images for it that have shapes, but neither memory nor values."""
+    """A copy of the model, and images for it, as fake tensors: with shapes but without memory or values."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     state = [*model.parameters(), *model.buffers()]
     device = next((tensor.device for tensor in state if not tensor.is_meta), None)
@@ -83,12 +83,12 @@ def _shadow(model: nn.Module, size: int) -> tuple[nn.Module, FakeTensor]:
         shadow = copy.deepcopy(model, {id(tensor): fake.from_tensor(_placed(tensor, device)) for tensor in state})
     except Exception as error:
         raise _NoSplitError(f"it cannot be copied: {_reason(error)}.") from error
-    # Two images, as batch norm in training refuses a single value a channel.
+    # Two images, because batch norm in training needs more than one value per channel.
     return shadow, fake.from_tensor(torch.zeros(2, 3, size, size, device=device))
 
 
 def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
-    """A tensor where the others are: one that has lost its values (`checkpoint`) is nowhere, but has its shape."""
+    """The tensor on the device of the others: one without values (see `checkpoint`) is on `meta`, but has its shape."""
     if not tensor.is_meta:
         return tensor
     empty = torch.empty_like(tensor, device=device)
@@ -103,7 +103,7 @@ def _piece(evaluation: fx.Graph, training: fx.Graph) -> Piece:
 
 
 def _function(graph: fx.Graph) -> tuple[Callable[[nn.Module, Tensor], Any], str]:
-    """The graph as a function, with its source. A GraphModule would hold every module a second time."""
+    """The graph as a function, with its source. A GraphModule would register every module a second time."""
     code = graph.python_code("self")
     scope = dict(code.globals)
     exec(code.src, scope)
@@ -114,7 +114,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules that neither are containers nor hold a row of blocks."""
+    """The outermost modules that are neither containers nor contain a row of blocks."""
     for child in network.children():
         if type(child) in _CONTAINERS or any(map(_is_row, child.modules())):
             yield from _blocks(child)
@@ -123,7 +123,7 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_row(module: nn.Module) -> bool:
-    """Whether all parts of a module are blocks: each has several layers with weights."""
+    """Whether all children of a module are blocks: each has several layers with weights."""
     parts = list(_parts(module))
     return bool(parts) and all(sum(map(_has_weights, part.modules())) > 1 for part in parts)
 
@@ -137,17 +137,17 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _layers(network: nn.Module) -> Iterator[nn.Module]:
-    """The modules that have no others inside."""
+    """The modules without submodules."""
     return (module for module in network.modules() if next(module.children(), None) is None)
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Whether a module has a matrix or kernel of its own; norms and scales have vectors only."""
+    """Whether a module itself has a matrix or kernel; norms and scales have only vectors."""
     return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
 
 
 class _Tracer(fx.Tracer):
-    """Traces a network, some of whose modules are steps that are not looked into."""
+    """Traces a network, with some of its modules as single steps."""
 
     proxy_buffer_attributes = True
 
@@ -160,7 +160,7 @@ class _Tracer(fx.Tracer):
         """The innermost module whose own forward could not be traced."""
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        # Images alone, so that Python fills in the defaults of all other arguments.
+        # Only the images, so that Python fills in the defaults of all other arguments.
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -180,7 +180,7 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         arg = super().create_arg(a)
         if isinstance(arg, fx.Node) and str(arg.target).startswith("_tensor_constant"):
-            # It would stay what it is here: on this device, for this size, drawn once.
+            # The graph would keep it as a constant: on this device, for this size, drawn once.
             raise TypeError("it creates a tensor that does not depend on its input")
         return arg
 
@@ -188,7 +188,7 @@ class _Tracer(fx.Tracer):
 def _trace(network: nn.Module, steps: set[nn.Module]) -> tuple[fx.Graph, dict[fx.Node, str]]:
     """The graph, and for each node the module that ends with it or was the last to end before.
 
-    A module whose forward cannot be traced becomes one more step.
+    A module whose forward cannot be traced becomes a single step.
     """
     while True:
         tracer = _Tracer(steps)
@@ -198,7 +198,7 @@ def _trace(network: nn.Module, steps: set[nn.Module]) -> tuple[fx.Graph, dict[fx
             if tracer.obstacle is None:
                 raise _NoSplitError(
                     f"torch.fx cannot trace its forward: {_reason(error)}. "
-                    "Move what depends on values or shapes into a module of its own."
+                    "Move the code that depends on values or shapes into a separate module."
                 ) from error
             steps = steps | {tracer.obstacle}
         else:
@@ -209,7 +209,7 @@ def _trace(network: nn.Module, steps: set[nn.Module]) -> tuple[fx.Graph, dict[fx
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what each node gives, and how often that had been written to by then."""
+    """Runs a graph and keeps each node's value with its version, which counts in-place writes."""
 
     extra_traceback = False
 
@@ -225,10 +225,10 @@ class _Recorder(fx.Interpreter):
 
 
 _IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
-"""What gives nothing new at the end of a stage."""
+"""Modules that change nothing at the end of a stage."""
 
 _GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-"""What fits a plane of any size to a classifier."""
+"""Modules that reduce a feature map of any size for a classifier."""
 
 
 class _Trace:
@@ -246,7 +246,7 @@ class _Trace:
             raise _NoSplitError(f"it fails on images of {size} px: {_reason(error)}.") from error
         values = recorder.values.items()
         self.shapes = {node: tuple(value.shape) for node, (value, _) in values if _layouts(value.shape)}
-        """Of the values that can carry a head."""
+        """Of the values that a head can be put on."""
         self.overwritten = {node for node, (value, version) in values if value._version > version}
         self.path = self._path()
         self.cuts = self._cuts()
@@ -265,7 +265,7 @@ class _Trace:
         )
 
     def graphs(self) -> Iterator[fx.Graph]:
-        """The graph of each stage, then of what follows the last boundary."""
+        """The graph of each stage, then that of the tail."""
         return (self._between(*ends) for ends in pairwise((self.path[0], *self.cuts.values(), self.path[-1])))
 
     def _between(self, begin: fx.Node, end: fx.Node) -> fx.Graph:
@@ -273,7 +273,7 @@ class _Trace:
         graph = fx.Graph()
         value = graph.placeholder("value")
         if begin in self.overwritten:
-            # Whoever passes the value may still want it as it is.
+            # The caller may still need the original value.
             value = graph.call_method("clone", (value,))
         copies = {begin: value}
 
@@ -297,7 +297,7 @@ class _Trace:
         return list(path)
 
     def _bottlenecks(self) -> set[fx.Node]:
-        """The nodes after which no value of the path so far is wanted but their own."""
+        """The nodes after which, of all values so far, only their own is still used."""
         found = set()
         wanted: dict[fx.Node, int] = {}
         for node in self.path:
@@ -312,10 +312,10 @@ class _Trace:
     def _cuts(self) -> dict[str, fx.Node]:
         """The nodes that end a stage, by the stage's name.
 
-        There is one between two layers with weights, as late as possible: norms, activations and local
-        pooling belong to the stage before. Dropout and a classifier's pooling belong to what follows.
-        The network's own output ends a stage too if it can carry a head. So does what is pooled into it where the
-        network has no classifier, which timm's say by `num_classes = 0`.
+        There is one between two layers with weights, as late as possible: norms, activations and local pooling belong
+        to the stage before it, dropout and a classifier's pooling to the part after it. The network's output also ends
+        a stage if a head can be put on it. In a network without a classifier (timm sets `num_classes = 0`), so does
+        the value that is pooled into the output.
         """
         cuts: dict[str, fx.Node] = {}
         possible = self._bottlenecks() & self.shapes.keys()
@@ -341,9 +341,9 @@ class _Trace:
         return cuts
 
     def _is_pooling(self, node: fx.Node, module: nn.Module | None, before: fx.Node) -> bool:
-        """Whether a node gives up the plane or some of the tokens, as a classifier does."""
+        """Whether a node pools away the plane or some of the tokens, as a classifier does."""
         if module is not None:
-            # Not by its shapes: of a small plane, local pooling leaves a single point as well.
+            # Not by its shapes: local pooling of a small plane also leaves a single point.
             return any(isinstance(part, _GLOBAL_POOLS) for part in module.modules())
         shape, earlier = self.shapes[node], self.shapes[before]
         if len(shape) == len(earlier) == 3:
@@ -352,15 +352,15 @@ class _Trace:
 
 
 def _reason(error: Exception) -> str:
-    """One line of the error's message, or its kind if it has none."""
+    """The first line of the error's message, or its type if it has none."""
     if isinstance(error, DataDependentOutputException):
-        return "its forward decides by the value of a tensor; move that into a module of its own"
+        return "its forward depends on the value of a tensor; move that into a separate module"
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _layouts(shape: Sequence[int]) -> set[Layout]:
-    """The layouts that a shape, batch included, may have; none for what cannot carry a head."""
+    """The layouts that a shape, batch included, may have; empty if a head cannot be put on it."""
     if len(shape) == 3:
         return {"tokens"}
     found: set[Layout] = set()
@@ -372,7 +372,7 @@ def _layouts(shape: Sequence[int]) -> set[Layout]:
 
 
 def _settle(shapes: Sequence[Sequence[int]]) -> list[Layout]:
-    """A layout each: where all sides are equal, that of the nearest shape which leaves no doubt."""
+    """A layout for each shape; an ambiguous one, with all sides equal, gets that of the nearest unambiguous shape."""
     options = [_layouts(shape) for shape in shapes]
     clear = {index: next(iter(option)) for index, option in enumerate(options) if len(option) == 1}
 
@@ -388,7 +388,7 @@ def _is_point(shape: Sequence[int]) -> bool:
 
 
 def _prefix_tokens(tokens: int, declared: int | None) -> int:
-    """How many of the tokens stand before the image's own, which make a square."""
+    """How many tokens precede the image's own, whose number is a square."""
     if declared is not None and tokens > declared and isqrt(tokens - declared) ** 2 == tokens - declared:
         return declared
     return tokens - isqrt(tokens) ** 2

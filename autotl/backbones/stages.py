@@ -16,28 +16,28 @@ from autotl.errors import PlanError, PluginError, reason, unknown
 
 @dataclass(frozen=True)
 class Piece:
-    """The way from one boundary to the next, as functions of a module that has what they use."""
+    """The computation from one boundary to the next, as functions of a module that has what they use."""
 
     evaluate: Callable[[nn.Module, Tensor], Any]
     train: Callable[[nn.Module, Tensor], Any]
     uses: tuple[str, ...]
     """Modules, parameters and buffers, by their names in the original network."""
     code: str
-    """Its graphs as Python."""
+    """Its graphs as Python code."""
 
     def has(self, tensor: str) -> bool:
-        """Whether it uses a parameter or buffer, alone or as part of a module."""
+        """Whether it uses a parameter or buffer, by itself or as part of a module."""
         return any(tensor == used or tensor.startswith(f"{used}.") for used in self.uses)
 
 
 class Stages(nn.Module):
-    """A backbone as an ordered list of stages; what followed the last boundary is gone.
+    """A backbone as an ordered list of stages, without what followed the last boundary.
 
-    Its state dict is the part of the original's that is left, under the original names.
+    Its state dict is the remaining part of the original network's, under the original names.
     """
 
     def __init__(self, source: nn.Module, boundaries: Sequence[Boundary], pieces: Sequence[Piece]) -> None:
-        """Shares with `source` whatever the pieces use."""
+        """Shares with `source` the modules and tensors that the pieces use."""
         super().__init__()
         self.boundaries = tuple(boundaries)
         self._pieces = tuple(pieces)
@@ -64,13 +64,13 @@ class Stages(nn.Module):
 
     @property
     def graph(self) -> str:
-        """SHA-256, in hex, of what was traced: which modules and functions are called, on what, and in which order."""
+        """SHA-256, in hex, of the traced graph: which modules and functions are called, on what, and in which order."""
         return hashlib.sha256(json.dumps([piece.code for piece in self._pieces]).encode()).hexdigest()
 
     def forward(self, images: Tensor, to: str | None = None, *, start: str | None = None) -> Tensor:
         """images: [N, 3, S, S] float → the value at the boundary `to`, by default the last.
 
-        With `start`, what is passed is the value at that boundary, and work resumes there.
+        With `start`, `images` is the value at that boundary, and computation starts there.
 
         Raises: PlanError for an unknown boundary; ValueError if `to` comes before `start`.
         """
@@ -100,8 +100,7 @@ class Stages(nn.Module):
     def freeze(self, name: str | None) -> None:
         """Freezes the stages up to and including `name`, none if it is None, and trains the others.
 
-        A frozen stage keeps its parameters, runs as in evaluation whatever `train` says, and builds
-        no autograd graph.
+        A frozen stage keeps its parameters, always runs in evaluation mode, and builds no autograd graph.
 
         Raises: PlanError for an unknown boundary.
         """
@@ -128,15 +127,15 @@ class Stages(nn.Module):
         return {key: tensor for key, tensor in owned.items() if isinstance(tensor, nn.Parameter)}
 
     def no_weight_decay(self) -> frozenset[str]:
-        """The parameters to which the network says that weight decay is not applied, by their names in its state."""
+        """The parameters that the network exempts from weight decay, by their names in its state dict."""
         return self._undecayed
 
     def uses(self, name: str) -> bool:
-        """Whether a name is a tensor's of a stage, or would be: it lies within a module that is one of its steps."""
+        """Whether a tensor of this name is or would be in a stage: its name is inside a module that a stage uses."""
         return any(piece.has(name) for piece in self._pieces)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the stages that are not frozen, by their names in the state dict; no copies."""
+        """Parameters and buffers of the stages that are not frozen, by their names in the state dict; not copied."""
         return {key: self._find(key) for owned in self._owned[self._frozen :] for key in owned}
 
     def _run(self, index: int, value: Tensor) -> Tensor:
@@ -159,7 +158,7 @@ class Stages(nn.Module):
 
 
 class Tail(nn.Module):
-    """What follows the last boundary: the value there → what the whole network gives."""
+    """The part of the network after the last boundary: the value there → the network's output."""
 
     def __init__(self, source: nn.Module, piece: Piece) -> None:
         super().__init__()
@@ -172,7 +171,7 @@ class Tail(nn.Module):
 
 
 def _share(source: nn.Module, target: nn.Module, names: Iterable[str]) -> None:
-    """Gives `target` what `source` has under these dotted names."""
+    """Registers in `target` the modules and tensors of `source` with these dotted names."""
     for name in names:
         *path, last = name.split(".")
         giver, taker = source, target
@@ -191,9 +190,9 @@ def _share(source: nn.Module, target: nn.Module, names: Iterable[str]) -> None:
 
 
 def _undecayed(source: nn.Module) -> frozenset[str]:
-    """What a network names in `no_weight_decay()`, as timm's do; nothing where it has no such method.
+    """The names from a network's `no_weight_decay()`, as in timm; empty if it has no such method.
 
-    Raises: PluginError when that fails.
+    Raises: PluginError if that method fails.
     """
     try:
         return frozenset(getattr(source, "no_weight_decay", frozenset)())
@@ -202,7 +201,7 @@ def _undecayed(source: nn.Module) -> frozenset[str]:
 
 
 def _share_out(state: Mapping[str, Any], pieces: Iterable[Piece]) -> tuple[tuple[str, ...], ...]:
-    """The names in the state that belong to each piece; what several use belongs to the first."""
+    """The names in the state that belong to each piece; a tensor that several use belongs to the first."""
     shares = []
     given: set[int] = set()
     for piece in pieces:

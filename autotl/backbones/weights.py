@@ -1,7 +1,7 @@
-"""Pretrained weights: where they lie and where they can be had; `checkpoint` reads them.
+"""Finds and downloads pretrained weights; `checkpoint` reads them.
 
-The order is: the file the user names, the shipped file, the local caches of the hub and of torch,
-the hub itself. Nothing here ever puts random weights in the place of pretrained ones.
+The order is: the file that the user names, the shipped file, the local caches of the hub and of torch, the download
+server. Nothing here ever replaces pretrained weights by random ones.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from autotl.backbones.checkpoint import Convert
 
 REACH_SECONDS = 5.0
-"""How long a server may take to answer before what nobody named is left out; mirrors and proxies take a second or two.
-"""
+"""How long to wait for a server before its backbones, unless named by the user, are skipped. Mirrors and proxies take a
+second or two."""
 ASK_SECONDS = 10
-"""How long one that is not the hub may take to say how large a file is; of the hub its own client knows."""
+"""How long to wait for a server other than the hub to report a file's size; the hub's client has its own timeout."""
 _silent: set[str] = set()
-"""Servers that did not answer in that time: each is waited for once."""
+"""Servers that did not answer within `REACH_SECONDS`: each is waited for only once."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A file of weights that the user names for a backbone."""
+    """A weights file that the user gave for a backbone."""
 
     path: Path
     upto: str | None = None
-    """The last stage that there are weights for, None: all. A network that was trained has none beyond its cut."""
+    """The last stage with weights, None for all. A bundle has none after its cut."""
     terms: str = ""
-    """The terms of its weights, where the file came with some."""
+    """The terms of its weights, if the file came with some."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class WeightsFile:
     sha256: str
     origin: Literal["named", "shipped", "cache", "downloaded"]
     stamp: tuple[int, ...]
-    """What changes with the file, and can be asked for at any time."""
+    """Inode, size and modification time: they show cheaply whether the file has changed."""
 
     @classmethod
     def at(cls, path: Path, origin: Literal["named", "shipped", "cache", "downloaded"]) -> Self:
@@ -60,27 +60,27 @@ class WeightsFile:
 
     @property
     def changed(self) -> bool:
-        """Whether it is not the file any more that was hashed."""
+        """Whether the file has changed since it was hashed."""
         return not self.path.is_file() or _stamp(self.path) != self.stamp
 
 
 def find(name: str, source: WeightsSource, named: Path | None = None) -> WeightsFile | None:
-    """The weights of backbone `name` if they lie on this machine, None if they do not.
+    """The weights of backbone `name` on this machine, None if there are none.
 
-    Raises: WeightsError when a file is there but missing what it should be: not found where the user
-    said, or with another hash than `source` states.
+    Raises: WeightsError if the file that the user or the plugin names does not exist, or if it has another hash than
+    `source` states.
     """
     if named is not None:
         if not named.is_file():
-            raise WeightsError(f"No weights for '{name}' at {named}: there is no such file.")
+            raise WeightsError(f"No weights for '{name}' at {named}: the file does not exist.")
         return WeightsFile.at(named, "named")
     path = source.file or _cached(source)
     if path is None:
         return None
     if not path.is_file():
         raise WeightsError(
-            f"The weights of '{name}' should have come with its plugin, at {path}, and are not there: "
-            "install it again, or tell its author."
+            f"The weights of '{name}' should have come with its plugin, but {path} does not exist: "
+            "reinstall the plugin, or report this to its author."
         )
     return _checked(name, source, WeightsFile.at(path, "shipped" if source.file else "cache"))
 
@@ -88,15 +88,15 @@ def find(name: str, source: WeightsSource, named: Path | None = None) -> Weights
 def fetch(name: str, source: WeightsSource) -> WeightsFile:
     """Download the weights of backbone `name` into the cache of the hub or of torch.
 
-    Raises: WeightsError when the server does not answer, as long as its client waits, or says no.
+    Raises: WeightsError if the server does not answer in time, or refuses.
     """
     try:
-        _ask(source)  # once: told to download, the hub's client asks a silent server for a minute
+        _ask(source)  # first, because the hub's client retries a download from a silent server for a minute
     except Exception as error:
         raise WeightsError(
-            f"The weights of '{name}' are not on this machine and {server(source)} is out of reach or refuses: "
+            f"The weights of '{name}' are not on this machine, and {server(source)} is out of reach or refuses: "
             f"{one_line(error, 200).rstrip('.')}. On a machine with network run: autotl weights fetch {name}   "
-            f"then copy the file that it prints and say --weights {name}=FILE"
+            f"then copy the file that it prints to this machine and use --weights {name}=FILE"
         ) from error
     try:
         if source.repo:
@@ -115,7 +115,7 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
 
 
 def download_bytes(source: WeightsSource) -> int | None:
-    """How much `fetch` would download, None when the server does not say."""
+    """Bytes that `fetch` would download, None if the server does not report it."""
     try:
         return _ask(source)
     except Exception:
@@ -123,7 +123,7 @@ def download_bytes(source: WeightsSource) -> int | None:
 
 
 def reachable(source: WeightsSource) -> bool:
-    """Whether the server that has these weights would give them; known within `REACH_SECONDS`."""
+    """Whether these weights can be downloaded; answers within `REACH_SECONDS`."""
     if server(source) in _silent:
         return False
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -136,7 +136,7 @@ def reachable(source: WeightsSource) -> bool:
         else:
             answers.put(True)
 
-    # Looking up a name heeds no timeout, so the wait is bounded from outside.
+    # A DNS lookup ignores timeouts, so the wait is bounded from outside.
     threading.Thread(target=ask, daemon=True).start()
     try:
         return answers.get(timeout=REACH_SECONDS)
@@ -146,11 +146,11 @@ def reachable(source: WeightsSource) -> bool:
 
 
 def _ask(source: WeightsSource) -> int | None:
-    """How many bytes a file of weights has, None where its server does not say.
+    """Size of a weights file in bytes, None if the server does not report it.
 
-    It is asked by the client that would download it: that one knows of mirrors, proxies and being offline.
+    Uses the client that would download it, because that one respects mirrors, proxies and offline mode.
 
-    Raises: whatever that client raises where the server is silent, and the hub's where it refuses.
+    Raises: what that client raises if the server does not answer, or if the hub refuses.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode
 
@@ -163,27 +163,26 @@ def _ask(source: WeightsSource) -> int | None:
         with urllib.request.urlopen(request, timeout=ASK_SECONDS) as answer:
             length = answer.headers["Content-Length"]
             return int(length) if length else None
-    except urllib.error.HTTPError:  # it is there, and may give what it does not tell of
+    except urllib.error.HTTPError:  # the server answers; it may allow the download although it refuses HEAD
         return None
 
 
 def load_weights(
     model: "nn.Module", file: Path, *, ignore: Sequence[str] = (), convert: "Convert | None" = None
 ) -> None:
-    """Fill `model` from a file of weights: safetensors, a state dict, or a checkpoint of a training that holds one.
+    """Load weights into `model` from a file: safetensors, a state dict, or a training checkpoint that contains one.
 
-    Names may have something in common before them, such as `module.`, and stand in a table of any name; where a
-    checkpoint has averaged weights beside the others (`model_ema`), these are taken. Half-precision values are
-    converted to the model's type. Entries whose names begin with one of `ignore` are passed over. `convert` makes the
-    network's own names and shapes of those under which its weights were published.
+    Names may have a common prefix, such as `module.`, and be in a nested dict. Averaged weights (`model_ema`) are
+    preferred to others. Half-precision values are converted to the model's type. Names that start with one of `ignore`
+    are skipped. `convert` maps published names and shapes to the network's own.
 
-    A tensor that the file does not have, or has in another shape, loses its values: it is moved to torch's device
-    `meta`. Among what autotl throws away, the classifier, that does no harm; a stage that lacks one is refused. So a
-    random value never takes the place of a pretrained one: whoever computes with such a tensor gets an error.
+    A tensor that the file lacks, or has in another shape, loses its values: it is moved to torch's device `meta`, so
+    that computing with it is an error, and a random value never replaces a pretrained one. In the classifier, which
+    autotl discards, this has no effect; a stage with such a tensor is refused.
 
-    Raises: WeightsError for what cannot be read, and where nothing in it belongs to this network.
+    Raises: WeightsError if the file cannot be read, or has nothing of this network.
     """
-    from autotl.backbones.checkpoint import fill  # which needs torch, and this module is imported by plugins
+    from autotl.backbones.checkpoint import fill  # it imports torch; plugins import this module when they load
 
     fill(model, file, ignore, convert)
 
@@ -225,7 +224,7 @@ def _torch_cache(source: WeightsSource) -> Path:
 
 
 def server(source: WeightsSource) -> str:
-    """Scheme and host of where weights are downloaded from."""
+    """Scheme and host of the server that weights are downloaded from."""
     if source.repo:
         from huggingface_hub.constants import ENDPOINT
 

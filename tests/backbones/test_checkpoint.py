@@ -140,20 +140,20 @@ def test_a_head_that_the_file_does_not_have_has_no_values(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda state: state.pop("last.0.bias"), r"have 14 tensors: it lacks 1: last.0.bias"),
+        (lambda state: state.pop("last.0.bias"), r"have 14 tensors: missing: 1: last.0.bias"),
         (
             lambda state: [state.pop(name) for name in list(state) if name.startswith("last")],
-            r"it lacks 6: last.0.weight, last.0.bias, last.1.weight …",
+            r"missing: 6: last.0.weight, last.0.bias, last.1.weight …",
         ),
         (
             lambda state: state.update({"last.0.weight": torch.zeros(6, 4, 5, 5)}),
-            r"another shape or type 1: last.0.weight \(6, 4, 5, 5\) instead of \(6, 4, 3, 3\)",
+            r"of another shape or type: 1: last.0.weight \(6, 4, 5, 5\) instead of \(6, 4, 3, 3\)",
         ),
-        (lambda state: state.update({"stem.3.weight": torch.zeros(4)}), "has not 1: stem.3.weight"),
-        (lambda state: state.update({"stem.2.gamma": torch.zeros(4)}), "has not 1: stem.2.gamma"),
+        (lambda state: state.update({"stem.3.weight": torch.zeros(4)}), "not in the network: 1: stem.3.weight"),
+        (lambda state: state.update({"stem.2.gamma": torch.zeros(4)}), "not in the network: 1: stem.2.gamma"),
         (
             lambda state: state.update({"last.0.weight": (100 * state["last.0.weight"]).to(torch.int8)}),
-            r"another shape or type 1: last.0.weight int8 instead of float32",
+            r"of another shape or type: 1: last.0.weight int8 instead of float32",
         ),
         (
             lambda state: state.update({"last.0.weight": state["last.0.weight"].to("meta")}),
@@ -180,14 +180,17 @@ def test_a_network_within_another_is_known_for_what_it_is(tmp_path):
             super().__init__(inner)
 
     model = Wrapped()
-    with pytest.raises(WeightsError, match="it lacks 1: stem.0.weight"):
+    with pytest.raises(WeightsError, match="missing: 1: stem.0.weight"):
         accept(model, split(model, 32))
 
 
 def test_another_networks_file_and_one_with_several_are_refused(tmp_path):
     file = tmp_path / "weights.pth"
     for content, says in (
-        ({"conv.weight": torch.zeros(3)}, "is no Network: it has 1: conv.weight; expected 16: stem.0.weight"),
+        (
+            {"conv.weight": torch.zeros(3)},
+            "not have the weights of a Network: it has 1: conv.weight; expected 16: stem.0.weight",
+        ),
         ({"student": STATE, "teacher": OTHER}, "several networks that fit, in student, teacher"),
         ({"epoch": 3}, "no state dict"),
         ([STATE], "no state dict but a list"),
@@ -214,7 +217,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
     for content in ({"0.weight": Trap()}, Trap(), {"model": Network()}):
         for zipped in (True, False):
             torch.save(content, file, _use_new_zipfile_serialization=zipped)
-            with pytest.raises(WeightsError, match=r"code would have to be run \(.+\).*save the weights alone"):
+            with pytest.raises(WeightsError, match=r"code would have to be run \(.+\).*save only the weights"):
                 load_weights(Network(), file)
     file.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(WeightsError, match="cannot be read"):
@@ -235,8 +238,8 @@ def test_what_a_file_is_that_is_no_checkpoint_is_said(tmp_path):
     torch.save(STATE, file)
     half = file.read_bytes()[: file.stat().st_size // 2]
     for content, says in (
-        (b"<!DOCTYPE html><html></html>", "begins with b'<!DOCTYPE ht'"),
-        (b"\x08\x08\x12\x07pytorch" + bytes(90), "begins with b'.*save the weights alone"),
+        (b"<!DOCTYPE html><html></html>", "starts with b'<!DOCTYPE ht'"),
+        (b"\x08\x08\x12\x07pytorch" + bytes(90), "starts with b'.*save only the weights"),
         (b"", "it is empty"),
         (half, "damaged"),
     ):
@@ -244,7 +247,7 @@ def test_what_a_file_is_that_is_no_checkpoint_is_said(tmp_path):
         with pytest.raises(WeightsError, match=says):
             load_weights(Network(), file)
     np.savez(file.open("wb"), **{name: value.numpy() for name, value in STATE.items()})
-    with pytest.raises(WeightsError, match="an archive that torch.save has not made"):
+    with pytest.raises(WeightsError, match="an archive that torch.save did not write"):
         load_weights(Network(), file)
 
 

@@ -301,7 +301,7 @@ def test_a_folder_that_json_cannot_name_is_refused_before_anything_begins(autotl
         (["show", "nothing"], "Unknown study 'nothing'"),
         (["train", "bad.json", "stripes"], "bad.json is not a valid TransferPlan"),
         (["sample", "digits", "stripes"], "not empty"),
-        (["plugins", "backbones", "timm:zzz*"], "No backbone fits"),
+        (["plugins", "backbones", "timm:zzz*"], "No backbone matches"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_exit_code_2(autotl, stripes, tmp_path, words, says):

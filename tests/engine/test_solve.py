@@ -232,7 +232,7 @@ def test_a_name_of_the_engine_is_not_for_plugins(host):
             register("sgd", NearestMean, summary="mine")
 
     host.add(Mine(), "mine")
-    assert "training method 'sgd' is a part of autotl itself" in host.problems[0].reason
+    assert "training method 'sgd' is part of autotl itself" in host.problems[0].reason
 
 
 def test_a_head_may_see_several_stages(bench, stripes, tmp_path):

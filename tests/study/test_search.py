@@ -498,15 +498,15 @@ def test_a_search_without_a_single_good_trial_says_why(host, stripes):
     [
         ({"backbones": ("timm:resnet5",)}, PluginError, "Unknown backbone 'timm:resnet5'. Did you mean 'timm:"),
         ({"backbones": ("resnet18",)}, PluginError, "family:architecture"),
-        ({"backbones": ("torchvision:zzz*",)}, PluginError, "No backbone fits"),
+        ({"backbones": ("torchvision:zzz*",)}, PluginError, "No backbone matches"),
         ({"backbones": ("torchvision:resnet18",)}, WeightsError, "autotl weights fetch torchvision:resnet18"),
         ({"strategies": ("fine-tun",)}, PluginError, "Unknown strategy 'fine-tun'"),
         ({"device": "cuda:77"}, StudyError, "Use --device auto or cpu"),
         ({"weights": {"torchvision:alexnet": Path("x.pth")}}, StudyError, "Add it to --backbones"),
         ({"study": "../escape"}, StudyError, "cannot be a study's name"),
-        ({"weights": {"reference:pixels": Path("x")}}, WeightsError, "takes no weights file"),
+        ({"weights": {"reference:pixels": Path("x")}}, WeightsError, "does not use a weights file"),
         ({"weights": {"torchvision:resnet18": Path("/nowhere.pth")}, "backbones": ("torchvision:resnet18",)},
-         WeightsError, "there is no such file"),
+         WeightsError, "the file does not exist"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_said_before_anything_is_done(host, stripes, settings, error, says, tmp_path):

@@ -114,7 +114,7 @@ def test_the_winner_of_a_study_is_the_backbone_of_the_next_as_far_as_it_was_cut(
     assert result.final.cut in ("0.2", "1.2")
     (before,) = first.definition.backbones.values()
     assert result.final.weights == made.folder.definition.backbones[NAME] != before
-    assert any("it ends with 1.2, and so does the backbone" in note for note in watcher.notes)
+    assert any("they end with 1.2, and so does the backbone" in note for note in watcher.notes)
     stages = made.catalogue.build(made.catalogue.network(NAME, 0))
     assert torch.equal(stages.state_dict()["1.0.weight"], trained["backbone.1.0.weight"])
 
@@ -178,7 +178,7 @@ def test_what_a_search_cannot_start_from_is_said_before_it_begins(place, tmp_pat
     with pytest.raises(StudyError, match="is no bundle"):
         search(place, study="new", backbones=(NAME,), weights={NAME: place / "stripes"})
     torch.save({"0.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "part.pth")
-    with pytest.raises(WeightsError, match="it lacks"):
+    with pytest.raises(WeightsError, match="missing: "):
         search(place, study="new", backbones=(NAME,), weights={NAME: tmp_path / "part.pth"})
     assert not (place / "studies" / "new").exists()
     (first.parent / "result.json").rename(first.parent / "kept.json")
