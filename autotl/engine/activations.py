@@ -1,8 +1,8 @@
-"""What training reads: for each image its value at the end of the frozen stages.
+"""The store of activations: for each image the output of the frozen stages, which training reads.
 
-It is kept in memory while it fits, shared by all trials; computed again for each batch otherwise. Both give
-the same numbers, bit for bit: the frozen stages always see full batches of one size, as long as a GPU's memory does
-for these.
+Activations are kept in memory and shared by all trials if they fit; otherwise they are computed for each batch. Both
+give bit-identical numbers, because the frozen stages always get full batches of one size (unless a GPU's memory is too
+small for such a batch).
 """
 
 import math
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from autotl.engine.model import Model
 
 MOST = 4_000_000_000
-"""Bytes of activations kept in a computer's memory at most."""
+"""The most bytes of activations kept in main memory."""
 
 
 class Activations:
-    """Tensors by key; those used longest ago are forgotten when all together exceed their `room`."""
+    """Tensors by key; the least recently used are evicted when all together exceed `room` bytes."""
 
     def __init__(self, budget: int, free: Callable[[], int] | None = None) -> None:
-        """`budget`: bytes at most; `free`: how many more bytes there are, where others take of them, too."""
+        """`budget`: the most bytes; `free`: returns how many bytes are free, if others use the same memory."""
         self.budget = budget
         self._free = free
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     @classmethod
     def on(cls, device: str) -> "Activations":
-        """As much as is sensible there: on a GPU half of what is free."""
+        """A store with a suitable budget for the device: on a GPU half of the free memory."""
         if kind(device) == "cuda":
-            release()  # what torch only keeps for later is free, too
+            release()  # torch's cached memory counts as free
             return cls(torch.cuda.mem_get_info(device)[0] // 2)
         return cls(MOST, free_memory)
 
     @property
     def room(self) -> int:
-        """Bytes for all of them: the budget, and no more than a quarter of what would be free without them."""
+        """Bytes for all tensors: the budget, but at most a quarter of what would be free without them."""
         return min(self.budget, (self._free() + self._used) // 4) if self._free else self.budget
 
     @property
@@ -57,7 +57,7 @@ class Activations:
         return sum(map(_bytes, self._kept.values()))
 
     def get(self, key: str, size: int, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor by this key; where there is none, what `make` makes, of `size` bytes."""
+        """The tensor for this key; if there is none, `make` creates it with `size` bytes."""
         if key not in self._kept:
             room = self.room
             while self._kept and self._used + size > room:
@@ -73,7 +73,7 @@ class Activations:
 class Source:
     """The images of some splits as one phase reads them.
 
-    With a `transform` each epoch sees a new view of every image, or one of `views` fixed ones in turn.
+    With a `transform`, each epoch gets a new augmented view of every image, or one of `views` fixed ones in turn.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Source:
     def batches(self, rows: Tensor, steps: int, epoch: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The images `rows`, [N] indices, in `steps` batches of equal size, as (values, labels).
 
-        The values are float32; with nothing frozen they are the normalised images themselves.
+        The values are float32; if nothing is frozen, they are the normalised images.
         """
         view = 0 if self._transform is None else (epoch - 1) % self._views if self._views else epoch - 1
         order = to_device(rows, self.labels.device)
@@ -121,7 +121,7 @@ class Source:
             yield self._laid_out(kept[batch])
 
     def _computed_batches(self, rows: Tensor, steps: int, view: int) -> Iterator[Tensor]:
-        # Frozen stages take full batches, whatever the size of those that are trained on.
+        # Frozen stages get full batches, regardless of the batch size of training.
         batches = rows.tensor_split(steps)
         together = 1 if self._frozen is None else max(1, self._chunk // len(batches[0]))
         groups = [batches[first : first + together] for first in range(0, steps, together)]
@@ -160,7 +160,7 @@ class Source:
         given = f"{tuple(images.shape)} {images.dtype}"
         made = f"{tuple(changed.shape)} {changed.dtype}" if tensor else type(changed).__name__
         if made != given:
-            how = f"made {made} of {given}; it must keep shape and type."
+            how = f"returned {made} for {given}; it must keep shape and type."
             raise entry.owner.fault(f"Augmentation '{entry.name}'", how)
         return changed
 
@@ -180,22 +180,22 @@ class Source:
         return value[: len(images)].to(precision.DTYPES[plan.boundary_dtype])
 
     def _laid_out(self, value: Tensor) -> Tensor:
-        """In the plan's memory format, so that what comes from the store is laid out as what was just computed."""
+        """The value in the plan's memory format, so that stored and newly computed values have the same layout."""
         return value.contiguous(memory_format=self._memory_format(value))
 
     def _memory_format(self, value: Tensor) -> torch.memory_format:
-        """The plan's, for what has channels and places."""
+        """The plan's memory format for 4-dimensional values, otherwise contiguous."""
         return precision.MEMORY_FORMATS[self._model.plan.memory_format] if value.dim() == 4 else torch.contiguous_format
 
     def _can_be_kept(self) -> bool:
         if self._frozen is None or (self._transform is not None and not self._views):
             return False
-        # Room is left for the split that judges, which is read in turn with this one.
+        # The rest is for the split that is evaluated, which is read alternately with this one.
         return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.activations.room
 
     @cached_property
     def _bytes(self) -> int:
-        """What one view of every image takes at the end of the frozen stages."""
+        """Bytes of one view of all images at the end of the frozen stages."""
         plan = self._model.plan
         assert self._frozen is not None
         shape = self._bench.catalogue.info(plan.backbone, plan.input).stage(self._frozen).shape

@@ -1,4 +1,4 @@
-"""The bench: the data and the stores that all plans are carried out with."""
+"""The bench: the data set and the stores with which all plans are trained."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ class Bench:
     ) -> "Bench":
         """The images of `data` with their pixels for `inputs`, as `open_dataset` reads them.
 
-        `note` is told what a user should know of the stores, such as that one is damaged.
+        `note` is called with what a user should know about the stores, such as that one is damaged.
 
         Raises: DataError.
         """
@@ -68,7 +68,7 @@ class Bench:
 
     @property
     def refit_factor(self) -> float:
-        """How many images there are but the sealed ones, for each of `train`: how much longer training on all takes."""
+        """Images outside the test split divided by those of `train`: how much longer a refit takes."""
         return len(self.shas("train", "early_stop", "val")) / len(self.shas("train"))
 
     def labels(self, *splits: Split) -> Tensor:
@@ -76,22 +76,22 @@ class Bench:
         return torch.from_numpy(self.dataset.labels(*splits)).to(self.device)
 
     def units(self, *splits: Split) -> Tensor:
-        """[N] int64, on the CPU: which images are copies of one another, or of one group."""
+        """[N] int64, on the CPU: images with the same number are copies of each other, or of one group."""
         return torch.from_numpy(self.dataset.units(*splits))
 
     def decode(self, input: Input, progress: Progress | None = None) -> None:
-        """Make sure that every image is in the pixel store as `input` wants it.
+        """Decode every image that the pixel store does not have for `input`.
 
-        Raises: DataError for a file that has changed since the data was opened.
+        Raises: DataError for a file that has changed since the data set was opened.
         """
         self.features.pixels.add(self.dataset.files(*SPLITS), [input], progress)
 
     def make_room(self) -> None:
-        """Give back all of a GPU's memory that can be filled again."""
+        """Free all memory of the GPU whose content can be computed again."""
         self.activations.clear()
         release()
 
     def judges(self, plan: TransferPlan) -> list[Split]:
-        """The splits on which a training of this plan may be judged, the one for choosing the epoch first."""
+        """The splits on which a training of this plan is evaluated, first the one that chooses the epoch."""
         held_out: tuple[Split, ...] = ("early_stop", "val")
         return [split for split in held_out if split not in plan.train_on and self.shas(split)]

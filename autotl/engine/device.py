@@ -1,4 +1,4 @@
-"""Which device the numbers are made on, and what is done when its memory does not do."""
+"""Chooses the device, and handles too little memory on it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,16 +12,19 @@ from autotl.errors import StudyError, TrainingError
 
 T = TypeVar("T")
 CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux says how much memory a container may have, by the newer and by the older of two ways."""
+"""Files with a container's memory limit on Linux: of cgroup v2 and v1."""
 OTHERWISE = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps"}
-"""What people call devices, and torch does."""
-TOO_LITTLE = "One image alone does not fit into the device's memory: leave out the largest backbones, or take another."
+"""Common names of devices, with torch's names."""
+TOO_LITTLE = (
+    "Out of memory: not even one image fits into the device's memory. "
+    "Use --backbones without the largest ones, or another --device."
+)
 
 
 def resolve(name: str) -> str:
-    """`auto` → `cuda` where there is one, else `cpu`; any other name must be a device that works here.
+    """`auto` → `cuda` if there is a GPU, else `cpu`; any other name must be a device that works on this machine.
 
-    Raises: StudyError for a device that is not here: nothing falls back silently.
+    Raises: StudyError for a device that does not work: nothing falls back silently.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,37 +41,37 @@ def resolve(name: str) -> str:
 
 
 def kind(device: str) -> str:
-    """`cuda:1` → `cuda`: devices of one kind give the same numbers, as far as they can."""
+    """`cuda:1` → `cuda`: devices of one kind give the same numbers, as far as possible."""
     return device.partition(":")[0]
 
 
 def release() -> None:
-    """Give back what torch keeps of a GPU's memory for later."""
+    """Free the GPU memory that torch has cached."""
     torch.cuda.empty_cache()
 
 
 def of_kind(values: Mapping[str, T], device: str) -> T:
-    """The value for this kind of device, that for a CPU where it has none of its own."""
+    """The value for this kind of device; the one for a CPU if it has none."""
     return values.get(kind(device), values["cpu"])
 
 
 def free_memory() -> int:
-    """Bytes of the computer's memory that are free for new things, and no more than a container may have."""
-    told = [file.read_text().strip() for file in CONTAINER if file.exists()]
-    return min(psutil.virtual_memory().available, *(int(limit) for limit in told if limit.isdecimal()))
+    """Free bytes of main memory, at most the container's limit."""
+    limits = [file.read_text().strip() for file in CONTAINER if file.exists()]
+    return min(psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdecimal()))
 
 
 def in_parts(run: Callable[[Tensor], Tensor], values: Tensor, make_room: Callable[[], None] = release) -> Tensor:
-    """`run(values)`, row by row [N, …] → [N, …]; in halves, and in halves of those, where all at once do not fit.
+    """`run(values)`, [N, …] → [N, …] row by row; on out of memory, repeatedly in halves.
 
-    The last digits may depend on it. `make_room` is called when not even one row fits.
+    The last digits may depend on the size of the parts. `make_room` is called if not even one row fits.
 
-    Raises: TrainingError when it does not help.
+    Raises: TrainingError if that does not help.
     """
     try:
         return run(values)
     except torch.OutOfMemoryError:
-        pass  # and the error is forgotten here, which holds on to what did not fit
+        pass  # leaving the handler drops the error, which would keep the memory referenced
     if len(values) > 1:
         release()
         return torch.cat([in_parts(run, part, make_room) for part in values.tensor_split(2)])

@@ -1,6 +1,6 @@
-"""Random numbers by counter: what an image's augmentation draws depends on seed, view and image alone.
+"""Counter-based random numbers: what an image's augmentation draws depends only on seed, view and image.
 
-So it is the same whatever batch the image is in, and whether it is computed now or was stored before.
+So it does not depend on the image's batch, or on whether it is computed now or was stored before.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class Draws:
     """Uniform numbers for a batch of images; see `autotl.contracts.Draw`."""
 
     def __init__(self, seed: int, view: int, keys: Tensor) -> None:
-        """keys: [N] int64, on the device where the numbers are wanted."""
-        start = torch.tensor([seed, view], dtype=torch.int64) * _GOLDEN  # on the CPU: a GPU would be waited for
+        """keys: [N] int64, on the device where the numbers are needed."""
+        start = torch.tensor([seed, view], dtype=torch.int64) * _GOLDEN  # on the CPU, to avoid waiting for a GPU
         self._state = _mix(keys + int(_mix(_mix(start[0]) + start[1])))
         self._drawn = 0
 
@@ -42,5 +42,5 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
-    """To the right, filled with zeros: int64 has no unsigned shift of its own."""
+    """Logical shift to the right: int64 has only an arithmetic one."""
     return (value >> bits) & (2 ** (64 - bits) - 1)

@@ -1,4 +1,4 @@
-"""What torch is told while autotl computes on a GPU, so that the same plan gives the same numbers."""
+"""Torch's settings while autotl computes on a GPU, so that the same plan gives the same numbers."""
 
 import os
 import threading
@@ -11,26 +11,26 @@ import torch
 from autotl.engine.device import kind
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-"""The environment variable by which cuBLAS is told to add up in a fixed order."""
+"""The environment variable that makes cuBLAS deterministic."""
 
 
 def exact(device: str) -> AbstractContextManager[None]:
-    """Within, a GPU gives the same numbers for the same plan; afterwards torch is as its caller had set it.
+    """In this context a GPU gives the same numbers for the same plan; afterwards torch has its previous settings.
 
-    Contexts may lie within each other and overlap in several threads: torch's settings are those of the process.
+    Contexts may be nested and may overlap in several threads: torch's settings are global.
     """
     return nullcontext() if kind(device) == "cpu" else _computing
 
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """What a plan calls float32 is float32: TF32 keeps ten bits of the fraction."""
+    """float32 in a plan means float32: TF32 keeps only ten bits of the fraction."""
     cudnn: Any = torch.backends.cudnn
-    # The general ones first: "none" stands for what they say.
+    # The general ones first: "none" in the others means their value.
     switches: tuple[Any, ...] = (torch.backends, cudnn, torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
     try:
         older = cudnn.allow_tf32
-    except RuntimeError:  # it disagrees with the newer names of the same switches, which the caller has set
+    except RuntimeError:  # the caller has set the newer names of the same switches to other values
         older = None
     before = []
     for switch in switches:
@@ -49,14 +49,14 @@ def _without_tf32() -> Iterator[None]:
 
 @contextmanager
 def _in_fixed_order() -> Iterator[None]:
-    """Sums are added up in the same order each time, where torch has a kernel that does."""
+    """Sums are added in a fixed order, if torch has a deterministic kernel."""
     before = torch.get_deterministic_debug_mode()
     workspace = os.environ.get(WORKSPACE)
     deterministic = torch.utils.deterministic
     filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     os.environ.setdefault(WORKSPACE, ":4096:8")
     torch.set_deterministic_debug_mode("warn")
-    # Nothing here reads what it has not written.
+    # Not needed: nothing here reads uninitialised memory.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
@@ -69,7 +69,7 @@ def _in_fixed_order() -> Iterator[None]:
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Only the plain kind has a backward pass in a fixed order, unless warnings are errors."""
+    """Use only the math kernel of attention: the others' backward passes are not deterministic in this mode."""
     cuda = torch.backends.cuda
     kinds = {
         cuda.enable_math_sdp: cuda.math_sdp_enabled(),
@@ -87,7 +87,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 class _Computing:
-    """Entered with the first of those who are within, from whichever thread, and left with the last."""
+    """Applies the settings when the first context is entered, from any thread, and restores them after the last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

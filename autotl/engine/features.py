@@ -1,4 +1,4 @@
-"""The feature store: pooled features at every boundary of a backbone, computed once, shared by all trials."""
+"""The feature store: pooled features at every boundary of a backbone, computed once and shared by all trials."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,21 +21,21 @@ from autotl.plan import Head, Input, Network, Pooling, digest
 from autotl.registry import Owner
 
 FORMAT = 2
-"""Counted up when what a row holds changes: stored rows of other formats are then not read."""
+"""Increase it when the content of a row changes: stored rows of other formats are not read."""
 
 SAME = 1e-3
-"""Up to which share of their norm features that are computed again may differ: alone in its batch, or by another
-processor, an image's come out otherwise in the last digits."""
+"""How much recomputed features may differ, as a share of their norm: the last digits depend on the batch and the
+processor."""
 
 BATCH_PIXELS = {"cpu": 2**20, "cuda": 2**24}
-"""Pixels that go through a backbone together: small enough for a CPU's caches, large enough for a GPU."""
+"""Pixels per batch through a backbone: small enough for a CPU's caches, large enough for a GPU."""
 
 
 class FeatureStore:
     """Features of images by SHA-256, for each backbone with its weights.
 
-    A row holds every boundary's value under every pooling that it allows, side by side, so that one
-    pass over the images serves every cut. `computed` counts the images that went through a backbone.
+    A row has the features of every boundary with every pooling that it allows, so that one pass over the images is
+    enough for every cut. `computed` counts the images that went through a backbone.
     """
 
     def __init__(self, cache_dir: Path, catalogue: Catalogue, pixels: PixelStore, device: str) -> None:
@@ -45,7 +45,7 @@ class FeatureStore:
         self.device = device
         self.computed = 0
         self.make_room: Callable[[], None] = release
-        """What is done where not even one image fits into a GPU's memory."""
+        """Called if not even one image fits into a GPU's memory."""
         self._stores: dict[str, RowStore] = {}
         self._tried_out: set[Network] = set()
 
@@ -55,7 +55,7 @@ class FeatureStore:
         shas: Sequence[str],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Compute what is missing for the images `shas`, whose pixels must be in the pixel store.
+        """Compute missing features of the images `shas`, whose pixels must be in the pixel store.
 
         `progress(done, total)` is called after every batch.
         """
@@ -73,8 +73,8 @@ class FeatureStore:
         with ThreadPoolExecutor(1) as writer:  # writes one batch while the next is computed
             written: Future[None] | None = None
             for keys, images in zip(batches, feed.images(pixels, batches, self.device), strict=True):
-                # The last batch is filled up, so that what a backbone gives for an image does not depend on
-                # which other images happened to be missing, nor on anything but a GPU's memory that does not do for it.
+                # The last batch is padded, so that an image's features do not depend on which other images were
+                # missing. Only a batch that is too large for a GPU's memory is split.
                 padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
                 features = extract(padded)[: len(keys)].numpy()
                 if written:
@@ -88,47 +88,47 @@ class FeatureStore:
                 written.result()
 
     def try_out(self, network: Network, shas: Sequence[str]) -> None:
-        """Put one of the images `shas` through a backbone and keep nothing: one that has features, if there is any.
+        """Run a backbone on one of the images `shas`, if possible on one with stored features, and keep nothing.
 
-        Where those are others than what comes out now, all that are stored are forgotten.
+        If the stored features differ from the new ones, all stored features are deleted.
 
-        Raises: WeightsError, PluginError or TrainingError where it cannot be used.
+        Raises: WeightsError, PluginError or TrainingError if the backbone cannot be used.
         """
         rows = self._rows(network)
         rows.refresh()
         sha = next((sha for sha in shas if sha in rows), shas[0])
         found = self._extractor(network)(torch.from_numpy(self.pixels.read(network.input, [sha]))).numpy()[0]
-        rows = self._rows(network)  # another one, where what is known of the network has turned out to be outdated
+        rows = self._rows(network)  # another one, if building the network showed that the facts about it are outdated
         if sha in rows and not self._alike(network, found, self._read(network, [sha])[0]):
             self.pixels.note(
-                f"Warning: {network.backbone} gives other features than are stored. They are computed again."
+                f"Warning: {network.backbone} gives other features than the stored ones. All are computed again."
             )
             rows.clear()
         self._tried_out.add(network)
 
     def _alike(self, network: Network, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two rows are the same but for rounding, at each boundary."""
+        """Whether two rows are equal except for rounding, at each boundary."""
         stages = self.catalogue.info(network.backbone, network.input).stages
         ends = np.cumsum([stage.channels * len(stage.poolings) for stage in stages])[:-1]
         parts = zip(np.split(one, ends), np.split(other, ends), strict=True)
         return all(np.linalg.norm(a - b) <= SAME * np.linalg.norm(a) for a, b in parts)
 
     def open(self, network: Network) -> None:
-        """Have the store of a backbone's features at hand, so that it counts as one in use."""
+        """Open the store of a backbone's features, so that it counts as in use."""
         self._rows(network)
 
     def missing(self, network: Network, shas: Sequence[str]) -> int:
-        """How many of the images `shas` have no features yet."""
+        """How many of the images `shas` have no stored features."""
         return len(self._rows(network).missing(shas))
 
     def read(self, network: Network, stage: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
-        """Pooled features at the end of a stage, [N, D] float32 on the store's device; filled first where missing."""
+        """Pooled features at the end of a stage, [N, D] float32 on the store's device; missing ones are computed."""
         self.fill(network, shas)
         columns = _columns(self.catalogue.info(network.backbone, network.input))[stage, pooling]
         return torch.from_numpy(self._read(network, shas, columns)).to(self.device)
 
     def _read(self, network: Network, shas: Sequence[str], columns: slice | None = None) -> np.ndarray:
-        """Stored rows, [N, D]; those that are damaged are computed again."""
+        """Stored rows, [N, D]; damaged ones are computed again."""
         rows = self._rows(network)
         try:
             return rows.read(shas, columns)
@@ -165,9 +165,9 @@ class FeatureStore:
 def extractor(
     stages: Stages, network: Network, catalogue: Catalogue, device: str, make_room: Callable[[], None]
 ) -> Callable[[Tensor], Tensor]:
-    """What makes rows of images: [N, 3, S, S] uint8 → [N, sum of D] float32 on the CPU.
+    """The function that computes rows of images: [N, 3, S, S] uint8 → [N, sum of D] float32 on the CPU.
 
-    A batch that a GPU has no memory for goes through in parts; `make_room` is called when not even one image fits.
+    A batch that is too large for a GPU's memory is split; `make_room` is called if not even one image fits.
     """
     info, owner = catalogue.info(network.backbone, network.input), catalogue.owner(network.backbone)
     ready = on_device(stages, device)
@@ -180,10 +180,10 @@ def extractor(
 
 @torch.inference_mode()
 def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Owner) -> Tensor:
-    """Every boundary under every pooling, in the order of `_columns`: normalised images → [N, sum of D].
+    """The features of every boundary with every pooling, in the order of `_columns`: normalised images → [N, sum of D].
 
-    Raises: PluginError, naming the `owner`, when the network fails on them, or gives values that are not finite or not
-    those of its stages.
+    Raises: PluginError, naming the `owner`, if the network fails, or returns values that are not finite or do not fit
+    its stages.
     """
     with owner.answers_for(f"Backbone '{info.name}'", "fails on images"):
         values = [
@@ -194,23 +194,23 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Own
     features = torch.cat(values, dim=1)
     width = _width(info)
     if features.shape[1] != width:
-        how = f"gives {features.shape[1]} features of an image; by its stages, as they were traced, it has {width}."
+        how = f"returns {features.shape[1]} features per image, but the stages that were traced have {width}."
         raise owner.fault(f"Backbone '{info.name}'", how)
     if not features.isfinite().all():
-        how = "gives values that are not finite. Search without it: --backbones."
+        how = "returns values that are not finite. Use --backbones without it."
         raise owner.fault(f"Backbone '{info.name}'", how)
     return features
 
 
 def batch_size(preparation: Input, device: str) -> int:
-    """How many images go through a backbone together: a power of two from 8 to 64, on a GPU to 1,024."""
+    """Images per batch through a backbone: a power of two from 8 to 64, on a GPU to 1,024."""
     pixels = of_kind(BATCH_PIXELS, device)
     fitting = max(8, min(pixels // preparation.size**2, pixels // 2**14))
     return 1 << (fitting.bit_length() - 1)
 
 
 def on_device(stages: Stages, device: str) -> Stages:
-    """Ready to give features: evaluation mode, with weights in the layout in which convolutions are fastest."""
+    """The stages in evaluation mode on the device, with weights in the layout in which convolutions are fastest."""
     return stages.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -222,13 +222,13 @@ def normalise(images: Tensor, preparation: Input, memory_format: torch.memory_fo
 
 @cache
 def _by_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """[1, 3, 1, 1] on the device, copied once: a copy for each batch would wait for what the device computes."""
+    """[1, 3, 1, 1] on the device, copied once: a copy per batch would wait for the device's computation."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def seen_by(head: Head, stages: Stages, images: Tensor) -> Tensor:
-    """What a head on the last boundary sees of normalised images: [N, 3, S, S] → [N, D]."""
+    """The features of normalised images for a head on the last boundary: [N, 3, S, S] → [N, D]."""
     seen = (*head.taps, stages.names[-1])
     return torch.cat(
         [pool(value, boundary, head.pooling) for boundary, value in stages.walk(images) if boundary.name in seen], 1
@@ -236,7 +236,7 @@ def seen_by(head: Head, stages: Stages, images: Tensor) -> Tensor:
 
 
 def pool(value: Tensor, boundary: Boundary, pooling: Pooling) -> Tensor:
-    """A boundary's value, with batch → [N, channels]. Tokens in front of the image's count for `token` alone."""
+    """A boundary's value, with batch → [N, channels]. Prefix tokens are used only by `token`."""
     if boundary.layout == "tokens":
         if pooling == "token":
             return value[:, 0]
@@ -247,12 +247,12 @@ def pool(value: Tensor, boundary: Boundary, pooling: Pooling) -> Tensor:
 
 
 def _width(info: BackboneInfo) -> int:
-    """How many columns a row has."""
+    """The number of columns of a row."""
     return max(columns.stop for columns in _columns(info).values())
 
 
 def _columns(info: BackboneInfo) -> dict[tuple[str, Pooling], slice]:
-    """Where a row holds what."""
+    """The columns of a row for each stage and pooling."""
     columns = {}
     start = 0
     for stage in info.stages:

@@ -1,4 +1,4 @@
-"""The feed: brings stored pixels to the device, ahead of a GPU that computes."""
+"""The feed: copies stored pixels to the device, on a GPU ahead of its computation."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,10 +15,10 @@ from autotl.engine.device import kind
 READERS = 4
 """Threads that read for a GPU."""
 AHEAD = 6
-"""So many batches are read before the GPU asks for them."""
+"""How many batches are read before the GPU needs them."""
 
 Reader = Callable[[Sequence[str]], np.ndarray]
-"""Gives the pixels of images by their hashes, [N, 3, S, S] uint8; called from several threads."""
+"""Returns the pixels of images by their hashes, [N, 3, S, S] uint8; called from several threads."""
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -27,8 +27,8 @@ T = TypeVar("T")
 def images(pixels: Reader, batches: Iterable[Sequence[str]], device: str) -> Iterator[Tensor]:
     """The pixels of each batch of image hashes in turn, [N, 3, S, S] uint8 on the device.
 
-    For a GPU, threads read the next batches into pinned memory and copy them on a stream of their own. A CPU reads
-    each batch when it is its turn: it has no core to spare.
+    For a GPU, threads read the next batches into pinned memory and copy them on a separate stream. For a CPU, each
+    batch is read when it is needed: there is no core to spare.
     """
     if kind(device) != "cuda":
         for keys in batches:
@@ -50,12 +50,12 @@ def images(pixels: Reader, batches: Iterable[Sequence[str]], device: str) -> Ite
 
 
 def to_device(value: Tensor, device: str | torch.device) -> Tensor:
-    """A small tensor on the device, without waiting for what the device still computes."""
+    """A small tensor on the device, without waiting for the device's computation."""
     return value.to(device, non_blocking=True)
 
 
 def _read_ahead(read: Callable[[K], T], keys: Iterable[K]) -> Iterator[T]:
-    """`read(key)` for each key in order, by threads that begin before it is asked for."""
+    """`read(key)` for each key in order, by threads that start before the result is needed."""
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(READERS)
     try:
@@ -71,5 +71,5 @@ def _read_ahead(read: Callable[[K], T], keys: Iterable[K]) -> Iterator[T]:
 
 @cache
 def _copying(device: str) -> torch.cuda.Stream:
-    """The stream of a GPU on which copies run beside its computing: one, as each has memory of its own."""
+    """The stream of a GPU on which copies run in parallel with computation; only one, because each caches memory."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""Carrying out a plan: the lower half of the hourglass. Nothing here knows of trials or studies."""
+"""Trains a plan and measures the result. Nothing here knows about trials or studies."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from autotl.plan import MODES, Phase, Stop, TransferPlan
 
 @dataclass(frozen=True)
 class Fitted:
-    """A plan that was carried out: its model, and what was measured on the way."""
+    """A trained plan: its model and its metrics."""
 
     plan: TransferPlan
     model: Model
@@ -33,13 +33,12 @@ class Fitted:
 
 
 def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> Fitted:
-    """Train what the plan says, and measure it on `val` unless it is trained on that too.
+    """Train a plan, and measure it on `val` unless it is also trained on that.
 
-    Where the observer has had enough, what there is by then is kept: what was fitted is then the shorter plan that
-    gives this model.
+    If the observer raises `Enough`, the model so far is kept, and `Fitted.plan` is the shorter plan that gives it.
 
-    Raises: Enough where there is no model yet; PlanError when the plan cannot be carried out with what is installed;
-    TrainingError when its training breaks down.
+    Raises: Enough if there is no model yet; PlanError if the plan cannot be trained with what is installed;
+    TrainingError if its training fails.
     """
     check(plan, bench)
     with exact(bench.device):
@@ -47,7 +46,7 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
 
 
 def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
-    began = time.perf_counter()
+    started = time.perf_counter()
     bench.decode(plan.input, lambda done, total: observer.step())
     model = Model(plan, bench, observer)
     measured: dict[str, float] = {}
@@ -74,15 +73,14 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
     assert model.head is not None  # a plan has at least one phase
     measured["parameters"] = info.parameters(plan.cut) + model.head.weight.numel() + model.head.bias.numel()
     measured["flops"] = info.flops(plan.cut) + 2 * model.head.weight.numel()
-    measured["seconds"] = time.perf_counter() - began
+    measured["seconds"] = time.perf_counter() - started
     return fitted
 
 
 def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Bench) -> TransferPlan:
-    """The plan that trains the same setup on every image but the sealed ones.
+    """The plan that refits the same setup on all images except the test images.
 
-    What was chosen when the plan itself was carried out, a head's options and the epoch, is taken from what
-    was `measured` then.
+    The choices of the original training, a head's options and the epoch, are taken from its metrics, `measured`.
     """
 
     def fixed(phase: Phase, number: int) -> Phase:
@@ -101,7 +99,7 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
 def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase], augmentation: str) -> dict[str, str]:
     """What a plan's numbers depend on: versions of libraries and of plugins, and the stage list.
 
-    Of a method or an augmentation that nobody offers nothing can be said here; `check` refuses it.
+    An unknown method or augmentation is ignored here; `check` refuses it.
     """
     methods, augmentations = catalogue.host.methods, catalogue.host.augmentations
     owners = [methods[phase.method].owner for phase in phases if phase.method in methods]
@@ -110,9 +108,9 @@ def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase], augme
 
 
 def check(plan: TransferPlan, bench: Bench) -> None:
-    """Everything about a plan that can be known before it is carried out.
+    """Check everything about a plan that can be checked before it is trained.
 
-    Raises: PlanError when it was made with other versions, stages or input than are here, or cannot be heeded.
+    Raises: PlanError if it was made with other versions, stages or input than this machine has, or is inconsistent.
     """
     catalogue = bench.catalogue
     for phase in plan.phases:
@@ -123,15 +121,15 @@ def check(plan: TransferPlan, bench: Bench) -> None:
     for name, wanted in plan.requires.items():
         if have.get(name) != wanted:
             raise PlanError(
-                f"The plan was made with {name} {wanted[:20]}, here is {have.get(name, 'none')[:20]}. Install that "
-                f"version, or delete '{name}' from the plan's 'requires' to train it with what is here."
+                f"The plan was made with {name} {wanted[:20]}, but this machine has {have.get(name, 'none')[:20]}. "
+                f"Install that version, or delete '{name}' from the plan's 'requires' to train with what is installed."
             )
     inputs = catalogue.inputs(plan.backbone)
     ways = [way for input in inputs for way in (input, *map(input.by, MODES))]
     if plan.input not in [way.model_copy(update={"bits": plan.input.bits}) for way in ways]:
         raise PlanError(
-            f"'{plan.backbone}' takes its input as {' or '.join(map(str, inputs))}, not {plan.input}. "
-            "'mode' and 'bits' may be others; with another mode than crop 'resize' is the same as 'size'."
+            f"The input of '{plan.backbone}' must be {' or '.join(map(str, inputs))}, not {plan.input}. "
+            "Only 'mode' and 'bits' may differ; with a mode other than crop, 'resize' must equal 'size'."
         )
     known = catalogue.info(plan.backbone).names
     for stage in (plan.cut, *(phase.frozen for phase in plan.phases if phase.frozen)):
@@ -145,8 +143,8 @@ def check(plan: TransferPlan, bench: Bench) -> None:
     seen = [stage for stage in known[: known.index(plan.cut)] if stage in plan.head.taps]
     if plan.head.taps != tuple(seen):
         raise PlanError(
-            f"'taps' must name stages before the cut '{plan.cut}', each once and in order: "
-            f"{', '.join(known[: known.index(plan.cut)]) or 'there are none'}; not {', '.join(plan.head.taps)}."
+            f"'taps' must name stages before the cut '{plan.cut}', each once and in order, from: "
+            f"{', '.join(known[: known.index(plan.cut)]) or 'none'}; not {', '.join(plan.head.taps)}."
         )
     for stage in (*plan.head.taps, plan.cut):
         poolings = catalogue.info(plan.backbone).stage(stage).poolings

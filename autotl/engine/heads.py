@@ -1,4 +1,4 @@
-"""The head: a linear classifier on pooled features, fitted along its whole regularisation path."""
+"""The head: a linear classifier on pooled features, and its fit for a whole path of L2 penalties."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from autotl.plan import ClassWeights
 
 L_BFGS = {"maxiter": 1000, "gtol": 1e-6, "ftol": 0.0}
-"""The gradient alone says when a minimum is reached: a weak penalty makes for a long, flat valley."""
+"""Only the gradient decides convergence: with a weak penalty the loss is nearly flat long before the minimum."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scaling:
     @classmethod
     def of(cls, features: Tensor) -> "Scaling":
         std, mean = torch.std_mean(features, dim=0, correction=0)
-        # A feature that never changes tells nothing; dividing by a rounding error would make it shout.
+        # A constant feature has no information; dividing it by a rounding error would make it huge.
         constant = std <= 1e-6 * mean.abs().clamp(min=1e-6)
         return cls(mean, torch.where(constant, torch.inf, std))
 
@@ -45,25 +45,25 @@ class Scaling:
         return (features - self.mean) / self.std
 
     def fold(self, head: LinearHead) -> LinearHead:
-        """The head on raw features that gives what `head` gives on scaled ones."""
+        """The head on raw features that is equivalent to `head` on scaled ones."""
         weight = head.weight / self.std
         return LinearHead(weight, head.bias - weight @ self.mean)
 
     def unfold(self, head: LinearHead) -> LinearHead:
-        """The head on scaled features that gives what `head` gives on raw ones."""
+        """The head on scaled features that is equivalent to `head` on raw ones."""
         weight = head.weight * torch.where(self.std.isinf(), 0.0, self.std)
         return LinearHead(weight, head.bias + head.weight @ self.mean)
 
 
 def standardised(features: Tensor) -> Tensor:
-    """[N, D] → each feature with mean 0 and standard deviation 1; one that never changes becomes 0."""
+    """[N, D] → each feature with mean 0 and standard deviation 1; a constant one becomes 0."""
     return Scaling.of(features).apply(features)
 
 
 def weights_of(class_weights: ClassWeights, labels: Tensor, classes: int) -> Tensor:
-    """How much an image of each class weighs, [C]: 1, or N / (C · N_c), so that each class of `labels` weighs the same.
+    """The weight of an image of each class, [C]: 1, or N / (C · N_c), so that all classes have the same total weight.
 
-    labels: [N] int64. The weights of the images are 1 on average. The remedy for rare events of King and Zeng 2001.
+    labels: [N] int64. The weights of the images are 1 on average, as for rare events in King and Zeng 2001.
     """
     if class_weights == "none":
         return torch.ones(classes, device=labels.device)
@@ -81,10 +81,10 @@ def logistic_path(
 ) -> list[LinearHead]:
     """A multinomial logistic regression for each of `penalties`, in their order.
 
-    features: [N, D] float32, raw: they are standardised here and the scaling is folded into the
-    heads. labels: [N] int64. The objective is the mean log-loss, images weighing by `class_weights`, plus
-    penalty / 2 · ‖W‖², minimised by L-BFGS from the strongest penalty to the weakest, each starting where the
-    last one ended. `step` is called after each of its iterations.
+    features: [N, D] float32, raw: they are standardised here, and the scaling is folded into the heads. labels: [N]
+    int64. The objective is the mean log-loss, weighted by `class_weights`, plus penalty / 2 · ‖W‖². L-BFGS minimises
+    it from the strongest penalty to the weakest, each time starting from the previous solution. `step` is called after
+    each iteration.
     """
     scaling = Scaling.of(features)
     weights = weights_of(class_weights, labels, classes).to(features.dtype)[labels, None]
@@ -107,7 +107,7 @@ def logistic_path(
 
 @dataclass(frozen=True)
 class _Regression:
-    """A multinomial logistic regression as a function of one flat vector: D rows of weights and one of biases."""
+    """A multinomial logistic regression as a function of one flat vector: D rows of weights, then one of biases."""
 
     features: Tensor
     """[N, D], standardised."""

@@ -1,4 +1,4 @@
-"""Metrics by name, each with an interval."""
+"""Metrics by name, each with a 95 % interval."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Score:
     high: float
     images: int
     units: int
-    """Of images that tell no more than one of them would; see `design_effect`."""
+    """Groups of images, such as copies, that are as informative as one image; see `design_effect`."""
 
 
 def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -31,7 +31,7 @@ def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 class Counts(NamedTuple):
-    """How many images of each class there are, each [..., C]: that have its label, that are given it, that are both."""
+    """Images per class, each [..., C]: with its label, with its prediction, and with both."""
 
     labelled: np.ndarray
     given: np.ndarray
@@ -40,27 +40,27 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassMean:
-    """A metric that is a mean over classes of what follows from one share of a class's images."""
+    """A metric that is a mean over classes of a function of one share of a class's images."""
 
     whole: Callable[[Counts], np.ndarray]
-    """The images that the share is of; it counts those of them that are `both`."""
+    """The denominator of the share; its numerator is `both`."""
     of_share: Callable[[Any], Any]
 
     def __call__(self, labels: np.ndarray, predicted: np.ndarray) -> float:
         return float(self.mean(_counts(labels, predicted)))
 
     def mean(self, counts: Counts) -> np.ndarray:
-        """Over the classes that any image has or is given."""
+        """The mean over the classes that any image has as label or prediction."""
         whole = self.whole(counts)
         return self.of_share(counts.both / np.maximum(whole, 1)).sum(-1) / (whole > 0).sum(-1)
 
     def interval(self, labels: np.ndarray, predicted: np.ndarray, units: np.ndarray) -> tuple[float, float]:
-        """The middle 95 % over images drawn with replacement within each class (Efron 1979), or wider.
+        """The 95 % bootstrap interval over images resampled within each class (Efron 1979), or wider.
 
-        Where few images of a class are wrong, such draws see too little of what might be. So no end is nearer to the
-        value than the ends of Wilson's intervals of all classes together, their distances added in squares (Zou and
-        Donner 2008), nor than that of the accuracy: a mean over classes knows no more than all images together.
-        Where units hold several images, each class tells as much as so many fewer.
+        If few images of a class are wrong, the bootstrap is too narrow. So each end is at least as far from the value
+        as two others: that of the classes' Wilson intervals, combined by the root of the sum of squared distances (Zou
+        and Donner 2008), and that of the accuracy, because a mean over classes is no more certain than the accuracy of
+        all images. If units have several images, the effective number of images of each class is smaller.
         """
         counts, right = _counts(labels, predicted), labels == predicted
         effect = design_effect(right, units, labels)
@@ -76,7 +76,7 @@ class ClassMean:
         return max(0.0, value - low), min(1.0, value + high)
 
     def _together(self, counts: Counts, effect: float, end: int) -> float:
-        """How far the end of the interval is from the mean, by Wilson's interval of each class."""
+        """Distance of the interval's end from the mean, combined from Wilson's interval of each class."""
         classes = zip(counts.both, self.whole(counts), strict=True)
         shares = [(both / of, wilson(both / of, of / effect)[end]) for both, of in classes if of]
         distances = [self.of_share(bound) - self.of_share(share) for share, bound in shares]
@@ -84,9 +84,9 @@ class ClassMean:
 
 
 balanced_accuracy = ClassMean(lambda counts: counts.labelled, lambda share: share)
-"""The mean over classes of the share of their images that were recognised."""
+"""The mean recall of the classes."""
 macro_f1 = ClassMean(lambda counts: counts.labelled + counts.given - counts.both, lambda share: 2 * share / (1 + share))
-"""The mean over classes of the harmonic mean of precision and recall."""
+"""The mean over classes of F1, the harmonic mean of precision and recall."""
 METRICS: dict[str, Predictor] = {
     "accuracy": accuracy,
     "balanced-accuracy": balanced_accuracy,
@@ -97,11 +97,11 @@ METRICS: dict[str, Predictor] = {
 def score(name: str, labels: np.ndarray, predicted: np.ndarray, units: np.ndarray) -> Score:
     """A metric with its interval: `share_interval` for accuracy, `ClassMean.interval` for the others.
 
-    labels, predicted: [N] class indices. units: [N] the number of the unit of each image, from 0.
+    labels, predicted: [N] class indices. units: [N] the index of each image's unit, from 0.
     """
     metric, n, several = METRICS[name], len(labels), len(np.unique(units))
     value = metric(labels, predicted)
-    if several == 1 < n:  # nobody knows how another unit would be
+    if several == 1 < n:  # one unit says nothing about others
         low, high = 0.0, 1.0
     elif isinstance(metric, ClassMean):
         low, high = metric.interval(labels, predicted, units)
@@ -111,19 +111,19 @@ def score(name: str, labels: np.ndarray, predicted: np.ndarray, units: np.ndarra
 
 
 def most_frequent(name: str, labels: np.ndarray) -> float:
-    """A metric of a model that always names the class that most of these images have."""
+    """The metric of a model that always predicts the most frequent class of these images."""
     return METRICS[name](labels, np.full_like(labels, np.bincount(labels).argmax()))
 
 
 def by_class(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
-    """Each class that any image has, with how many have it and how many of these are recognised."""
+    """For each class that any image has: its index, its number of images, and how many of them are correct."""
     counts = _counts(labels, predicted)
     found = enumerate(zip(counts.labelled.tolist(), counts.both.tolist(), strict=True))
     return [(number, images, right) for number, (images, right) in found if images]
 
 
 def share_interval(right: np.ndarray, units: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the share of images that are right; Wilson's where each image is a unit of its own."""
+    """The 95 % interval of the share of correct images; Wilson's interval if each image is its own unit."""
     return wilson(float(right.mean()), len(right) / design_effect(right, units))
 
 
@@ -135,15 +135,15 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 
 def design_effect(values: np.ndarray, units: np.ndarray, classes: np.ndarray | None = None) -> float:
-    """How many of these images tell as much as one that is a unit of its own; 1 where each image is, never less.
+    """How many of these images are as informative as one independent image; 1 if each is its own unit, never less.
 
-    values: [N], what is averaged over all images; over those of each of `classes`, [N], first, where they are given.
+    values: [N], what is averaged over all images; with `classes`, [N], first over each class, then over the classes.
 
-    The variance of the mean over units against that over images (Kish 1965), each value taken from the mean of the
-    other units of its class, and the effective number of images made smaller by Student's t for as few units (Korn
-    and Graubard 1998, Survey Methodology 24). Few deviations say little of how alike the images of a unit are: so
-    that nothing is made of it that there are none, one image more deviates, together with all of a unit. A few large
-    units may all be right by chance: so the small ones say, too, how alike the images of a unit are.
+    The variance of the mean over units divided by that over images (Kish 1965). Deviations are from the mean of the
+    other units of the same class. The effective number of images is reduced by Student's t for few units (Korn and
+    Graubard 1998, Survey Methodology 24). Two corrections: few deviations say little about how similar the images of a
+    unit are, so one more deviating image, with all of its unit, is added; and a few large units may all be right by
+    chance, so the similarity within small units counts too.
     """
     values, classes = values.astype(float), np.zeros_like(units) if classes is None else classes
     units = np.unique(units, return_inverse=True)[1]
@@ -162,7 +162,7 @@ def design_effect(values: np.ndarray, units: np.ndarray, classes: np.ndarray | N
 
 
 def _mean_of_others(values: np.ndarray, units: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """For each image the mean of its class over other units, [N]; of all images where its unit is the only one."""
+    """For each image the mean of its class over other units, [N]; over all images if there is no other unit."""
     cells = classes * (units.max() + 1) + units
     total, images = (
         np.bincount(classes, weights)[classes] - np.bincount(cells, weights)[cells]
@@ -172,16 +172,16 @@ def _mean_of_others(values: np.ndarray, units: np.ndarray, classes: np.ndarray) 
 
 
 def _students_t(freedom: float) -> float:
-    """The two-sided 95 % quantile; that of hardly any degree of freedom where there is none."""
+    """The two-sided 95 % quantile for this many degrees of freedom, at least 0.05."""
     return float(stdtrit(max(0.05, freedom), 0.975))
 
 
 def paired_difference(right: np.ndarray, other: np.ndarray, units: np.ndarray) -> tuple[float, float, float]:
     """Difference in accuracy of two classifiers on the same images, with its 95 % interval.
 
-    right, other: [N] booleans, whether each classifier was right on each image. units: as in `score`. The interval
-    is that of Agresti and Min (2005), which adds half an image to each of the four outcomes, so that it holds for
-    few images too; where units hold several images, for as many as tell as much.
+    right, other: [N] booleans, whether each classifier was right on each image. units: as in `score`. The interval is
+    that of Agresti and Min (2005), which adds half an image to each of the four outcomes and so is valid for few
+    images; if units have several images, it is computed for the effective number of images.
     """
     difference = right.astype(float) - other
     if len(np.unique(units)) == 1 < len(right):
@@ -206,7 +206,7 @@ def _counts(labels: np.ndarray, predicted: np.ndarray) -> Counts:
 
 
 def _redrawn(labels: np.ndarray, predicted: np.ndarray) -> Counts:
-    """What there is of each class when its images are drawn with replacement from its own, [RESAMPLES, C]."""
+    """The counts after drawing the images of each class with replacement, [RESAMPLES, C]."""
     draw = np.random.default_rng(0)
     labelled = _counts(labels, predicted).labelled
     given, both = (np.zeros((RESAMPLES, len(labelled)), int) for _ in range(2))

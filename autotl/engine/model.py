@@ -1,4 +1,4 @@
-"""The model: what a plan trains, from one phase to the next."""
+"""The model: the network and head that the phases of a plan train."""
 
 from functools import cached_property, partial
 
@@ -28,7 +28,7 @@ class Model:
 
     @cached_property
     def stages(self) -> Stages:
-        """On the bench's device; with the weights that the plan begins with until a phase trains them."""
+        """The stages on the bench's device, with the plan's initial weights until a phase trains them."""
         stages = self.bench.catalogue.build(self.plan.network).cut(self.plan.cut)
         return on_device(stages, self.bench.device)
 
@@ -38,18 +38,18 @@ class Model:
         return bool(self._changes)
 
     def change(self, frozen: str | None, how: str) -> None:
-        """Remember that a phase, named by `how`, trains the stages after `frozen`."""
+        """Record that a phase, named `how`, trains the stages after `frozen`."""
         names = self.stages.names
         for name in names[names.index(frozen) + 1 if frozen else 0 :]:
             self._changes[name] = f"{self._changes.get(name, '')}/{how}"
 
     def changed(self, upto: str) -> str:
-        """What phases have done to the stages up to and including `upto`: empty where they are as they were."""
+        """The phases that trained the stages up to and including `upto`, as a string; empty if none did."""
         names = self.stages.names
         return "".join(self._changes.get(name, "") for name in names[: names.index(upto) + 1])
 
     def features(self, *splits: Split) -> Tensor:
-        """What the head sees of the images, [N, D] float32 on the device, in float32 as for whoever uses it."""
+        """The head's input for the images of these splits, [N, D] float32 on the device."""
         shas, plan = self.bench.shas(*splits), self.plan
         if not self.trained:
             self.bench.features.fill(plan.network, shas, lambda done, total: self.observer.step())
@@ -64,7 +64,7 @@ class Model:
         def see(images: Tensor) -> Tensor:
             return seen_by(plan.head, stages, normalise(images, plan.input))
 
-        with torch.no_grad():  # a method may go on from them by gradient, which tensors of inference mode do not allow
+        with torch.no_grad():  # not inference mode: a method may use them in gradient descent
             images = feed.images(pixels, batches, self.bench.device)
             return torch.cat([in_parts(see, batch, self.bench.make_room) for batch in images])
 

@@ -1,6 +1,6 @@
-"""In what a training multiplies: float32 or bfloat16, and how its images lie in memory.
+"""Chooses the precision (float32 or bfloat16) and the memory format of training by measuring which is fastest.
 
-Which is faster depends on the network and the machine, and not as one would think: a depthwise network may
+Which one is fastest depends on the network and the machine in ways that are hard to predict: a depthwise network may
 take twice as long in bfloat16 on a processor that has instructions for it. So it is measured, once.
 """
 
@@ -31,10 +31,10 @@ MEMORY_FORMATS: dict[MemoryFormat, torch.memory_format] = {
 Way = tuple[Precision, MemoryFormat]
 WAYS: tuple[Way, ...] = tuple((dtype, layout) for dtype in get_args(Precision) for layout in get_args(MemoryFormat))
 WORTH = 0.87
-"""A faster way is taken where it needs no more than this share of the time of float32, channels_last."""
+"""A faster way is used if it needs at most this share of the time of float32, channels_last."""
 BATCH = {"cpu": 8, "cuda": 64}
 TURNS, ENOUGH = 3, 2.0
-"""Turns of one step each way, and after how many seconds there is no further turn."""
+"""The number of turns, with one step each way per turn, and the seconds after which no further turn starts."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Arithmetic:
     compute_dtype: Precision = "float32"
     memory_format: MemoryFormat = "channels_last"
     image_seconds: float = math.nan
-    """For one image forward and backward through the whole network, as measured."""
+    """Measured seconds for one image forward and backward through the whole network."""
 
 
 @contextmanager
 def computing(dtype: Precision, device: str) -> Iterator[None]:
-    """Multiplications in `dtype` within, weights and sums in float32 (Micikevicius et al. 2018, arXiv 1710.03740)."""
+    """Multiplications in `dtype`, weights and sums in float32 (Micikevicius et al. 2018, arXiv 1710.03740)."""
     with torch.autocast(kind(device), DTYPES[dtype], enabled=dtype != "float32"):
         yield
 
@@ -57,9 +57,9 @@ def computing(dtype: Precision, device: str) -> Iterator[None]:
 def choose(
     catalogue: Catalogue, backbone: str, device: str, cache_dir: Path, make_room: Callable[[], None] = release
 ) -> Arithmetic:
-    """The fastest way to train a backbone here; measured once for a machine, then read from `cache_dir`.
+    """The fastest way to train a backbone on this device; measured once per machine, then read from `cache_dir`.
 
-    Raises: TrainingError where the device has no memory for a step, not even after `make_room`.
+    Raises: TrainingError if a step does not fit into the device's memory, even after `make_room`.
     """
     input = catalogue.card(backbone).input
     facts, versions = catalogue.facts(backbone, input), catalogue.requires(backbone)
@@ -76,9 +76,9 @@ def choose(
 def image_seconds(
     catalogue: Catalogue, backbone: str, arithmetic: Arithmetic, device: str, make_room: Callable[[], None] = release
 ) -> float:
-    """Seconds for one image forward and backward, measured now: when it was chosen the machine may have been busy.
+    """Seconds for one image forward and backward, measured now: the machine may have been busy at the first time.
 
-    Raises: TrainingError where the device has no memory for a step.
+    Raises: TrainingError if a step does not fit into the device's memory.
     """
     input = catalogue.card(backbone).input
     way = (arithmetic.compute_dtype, arithmetic.memory_format)
@@ -92,9 +92,9 @@ def fastest(
     make_room: Callable[[], None] = release,
     ways: Sequence[Way] = WAYS,
 ) -> Arithmetic:
-    """With as many images at once as there is memory for; two at least, for batch-norm has nothing to norm in one.
+    """The fastest way, measured with as large a batch as fits into memory, at least 2 images because of batch norm.
 
-    Raises: TrainingError where there is none for these.
+    Raises: TrainingError if 2 images do not fit.
     """
     stages = stages.train().to(device)
     batch = of_kind(BATCH, device)
@@ -108,15 +108,15 @@ def fastest(
 
 
 def _fastest(stages: Stages, input: Input, device: str, batch: int, ways: Sequence[Way]) -> Arithmetic:
-    """From the shortest of a few steps of each way, taken in turn so that a busy moment is shared by all."""
+    """Takes the shortest of a few steps for each way. Ways alternate, so that a busy moment affects all of them."""
     seconds = dict.fromkeys(ways, math.inf)
     images = torch.zeros(batch, 3, input.size, input.size, device=device)
-    began = math.inf
+    started = math.inf
     for turn in range(TURNS + 1):
         if turn == 1:
-            began = time.perf_counter()
-            seconds = dict.fromkeys(ways, math.inf)  # the first turn paid for what is loaded once
-        if turn > 1 and time.perf_counter() - began > ENOUGH:
+            started = time.perf_counter()
+            seconds = dict.fromkeys(ways, math.inf)  # discard the first turn, a warm-up
+        if turn > 1 and time.perf_counter() - started > ENOUGH:
             break
         for dtype, layout in ways:
             stages = stages.to(memory_format=MEMORY_FORMATS[layout])
@@ -129,8 +129,8 @@ def _fastest(stages: Stages, input: Input, device: str, batch: int, ways: Sequen
 
 
 def _step_seconds(stages: Stages, images: Tensor, dtype: Precision, device: str) -> float:
-    """Seconds for one step forward and backward; infinite where the device cannot do it."""
-    began = time.perf_counter()
+    """Seconds for one step forward and backward; infinite if the device does not support it."""
+    started = time.perf_counter()
     try:
         with computing(dtype, device):
             value = stages(images)
@@ -145,11 +145,11 @@ def _step_seconds(stages: Stages, images: Tensor, dtype: Precision, device: str)
         return math.inf
     finally:
         stages.zero_grad()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def _name_of(device: str) -> str:
-    """Which device it is: another GPU has other preferences."""
+    """The device's name, because the fastest way differs between GPUs."""
     if kind(device) == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

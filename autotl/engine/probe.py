@@ -1,6 +1,6 @@
-"""The probe: a cheap look at every (backbone, cut, pooling) before the search.
+"""The probe: a cheap accuracy estimate for every (backbone, cut, pooling) before the search.
 
-It ranks where to begin; it forbids nothing.
+It ranks starting points and excludes nothing.
 """
 
 import torch
@@ -9,13 +9,13 @@ from torch import Tensor
 from autotl.engine.heads import Scaling
 
 LEAST, PER_CLASS, MOST = 1_000, 5, 5_000
-"""How many images the probe looks at: it has to rank cuts, not to measure them."""
+"""Limits of the number of images that the probe uses: it ranks cuts and need not measure them precisely."""
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 def subset(labels: Tensor, seed: int) -> Tensor:
-    """Which images the probe looks at, the same for every cut: sorted indices, classes as even as can be."""
+    """The images that the probe uses, the same for every cut: sorted indices, with classes as balanced as possible."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels.cpu()[order]
     by_class = shuffled.argsort(stable=True)
@@ -29,9 +29,9 @@ def subset(labels: Tensor, seed: int) -> Tensor:
 def ridge_accuracy(features: Tensor, labels: Tensor, classes: int, units: Tensor) -> float:
     """Leave-one-unit-out accuracy of ridge regression on one-hot labels, at the best of a few penalties.
 
-    features: [N, D] float32, raw. labels, units: [N] int64; images of one unit are copies, or of one group. Every
-    unit is left out once at the cost of one eigendecomposition (Allen 1974): the residual of a left-out image is its
-    own divided by one minus its leverage, and those of a unit solve the same as equations.
+    features: [N, D] float32, raw. labels, units: [N] int64; images of one unit are copies, or of one group. One
+    eigendecomposition gives all leave-one-out results (Allen 1974): the leave-one-out residual of an image is its
+    residual divided by one minus its leverage. For a unit of several images this becomes a system of linear equations.
     """
     scaled = Scaling.of(features).apply(features).cpu().double()  # not every device has float64
     labels = labels.cpu()
@@ -57,14 +57,14 @@ def ridge_accuracy(features: Tensor, labels: Tensor, classes: int, units: Tensor
 
 
 def _of_several(units: Tensor) -> list[Tensor]:
-    """The positions of the images of all units of one size, [units, size], for each size but one."""
+    """The positions of the images of all units of the same size, [units, size], for each size above 1."""
     _, at, counts = units.unique(return_inverse=True, return_counts=True)
     each = at.argsort(stable=True).split(counts.tolist())
     return [torch.stack([unit for unit in each if len(unit) == size]) for size in set(counts.tolist()) - {1}]
 
 
 def _left_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors [N, R] and squared singular values [R] by the smaller Gram matrix."""
+    """Left singular vectors [N, R] and squared singular values [R], from the smaller Gram matrix."""
     n, d = matrix.shape
     if d >= n:
         strength, vectors = torch.linalg.eigh(matrix @ matrix.T)

@@ -1,4 +1,4 @@
-"""Phases that fit the head alone on frozen features, by a method that a plugin registered."""
+"""Phases that fit only the head on frozen features, with a method that a plugin registered."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +20,11 @@ Alternatives = Mapping[str, list[Any]]
 
 
 def solve(model: Model, number: int) -> dict[str, float]:
-    """Carry out phase `number` of the plan; returns what was chosen by the names of the method's options.
+    """Run phase `number` of the plan; returns the chosen values by the names of the method's options.
 
-    Of several heads the one with the lowest log-loss on `early_stop` wins, classes weighing as in the fit. Where the
-    head is what the plan ends with, it is then fitted again with `early_stop` added to what is trained on. Without
-    `early_stop`, `val` chooses.
+    Of several heads, the one with the lowest log-loss on `early_stop` is chosen, with the class weights of the fit. In
+    the last phase it is then refitted with `early_stop` added to the training images. Without `early_stop`, `val`
+    chooses.
     """
     plan, phase = model.plan, model.plan.phases[number - 1]
     entry = model.bench.catalogue.host.methods[phase.method]
@@ -49,22 +49,22 @@ def solve(model: Model, number: int) -> dict[str, float]:
 
 
 def narrowed(options: Mapping[str, Any], chosen: Mapping[str, float]) -> dict[str, Any]:
-    """Options that give one head alone."""
+    """Options with only the chosen values, which give one head."""
     return {name: [chosen[name]] if name in chosen else value for name, value in options.items()}
 
 
 def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split]) -> Alternatives:
-    """The options of a phase by a registered method, when it is judged on these splits.
+    """The options of a phase by a registered method that is evaluated on these splits.
 
-    Raises: PlanError for a phase that says too little, or what cannot be heeded.
+    Raises: PlanError if options are missing or invalid.
     """
     name = phase.method
     if phase.frozen != plan.cut:
-        raise PlanError(f"{name} trains the head alone: 'frozen' must be the cut '{plan.cut}'.")
+        raise PlanError(f"{name} trains only the head: 'frozen' must be the cut '{plan.cut}'.")
     if phase != Phase(method=name, frozen=plan.cut, options=phase.options):
         raise PlanError(f"{name} has no learning rates, epochs, stop or batch_norm.")
     if len(plan.phases) == 1 and plan.augmentation.name != "none":
-        raise PlanError(f"{name} looks at each image once as it is: augmentation '{plan.augmentation.name}'.")
+        raise PlanError(f"{name} does not augment images: augmentation must be 'none', not '{plan.augmentation.name}'.")
     with entry.owner.answers_for(f"Method '{name}'"):
         defaults = dict(getattr(entry.item, "defaults", {}))
         known = (*entry.item.options, *defaults)
@@ -75,16 +75,16 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
     options = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
     for option in known:
         if not options.get(option):
-            raise PlanError(f"{name} needs options.{option}: a value, or a list of values to choose from.")
+            raise PlanError(f"{name} needs options.{option}: a value or a list of values to choose from.")
     if not judges and any(len(values) > 1 for values in options.values()):
-        raise PlanError(f"{name} cannot choose among several heads when it trains on early_stop and val.")
+        raise PlanError(f"{name} cannot choose among several values when it trains on early_stop and val: give one.")
     return options
 
 
 def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Alternatives) -> list[FittedHead]:
-    """The heads that a method gives: one for each combination of the options' alternatives.
+    """The heads that a method returns: one for each combination of the options' alternatives.
 
-    Raises: PluginError when it fails, or gives what are no heads for these features.
+    Raises: PluginError if it fails, or if its heads do not fit these features.
     """
     features, labels = model.features(*splits), model.bench.labels(*splits)
     classes = len(model.bench.dataset.classes)
@@ -93,26 +93,28 @@ def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Alternati
         heads = list(method.fit(features, labels, classes, dict(options), model.observer.step))
         several = {name: values for name, values in options.items() if len(values) > 1}
         if not heads or (len(heads) > 1 and not several):
-            raise ValueError(f"it gave {len(heads)} heads for {dict(options)}")
+            raise ValueError(f"it returned {len(heads)} heads for {dict(options)}")
         return [_sound(head, features, classes, several) for head in heads]
 
 
 def _sound(head: FittedHead, features: Tensor, classes: int, several: Alternatives) -> FittedHead:
-    """The head, free of gradients. Raises: TypeError or ValueError for what is none for these features."""
+    """The head without gradients. Raises: TypeError or ValueError if it does not fit these features."""
     if not isinstance(head, FittedHead):
-        raise TypeError(f"it gave {type(head).__name__}, not FittedHead")
+        raise TypeError(f"it returned {type(head).__name__}, not FittedHead")
     expected = {"weight": (classes, features.shape[1]), "bias": (classes,)}
     for name, shape in expected.items():
         tensor = getattr(head, name)
         found = (tuple(tensor.shape), tensor.dtype, tensor.device)
         if found != (shape, torch.float32, features.device):
-            raise ValueError(f"it gave a head whose {name} is {found}; it must be {shape}, float32, where features are")
+            raise ValueError(
+                f"it returned a head whose {name} is {found}; it must be {shape}, float32, on the features' device"
+            )
         if not tensor.isfinite().all():
-            raise ValueError(f"it gave a head whose {name} is not finite")
+            raise ValueError(f"it returned a head whose {name} is not finite")
     for name, value in head.chosen.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"its head says that it chose {name} {value!r}: what is chosen are numbers")
+            raise TypeError(f"its head has {name} {value!r} in 'chosen': the values must be numbers")
     for name, values in several.items():
         if head.chosen.get(name) not in values:
-            raise ValueError(f"its head says that it chose {name} {head.chosen.get(name)!r} of {values}")
+            raise ValueError(f"its head has {name} {head.chosen.get(name)!r} in 'chosen', which is not in {values}")
     return FittedHead(head.weight.detach(), head.bias.detach(), dict(head.chosen))

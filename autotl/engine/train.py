@@ -1,4 +1,4 @@
-"""The method `sgd`: stages above the frozen ones and the head, trained by gradient descent."""
+"""The method `sgd`: trains the stages after the frozen ones, and the head, by gradient descent."""
 
 import math
 import time
@@ -26,11 +26,11 @@ from autotl.errors import PlanError, TrainingError, unknown
 from autotl.plan import Phase, Record, TransferPlan
 
 SCALING_IMAGES = 512
-"""From how many images the scale of the features is taken with which a head begins."""
+"""How many images determine the scale of the features at the start of a phase."""
 ONE_VALUE = "Expected more than 1 value per channel"
-"""What torch says where batch-norm in training mode has a single value to go by."""
+"""Torch's error if batch norm in training mode has a single value per channel."""
 LEAST_STD = 0.05
-"""The least standard deviation that a feature is divided by, as a share of the middle one."""
+"""The smallest standard deviation that a feature is divided by, as a share of the median one."""
 
 
 class Options(Record):
@@ -39,28 +39,28 @@ class Options(Record):
     optimizer: Literal["adamw", "sgd"]
     batch_size: int = Field(ge=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    """On weights; not on norms, biases and what the network names in `no_weight_decay()`."""
+    """Of weights; not of norms, biases and the parameters that the network names in `no_weight_decay()`."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of `sgd`, after Nesterov where it is above zero; `adamw` has its own."""
+    """Of `sgd`, with Nesterov momentum if above zero; not used by `adamw`."""
     schedule: Literal["cosine", "constant"] = "cosine"
     warm_up: float = Field(default=0.0, ge=0, le=1)
-    """The share of the phase's steps over which the rates rise from zero."""
+    """The share of the phase's steps during which the learning rates rise from zero."""
     clip: float | None = Field(default=None, gt=0)
-    """The largest norm that the gradient of all parameters together may have."""
+    """The largest norm of the gradient of all parameters together."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the pooled features."""
     views: int = Field(default=0, ge=0)
-    """How many fixed augmented views of each image there are, taken in turn; 0: a new one in every epoch."""
+    """The number of fixed augmented views of each image, used in turn; 0: a new one in every epoch."""
 
 
 def sgd(model: Model, number: int) -> dict[str, float]:
-    """Train what phase `number` of the plan says, from what the phase before it left.
+    """Train phase `number` of the plan, starting from the model of the previous phase.
 
-    Where the observer has had enough, the model's plan becomes the one that ends with the best epoch so far.
+    If the observer raises `Enough`, the model's plan becomes the one that ends with the best epoch so far.
 
-    Raises: Enough where there is none yet; TrainingError when the loss is no longer finite; PlanError for a phase
-    that cannot be carried out.
+    Raises: Enough if there is no such epoch yet; TrainingError if the loss is not finite; PlanError for a phase that
+    cannot be trained.
     """
     plan, phase, observer = model.plan, model.plan.phases[number - 1], model.observer
     judges = model.bench.judges(plan)
@@ -70,20 +70,20 @@ def sgd(model: Model, number: int) -> dict[str, float]:
         training = _Training(model, phase, number, options)
         patience = phase.stop.patience if phase.stop else None
         kept = patience is not None or observer.may_have_enough
-        best = _Best(training, patience, begun=model.head is not None, kept=kept)
+        best = _Best(training, patience, started=model.head is not None, kept=kept)
         try:
             judge = Source(model, phase.frozen, judges[:1]) if judges else None
-            if model.head is not None and judge:  # what another phase has made may be better than what comes
+            if model.head is not None and judge:  # the previous phase's model may be better than any later one
                 best.see(0, facts := training.judge(judge, judges[0]))
                 observer.epoch(number, 0, facts)
             last = phase.epochs if phase.stop is None or phase.stop.at_epoch is None else phase.stop.at_epoch
             for epoch in range(1, last + 1):
-                began = time.perf_counter()
+                started = time.perf_counter()
                 facts = training.epoch(epoch)
                 if judge:
                     facts |= training.judge(judge, judges[0])
                     _finite(facts[f"{judges[0]}.loss"], epoch)
-                facts |= {"learning_rate": training.lr, "seconds": time.perf_counter() - began}
+                facts |= {"learning_rate": training.lr, "seconds": time.perf_counter() - started}
                 over = best.see(epoch, facts)
                 observer.epoch(number, epoch, facts)
                 if over:
@@ -98,7 +98,7 @@ def sgd(model: Model, number: int) -> dict[str, float]:
 
 
 class _Training:
-    """A phase under way: the stages and the head that it trains, the optimizer, the place in the schedule."""
+    """A running phase: the stages and the head that it trains, and the optimizer with its schedule."""
 
     def __init__(self, model: Model, phase: Phase, number: int, options: Options) -> None:
         plan, self.device = model.plan, model.bench.device
@@ -110,7 +110,7 @@ class _Training:
             with augmentation.owner.answers_for(f"Augmentation '{augmentation.name}'", "cannot be built"):
                 transform = augmentation.item.build(plan.augmentation.params)
                 if not callable(transform):
-                    raise TypeError(f"its build gave {type(transform).__name__}, not a function of images and a draw")
+                    raise TypeError(f"its build returned {type(transform).__name__}, not a function of images and draw")
         self.stages = model.stages.to(memory_format=precision.MEMORY_FORMATS[plan.memory_format])
         self.stages.freeze(phase.frozen)
         self.source = Source(model, phase.frozen, plan.train_on, transform=transform, views=options.views)
@@ -125,7 +125,7 @@ class _Training:
         model.change(phase.frozen, f"{plan.hash}.{number}")
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the images in a new order; returns the mean loss, and the accuracy on what each step saw."""
+        """One pass over the images in a new order; returns the mean loss and the accuracy, both before each step."""
         self._train_mode()
         self.head.train()
         draw = torch.Generator().manual_seed(_seed(self.model.plan.seed, self.number, epoch))
@@ -142,21 +142,21 @@ class _Training:
             self.model.observer.step()
         guesses, true = (torch.cat(part) for part in zip(*seen, strict=True))
         mean, accuracy = total.item(), (guesses == true).float().mean().item()
-        # The last step may have spoilt the weights, which no loss before it tells.
+        # The last step may have made the weights infinite, which no loss shows yet.
         if math.isfinite(mean) and not all(parameter.isfinite().all() for parameter in self._parameters()):
             mean = math.nan
         return {"train.loss": _finite(mean, epoch), "train.accuracy": accuracy}
 
     @property
     def lr(self) -> float:
-        """The head's in the last step; those of the stages rise and fall with it."""
+        """The head's learning rate in the last step; those of the stages follow the same schedule."""
         lr: float = self.optimizer.param_groups[0]["lr"]
         return lr
 
     def _step(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer; returns the mean loss, and the likeliest class of each image before the step.
+        """One step of the optimizer; returns the mean loss, and the predicted class of each image before the step.
 
-        What does not fit into a GPU's memory at once goes through in parts, whose gradients add up.
+        A batch that does not fit into a GPU's memory is split, and gradients are accumulated.
         """
         while (found := self._gradients(values, labels)) is None:
             self._halve()
@@ -166,7 +166,7 @@ class _Training:
         return found
 
     def _gradients(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Adds up the gradients of a batch; returns what `_step` does, None where the memory did not do."""
+        """Computes the gradients of a batch; returns what `_step` returns, None if out of memory."""
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         guesses = []
@@ -188,14 +188,14 @@ class _Training:
         self.micro_batch = math.ceil(self.micro_batch / 2)
         self.facts["micro_batch"] = self.micro_batch
         self.model.observer.note(
-            f"{self.model.plan.backbone} with a batch of {self.options.batch_size} does not fit into the device's "
-            f"memory: it goes through in parts of {self.micro_batch}, whose gradients are added up."
+            f"Out of memory: {self.model.plan.backbone} with a batch of {self.options.batch_size} does not fit. "
+            f"Training continues with micro-batches of {self.micro_batch} whose gradients are accumulated."
         )
         self.optimizer.zero_grad()
         self.model.bench.make_room()
 
     def judge(self, source: Source, split: str) -> dict[str, float]:
-        """The loss that is trained, label smoothing included, and every metric, on a split that is not trained on."""
+        """The training loss, with label smoothing, and every metric, on a split that is not trained on."""
         self.stages.eval()
         self.head.eval()
         rows = torch.arange(len(source))
@@ -209,11 +209,11 @@ class _Training:
         return {f"{split}.loss": loss, **facts}
 
     def state(self) -> dict[str, Tensor]:
-        """All that the phase changes, by name; no copies."""
+        """All tensors that the phase changes, by name; not copied."""
         return {**self.stages.trained_state(), **self.head.state_dict(prefix="head.", keep_vars=True)}
 
     def finish(self) -> None:
-        """Leave the head to the model, the stages in evaluation mode and nothing frozen."""
+        """Give the head to the model; set the stages to evaluation mode and unfreeze them."""
         self.model.head = self.head.folded()
         self.stages.freeze(None)
         self.stages.eval()
@@ -240,17 +240,17 @@ class _Training:
 
     @torch.no_grad()
     def _scaling(self) -> Scaling:
-        """Of the features that the phase begins with, in the mode that it trains in.
+        """The scale of the features at the start of the phase, in its training mode.
 
-        Without it the head would have to learn the features' scale before anything else; compare the
-        data-dependent initialisation of Krähenbühl et al. 2016, arXiv 1511.06856.
+        Without it the head would first have to learn the features' scale; compare the data-dependent initialisation of
+        Krähenbühl et al. 2016, arXiv 1511.06856.
         """
         seen = torch.linspace(0, len(self.source) - 1, min(SCALING_IMAGES, len(self.source))).round().long()
         batches = self.source.batches(seen, math.ceil(len(seen) / self.options.batch_size))
-        with self._only_looking():  # in parts batch-norm sees those of each part
+        with self._without_updates():  # if split, batch norm uses the statistics of each part
             scaling = Scaling.of(torch.cat([self._in_parts(self._pooled, value) for value, _ in batches]))
-        # A feature that is rarely there would shout when it is; one that is never there may still have a weight
-        # in a head that another phase has made.
+        # A rarely active feature would become huge when it is active. One that is never active here may still have a
+        # weight in the previous phase's head.
         constant = scaling.std.isinf()
         if constant.all():
             return scaling
@@ -259,16 +259,16 @@ class _Training:
 
     @torch.no_grad()
     def _try_one_image(self) -> None:
-        """Where a step sees one image alone: tell before the first of them whether batch-norm can go by that.
+        """Check before the first step whether batch norm can train on batches of one image.
 
         Raises: PlanError.
         """
-        with self._only_looking():
+        with self._without_updates():
             self._pooled(next(self.source.batches(torch.zeros(1, dtype=torch.long), 1))[0])
 
     @contextmanager
-    def _only_looking(self) -> Iterator[None]:
-        """Looking is not training: batch-norm keeps the statistics that it had."""
+    def _without_updates(self) -> Iterator[None]:
+        """In this context batch norm keeps its statistics."""
         buffers = [(buffer, buffer.clone()) for buffer in self.stages.buffers()]
         try:
             yield
@@ -289,9 +289,9 @@ class _Training:
 
 
 class _Head(nn.Module):
-    """A linear classifier on scaled features; it begins at zero, as in BiT, where no phase has made one before.
+    """A linear classifier on scaled features. Without a head from a previous phase it starts at zero.
 
-    Kolesnikov et al. 2020, arXiv 1912.11370.
+    As in BiT: Kolesnikov et al. 2020, arXiv 1912.11370.
     """
 
     def __init__(self, scaling: Scaling, head: LinearHead | None, classes: int, dropout: float) -> None:
@@ -315,19 +315,19 @@ class _Head(nn.Module):
 
 
 class _Best:
-    """The epoch with the lowest loss on `early_stop`, kept to be restored; without a patience the last one."""
+    """Keeps the epoch with the lowest loss on `early_stop`, to restore it; without patience, the last epoch."""
 
-    def __init__(self, training: _Training, patience: int | None, *, begun: bool, kept: bool) -> None:
-        """`begun`: whether an earlier phase has left a model, which then counts as epoch 0.
+    def __init__(self, training: _Training, patience: int | None, *, started: bool, kept: bool) -> None:
+        """`started`: whether an earlier phase has left a model, which then counts as epoch 0.
 
-        `kept`: whether another epoch than the last may be wanted; where it may not, no weights are copied.
+        `kept`: whether an epoch other than the last may be restored; if not, no weights are copied.
         """
         self._training = training
         self._patience = patience
         self._kept = kept
         self.epoch = 0
         self._facts: dict[str, float] = {}
-        self._state = self._copies() if begun else {}
+        self._state = self._copies() if started else {}
         self._loss = math.inf
 
     @property
@@ -348,7 +348,7 @@ class _Best:
 
     @torch.no_grad()
     def restore(self) -> dict[str, float]:
-        """Put the best epoch back; returns which it was and what was measured then."""
+        """Restore the best epoch; returns its number and its metrics."""
         for name, tensor in self._training.state().items():
             if name in self._state:
                 tensor.copy_(self._state[name])
@@ -368,34 +368,37 @@ def _options(phase: Phase) -> Options:
 
 
 def check(plan: TransferPlan, phase: Phase, info: BackboneInfo, judges: Sequence[Split]) -> Options:
-    """The options of a phase by sgd, when it is judged on these splits.
+    """The options of a phase by sgd that is evaluated on these splits.
 
-    Raises: PlanError for a phase that says too little, or what cannot be heeded.
+    Raises: PlanError if something is missing or invalid.
     """
     stages, frozen = [stage.name for stage in info.upto(plan.cut)], phase.frozen
     trained = stages[stages.index(frozen) + 1 if frozen else 0 :]
     needed = [name for name in trained if info.stage(name).parameters]
-    span = f"what is trained goes from {trained[0]} to {trained[-1]}" if trained else "nothing but the head is trained"
+    span = f"stages {trained[0]} to {trained[-1]} are trained" if trained else "only the head is trained"
     for name in phase.stage_lr:
         if name not in trained:
-            raise PlanError(f"'stage_lr' has a learning rate for '{name}': by 'frozen' and 'cut' {span}.")
+            raise PlanError(f"'stage_lr' has a learning rate for '{name}', but by 'frozen' and 'cut' {span}.")
     for name in needed:
         if name not in phase.stage_lr:
             raise PlanError(f"'stage_lr' lacks a learning rate for the stage '{name}': by 'frozen' and 'cut' {span}.")
     if plan.head.taps:
-        raise PlanError("A phase by sgd trains a head on the cut's features alone: leave 'taps' empty.")
+        raise PlanError("A phase by sgd trains a head on the cut's features only: leave 'taps' empty.")
     if phase.head_lr is None or phase.epochs < 1:
         raise PlanError("A phase by sgd needs a head_lr, and epochs of 1 or more.")
     if phase.stop and phase.stop.patience and "early_stop" not in judges:
         raise PlanError(
-            "The plan stops by the loss on 'early_stop', and here is no such split to judge by: "
-            'say "stop": null to train all epochs.'
+            "The plan stops by the loss on 'early_stop', but there is no such split: "
+            'set "stop": null to train all epochs.'
         )
     return _options(phase)
 
 
 def _optimizer(stages: Stages, head: _Head, phase: Phase, options: Options) -> torch.optim.Optimizer:
-    """Each stage and the head at its own learning rate; no decay for norms, biases and what the network exempts."""
+    """The optimizer with a learning rate per stage and for the head.
+
+    Norms, biases and the parameters that the network exempts have no weight decay.
+    """
     groups = []
     parts = [(phase.head_lr, dict(head.named_parameters()))]
     parts += [(lr, stages.stage_parameters(name)) for name, lr in phase.stage_lr.items()]
@@ -417,13 +420,13 @@ def _optimizer(stages: Stages, head: _Head, phase: Phase, options: Options) -> t
 def _finite(loss: float, epoch: int) -> float:
     if not math.isfinite(loss):
         raise TrainingError(
-            f"The loss became {loss} in epoch {epoch}: its learning rates are too high for these images."
+            f"The loss became {loss} in epoch {epoch}: the learning rates are too high for these images."
         )
     return loss
 
 
 def _schedule(share: float, options: Options) -> float:
-    """What the rates are multiplied with when this share of the phase's steps is done."""
+    """The factor of the learning rates after this share of the phase's steps."""
     if share < options.warm_up:
         return share / options.warm_up
     if options.schedule == "constant":
@@ -433,22 +436,22 @@ def _schedule(share: float, options: Options) -> float:
 
 @contextmanager
 def _enough_for_batch_norm(phase: Phase) -> Iterator[None]:
-    """Raises: PlanError where a batch leaves batch-norm one value a channel, which has no deviation to divide by."""
+    """Raises: PlanError if a batch gives batch norm a single value per channel, which has no deviation."""
     try:
         yield
     except ValueError as error:
         if phase.batch_norm == "train" and ONE_VALUE in str(error):
             raise PlanError(
-                '"batch_norm": "train" normalises by each batch, and with a batch_size of '
+                '"batch_norm": "train" normalises by each batch, but with a batch_size of '
                 f"{phase.options['batch_size']} a batch here is one image, which has one value per channel: "
-                'say a larger batch_size, or "batch_norm": "eval".'
+                'set a larger batch_size, or "batch_norm": "eval".'
             ) from None
         raise
 
 
 @contextmanager
 def _seeded(seed: int, number: int, device: str) -> Iterator[None]:
-    """What torch draws within, such as dropout, depends on the plan's seed and the phase alone."""
+    """In this context torch's random numbers, such as dropout's, depend only on the plan's seed and the phase."""
     devices = [torch.device(device)] if kind(device) == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(_seed(seed, number))

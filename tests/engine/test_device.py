@@ -38,7 +38,7 @@ def test_what_does_not_fit_goes_through_in_halves(rows, seen):
 def test_one_that_does_not_fit_gets_the_room_that_can_be_made():
     memory, values = Memory(0, more=1), torch.ones(1, 2)
     assert torch.equal(in_parts(memory, values, memory.make_room), values * 2)
-    with pytest.raises(TrainingError, match="One image alone does not fit into the device's memory"):
+    with pytest.raises(TrainingError, match="not even one image fits into the device's memory"):
         in_parts(Memory(0), values)
 
 

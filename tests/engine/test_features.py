@@ -265,7 +265,7 @@ def test_a_plan_may_state_another_mode_and_the_bits_of_its_images(bench, mode, m
     made = fit(plan(bench, input=own.by(mode).model_copy(update={"bits": 12})), bench)
     assert made.metrics["val.accuracy"] == as_usual  # all images are square
     wrong = own.by(mode).model_copy(update={"resize": 40})
-    with pytest.raises(AutotlError, match="'mode' and 'bits' may be others"):
+    with pytest.raises(AutotlError, match="Only 'mode' and 'bits' may differ"):
         fit(plan(bench, input=wrong), bench)
 
 
@@ -289,12 +289,12 @@ def test_a_plan_may_state_another_mode_and_the_bits_of_its_images(bench, mode, m
         ({"weights": "whatever"}, "must be 'none', not 'whatever'"),
         (
             {"input": Input(size=40, resize=40, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)},
-            "takes its input",
+            "The input of 'tiny:net' must be",
         ),
         ({"phases": (Phase(method="magic", frozen="1.2"),)}, "Unknown training method 'magic'"),
         ({"phases": (Phase(method="logistic", frozen=None),)}, "'frozen' must be the cut"),
         ({"phases": (Phase(method="logistic", frozen="1.2"),)}, "options.penalty"),
-        ({"train_on": ("train", "early_stop", "val")}, "cannot choose among several heads"),
+        ({"train_on": ("train", "early_stop", "val")}, "cannot choose among several values"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_says_why(bench, changes, says):

@@ -111,7 +111,7 @@ def test_where_the_memory_does_not_do_fewer_images_are_timed(fastest, monkeypatc
     assert 0 < fastest().image_seconds < 1
     assert sorted(set(seen)) == [2, 4, 8]
     most = 1
-    with pytest.raises(TrainingError, match="One image alone does not fit"):
+    with pytest.raises(TrainingError, match="not even one image fits"):
         fastest()
 
 

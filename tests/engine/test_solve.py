@@ -174,19 +174,19 @@ def test_logistic_takes_one_known_way_to_weigh_classes(bench, weights):
     [
         (nearest(shrink=2.0), PlanError, "shrink is from 0 to 1, not 2.0"),
         (nearest(shrnk=0.5), PlanError, "option of NearestMean 'shrnk'. Did you mean 'shrink'"),
-        (nearest(shrink=[]), PlanError, "needs options.shrink: a value, or a list"),
+        (nearest(shrink=[]), PlanError, "needs options.shrink: a value or a list"),
         (Phase(method="NearestMean", frozen=None), PlanError, "'frozen' must be the cut '2.1'"),
         (Phase(method="NearestMean", frozen="2.1", head_lr=0.1), PlanError, "has no learning rates, epochs"),
         (
             Phase(method="Crooked", frozen="2.1"),
             PluginError,
-            "'Crooked' .* it gave a head whose weight is .*it must be \\(3, 16\\), float32",
+            "'Crooked' .* it returned a head whose weight is .*it must be \\(3, 16\\), float32",
         ),
-        (Phase(method="Silent", frozen="2.1"), PluginError, "'Silent' .* gave 0 heads"),
+        (Phase(method="Silent", frozen="2.1"), PluginError, "'Silent' .* returned 0 heads"),
         (
             Phase(method="Chatty", frozen="2.1", options={"penalty": [1.0]}),
             PluginError,
-            "'Chatty' .* gave 2 heads for {'penalty': \\[1.0\\]}",
+            "'Chatty' .* returned 2 heads for {'penalty': \\[1.0\\]}",
         ),
         (Phase(method="NearestMeen", frozen="2.1"), PlanError, "training method 'NearestMeen'. Did you mean"),
     ],
@@ -199,13 +199,13 @@ def test_what_is_wrong_is_said(bench, phase, error, says):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("double", "torch.float64.*float32, where features are"),
+        ("double", "torch.float64.*float32, on the features' device"),
         ("infinite", "bias is not finite"),
-        ("words", "chose x 'one': what is chosen are numbers"),
-        ("numpy", "what is chosen are numbers"),
-        ("other", "chose x 3 of \\[1, 2\\]"),
-        ("unsaid", "chose x None of"),
-        ("pair", "it gave tuple, not FittedHead"),
+        ("words", "its head has x 'one' in 'chosen': the values must be numbers"),
+        ("numpy", "in 'chosen': the values must be numbers"),
+        ("other", "x 3 in 'chosen', which is not in \\[1, 2\\]"),
+        ("unsaid", "x None in 'chosen', which is not in"),
+        ("pair", "it returned tuple, not FittedHead"),
     ],
 )
 def test_what_is_no_head_is_the_plugins_fault(bench, kind, says):
@@ -220,7 +220,7 @@ def test_a_head_may_still_be_part_of_a_graph(bench):
 
 
 def test_what_was_fixed_is_not_asked_for_again(bench):
-    with pytest.raises(PlanError, match="cannot choose among several heads"):
+    with pytest.raises(PlanError, match="cannot choose among several values"):
         fit(plan(bench, nearest(), train_on=("train", "early_stop", "val")), bench)
     fit(plan(bench, nearest(shrink=0.5), train_on=("train", "early_stop", "val")), bench)
 
@@ -262,7 +262,7 @@ def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
 @pytest.mark.parametrize(
     ("taps", "says"),
     [
-        (("1.2", "0.2"), "'taps' must name stages before the cut '2.1', each once and in order: 0.2, 1.2; not 1.2"),
+        (("1.2", "0.2"), "must name stages before the cut '2.1', each once and in order, from: 0.2, 1.2; not 1.2"),
         (("2.1",), "must name stages before the cut"),
         (("0.2", "0.2"), "each once"),
         (("9.9",), "must name stages before the cut"),

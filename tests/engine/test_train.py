@@ -146,7 +146,7 @@ def test_a_batch_that_leaves_batch_norm_one_value_is_said_before_the_first_step(
     fit(one("train", batch_size + 2), bench)
     monkeypatch.setattr(train, "SCALING_IMAGES", 10)  # fewer than there are, so that it does not come across the last
     monkeypatch.setattr(train._Training, "_step", None)
-    with pytest.raises(PlanError, match=f"batch_size of {batch_size} a batch here is one image.*say a larger"):
+    with pytest.raises(PlanError, match=f"batch_size of {batch_size} a batch here is one image.*set a larger"):
         fit(one("train", batch_size), bench)
 
 
@@ -303,7 +303,7 @@ def test_clipping_bounds_the_step(bench):
     ("wrong", "says"),
     [
         ({"stage_lr": {"1.2": 0.1}}, "lacks a learning rate for the stage '2.1'"),
-        ({"stage_lr": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "has a learning rate for '0.2': by 'frozen' and 'cut'"),
+        ({"stage_lr": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "a learning rate for '0.2', but by 'frozen' and 'cut'"),
         ({"stage_lr": {"1.2": 0.1, "2.1": 0.1, "9": 0.1}}, "has a learning rate for '9'"),
         (
             {"options": {**PLAIN, "momentun": 0.9}},
@@ -579,7 +579,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(bench, memory):
     parts = fit(plan(bench, PROBE, tuned), bench, observer)
     assert parts.metrics["phase2.micro_batch"] == 8
     assert len(observer.notes) == 2  # 15, then 8
-    assert "parts of 8" in observer.notes[-1]
+    assert "micro-batches of 8" in observer.notes[-1]
     assert parts.metrics["phase2.train.loss"] == pytest.approx(whole.metrics["phase2.train.loss"], rel=1e-5)
     for key, value in weights(whole).items():
         torch.testing.assert_close(weights(parts)[key], value, rtol=1e-4, atol=1e-6)
@@ -607,7 +607,7 @@ def test_training_leaves_the_generators_of_gpus_that_it_does_not_use_alone(bench
 
 def test_where_not_even_one_image_fits_the_training_fails(bench, memory):
     memory(0)
-    with pytest.raises(TrainingError, match="One image alone does not fit"):
+    with pytest.raises(TrainingError, match="not even one image fits"):
         fit(plan(bench, phase()), bench)
 
 
