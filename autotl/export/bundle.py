@@ -1,7 +1,6 @@
-"""The bundle: what a search leaves. Weights, plan, preprocessing, classes, metrics and versions; no pickle.
+"""The bundle, a search's result: weights, plan, preprocessing, classes, metrics and versions; no pickle.
 
-It carries the SHA-256 of its files, and whatever it claims is looked at when it is loaded: it may be damaged, and it
-may be a stranger's.
+It includes the SHA-256 of its files. Loading checks all of its content, because it may be damaged or untrusted.
 """
 
 import hashlib
@@ -39,7 +38,7 @@ from autotl.registry import on_stderr, to_install
 
 BATCH = 32
 READS = 4
-"""How often a bundle is read that changes meanwhile."""
+"""How many times to read a bundle that changes while it is read."""
 WEIGHTS = "weights.safetensors"
 CARRIED = (
     WEIGHTS,
@@ -51,14 +50,14 @@ CARRIED = (
     "LICENSE",
 )
 HASHES = "hashes.json"
-"""The SHA-256 of each of them."""
+"""The file with the SHA-256 of each of them."""
 README = "README.md"
-"""For people, who may change it: it is not read."""
+"""The model card. Users may edit it: autotl does not read it."""
 FILES = (*CARRIED, HASHES, README)
 USE = "    autotl predict . photo.jpg"
-"""In a model card."""
+"""The usage example in the model card."""
 LARGEST = {WEIGHTS: 1 << 36}
-"""Bytes; other files are JSON or text of `LARGEST_TEXT` at most."""
+"""The most bytes of a file; other files are JSON or text of at most `LARGEST_TEXT`."""
 LARGEST_TEXT = 1 << 24
 
 Source = Path | Image.Image
@@ -68,9 +67,9 @@ T = TypeVar("T")
 
 def _usable(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise ValueError("two classes have one name")
+        raise ValueError("two classes have the same name")
     if not all(name.isprintable() for name in names):
-        raise ValueError("a class name cannot be printed")
+        raise ValueError("a class name has unprintable characters")
     return names
 
 
@@ -81,7 +80,7 @@ _SHA256 = TypeAdapter(dict[str, str])
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model with all that is needed to use it."""
+    """A trained model with everything needed to use it."""
 
     plan: TransferPlan
     classes: tuple[str, ...]
@@ -96,12 +95,12 @@ class Bundle:
         return self
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """[N, 3, S, S] uint8, prepared as `plan.input` says → [N, classes], each row adding up to 1."""
+        """[N, 3, S, S] uint8, prepared according to `plan.input` → [N, classes]; each row sums to 1."""
         with exact(str(self.graph.device)), torch.inference_mode(), on_stderr():
             return in_parts(self.graph, images.to(self.graph.device))
 
     def predict(self, sources: Sequence[Source]) -> Iterator["np.ndarray | str"]:
-        """For each image its probabilities [classes], or the reason why there are none."""
+        """For each image its probabilities, [classes], or the reason why it has none."""
         for start in range(0, len(sources), BATCH):
             with images.without_warnings():
                 pixels = [_pixels(source, self.plan.input) for source in sources[start : start + BATCH]]
@@ -113,21 +112,21 @@ class Bundle:
 
 
 def check_target(folder: Path) -> None:
-    """Raises: StudyError unless the folder is absent, empty or a bundle: nothing else is ever replaced."""
+    """Raises: StudyError unless the folder is missing, empty or a bundle: nothing else is ever replaced."""
     settle(folder)
     if not holds_only(folder, FILES, mark="plan.json"):
-        raise StudyError(f"{folder} holds something that is no bundle; name a new or an empty folder.")
+        raise StudyError(f"{folder} has files that are not a bundle's; use a new or empty folder.")
 
 
 def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str, Any]) -> None:
-    """Write a fitted plan as a bundle, which takes the place of the one that lies there.
+    """Write a fitted plan as a bundle; an existing bundle in the folder is replaced.
 
-    Raises: StudyError when the folder holds anything else.
+    Raises: StudyError if the folder has anything else.
     """
     check_target(folder)
     plan, model = fitted.plan, fitted.model
     assert model.head is not None
-    # Copies, as safetensors refuses what two names share.
+    # Copies, because safetensors refuses tensors that share memory.
     weights = {f"backbone.{name}": value.cpu().clone() for name, value in model.stages.state_dict().items()}
     weights |= {"head.weight": model.head.weight.cpu(), "head.bias": model.head.bias.cpu()}
     contents: dict[str, str | bytes] = {
@@ -144,7 +143,7 @@ def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str
 
 
 def describe(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write what was measured into a bundle."""
+    """Write metrics into a bundle."""
     settle(folder)
     contents = {**_files(folder), "metrics.json": as_json(metrics).encode()}
     with replacing(folder) as made:
@@ -152,15 +151,15 @@ def describe(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def copy(source: Path, folder: Path) -> None:
-    """Write the bundle that lies in `source` into an empty folder: what it carries, and nothing that it points to.
+    """Copy the bundle in `source` into an empty folder: only its own files, as regular files without links.
 
-    Raises: StudyError for a bundle that is damaged.
+    Raises: StudyError if the bundle is damaged.
     """
     _write(folder, _files(source))
 
 
 def plan_of(folder: Path) -> TransferPlan | None:
-    """The plan of the bundle that lies there, None where there is none that is whole."""
+    """The plan of the bundle in a folder, None if there is no bundle or it is damaged."""
     if not where_it_is(folder).exists():
         return None
     try:
@@ -170,9 +169,9 @@ def plan_of(folder: Path) -> TransferPlan | None:
 
 
 def given(named: Mapping[str, Path]) -> dict[str, Given]:
-    """What the user names for the weights of backbones: files, and bundles that hold a network of this name.
+    """The weights that the user named for backbones: files, or bundles with that backbone.
 
-    Raises: StudyError or PlanError for a folder that is no bundle or is damaged, WeightsError for another network's.
+    Raises: StudyError or PlanError if a folder is not a bundle or is damaged, WeightsError if it has another backbone.
     """
     return {name: _given(name, path) if path.is_dir() else Given(path) for name, path in named.items()}
 
@@ -182,18 +181,18 @@ def _given(name: str, folder: Path) -> Given:
     plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
     backbone = plan.backbone.removesuffix(RANDOM)
     if backbone != name:
-        raise WeightsError(f"{folder} holds a '{backbone}', not a '{name}': say --weights {backbone}={folder}")
+        raise WeightsError(f"{folder} has weights of '{backbone}', not of '{name}'. Use --weights {backbone}={folder}")
     terms = files["LICENSE"].decode(errors="replace")
     return Given(where_it_is(folder) / WEIGHTS, plan.cut, terms)
 
 
 def load(folder: Path, catalogue: Catalogue) -> Bundle:
-    """Raises: StudyError for what is no bundle or damaged, PlanError or PluginError where it cannot be rebuilt."""
+    """Raises: StudyError if it is not a bundle or damaged, PlanError or PluginError if the model cannot be rebuilt."""
     files = _files(folder)
     plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
     classes = _parsed(_CLASSES, folder, files, "classes.json")
     if Input.from_json(files["preprocessing.json"], name=str(folder / "preprocessing.json")) != plan.input:
-        raise _damaged(folder, "preprocessing.json is not what its plan says")
+        raise _damaged(folder, "preprocessing.json differs from its plan")
     _parsed(_METRICS, folder, files, "metrics.json")
     _require_installed(folder, plan, catalogue)
     graph = _graph(folder, plan, files[WEIGHTS], catalogue)
@@ -214,14 +213,14 @@ def _graph(folder: Path, plan: TransferPlan, content: bytes, catalogue: Catalogu
         stages.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()})
     except RuntimeError as error:
         raise StudyError(
-            f"{folder} does not fit '{plan.backbone}' as installed here; it was made with "
+            f"{folder} does not fit the installed version of '{plan.backbone}'; it was made with "
             f"{', '.join(f'{name} {version[:12]}' for name, version in plan.requires.items())}."
         ) from error
     return Graph(plan, stages, head)
 
 
 def _try_out(made: Bundle, folder: Path) -> None:
-    """Raises: StudyError for a model that gives an image anything but a probability for each class."""
+    """Raises: StudyError if the model does not give a probability for each class."""
     size = made.plan.input.size
     noise = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
@@ -229,9 +228,9 @@ def _try_out(made: Bundle, folder: Path) -> None:
     except RuntimeError as error:
         raise _damaged(folder, f"its head does not fit its features: {one_line(error, 200)}") from error
     if found.shape != (1, len(made.classes)):
-        raise _damaged(folder, f"it tells {found.shape[1]} classes apart, and names {len(made.classes)}")
+        raise _damaged(folder, f"its head has {found.shape[1]} classes, but classes.json has {len(made.classes)}")
     if not found.isfinite().all():
-        raise _damaged(folder, "its weights give no probabilities, but NaN")
+        raise _damaged(folder, "its weights give NaN instead of probabilities")
 
 
 def _parsed(kind: TypeAdapter[T], folder: Path, files: Mapping[str, bytes], name: str) -> T:
@@ -243,26 +242,26 @@ def _parsed(kind: TypeAdapter[T], folder: Path, files: Mapping[str, bytes], name
 
 def _damaged(folder: Path, why: str) -> StudyError:
     return StudyError(
-        f"{folder} is damaged: {why}. Get it again; if it is a study's own, the same search makes it again."
+        f"{folder} is damaged: {why}. Get it again; if it belongs to a study, rerun the search to make it again."
     )
 
 
 def _require_installed(folder: Path, plan: TransferPlan, catalogue: Catalogue) -> None:
-    """Raises: PluginError, with what to install, when the backbone's family is not here."""
+    """Raises: PluginError, with what to install, if the backbone's family is not installed."""
     family = plan.backbone.partition(":")[0]
     if family in catalogue.host.backbones:
-        catalogue.card(plan.backbone)  # which names the nearest one where this one is unknown
+        catalogue.card(plan.backbone)  # raises for an unknown backbone, with the closest known name
         return
     known = ("stages", "autotl", "torch", "torchvision", "timm", "pillow", "scipy")
     others = {name: version for name, version in plan.requires.items() if name not in known}
     raise PluginError(
-        f"{folder} needs backbones of the family '{family}', which is not here or is broken. "
-        f"Install its plugin{to_install(others)}, and see: autotl doctor"
+        f"{folder} needs backbones of the family '{family}', whose plugin is not installed or is broken. "
+        f"Install it{to_install(others)}, then check with: autotl doctor"
     )
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write what a bundle carries, with its hashes and its model card."""
+    """Write a bundle's files, with their hashes and the model card."""
     for name in CARRIED:
         write(folder / name, contents[name])
     write(folder / HASHES, as_json({name: _sha256(contents[name]) for name in CARRIED}))
@@ -272,7 +271,7 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """What a bundle carries, checked: a search may be replacing it by the next while it is read.
+    """A bundle's files, checked. Repeats if the check fails, because a search may be replacing the bundle.
 
     Raises: StudyError.
     """
@@ -286,10 +285,10 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _checked(place: Path, folder: Path) -> dict[str, bytes]:
-    """`place` is where the bundle `folder` lies just now."""
+    """`place` is where the bundle `folder` is at the moment."""
     missing = [name for name in (*CARRIED, HASHES) if not (place / name).exists()]
     if missing:
-        raise StudyError(f"{folder} is no bundle: {', '.join(missing)} missing.")
+        raise StudyError(f"{folder} is not a bundle: {', '.join(missing)} missing.")
     contents = {}
     for name in (*CARRIED, HASHES):
         try:
@@ -299,7 +298,7 @@ def _checked(place: Path, folder: Path) -> dict[str, bytes]:
     hashes = _parsed(_SHA256, folder, contents, HASHES)
     for name in CARRIED:
         if hashes.get(name) != _sha256(contents[name]):
-            raise _damaged(folder, f"{name} is not what was written there: its SHA-256 is another one")
+            raise _damaged(folder, f"{name} has changed since it was written: its SHA-256 differs")
     return contents
 
 
@@ -316,5 +315,5 @@ def _pixels(source: Source, preparation: Input) -> "np.ndarray | str":
 
 
 def _finite(row: np.ndarray) -> "np.ndarray | str":
-    """What the model gave an image, unless it is no number."""
-    return row if np.isfinite(row).all() else "the model gives no probability for it, but NaN"
+    """The model's probabilities for an image, or why they are invalid."""
+    return row if np.isfinite(row).all() else "the model gives NaN instead of probabilities for it"

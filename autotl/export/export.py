@@ -1,4 +1,4 @@
-"""Exporting: a model for those who do not have autotl, compared on real image files before it is handed over."""
+"""Exports a model for use without autotl, and compares the export with the model on real image files."""
 
 import runpy
 import shutil
@@ -33,20 +33,20 @@ EXPORTED = (
 )
 USE = """    python predict.py photo.jpg more-photos/
 
-It needs {runtime}, pillow and numpy. {file} takes images as uint8 [N, 3, {size}, {size}], any number at a time,
-prepared as preprocess.py does it, and gives probabilities [N, {classes}], with the classes in the order below."""
-"""In a model card."""
+It needs {runtime}, pillow and numpy. {file} takes a batch of any size, uint8 [N, 3, {size}, {size}], prepared as in
+preprocess.py, and returns probabilities [N, {classes}], with the classes in the order below."""
+"""The usage example in the model card."""
 CHECKED = 32
-"""So many images at most are compared."""
+"""The most images that are compared."""
 TOLERANCE = 1e-4
-"""The largest difference between two probabilities that the order of summation explains."""
+"""The largest difference between two probabilities that rounding explains."""
 RUNS, ENOUGH = 20, 3.0
-"""So many runs are timed for each size of batch, and none begins after so many seconds."""
+"""How many runs are timed for each batch size, and the seconds after which no further run starts."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and what it costs to use."""
+    """What was written, and its costs."""
 
     folder: Path
     file: Path
@@ -55,27 +55,26 @@ class Exported:
     flops: int
     """For one image."""
     latency: dict[int, float]
-    """Seconds for a batch of so many images: the median of some runs on one thread of this CPU."""
+    """Seconds by batch size: the median of some runs on one thread of this CPU."""
     images: int
-    """On how many image files it was compared with the model; a bundle is the model."""
+    """How many image files it was compared on; 0 for a bundle, which is the model itself."""
     difference: float
-    """The largest difference of a probability from the model's own."""
+    """The largest difference between its probabilities and the model's."""
 
 
 def export(bundle: Bundle, source: Path, kind: str, folder: Path, files: Sequence[Path]) -> Exported:
-    """Write the bundle that lies in `source` into `folder`, as one of `KINDS`.
+    """Write the bundle in `source` into `folder`, as one of `KINDS`.
 
-    `files` are images such as the model will see; some of them go through a graph and through the model before the
-    graph takes its place.
+    `files` are images such as the model will see; a graph is compared with the model on some of them before it is kept.
 
-    Raises: StudyError for a folder that holds anything else, a network that cannot be exported, a missing package,
-    no image to compare on, and an export that disagrees with the model.
+    Raises: StudyError for a folder with other files, a network that cannot be exported, a missing package, no image to
+    compare on, or an export that disagrees with the model.
     """
     settle(folder)
     bundle.to("cpu")
     written = FILES if kind == BUNDLE else EXPORTED
     if folder.resolve() == source.resolve() or not holds_only(folder, written, mark="plan.json"):
-        raise StudyError(f"{folder} holds something else; name a new or an empty folder.")
+        raise StudyError(f"{folder} has other files; use a new or empty folder.")
     answers: list[tuple[Path, np.ndarray]] = []
     if kind != BUNDLE:
         FORMATS[kind].check_installed()
@@ -104,20 +103,20 @@ def export(bundle: Bundle, source: Path, kind: str, folder: Path, files: Sequenc
 
 
 def _answers(bundle: Bundle, files: Sequence[Path]) -> list[tuple[Path, np.ndarray]]:
-    """Files from all over the list, with the model's own probabilities.
+    """Files spread over the list, with the model's probabilities.
 
-    Raises: StudyError when it can read none of them.
+    Raises: StudyError if none of them can be read.
     """
     some = files[:: max(1, len(files) // CHECKED)][:CHECKED]
     found = zip(some, bundle.predict(some), strict=True)
     answers = [(file, answer) for file, answer in found if not isinstance(answer, str)]
     if not answers:
-        raise StudyError("There is no image to compare the export on. Name some that can be read: --images FOLDER")
+        raise StudyError("There is no readable image to compare the export on. Use --images FOLDER")
     return answers
 
 
 def _write(bundle: Bundle, form: Format, folder: Path) -> Path:
-    """Nothing is copied from where the bundle lies: only what was understood when it was loaded is passed on."""
+    """Writes only what was parsed when the bundle was loaded; no file of the bundle is copied."""
     classes = as_json(list(bundle.classes))
     form.write(bundle.graph, {"classes": classes, "licence": bundle.licence}, folder / form.file)
     write(folder / "classes.json", classes)
@@ -134,9 +133,9 @@ def _write(bundle: Bundle, form: Format, folder: Path) -> Path:
 
 
 def _compare(model: Model, folder: Path, answers: Sequence[tuple[Path, np.ndarray]]) -> float:
-    """The largest difference of a probability, on files read as those who have the folder alone will read them.
+    """The largest difference of a probability, on files that the exported script reads.
 
-    Raises: StudyError when it is too large, or another class is the likeliest.
+    Raises: StudyError if it is too large, or if another class is the most probable one.
     """
     prepare = _reference(folder / "preprocess.py")
     wanted = np.stack([answer for _, answer in answers])
@@ -148,13 +147,13 @@ def _compare(model: Model, folder: Path, answers: Sequence[tuple[Path, np.ndarra
     if not difference <= TOLERANCE or others:
         raise StudyError(
             f"The export disagrees with the model: on {len(answers)} images a probability differs by up to "
-            f"{difference:.2g} (allowed: {TOLERANCE:g}), {others} get another class. Nothing was written."
+            f"{difference:.2g} (allowed: {TOLERANCE:g}), and {others} get another class. Nothing was written."
         )
     return difference
 
 
 def _reference(file: Path) -> Callable[[Path], np.ndarray]:
-    """`prepare` of the script that lies beside an export."""
+    """`prepare` of the script beside an export."""
     prepare: Callable[[Path], np.ndarray] = runpy.run_path(str(file))["prepare"]
     return prepare
 
@@ -174,9 +173,9 @@ def _latency(model: Model, bundle: Bundle) -> dict[int, float]:
             model(images)  # the first run allocates
             seconds: list[float] = []
             while len(seconds) < RUNS and sum(seconds) < ENOUGH:
-                began = time.perf_counter()
+                started = time.perf_counter()
                 model(images)
-                seconds.append(time.perf_counter() - began)
+                seconds.append(time.perf_counter() - started)
             latency[batch] = median(seconds)
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The formats of an export: how a graph is written, and how what was written is run again without autotl."""
+"""The formats of an export: how a graph is written, and how it is loaded without autotl."""
 
 import contextlib
 import io
@@ -21,21 +21,21 @@ Model = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file that holds a graph."""
+    """A file format for a graph."""
 
     file: str
     predict: str
-    """The script in `standalone/` that shows how it is used."""
+    """The script in `standalone/` that uses it."""
     requires: tuple[str, ...]
     runtime: str
-    """The package that it is used with."""
+    """The package that runs it."""
     write: Callable[[Graph, Mapping[str, str], Path], None]
-    """`write(graph, texts, file)`: the file carries texts by name, such as its classes."""
+    """`write(graph, texts, file)`: the file includes texts by name, such as its classes."""
     load: Callable[[Path], Model]
-    """The file as its users load it, on one thread of the CPU."""
+    """Loads the file as its users do, on one thread of the CPU."""
 
     def check_installed(self) -> None:
-        """Raises: StudyError when a package is missing that this format is written or run with."""
+        """Raises: StudyError if a package for writing or running this format is missing."""
         missing = [name for name in self.requires if find_spec(name) is None]
         if missing:
             raise StudyError(f"This format needs {', '.join(missing)}: pip install {' '.join(self.requires)}")
@@ -43,7 +43,7 @@ class Format:
 
 def _write_torch(graph: Graph, texts: Mapping[str, str], file: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of weights on other devices; these are on the CPU
+        warnings.simplefilter("ignore")  # about weights on other devices; these are on the CPU
         torch.export.save(program(graph), file, extra_files=dict(texts))
 
 
@@ -60,7 +60,7 @@ def _load_torch(file: Path) -> Model:
 
 def _write_onnx(graph: Graph, texts: Mapping[str, str], file: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it tells of its steps
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
             program(graph), input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: BATCH_AXIS},), dynamo=True

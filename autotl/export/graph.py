@@ -16,9 +16,9 @@ INPUT, OUTPUT, BATCH_AXIS = "images", "probabilities", "batch"
 
 
 class Graph(nn.Module):
-    """images: [N, 3, S, S] uint8, prepared as the plan's input says → probabilities: [N, classes] float32.
+    """images: [N, 3, S, S] uint8, prepared according to the plan's input → probabilities: [N, classes] float32.
 
-    Only as deep as the plan's cut; values are cast and normalised within.
+    It ends at the plan's cut, and includes casting and normalisation.
     """
 
     def __init__(self, plan: TransferPlan, stages: Stages, head: LinearHead) -> None:
@@ -38,15 +38,15 @@ class Graph(nn.Module):
         return self.weight.device
 
     def example(self) -> Tensor:
-        """A batch to trace with: of two, as a single image would be taken for all that can come."""
+        """A batch to trace with: of two images, because with one the batch size would be traced as a constant."""
         size = self.plan.input.size
         return torch.zeros(2, 3, size, size, dtype=torch.uint8)
 
 
 def program(graph: Graph) -> ExportedProgram:
-    """The graph on the CPU as PyTorch traces it, for batches of any size.
+    """The graph on the CPU, traced by PyTorch for batches of any size.
 
-    Raises: StudyError for a network that cannot be traced.
+    Raises: StudyError if the network cannot be traced.
     """
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -56,5 +56,5 @@ def program(graph: Graph) -> ExportedProgram:
     except Exception as error:  # the tracer raises almost anything
         raise StudyError(
             f"'{graph.plan.backbone}' cannot be exported as a graph: {one_line(error, 300)} "
-            "Use --format bundle, which every machine with autotl reads."
+            "Use --format bundle, which needs autotl to run."
         ) from error

@@ -58,10 +58,10 @@ def test_rows_of_probabilities_add_up_to_one_in_any_batch(found, host, tmp_path)
 
 def test_what_is_no_bundle_is_refused(found, host, tmp_path):
     catalogue = Catalogue(host, tmp_path / "cache")
-    with pytest.raises(StudyError, match="is no bundle: weights.safetensors"):
+    with pytest.raises(StudyError, match="is not a bundle: weights.safetensors"):
         bundle.load(tmp_path, catalogue)
     (found / "classes.json").unlink()
-    with pytest.raises(StudyError, match="is no bundle: classes.json missing"):
+    with pytest.raises(StudyError, match="is not a bundle: classes.json missing"):
         bundle.load(found, catalogue)
 
 
@@ -76,7 +76,7 @@ def test_nothing_but_a_bundle_is_ever_replaced(found, host, stripes, tmp_path):
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
     for target in (foreign, stripes, foreign / "thesis.tex"):
-        with pytest.raises(StudyError, match="holds something that is no bundle"):
+        with pytest.raises(StudyError, match="has files that are not a bundle"):
             bundle.check_target(target)
     bundle.check_target(found)
     bundle.check_target(tmp_path / "new")
@@ -85,7 +85,7 @@ def test_nothing_but_a_bundle_is_ever_replaced(found, host, stripes, tmp_path):
         for name in names:
             (repository / name).parent.mkdir(parents=True, exist_ok=True)
             (repository / name).write_text("mine")
-        with pytest.raises(StudyError, match="holds something that is no bundle"):
+        with pytest.raises(StudyError, match="has files that are not a bundle"):
             bundle.check_target(repository)
 
 
@@ -145,19 +145,19 @@ def huge(folder):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (flip(bundle.WEIGHTS), "weights.safetensors is not what was written"),
-        (flip("plan.json", at=30), "plan.json is not what was written"),
-        (flip("classes.json", at=8), "classes.json is not what was written"),
-        (flip("LICENSE"), "LICENSE is not what was written"),
-        (cut_short, "weights.safetensors is not what was written"),
-        (put("hashes.json", b"{}"), "weights.safetensors is not what was written"),
+        (flip(bundle.WEIGHTS), "weights.safetensors has changed since it was written"),
+        (flip("plan.json", at=30), "plan.json has changed since it was written"),
+        (flip("classes.json", at=8), "classes.json has changed since it was written"),
+        (flip("LICENSE"), "LICENSE has changed since it was written"),
+        (cut_short, "weights.safetensors has changed since it was written"),
+        (put("hashes.json", b"{}"), "weights.safetensors has changed since it was written"),
         (put("hashes.json", b"[" * 100_000), "hashes.json: "),
-        (put("metrics.json", b""), "metrics.json is not what was written"),
+        (put("metrics.json", b""), "metrics.json has changed since it was written"),
         (pipe(bundle.WEIGHTS), "weights.safetensors cannot be read: not a regular file"),
         (pipe("plan.json"), "plan.json cannot be read: not a regular file"),
         (directory, "metrics.json cannot be read: not a regular file"),
-        (link_to_itself, "is no bundle: plan.json missing"),
-        (secret, "preprocessing.json is not what was written"),
+        (link_to_itself, "is not a bundle: plan.json missing"),
+        (secret, "preprocessing.json has changed since it was written"),
         (endless, "versions.json cannot be read: not a regular file"),
         (huge, "classes.json cannot be read: too large"),
     ],
@@ -199,18 +199,30 @@ def hashed_again(folder):
 @pytest.mark.parametrize(
     ("forge", "says"),
     [
-        (in_weights(lambda weights: weights["head.bias"].fill_(float("nan"))), "no probabilities, but NaN"),
-        (in_weights(lambda weights: weights["backbone.0.0.weight"].fill_(float("inf"))), "no probabilities, but NaN"),
+        (in_weights(lambda weights: weights["head.bias"].fill_(float("nan"))), "NaN instead of probabilities"),
+        (
+            in_weights(lambda weights: weights["backbone.0.0.weight"].fill_(float("inf"))),
+            "NaN instead of probabilities",
+        ),
         (in_weights(lambda weights: weights.pop("head.weight")), "weights.safetensors cannot be read: 'head.weight'"),
-        (in_weights(lambda weights: weights.pop("backbone.0.0.weight")), "does not fit 'tiny:net'"),
-        (in_weights(lambda weights: weights.update(more=torch.zeros(1))), "does not fit 'tiny:net'"),
+        (
+            in_weights(lambda weights: weights.pop("backbone.0.0.weight")),
+            "does not fit the installed version of 'tiny:net'",
+        ),
+        (
+            in_weights(lambda weights: weights.update(more=torch.zeros(1))),
+            "does not fit the installed version of 'tiny:net'",
+        ),
         (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(2)})), "its head does not fit"),
         (in_weights(lambda weights: weights.update({"head.weight": torch.zeros(3, 99)})), "its head does not fit"),
         (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(3, dtype=torch.int64)})), "head does not"),
         (put(bundle.WEIGHTS, b"\xff" * 100), "weights.safetensors cannot be read"),
-        (put("classes.json", b'["across", "down"]'), "it tells 3 classes apart, and names 2"),
-        (put("classes.json", b'["a", "b", "a"]'), "classes.json: Value error, two classes have one name"),
-        (put("classes.json", b'["a", "b", "\\u001b]0;OWNED"]'), "classes.json: Value error, a class name cannot be"),
+        (put("classes.json", b'["across", "down"]'), "its head has 3 classes, but classes.json has 2"),
+        (put("classes.json", b'["a", "b", "a"]'), "classes.json: Value error, two classes have the same name"),
+        (
+            put("classes.json", b'["a", "b", "\\u001b]0;OWNED"]'),
+            "classes.json: Value error, a class name has unprintable",
+        ),
         (put("classes.json", b'{"a": 1}'), "classes.json: "),
         (put("classes.json", b"x"), "classes.json: "),
         (put("metrics.json", b'{"validation": {}}'), "metrics.json: "),
@@ -234,7 +246,7 @@ def test_preprocessing_is_what_the_plan_says(found, catalogue):
     text = (found / "preprocessing.json").read_text()
     (found / "preprocessing.json").write_text(text.replace("bilinear", "nearest"))
     hashed_again(found)
-    with pytest.raises(StudyError, match="preprocessing.json is not what its plan says"):
+    with pytest.raises(StudyError, match="preprocessing.json differs from its plan"):
         bundle.load(found, catalogue)
 
 
@@ -244,7 +256,7 @@ def test_no_stranger_writes_a_command_that_the_user_pastes(found, catalogue):
     hashed_again(found)
     with pytest.raises(PluginError) as caught:
         bundle.load(found, catalogue)
-    assert "Install its plugin (pip install good-name==1.0), and see: autotl doctor" in str(caught.value)
+    assert "Install it (pip install good-name==1.0), then check with: autotl doctor" in str(caught.value)
     assert "evil|sh" not in str(caught.value) and "reboot" not in str(caught.value)
 
 
@@ -272,4 +284,4 @@ def test_an_image_without_an_answer_has_a_reason(found, catalogue, stripes, tmp_
     assert answers[3] == "cannot be read: No such file or directory"
     np.testing.assert_array_equal(answers[0], answers[4])
     loaded.graph.bias.fill_(float("nan"))
-    assert list(loaded.predict([good])) == ["the model gives no probability for it, but NaN"]
+    assert list(loaded.predict([good])) == ["the model gives NaN instead of probabilities for it"]

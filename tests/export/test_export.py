@@ -103,14 +103,14 @@ def test_the_terms_of_the_weights_and_a_model_card_go_with_every_export(host, st
             "for 3 classes",
             f"| test accuracy | {test.value:.1%}",
             "read LICENSE before",
-            "    checks: 6 of 6 recognised\n",
+            "    checks: 6 of 6 correct\n",
             use,
         ):
             assert what in told
 
 
 def test_random_weights_have_no_terms_of_others(model):
-    assert "no weights of others" in model.bundle.licence
+    assert "derive from no other weights" in model.bundle.licence
 
 
 def test_nothing_that_a_bundle_points_to_is_exported(model, host, stripes, tmp_path):
@@ -121,7 +121,7 @@ def test_nothing_that_a_bundle_points_to_is_exported(model, host, stripes, tmp_p
     for name in ("preprocessing.json", "LICENSE", "README.md"):
         (forged / name).unlink()
         (forged / name).symlink_to("../secret")
-    with pytest.raises(StudyError, match="preprocessing.json is not what was written"):
+    with pytest.raises(StudyError, match="preprocessing.json has changed since it was written"):
         Model(forged, loaded).export("bundle", tmp_path / "made")
     made = Model(forged, loaded).export("torch-export", tmp_path / "made", stripes)
     assert not any(b"PRIVATE" in file.read_bytes() for file in made.folder.rglob("*") if file.is_file())
@@ -181,12 +181,12 @@ def test_only_what_may_be_replaced_is_replaced(model, tmp_path):
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("years of work")
-    with pytest.raises(StudyError, match="holds something else"):
+    with pytest.raises(StudyError, match="has other files"):
         model.export("torch-export", foreign)
-    with pytest.raises(StudyError, match="holds something else"):
+    with pytest.raises(StudyError, match="has other files"):
         model.export("bundle", model.folder)
     model.export("bundle", tmp_path / "copy")
-    with pytest.raises(StudyError, match="holds something else"):  # a bundle is no graph
+    with pytest.raises(StudyError, match="has other files"):  # a bundle is no graph
         model.export("torch-export", tmp_path / "copy")
     model.export("torch-export", tmp_path / "graph")
     model.export("torch-export", tmp_path / "graph")
@@ -206,7 +206,7 @@ def test_what_is_missing_is_said(model, tmp_path, monkeypatch, stripes):
     with pytest.raises(StudyError, match="This format needs onnxscript: pip install"):
         model.export("onnx", tmp_path / "made")
     stripes.rename(stripes.with_name("moved"))
-    with pytest.raises(StudyError, match="no image to compare the export on.*--images"):
+    with pytest.raises(StudyError, match="no readable image to compare the export on.*--images"):
         model.export("torch-export", tmp_path / "made")
     model.export("torch-export", tmp_path / "made", stripes.with_name("moved"))
 

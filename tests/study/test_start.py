@@ -131,7 +131,7 @@ def test_the_winner_of_a_study_is_the_backbone_of_the_next_as_far_as_it_was_cut(
     for once in (
         "CC0",
         "drawings of dots",
-        "a file of weights that the user gave",
+        "a weights file that the user gave",
         "Terms of the weights in this folder",
     ):
         assert loaded.licence.count(once) == 1
@@ -173,9 +173,9 @@ def test_what_a_search_cannot_start_from_is_said_before_it_begins(place, tmp_pat
         search(place, study="new", from_study="edges")
     with StudyFolder(first.parent).lock(), pytest.raises(StudyError, match="is being searched"):
         search(place, study="new", from_study="first")
-    with pytest.raises(WeightsError, match=f"holds a '{NAME}', not a 'stored:other'"):
+    with pytest.raises(WeightsError, match=f"has weights of '{NAME}', not of 'stored:other'"):
         search(place, study="new", backbones=(NAME,), weights={"stored:other": first})
-    with pytest.raises(StudyError, match="is no bundle"):
+    with pytest.raises(StudyError, match="is not a bundle"):
         search(place, study="new", backbones=(NAME,), weights={NAME: place / "stripes"})
     torch.save({"0.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "part.pth")
     with pytest.raises(WeightsError, match="missing: "):

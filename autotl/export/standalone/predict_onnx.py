@@ -26,5 +26,5 @@ def main(paths: list[str]) -> int:
 
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads the output may leave early, as `head` does
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of the output may close it early, as `head` does
     sys.exit(main(sys.argv[1:]) if sys.argv[1:] else __doc__)

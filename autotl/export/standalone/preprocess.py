@@ -1,11 +1,10 @@
-"""From an image file to what the model takes, as preprocessing.json says. Needs Pillow and NumPy alone.
+"""Turns an image file into the model's input according to preprocessing.json. Needs only Pillow and NumPy.
 
-Decoding: the first frame, turned upright as its EXIF orientation says, in RGB; transparent pixels are laid on
-white, of grey integers of `bits` bits (16 unless stated) the upper 8 count, and larger values as the largest. How it
-becomes square is said by `mode`. `crop`, unless stated: at most four short sides of the long side are kept, and the
-short side is resized to `resize` px; `squash`: both sides are; `pad`: the long side is, and the rest of a square has
-the colour `mean`. Then the middle `size` x `size` px are cut out. Casting to floating point and normalising happen
-within the model.
+Decoding: the first frame, rotated according to its EXIF orientation, in RGB, with transparent pixels on white. Grey
+integers of `bits` bits (default 16) are scaled to 8 bits, and larger values are clipped. `mode` is how the image
+becomes square. `crop` (default): the long side is cropped to at most four times the short side, and the short side is
+resized to `resize` px. `squash`: both sides are resized. `pad`: the long side is resized, and the rest of a square gets
+the colour `mean`. Then the centre `size` x `size` px are kept. The model itself casts to floating point and normalises.
 """
 
 import json
@@ -28,8 +27,8 @@ else:
 
 SPEC = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "HEIF")
-# EPS is not read: it starts programs.
-PIXELS = 2 * 89_478_485  # a small file may hold so many that they fill the memory
+# EPS is not read: decoding it starts other programs.
+PIXELS = 2 * 89_478_485  # a small file may decode to more pixels than fit into memory
 TOO_MANY = f"it has too many pixels to be safe, more than {PIXELS:,}: make it smaller"
 LITTER = (
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"),
@@ -66,7 +65,10 @@ def prepare(file: str | Path) -> np.ndarray:
 
 
 def files_in(paths: Iterable[str]) -> list[str]:
-    """Files as named, but for litter; of folders every file below that is not hidden or litter, in order of name."""
+    """The files named, and all files in the folders named, sorted; without litter and, in folders, hidden files.
+
+    Litter is files that systems and programs leave beside images.
+    """
     files = []
     for path in paths:
         if os.path.isdir(path):
@@ -83,13 +85,13 @@ def _below(folder: str) -> Iterator[str]:
 
 
 def _is_litter(name: str) -> bool:
-    """Whether it is what a system or a program leaves beside a user's files."""
+    """Whether it is a file that a system or a program leaves beside a user's files."""
     name = name.casefold()
     return name in LITTER or name.startswith(LITTER_BEGINS) or name.endswith(LITTER_ENDS)
 
 
 def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names of image files, fit to be printed, with what the model takes; others are named on stderr, and left out."""
+    """Printable names of image files with the model's input; unreadable files are listed on stderr and skipped."""
     for file in files:
         try:
             yield printable(file), prepare(file)
@@ -98,7 +100,7 @@ def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def printable(text: str) -> str:
-    """The text with an escape for each character that would steer a terminal, divide columns or is no text."""
+    """The text with escapes for characters that control a terminal, separate columns or are not printable."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
