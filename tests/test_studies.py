@@ -89,7 +89,7 @@ def test_a_backbone_is_trained_by_its_recipe_and_loads_as_one_that_ships(tiny_im
         model = shipped.Shipped().build("small", card.weights.file).eval()
     finally:
         shipped._facts.cache_clear()
-    assert "taught by autotl:resnet10" in card.note
+    assert "distilled from autotl:resnet10" in card.note
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 200)
 

@@ -1,1 +1,1 @@
-"""What ships: ordinary plugins that use only autotl's public names. The host loads them by name."""
+"""The plugins that ship with autotl. They use only autotl's public names, and the host loads them by name."""

@@ -1,6 +1,6 @@
-"""The augmentations that ship: each image of a batch is changed by a draw of its own.
+"""The built-in augmentations: each image of a batch is changed with its own random numbers.
 
-They take and give uint8, so what they make stays in the range that every backbone's input has.
+They take and return uint8, so their results stay in the range that every backbone accepts.
 """
 
 from functools import partial
@@ -10,10 +10,10 @@ from autotl import hookimpl
 
 @hookimpl
 def register_augmentations(register):
-    register("none", NoAugmentation, summary="Images as they are")
+    register("none", NoAugmentation, summary="No augmentation")
     register("flip", Flip, summary="Half of the images mirrored left to right")
     register("flip-rotate-zoom", FlipRotateZoom, summary="Flips, rotations and zooms of searched strength")
-    register("randaugment", RandAugment, summary="A few random operations of one strength (Cubuk et al. 2020)")
+    register("randaugment", RandAugment, summary="A few random operations of the same strength (Cubuk et al. 2020)")
     register("trivialaugment", TrivialAugment, summary="One random operation of random strength (Müller, Hutter 2021)")
 
 
@@ -36,9 +36,9 @@ class Flip:
 
 
 class FlipRotateZoom:
-    """From flips alone to well past fastai's defaults (10 degrees, 10 % zoom); past the edges images are mirrored.
+    """From flips only to well beyond fastai's defaults (10 degrees, 10 % zoom); images are mirrored beyond their edges.
 
-    30 degrees is AutoAugment's largest rotation, too.
+    30 degrees is also AutoAugment's largest rotation.
     """
 
     def suggest(self, trial, context):
@@ -54,7 +54,7 @@ class FlipRotateZoom:
 
 
 class RandAugment:
-    """A few of 14 operations in turn, all of one strength (Cubuk et al. 2020, arXiv 1909.13719).
+    """A few of 14 operations in sequence, all of the same strength (Cubuk et al. 2020, arXiv 1909.13719).
 
     The paper finds 1 to 3 operations best, and its magnitudes go up to 10, the strongest. Magnitude 9
     on this scale is 27 for torchvision, whose scale goes up to 30.
@@ -73,7 +73,7 @@ class RandAugment:
 
 
 class TrivialAugment:
-    """One of 14 operations, its strength drawn for each image (Müller and Hutter 2021, arXiv 2103.10158).
+    """One of 14 operations, with a random strength for each image (Müller and Hutter 2021, arXiv 2103.10158).
 
     Strength 1 is the paper's wide space, 0.25 about RandAugment's: 34 instead of 135 degrees.
     """

@@ -1,30 +1,30 @@
 """The strategies that train stages: `fine-tune`, `lp-ft`, `gradual-unfreeze`, `full`, and the control `scratch`.
 
-Freezing keeps what the backbone knows, tuning fits it to the images; a rate of its own for each stage is the
-trade-off between the two. General features sit in the first stages (Yosinski et al. 2014, arXiv 1411.1792),
-so that rates fall with depth.
+Freezing keeps pretrained features, fine-tuning adapts them to the images, and a learning rate per stage is the
+trade-off between the two. The first stages have the most general features (Yosinski et al. 2014, arXiv 1411.1792), so
+their learning rates are the lowest.
 """
 
 from autotl import Head, Phase, hookimpl
 from autotl.builtin import recipe
 
 DEPTH_RATIO = (1e-2, 1.0)
-"""The rate of a backbone's first stage against its last. The layer-wise decay of 0.7 to 1 a block that timm's
-fine-tuning of ViTs uses (after BEiT, arXiv 2106.08254) comes to 0.014 to 1 over twelve blocks."""
+"""The learning rate of a backbone's first stage divided by that of its last. timm's fine-tuning of ViTs uses a
+layer-wise decay of 0.7 to 1 per block (after BEiT, arXiv 2106.08254), which is 0.014 to 1 over twelve blocks."""
 GROUPS = ("low", "middle", "high")
 GROUP_FACTOR = (1e-2, 3.0)
-"""How the rate of a third of the depth may differ from the recipe's: nearly frozen to faster than the rest."""
+"""The factor of a third of the depth on the recipe's learning rate: from nearly frozen to faster than the rest."""
 
 
 @hookimpl
 def register_strategies(register):
-    register("fine-tune", FineTune, summary="Cut, freeze the first stages, train the rest, each at its own rate")
+    register("fine-tune", FineTune, summary="Cut, freeze the first stages, train the others with a learning rate each")
     register(
-        "lp-ft", LinearProbeThenFineTune, summary="Head first, as a logistic regression; then head and stages together"
+        "lp-ft", LinearProbeThenFineTune, summary="First the head by logistic regression, then head and stages together"
     )
-    register("gradual-unfreeze", GradualUnfreeze, summary="Head first, then stages from the top, step by step")
-    register("full", Full, summary="The whole network from its pretrained weights, at one rate")
-    register("scratch", Scratch, summary="The whole network from random weights: what pretraining is worth")
+    register("gradual-unfreeze", GradualUnfreeze, summary="First the head, then stages from the top, step by step")
+    register("full", Full, summary="The whole network from pretrained weights, with one learning rate")
+    register("scratch", Scratch, summary="The whole network from random weights: shows what pretraining is worth")
 
 
 class FineTune:
@@ -40,22 +40,22 @@ class FineTune:
         setup = _Setup(trial, context)
         kind = trial.suggest_categorical("fine-tune.lr_scheme", ["decay", "groups"])
         if kind == "decay":
-            rates = setup.falling(trial.suggest_float("fine-tune.depth_ratio", *DEPTH_RATIO, log=True))
+            stage_lr = setup.falling(trial.suggest_float("fine-tune.depth_ratio", *DEPTH_RATIO, log=True))
         else:
             factors = [trial.suggest_float(f"fine-tune.{group}", *GROUP_FACTOR, log=True) for group in GROUPS]
-            rates = setup.by_group(factors)
-        return setup.plan([setup.phase(setup.frozen, rates)])
+            stage_lr = setup.by_group(factors)
+        return setup.plan([setup.phase(setup.frozen, stage_lr)])
 
 
 class LinearProbeThenFineTune:
-    """A head that knows nothing yet distorts good features (Kumar et al. 2022, arXiv 2202.10054)."""
+    """An untrained head would distort good features (Kumar et al. 2022, arXiv 2202.10054)."""
 
     first_guess = {**recipe.FIRST_GUESS, "frozen": 0.0, "lp-ft.depth_ratio": 0.1}
 
     def suggest(self, trial, context):
         setup = _Setup(trial, context)
-        rates = setup.falling(trial.suggest_float("lp-ft.depth_ratio", *DEPTH_RATIO, log=True))
-        return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, rates)])
+        stage_lr = setup.falling(trial.suggest_float("lp-ft.depth_ratio", *DEPTH_RATIO, log=True))
+        return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, stage_lr)])
 
 
 class GradualUnfreeze:
@@ -71,16 +71,16 @@ class GradualUnfreeze:
 
     def suggest(self, trial, context):
         setup = _Setup(trial, context)
-        rates = setup.falling(trial.suggest_float("gradual-unfreeze.depth_ratio", *DEPTH_RATIO, log=True))
+        stage_lr = setup.falling(trial.suggest_float("gradual-unfreeze.depth_ratio", *DEPTH_RATIO, log=True))
         wanted = trial.suggest_int("gradual-unfreeze.steps", 2, 6)
         trained = setup.trained
         if not trained:
             return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, {})])
-        # In each step more of the top is trained, in the last one all that is not frozen for good.
+        # Each step trains more stages from the top; the last one trains all that are not permanently frozen.
         steps = min(wanted, len(trained))
         tops = [trained[len(trained) * (steps - step) // steps :] for step in range(1, steps + 1)]
         phases = [
-            setup.phase(setup.before(top[0]), {name: rates[name] for name in top}, share=1 / steps) for top in tops
+            setup.phase(setup.before(top[0]), {name: stage_lr[name] for name in top}, share=1 / steps) for top in tops
         ]
         return setup.plan([setup.linear_probe(), *phases])
 
@@ -106,7 +106,7 @@ class Scratch:
 
 
 class _Setup:
-    """What these strategies have in common: the network, what is frozen of it, and the recipe."""
+    """The common parts of these strategies: the network, its frozen stages, and the recipe."""
 
     def __init__(self, trial, context, *, whole=False, from_scratch=False):
         self.context = context
@@ -130,12 +130,12 @@ class _Setup:
         return self.names[at - 1] if at else None
 
     def falling(self, ratio):
-        """A rate for each trained stage, falling geometrically to `ratio` over the whole depth of the backbone."""
+        """A learning rate per trained stage, falling geometrically to `ratio` over the whole depth of the backbone."""
         top, depth = self.names.index(self.cut), max(1, len(self.names) - 1)
         return {name: self.recipe.lr * ratio ** ((top - self.names.index(name)) / depth) for name in self.trained}
 
     def by_group(self, factors):
-        """A rate for each trained stage by the third of the backbone's depth that it lies in."""
+        """A learning rate per trained stage, by the third of the backbone's depth that the stage is in."""
         third = {name: len(GROUPS) * at // len(self.names) for at, name in enumerate(self.names)}
         return {name: self.recipe.lr * factors[third[name]] for name in self.trained}
 
@@ -143,11 +143,11 @@ class _Setup:
         """The phase that fits the head before anything else is trained."""
         return Phase.linear_probe(self.cut, self.context.class_weights())
 
-    def phase(self, frozen, rates, share=1.0):
-        """A phase of this share of the recipe's epochs."""
+    def phase(self, frozen, stage_lr, share=1.0):
+        """A phase with this share of the recipe's epochs."""
         return self.recipe.phase(
             frozen,
-            rates,
+            stage_lr,
             epochs=max(1, round(share * self.recipe.epochs)),
             stop=self.context.data.has_early_stop,
             augmented=self.augmentation.name != "none",

@@ -1,11 +1,11 @@
-"""What the built-in augmentations do to a batch: each image is changed by an amount of its own.
+"""The operations of the built-in augmentations, with a separate amount for each image of a batch.
 
-An operation takes images [N, 3, S, S] uint8 and amounts [N] float32 and gives new images. The operations are those of
-torchvision (`transforms.v2.functional`), which knows one amount for a whole batch. An amount of 0 changes nothing;
-autocontrast and equalize know none.
+An operation takes images [N, 3, S, S] uint8 and amounts [N] float32 and returns new images. The operations are those of
+torchvision (`transforms.v2.functional`), which has only one amount per batch. An amount of 0 changes nothing;
+autocontrast and equalize ignore it.
 
-An image comes out the same, bit for bit, whichever images are beside it. So sums over pixels are sums of integers,
-which no order of adding can change, and there are no matrix products.
+The result for an image is bit-identical regardless of the other images in the batch. So sums over pixels are sums of
+integers, which do not depend on the order, and there are no matrix products.
 """
 
 import math
@@ -26,9 +26,9 @@ def flip(images: Tensor, draw: Draw) -> Tensor:
 
 
 def flip_rotate_zoom(images: Tensor, draw: Draw, degrees: float, zoom: float) -> Tensor:
-    """Mirror, turn by up to `degrees` either way, and zoom about the middle, all in one interpolation.
+    """Mirror, rotate by up to `degrees` in either direction, and zoom about the centre, all in one interpolation.
 
-    What is seen of an image's side is between 1 - zoom and 1 + zoom of it; past its edges it is mirrored.
+    Between 1 - zoom and 1 + zoom of an image's side are visible; beyond its edges the image is mirrored.
     """
     chance, turn, seen = draw(3).unbind(1)
     mirror = _planewise(torch.where(chance < 0.5, -1.0, 1.0))
@@ -40,7 +40,7 @@ def flip_rotate_zoom(images: Tensor, draw: Draw, degrees: float, zoom: float) ->
 
 
 def randaugment(images: Tensor, draw: Draw, operations: int, magnitude: float) -> Tensor:
-    """Several operations in turn, all of one strength; magnitude: from 0 to 10, the strongest."""
+    """Several operations in sequence, all of the same strength; magnitude: from 0 to 10, the strongest."""
     for _ in range(operations):
         which, sign = draw(2).unbind(1)
         images = _operate(images, which, magnitude / 10 * _column("randaugment", images), sign)
@@ -59,7 +59,7 @@ def _column(name: str, images: Tensor) -> Tensor:
 
 
 def _operate(images: Tensor, which: Tensor, amounts: Tensor, sign: Tensor) -> Tensor:
-    """To each image one of `OPERATIONS`.
+    """Apply to each image one of `OPERATIONS`.
 
     which, sign: [N] in [0, 1). amounts: the amount of every operation, [number of operations] or [N, that number].
     """
@@ -103,7 +103,7 @@ def translate_y(images: Tensor, shares: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Counter-clockwise about the middle."""
+    """Counter-clockwise about the centre."""
     angle = degrees * (math.pi / 180)
     cos, sin = _planewise(angle.cos()), _planewise(angle.sin())
     x, y = _places(images)
@@ -127,7 +127,7 @@ def contrast(images: Tensor, amounts: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, amounts: Tensor) -> Tensor:
-    """-1 smooths an image, all but its outermost pixels."""
+    """-1 smooths an image, except its outermost pixels."""
     if images.shape[-1] < 3:
         return images
     whole = images.short()
@@ -179,9 +179,9 @@ class Operation(NamedTuple):
     signed: bool
 
 
-# The 14 operations of both papers. RandAugment's amounts are AutoAugment's (Cubuk et al. 2019, arXiv 1805.09501), whose
-# 150 pixels are of 331. TrivialAugment's are its wide space, whose 32 pixels are of ImageNet's 224. Both are shares of
-# the side here, so that a strength means the same for every size of input.
+# The 14 operations of both papers. RandAugment's amounts are AutoAugment's (Cubuk et al. 2019, arXiv 1805.09501), with
+# translations of 150 of 331 px. TrivialAugment's are its wide space, with 32 of ImageNet's 224 px. Both are shares of
+# the side here, so that a strength means the same for every input size.
 OPERATIONS = (
     Operation(identity, 0, 0, signed=False),
     Operation(shear_x, 0.3, 0.99, signed=True),
@@ -211,32 +211,32 @@ def _planewise(values: Tensor) -> Tensor:
 
 
 def _places(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the middles of the pixels are, from -1 at one edge to 1 at the other: x [S], y [S, 1]."""
+    """The coordinates of the pixels' centres, from -1 at one edge to 1 at the other: x [S], y [S, 1]."""
     side = images.shape[-1]
     place = torch.arange(1 - side, side, 2, device=images.device) / side
     return place, place[:, None]
 
 
 def _whole_pixels(shares: Tensor, images: Tensor) -> Tensor:
-    """Shares of the side as a distance between places, cut off to whole pixels: [N, 1, 1]."""
+    """Shares of the side as differences of coordinates, truncated to whole pixels: [N, 1, 1]."""
     side = images.shape[-1]
     return _planewise((shares * side).trunc() * 2 / side)
 
 
 def _read(images: Tensor, x: Tensor, y: Tensor, outside: str = "zeros") -> Tensor:
-    """Each pixel anew, interpolated from what is at place (x, y) in the image; x, y: broadcast to [N, S, S]."""
+    """New images whose pixels are interpolated at the coordinates (x, y); x, y: broadcast to [N, S, S]."""
     grid = torch.stack(torch.broadcast_tensors(x, y), dim=-1)
     read = F.grid_sample(images.float(), grid, padding_mode=outside, align_corners=False)
     return read.round_().to(torch.uint8)
 
 
 def _away_from(other: Tensor | float, images: Tensor, amounts: Tensor) -> Tensor:
-    """Between `other`, at amount -1, and twice as far from it as the images, at 1."""
+    """Extrapolates: amount -1 gives `other`, 0 the images, and 1 twice the images' distance from `other`."""
     factor = _pixelwise(1 + amounts)
     return (images * factor + other * (1 - factor)).clamp_(0, 255).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """[N, 1, S, S] in whole levels, by the weights of ITU-R BT.601."""
+    """[N, 1, S, S] in whole levels, with the weights of ITU-R BT.601."""
     red, green, blue = images.split(1, dim=1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()

@@ -1,7 +1,7 @@
 """The strategy `linear-probe`: the backbone as a fixed feature extractor with a linear classifier.
 
-The right choice for small sets: on late features where the images resemble what the backbone saw,
-on earlier ones where they do not (Yosinski et al. 2014, arXiv 1411.1792). So the cut is searched.
+It suits small data sets. Late features are best if the images resemble those that the backbone was trained on,
+earlier ones if they do not (Yosinski et al. 2014, arXiv 1411.1792), so the cut is searched.
 """
 
 from autotl import Head, Phase, hookimpl

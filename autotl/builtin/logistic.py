@@ -1,4 +1,4 @@
-"""The method `logistic`: a multinomial logistic regression, fitted to its minimum."""
+"""The method `logistic`: a multinomial logistic regression, fitted to convergence."""
 
 from typing import ClassVar
 
@@ -7,11 +7,11 @@ from autotl import FittedHead, PlanError, hookimpl
 
 @hookimpl
 def register_methods(register):
-    register("logistic", Logistic, summary="Logistic regression to its minimum, at one L2 penalty or several")
+    register("logistic", Logistic, summary="Logistic regression by L-BFGS, with one or several L2 penalties")
 
 
 class Logistic:
-    """`penalty` and `class_weights` are those of `autotl.logistic_path`: all penalties are fitted in one go."""
+    """`penalty` and `class_weights` are those of `autotl.logistic_path`: one fit covers all penalties."""
 
     options = ("penalty",)
     defaults: ClassVar = {"class_weights": "none"}
@@ -21,9 +21,9 @@ class Logistic:
 
         penalties, (class_weights, *others) = options["penalty"], options["class_weights"]
         if others or class_weights not in ("none", "balanced"):
-            raise PlanError(f"logistic takes class_weights none or balanced, not {[class_weights, *others]}.")
+            raise PlanError(f"class_weights of logistic must be none or balanced, not {[class_weights, *others]}.")
         if not all(isinstance(penalty, int | float) and penalty > 0 for penalty in penalties):
-            raise PlanError(f"logistic needs a penalty above zero, or a list of such, not {penalties}.")
+            raise PlanError(f"penalty of logistic must be above zero, or a list of values above zero, not {penalties}.")
         heads = logistic_path(features, labels, classes, penalties, step, class_weights)
         return [
             FittedHead(head.weight, head.bias, {"penalty": penalty})

@@ -1,7 +1,7 @@
-"""How the strategies that train stages do it: what they search besides freezing and rates, and within which ranges.
+"""The training recipe of the strategies that train stages: optimizer, schedule and regularisation, with their ranges.
 
-All of them draw these parameters under the same names, so that what is learned about the optimizer in one
-serves the others. Each range says where it comes from.
+All of them draw these parameters under the same names, so what the sampler learns about the optimizer from one
+strategy helps the others. Each range has its source beside it.
 """
 
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from typing import Any
 from autotl import Phase, Stop
 
 OPTIMIZERS = {
-    # AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): rates of the fine-tuning of ViT and ConvNeXt in timm.
+    # AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): learning rates of timm's fine-tuning of ViT and ConvNeXt.
     "adamw": {"lr": (1e-5, 3e-3), "head_lr": (3e-4, 3e-2), "weight_decay": (1e-3, 0.3)},
     # SGD with momentum: the grid of Kornblith et al. 2019, arXiv 1805.08974.
     "sgd": {"lr": (1e-4, 1e-1), "head_lr": (1e-2, 1.0), "weight_decay": (1e-6, 1e-3)},
 }
 FROM_SCRATCH = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.5)}
-"""Rates for random weights: those of timm's and torchvision's recipes for training on ImageNet."""
+"""Learning rates for random weights: those of timm's and torchvision's recipes for training on ImageNet."""
 
 EPOCHS = ((1_000, 10, 40), (10_000, 5, 20), (100_000, 3, 10))
-"""(up to so many train images, fewest, most) epochs. BiT's rule (arXiv 1912.11370) gives small sets hundreds
-and middling ones tens of passes; with early stopping and searched rates a tenth of that does."""
+"""(largest number of train images, fewest epochs, most epochs). BiT's rule (arXiv 1912.11370) is hundreds of epochs for
+small sets and tens for medium ones; with early stopping and searched learning rates a tenth of that is enough."""
 LARGE = (2, 10)
 STEPS = (16, 1_000)
-"""An epoch has at least and at most about so many steps, as far as batches of 8 to 128 images allow: with fewer the
-training of a small set is over before it has changed anything, with more that of a large one takes its time for
-nothing. Of very few images an epoch has four steps."""
+"""The fewest and the most steps per epoch, as far as batches of 8 to 128 images allow. With fewer steps, training on a
+small set ends before it has changed anything; more steps on a large set only take time. With very few images an epoch
+has four steps."""
 
 FIRST_GUESS = {
     "recipe.optimizer": "adamw",
@@ -40,19 +40,19 @@ FIRST_GUESS = {
     "recipe.length": 0.5,
     "augmentation": "none",
 }
-"""What timm's fine-tuning recipes have in common, on images as they are."""
+"""What timm's fine-tuning recipes have in common, without augmentation."""
 BOLD = {**FIRST_GUESS, "recipe.adamw.lr": 1e-3}
-"""The same at a rate that suits small networks on images unlike those they know."""
+"""The same with a learning rate for small networks on images unlike those of their pretraining."""
 
 CLIP = 1.0
 """Largest norm of the gradient, as in the fine-tuning of ViT and BiT."""
 MOST_VIEWS = 8
-"""Where stages are frozen, augmentation makes so many views of an image at most: each costs one pass."""
+"""The most augmented views per image if stages are frozen: each costs one pass through them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as drawn. `lr` is that of the topmost trained stage."""
+    """A drawn recipe. `lr` is the learning rate of the topmost trained stage."""
 
     lr: float
     head_lr: float
@@ -61,7 +61,7 @@ class Recipe:
     options: dict[str, Any]
 
     def phase(self, frozen, stage_lr, *, epochs, stop, augmented):
-        """A phase by this recipe; `stop` says whether there is a split to choose the epoch on."""
+        """A phase with this recipe; `stop`: whether there is a split to choose the epoch on."""
         views = min(epochs, MOST_VIEWS) if frozen and augmented else 0
         return Phase(
             method="sgd",
@@ -69,7 +69,7 @@ class Recipe:
             stage_lr=stage_lr,
             head_lr=self.head_lr,
             epochs=epochs,
-            # Under high rates the loss rises at first, and falls when they do: a short patience would not see it.
+            # At high learning rates the loss first rises, and falls only when they do: a short patience would miss it.
             stop=Stop(patience=max(3, round(epochs / 2))) if stop else None,
             batch_norm=self.batch_norm,
             options={**self.options, "views": views},
@@ -77,13 +77,13 @@ class Recipe:
 
 
 def suggest(trial, data, *, from_scratch=False):
-    """A recipe for as many images as there are."""
+    """A recipe for this number of images."""
     optimizer = trial.suggest_categorical("recipe.optimizer", list(OPTIMIZERS))
     own = f"recipe.{optimizer}"
     ranges = OPTIMIZERS[optimizer]
     if from_scratch:
         lr = trial.suggest_float(f"scratch.{optimizer}.lr", *FROM_SCRATCH[optimizer], log=True)
-        batch_norm = "train"  # a random network has no statistics to keep
+        batch_norm = "train"  # a random network has no useful statistics
     else:
         lr = trial.suggest_float(f"{own}.lr", *ranges["lr"], log=True)
         batch_norm = trial.suggest_categorical("recipe.batch_norm", ["eval", "train"])
@@ -92,7 +92,7 @@ def suggest(trial, data, *, from_scratch=False):
     return Recipe(
         lr=lr,
         head_lr=trial.suggest_float(f"{own}.head_lr", *ranges["head_lr"], log=True),
-        # A share between the fewest and the most, so that it keeps its meaning when images are added.
+        # A share between the fewest and the most, so that it stays comparable when images are added.
         epochs=round(fewest * (most / fewest) ** trial.suggest_float("recipe.length", 0.0, 1.0)),
         batch_norm=batch_norm,
         options={
@@ -110,12 +110,12 @@ def suggest(trial, data, *, from_scratch=False):
 
 
 def epochs(train_images):
-    """The fewest and the most epochs for a set of this size."""
+    """The fewest and the most epochs for a data set of this size."""
     return next(((low, high) for limit, low, high in EPOCHS if train_images <= limit), LARGE)
 
 
 def batch_sizes_log2(train_images):
-    """The logarithms of the smallest and the largest batch for a set of this size."""
+    """The base-2 logarithms of the smallest and the largest batch size for a data set of this size."""
     fewest, most = STEPS
     most_images = max(4, min(8, train_images // 4), train_images // fewest)
     largest = min(7, most_images.bit_length() - 1)

@@ -1,7 +1,7 @@
-"""The family `reference:`: what image classification was before learned features.
+"""The family `reference:`: fixed features, as used in image classification before learned ones.
 
-`pixels` gives the pixels of a small copy of the image, `edges` the strength of edges in four
-directions on a coarse grid. They set the mark that a pretrained backbone has to pass.
+`pixels` gives the pixels of a small copy of the image, `edges` the strength of edges in eight
+directions on a coarse grid. They are the baseline that a pretrained backbone has to beat.
 """
 
 from autotl import Input, ModelCard, hookimpl
@@ -11,7 +11,7 @@ INPUT = Input(size=64, resize=64, interpolation="bilinear", mean=(0.5, 0.5, 0.5)
 
 @hookimpl
 def register_backbones(register):
-    register("reference", Reference, summary="Fixed features to measure against: pixels, edges")
+    register("reference", Reference, summary="Fixed features as a baseline: pixels, edges")
 
 
 class Reference:
@@ -21,7 +21,7 @@ class Reference:
     def card(self, name):
         if name not in self.names():
             raise KeyError(name)
-        return ModelCard(input=INPUT, weights=None, source="nothing: it is fixed", licence="Apache-2.0")
+        return ModelCard(input=INPUT, weights=None, source="nothing: fixed features", licence="Apache-2.0")
 
     def build(self, name, weights):
         from autotl.builtin.reference_networks import Edges, Pixels

@@ -1,4 +1,4 @@
-"""The networks behind `reference:`; apart from it because they need torch."""
+"""The networks of `reference:`, in a separate module because they import torch."""
 
 import math
 
@@ -21,7 +21,7 @@ class Pixels(nn.Module):
 class Edges(nn.Module):
     """Mean edge strength in eight directions in each of 8 x 8 cells: [N, 3, S, S] → [N, 512, 1, 1].
 
-    A fixed pair of Sobel kernels finds the gradient of the grey image; a pixel counts in the two
+    A pair of Sobel kernels computes the gradient of the grey image; a pixel contributes to the two
     directions nearest to its own, as in histograms of oriented gradients (Dalal and Triggs 2005).
     """
 
@@ -66,7 +66,7 @@ class Directions(nn.Module):
 
 
 class AsChannels(nn.Module):
-    """[N, C, H, W] → [N, C·H·W, 1, 1]: keeps where a value stood from being averaged away."""
+    """[N, C, H, W] → [N, C·H·W, 1, 1], so that pooling does not average over positions."""
 
     def forward(self, values: Tensor) -> Tensor:
         return values.flatten(1)[:, :, None, None]

@@ -1,8 +1,7 @@
-"""The family `autotl:`: small backbones that come in this package and need no network.
+"""The family `autotl:`: small backbones that are part of this package and need no download.
 
-Each is two files in `weights/`: `<name>.safetensors` (float16) and `<name>.json`, which says how
-it is built, how its input is prepared, where it comes from and what its weights must hash to.
-`studies/backbones/train.py` makes both.
+Each is two files in `weights/`: `<name>.safetensors` (float16) and `<name>.json` with its architecture, input
+preparation, source and the hash of its weights. `studies/backbones/train.py` makes both.
 """
 
 import json
@@ -14,13 +13,13 @@ from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
 SIZES = (32, 96, 128)
-"""What they take besides the 64 px that they were trained on. Larger ones are searched where the images have the
-pixels, as features may tell more there; the smaller one is for whoever writes a plan and wants it cheap."""
+"""Input sizes besides the 64 px that they were trained on. Larger ones are searched if the images are large enough,
+because features may be better there; the smaller one is for cheap plans written by hand."""
 
 
 @hookimpl
 def register_backbones(register):
-    register("autotl", Shipped, summary="Small backbones that come with autotl, trained on 64 px photos")
+    register("autotl", Shipped, summary="Small backbones that ship with autotl, trained on 64 px photos")
 
 
 class Shipped:
@@ -30,7 +29,7 @@ class Shipped:
     def card(self, name):
         facts = _facts(name)
         low, high = facts["top1_interval"]
-        taught = f", taught by autotl:{facts['teacher']}" if facts.get("teacher") else ""
+        taught = f", distilled from autotl:{facts['teacher']}" if facts.get("teacher") else ""
         return ModelCard(
             input=Input.model_validate_json(json.dumps(facts["input"])),
             weights=WeightsSource(file=WEIGHTS / f"{name}.safetensors", sha256=facts["sha256"]),
@@ -49,7 +48,7 @@ class Shipped:
 
 
 def network(arguments, classes):
-    """One of timm's networks from its `class` by dotted name and the arguments of that."""
+    """A network of timm from its `class`, a dotted name, and that class's arguments."""
     arguments = dict(arguments)
     module, _, cls = arguments.pop("class").rpartition(".")
     module = import_module(module)

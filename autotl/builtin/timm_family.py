@@ -1,4 +1,4 @@
-"""The family `timm:`: every pretrained network of timm, classifier or not, `timm:resnet18.a1_in1k`."""
+"""The family `timm:`: every pretrained network of timm, classifier or not, such as `timm:resnet18.a1_in1k`."""
 
 import math
 from typing import Literal
@@ -7,7 +7,7 @@ from unittest.mock import patch
 from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 MODES: dict[str, Literal["crop", "squash", "pad"]] = {"center": "crop", "squash": "squash", "border": "pad"}
-"""timm's names of what it does to images that are not square."""
+"""timm's names for how images that are not square become square."""
 
 
 @hookimpl
@@ -58,10 +58,10 @@ class Timm:
         return model
 
     def _convertible(self, name):
-        """A network as it is before timm loads its weights, and how timm converts a state dict for it.
+        """A network before timm loads its weights, and timm's function that converts a state dict for it.
 
-        The layouts in which its networks were published are many, and what converts them is known to timm's loading
-        alone. Of that only this is wanted: timm loads a head of the wrong shape not at all, or in silence.
+        Weights are published in many layouts, and only timm's loading code can convert them. autotl does not load with
+        that code, because with a head of another shape it fails or silently skips it.
         """
         known = {}
 
@@ -75,7 +75,7 @@ class Timm:
         def convert(state):
             try:
                 return change(state, model) if change else state
-            except Exception:  # of another network; what does not fit is said by whoever loads it
+            except Exception:  # of another network; `load_weights` reports what does not fit
                 return state
 
         return model, convert

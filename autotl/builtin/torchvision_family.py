@@ -1,13 +1,13 @@
-"""The family `torchvision:`: every classifier of torchvision, `torchvision:resnet50[.IMAGENET1K_V1]`."""
+"""The family `torchvision:`: every classifier of torchvision, such as `torchvision:resnet50[.IMAGENET1K_V1]`."""
 
 import re
 
 from autotl import Input, ModelCard, WeightsSource, hookimpl, load_weights
 
 FIXED = ("vit_", "maxvit")
-"""Networks that take one input size alone: their positions are learned."""
+"""Networks with only one input size, because their position embeddings are learned."""
 UNDECAYED = ("class_token", "pos_embedding", "relative_position_bias_table")
-"""Parameters to which torchvision's own recipes apply no weight decay, by the end of their names."""
+"""Suffixes of parameters to which torchvision's own recipes apply no weight decay."""
 SWAG = "photos of Instagram by their hashtags (Singh et al. 2022, arXiv 2201.08371), then "
 
 
@@ -48,8 +48,8 @@ class Torchvision:
     def build(self, name, weights):
         self._weights(name)
         architecture = name.partition(".")[0]
-        # GoogLeNet and Inception v3 have side exits that serve their training alone. Of images that are prepared as for
-        # all others they make what their weights were trained on, as they do where torchvision itself loads them.
+        # GoogLeNet and Inception v3 have auxiliary classifiers that are used only in training. They themselves turn
+        # images prepared as for all others into their own input, as when torchvision loads their weights.
         own = {"aux_logits": False, "init_weights": True, "transform_input": True}
         options = own if architecture in ("googlenet", "inception_v3") else {}
         if architecture.startswith("vit_"):
@@ -70,13 +70,13 @@ class Torchvision:
 
 
 def _renamed(state):
-    """Those of DenseNet were published under names that torch does not allow any more, such as `denselayer1.norm.1`."""
+    """DenseNet's weights were published under names that torch no longer allows, such as `denselayer1.norm.1`."""
     return {
         re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): value for name, value in state.items()
     }
 
 
 def _hash_in(url):
-    """The beginning of the file's SHA-256, which torch's servers put into its name."""
+    """The first digits of the file's SHA-256, which torch's servers put into its name."""
     found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
     return found[1] if found else None

@@ -1,4 +1,4 @@
-"""What a plugin's author tests a plugin with: subclass one of these for each kind that the plugin registers.
+"""Tests for authors of plugins: subclass one of these for each kind that the plugin registers.
 
     import autotl_late_probe
     from autotl.testing import StrategyTests
@@ -6,8 +6,8 @@
     class TestLateProbe(StrategyTests):
         plugin = autotl_late_probe
 
-pytest then runs every check for everything of that kind that the plugin registers. It needs pytest, no GPU and
-no network: the checks train a network of three small layers on ninety small images.
+pytest then runs every check on everything of that kind that the plugin registers. This needs pytest, but no GPU or
+network connection: the checks train a network of three small layers on ninety small images.
 """
 
 from autotl.testing.augmentations import AugmentationTests

@@ -1,4 +1,4 @@
-"""What is checked of every augmentation."""
+"""The tests for every augmentation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class AugmentationTests(PluginTests):
             return _build(lab, name, params)(_images(32), _draw()), trial
 
         unused = unused_parameters(changed, torch.equal)
-        assert not unused, f"'{name}' asks for {unused} and never uses it: the images are the same whatever its value."
+        assert not unused, f"'{name}' draws {unused} but never uses it: the images do not depend on its value."
 
     def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
         with own_names():
@@ -35,7 +35,7 @@ class AugmentationTests(PluginTests):
                 _suggested(lab, name, {}, seed)
 
     def test_one_study_can_hold_its_trials(self, lab: Lab, name: str) -> None:
-        """Whatever the backbone, and however the data grow."""
+        """For every backbone, and when images are added to the data."""
         drawn = [_suggested(lab, name, {}, seed, facts)[1] for seed in range(DRAWS) for facts in (FACTS, FEWER)]
         assert_one_study(drawn, name)
 
@@ -52,37 +52,37 @@ class AugmentationTests(PluginTests):
             params, trial = _suggested(lab, name, {}, seed)
             stir(2 * seed + 1)
             again, _ = _suggested(lab, name, trial.params, seed + 1)
-            assert again == params, f"'{name}' gives {params} and {again} for one set of draws: {trial.params}."
+            assert again == params, f"'{name}' gives {params} and {again} for the same draws: {trial.params}."
 
     def test_its_parameters_survive_json(self, lab: Lab, name: str) -> None:
         params, _ = _suggested(lab, name, {}, 0)
         again = json.loads(json.dumps(params))
-        assert again == params, f"The parameters of '{name}' are {params}, after a trip through JSON {again}."
+        assert again == params, f"The parameters of '{name}' are {params}, but {again} after conversion to JSON."
 
     def test_it_keeps_shape_and_type(self, lab: Lab, name: str) -> None:
-        """uint8 in and out: what is computed in between has to be brought back to the range 0 to 255 and rounded."""
+        """uint8 in and out: intermediate values must be clamped to 0 to 255 and rounded."""
         for side in SIDES:
             images = _images(side)
             changed = _transform(lab, name)(images.clone(), _draw())
             assert (changed.shape, changed.dtype, changed.device) == (images.shape, images.dtype, images.device), (
-                f"'{name}' makes {tuple(changed.shape)} {changed.dtype} of {tuple(images.shape)} {images.dtype}."
+                f"'{name}' returns {tuple(changed.shape)} {changed.dtype} for {tuple(images.shape)} {images.dtype}."
             )
 
     def test_its_input_stays_as_it_is(self, lab: Lab, name: str) -> None:
-        """The images belong to the pixel store; what is written into them would be seen by validation too."""
+        """The images belong to the pixel store; changes in them would also affect validation."""
         images = _images(32)
         kept = images.clone()
         _transform(lab, name)(images, _draw())
-        assert torch.equal(images, kept), f"'{name}' writes into the images that it is given: work on a copy."
+        assert torch.equal(images, kept), f"'{name}' changes its input images in place: change a copy."
 
     def test_nothing_but_the_draw_is_left_to_chance(self, lab: Lab, name: str) -> None:
         images, (params, _) = _images(32), _suggested(lab, name, {}, 0)
         results = []
-        for seed in range(8):  # of two choices, two seeds alone might draw the same
+        for seed in range(8):  # two seeds might draw the same of two choices
             stir(seed)
             results.append(_build(lab, name, params)(images.clone(), _draw()))
         same = all(torch.equal(each, results[0]) for each in results)
-        assert same, f"'{name}' draws from a global generator: one draw gives two results."
+        assert same, f"'{name}' draws from a global generator: the same draw gives different results."
 
     def test_an_image_changes_alike_in_any_company(self, lab: Lab, name: str) -> None:
         images, transform = _images(32), _transform(lab, name)
@@ -90,7 +90,7 @@ class AugmentationTests(PluginTests):
         for row in range(len(images)):
             alone = transform(images[row : row + 1].clone(), _draw([row]))
             off = (alone[0].int() - together[row].int()).abs().max().item()
-            assert off <= 1, f"'{name}' changes an image by what is beside it in the batch: give each its own draw."
+            assert off <= 1, f"'{name}' changes an image depending on others in the batch: use each image's own draw."
 
     def test_two_trainings_with_it_are_equal(self, lab: Lab, name: str) -> None:
         params, _ = _suggested(lab, name, {}, 0)
@@ -120,7 +120,7 @@ def _transform(lab: Lab, name: str) -> BatchTransform:
 
 
 def _images(side: int) -> Tensor:
-    """[6, 3, side, side] uint8: noise on a slope, a black and a white one among them."""
+    """[6, 3, side, side] uint8: noise, one on a gradient, and a black and a white image."""
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randint(0, 256, (6, 3, side, side), generator=generator, dtype=torch.uint8)
     images[1] = images[1] // 2 + (torch.arange(side) * 100 // side).to(torch.uint8)
@@ -129,5 +129,5 @@ def _images(side: int) -> Tensor:
 
 
 def _draw(rows: Sequence[int] = range(6)) -> Draws:
-    """The draw of these of the images."""
+    """The draw of these rows of the images."""
     return Draws(SEED, 0, torch.tensor(rows) + 1000)

@@ -1,4 +1,4 @@
-"""What is checked of every family of backbones."""
+"""The tests for every family of backbones."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +18,13 @@ from autotl.testing.lab import SEED, Lab, assert_only_trained_moves, assert_same
 from autotl.testing.plugins import PluginTests
 
 NETWORKS = 3
-"""How many networks of a family are built, unless the test names some."""
+"""How many networks of a family are built, unless the test class names some."""
 
 
 class BackboneTests(PluginTests):
     """`networks` names those that are built and trained, without the family's prefix: by default the first three.
 
-    `files` names weights files as they are published, by network, where neither the package nor a cache has them.
+    `files` has published weights files by network, for those that neither the package nor a cache has.
     """
 
     kind = "backbones"
@@ -50,10 +50,10 @@ class BackboneTests(PluginTests):
     def test_random_weights_come_from_torchs_generator(self, lab: Lab, name: str) -> None:
         for each in self._networks(lab, name):
             one, two = (_built(lab, name, each, seed=1) for _ in range(2))
-            assert _same(one, two), f"'{name}:{each}' without weights is another network for the same seed of torch."
+            assert _same(one, two), f"'{name}:{each}' without weights differs although torch has the same seed."
 
     def test_it_prints_nothing_and_leaves_global_generators_alone(self, lab: Lab, name: str) -> None:
-        """But for torch's, from which random weights come."""
+        """Except torch's, from which random weights come."""
         for each in self._networks(lab, name):
             with well_behaved(f"'{name}:{each}'", draws=("torch",)):
                 size = _family(lab, name).card(each).input.size
@@ -62,10 +62,10 @@ class BackboneTests(PluginTests):
                     network(torch.zeros(1, 3, size, size))
 
     def test_a_weights_file_is_loaded_whole_or_not_at_all(self, lab: Lab, name: str, tmp_path: Path) -> None:
-        """What comes out of a file does not depend on chance; a file that lacks something of a stage is refused.
+        """Loading a file is deterministic; a file that lacks a tensor of a stage is refused.
 
-        The file is the network's own, for only that has the names and the layout which the family has to know. Where it
-        is not here, the network's own state is tried, and skipped where the family wants another layout.
+        The file is the published one, because only that has the names and the layout that the family must read. If it
+        is not on this machine, the network's own state dict is used, or the test is skipped if that cannot be read.
         """
         for each in self._networks(lab, name):
             weights = _family(lab, name).card(each).weights
@@ -75,17 +75,17 @@ class BackboneTests(PluginTests):
             made = tmp_path / f"made{_suffix(weights)}"
             if file is None:
                 state = _built(lab, name, each, seed=1).state_dict()
-                # Copies: safetensors refuses what two names share.
+                # Copies: safetensors refuses tensors that share memory.
                 _save({key: value.clone() for key, value in state.items()}, made)
             try:
                 one, two = (_built(lab, name, each, seed=seed, weights=file or made) for seed in (1, 2))
             except Exception as error:
                 if file is None:
-                    pytest.skip(f"'{name}:{each}' reads another layout: say files = {{'{each}': PATH}}, a real one")
+                    pytest.skip(f"'{name}:{each}' reads another layout: set files = {{'{each}': PATH}} to a real file")
                 raise AssertionError(f"'{name}:{each}' cannot read its own weights file {file}: {error}") from error
             stages = split(one, _family(lab, name).card(each).input.size)
             wrong = [key for key, value in stages.state_dict().items() if not torch.equal(value, two.state_dict()[key])]
-            assert not wrong, f"'{name}:{each}' does not take {wrong[0]} from its weights file."
+            assert not wrong, f"'{name}:{each}' does not load {wrong[0]} from its weights file."
             part = tmp_path / f"part{made.suffix}"
             if not _without_one(file or made, stages, part):
                 continue
@@ -95,7 +95,7 @@ class BackboneTests(PluginTests):
                 catalogue.build(catalogue.network(backbone, SEED))
             except Exception:
                 continue
-            raise AssertionError(f"'{name}:{each}' takes a weights file that lacks a tensor: it must raise.")
+            raise AssertionError(f"'{name}:{each}' accepts a weights file that lacks a tensor: it must raise.")
 
     def test_weights_that_come_with_it_are_there(self, lab: Lab, name: str) -> None:
         for each in _family(lab, name).names():
@@ -122,7 +122,7 @@ class BackboneTests(PluginTests):
                 try:
                     lab.catalogue.info(f"{name}:{each}", each_input)
                 except PluginError as error:
-                    raise AssertionError(f"'{name}:{each}' does not take {each_input.size} px: {error}") from error
+                    raise AssertionError(f"'{name}:{each}' does not work with {each_input.size} px: {error}") from error
 
     def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
         for each in self._networks(lab, name):
@@ -138,7 +138,7 @@ class BackboneTests(PluginTests):
             assert_same(fitted, lab.fit(plan), f"'{backbone}'")
 
     def test_a_stage_moves_by_its_rate(self, lab: Lab, name: str) -> None:
-        """One step of plain gradient descent goes twice as far at twice the rate."""
+        """One step of plain gradient descent is twice as long at twice the learning rate."""
         for each in self._networks(lab, name):
             backbone = f"{name}:{each}@random"
             names = lab.catalogue.info(backbone).names
@@ -146,23 +146,23 @@ class BackboneTests(PluginTests):
             if not trained:
                 continue
             lengths = []
-            for rate in (1e-4, 2e-4):
-                phase = sgd(None, trained, rate=rate, epochs=1)
+            for lr in (1e-4, 2e-4):
+                phase = sgd(None, trained, lr=lr, epochs=1)
                 batch = len(lab.bench.shas("train"))
                 phase = phase.model_copy(update={"options": {**phase.options, "batch_size": batch}})
-                # No gradient goes through a head that is zero, so there is one before the only step.
+                # A head of zeros passes no gradient, so the head is fitted before the only step.
                 fitted = lab.fit(lab.plan(linear_probe(names[-1]), phase, backbone=backbone))
                 before = lab.catalogue.build(fitted.plan.network).state_dict()
                 after = fitted.model.stages.state_dict()
                 keys = fitted.model.stages.stage_parameters(trained[-1])
                 lengths.append(sum((after[key] - before[key]).double().square().sum().item() for key in keys) ** 0.5)
             assert lengths[0] > 0 and lengths[1] / lengths[0] == pytest.approx(2, rel=0.1), (
-                f"'{backbone}': at twice the rate '{trained[-1]}' moves {lengths[1]:.3g} instead of {lengths[0]:.3g}: "
-                "its rate does not reach the optimizer."
+                f"'{backbone}': at twice the learning rate '{trained[-1]}' changes by {lengths[1]:.3g} instead of "
+                f"{lengths[0]:.3g}: its learning rate does not reach the optimizer."
             )
 
     def _file(self, lab: Lab, name: str, network: str) -> Path | None:
-        """A weights file as it is published, if there is one on this machine."""
+        """The published weights file, None if it is not on this machine."""
         if network in self.files:
             return self.files[network]
         try:
@@ -186,7 +186,7 @@ def _built(lab: Lab, name: str, network: str, *, seed: int, weights: Path | None
 
 
 def _suffix(weights: WeightsSource) -> str:
-    """As the family's own files have it."""
+    """The suffix of the family's own files."""
     return Path(weights.filename or weights.url or weights.file or "").suffix or ".safetensors"
 
 
@@ -198,7 +198,7 @@ def _save(state: dict[str, Any], file: Path) -> None:
 
 
 def _without_one(file: Path, stages: nn.Module, target: Path) -> bool:
-    """Write a weights file without the tensor from which a matrix in the middle of the stages came; False for none."""
+    """Write the weights file without the tensor of a matrix in the middle of the stages; False if none is found."""
     state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
     matrices = [value for value in stages.parameters() if value.ndim > 1]
     for value in matrices[len(matrices) // 2 :]:
@@ -209,7 +209,7 @@ def _without_one(file: Path, stages: nn.Module, target: Path) -> bool:
 
 
 def _dropped(state: dict[str, Any], wanted: Tensor) -> bool:
-    """Drop a tensor with these values from a state, however deep in it; whether there was one."""
+    """Drop a tensor with these values from a nested state; returns whether there was one."""
     for key, value in state.items():
         if isinstance(value, dict) and _dropped(value, wanted):
             return True
@@ -225,5 +225,5 @@ def _same(one: nn.Module, two: nn.Module) -> bool:
 
 
 def _trainable(lab: Lab, backbone: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those stages that have parameters."""
+    """The stages that have parameters."""
     return tuple(name for name in names if lab.catalogue.info(backbone).stage(name).parameters)

@@ -1,4 +1,4 @@
-"""Where plugins are put to the test: a host with the plugin, two small networks and ninety small images."""
+"""The environment in which plugins are tested: a host with the plugin, two small networks and ninety small images."""
 
 import random
 from collections.abc import Collection, Iterator, Mapping
@@ -27,19 +27,19 @@ from autotl.study.space import OwnTrial, SearchContext
 
 SEED = 7
 EPOCHS = 2
-"""Epochs of a phase at most: enough to see what moves."""
+"""The most epochs per phase: enough to see which stages change."""
 FACTS = DataFacts(
     classes=3, train_images=900, smallest_class=12, largest_class=600, has_early_stop=True, image_size=400
 )
-"""What strategies are told of the data: more than there is, so that nothing is settled by there being so little, and
-classes so unequal that weights are searched."""
+"""The facts about the data that strategies get: more images than there are, so that no option is skipped for lack of
+images, and classes so unequal that class weights are searched."""
 FEWER = DataFacts(classes=2, train_images=30, smallest_class=12, largest_class=18, has_early_stop=False, image_size=32)
-"""The same of a small set of two classes, about as large as one another."""
+"""The facts of a small data set with two classes of about equal size."""
 TIMES = ("seconds", "val.seconds")
 
 
 class TinyNetwork(nn.Sequential):
-    """Three small layers, `more` of them if wanted, and a classifier: images of 16 px or more → [N, 5]."""
+    """Three small layers, `more` extra ones, and a classifier: images of 16 px or more → [N, 5]."""
 
     def __init__(self, more: int = 0) -> None:
         super().__init__(
@@ -78,7 +78,7 @@ class TinyPlugin:
 
 
 def write_stripes(folder: Path) -> Path:
-    """An image folder of three classes, 30 noisy images of 32 px each: stripes across, stripes down, checks."""
+    """Write an image folder of three classes, 30 noisy images of 32 px each: stripes across, stripes down, checks."""
     draw = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32]
     patterns = {"across": y // 4 % 2, "down": x // 4 % 2, "checks": (x // 4 + y // 4) % 2}
@@ -92,7 +92,7 @@ def write_stripes(folder: Path) -> Path:
 
 
 def host_with(plugin: ModuleType) -> tuple[Host, str]:
-    """A host that has loaded this module, installed or not, and the name under which it did."""
+    """A host that has loaded this module, installed or not, and the module's name as a plugin."""
     host = Host.from_environment()
     name = host.name_of(plugin)
     if name is None:
@@ -102,7 +102,7 @@ def host_with(plugin: ModuleType) -> tuple[Host, str]:
 
 
 class Lab:
-    """Lets one plugin do what a search would make it do, on the CPU."""
+    """Runs one plugin as a search would, on the CPU."""
 
     def __init__(self, plugin: ModuleType, folder: Path) -> None:
         self.plugin = plugin
@@ -118,17 +118,17 @@ class Lab:
         return Bench.open(images, inputs, self.catalogue, "cpu", seed=SEED)
 
     def trial(self, known: Mapping[str, Any], seed: int = 0) -> optuna.Trial:
-        """A trial that draws what is not `known`."""
+        """A trial that draws the parameters that are not `known`."""
         study = new_study(seed)
         study.enqueue_trial(dict(known))
         return study.ask()
 
     def asked(self, kind: str, name: str, trial: optuna.Trial) -> OwnTrial:
-        """A trial as what is registered under a name sees it."""
+        """The view of a trial that is passed to what is registered under this name."""
         return OwnTrial(trial, self.host.registries[kind][name], f"'{name}'", self.host)
 
     def context(self, trial: optuna.Trial, facts: DataFacts = FACTS) -> SearchContext:
-        """Without the augmentations of other authors, who answer for those themselves."""
+        """A context without augmentations of other authors, which are not under test."""
         augmentations = {
             entry.name: entry
             for entry in self.host.augmentations
@@ -171,7 +171,7 @@ class Lab:
 
 
 def new_study(seed: int) -> optuna.Study:
-    """A study in memory that draws at random, and says nothing."""
+    """A study in memory that samples at random, without log messages."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
 
@@ -182,12 +182,12 @@ def names_of(plugin: ModuleType, kind: str) -> list[str]:
     return [entry.name for entry in host.registries[kind] if entry.owner.plugin == owner]
 
 
-def sgd(frozen: str | None, trained: tuple[str, ...], rate: float = 0.01, epochs: int = EPOCHS) -> Phase:
+def sgd(frozen: str | None, trained: tuple[str, ...], lr: float = 0.01, epochs: int = EPOCHS) -> Phase:
     """A phase that trains these stages and the head by plain gradient descent."""
     return Phase(
         method="sgd",
         frozen=frozen,
-        stage_lr=dict.fromkeys(trained, rate),
+        stage_lr=dict.fromkeys(trained, lr),
         head_lr=0.1,
         epochs=epochs,
         options={"optimizer": "sgd", "momentum": 0.0, "batch_size": 16, "schedule": "constant", "clip": 1.0},
@@ -195,12 +195,12 @@ def sgd(frozen: str | None, trained: tuple[str, ...], rate: float = 0.01, epochs
 
 
 def linear_probe(cut: str) -> Phase:
-    """A phase that fits the head alone."""
+    """A phase that fits only the head."""
     return Phase(method="logistic", frozen=cut, options={"penalty": 0.1})
 
 
 def shortened(plan: TransferPlan) -> TransferPlan:
-    """The same plan with few epochs, all of which count, whatever the loss."""
+    """The same plan with few epochs and no early stopping."""
     phases = tuple(
         phase.model_copy(update={"epochs": min(phase.epochs, EPOCHS), "stop": None}) for phase in plan.phases
     )
@@ -208,7 +208,7 @@ def shortened(plan: TransferPlan) -> TransferPlan:
 
 
 def stir(seed: int) -> None:
-    """Set every global generator: what depends on them then differs from one `seed` to another."""
+    """Seed every global generator: results that depend on them then differ between values of `seed`."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -216,19 +216,19 @@ def stir(seed: int) -> None:
 
 @contextmanager
 def well_behaved(what: str, draws: Collection[str] = ()) -> Iterator[None]:
-    """Within, code of a plugin prints nothing, and neither draws from a global generator nor seeds one.
+    """Check that code of a plugin in this context prints nothing, and neither draws from nor seeds a global generator.
 
-    `draws`: those of `random`, `numpy.random` and `torch` from which it may draw.
+    `draws`: the ones of `random`, `numpy.random` and `torch` that it may draw from.
     """
     printed, before = StringIO(), _generators()
     with redirect_stdout(printed):
         yield
     text = printed.getvalue()
-    assert not text, f"{what} prints {text[:40]!r}: others read results from standard output. Use warnings or logging."
+    assert not text, f"{what} prints {text[:40]!r}: standard output is for results. Use warnings or logging."
     changed = [name for name, state in _generators().items() if state != before[name] and name not in draws]
     assert not changed, (
-        f"{what} draws from a global generator or seeds it: {', '.join(changed)}. That changes what others draw, and "
-        "no plan says how."
+        f"{what} draws from a global generator or seeds it: {', '.join(changed)}. That changes the random numbers of "
+        "other code, and no plan records it."
     )
 
 
@@ -243,46 +243,47 @@ def _generators() -> dict[str, object]:
 
 
 def state_before(lab: Lab, plan: TransferPlan) -> dict[str, Tensor]:
-    """The state that a plan's stages begin with."""
+    """The initial state of a plan's stages."""
     stages = lab.catalogue.build(plan.network).cut(plan.cut)
     return {name: value.clone() for name, value in stages.state_dict().items()}
 
 
 def assert_same(first: Fitted, second: Fitted, what: str) -> None:
-    """Two trainings of one plan gave the same weights and the same numbers."""
+    """Assert that two trainings of one plan gave the same weights and the same metrics."""
     one, two = first.model, second.model
     assert one.head is not None
     assert two.head is not None
     same = torch.equal(one.head.weight, two.head.weight) and torch.equal(one.head.bias, two.head.bias)
     states = one.stages.state_dict(), two.stages.state_dict()
     same = same and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert same, f"{what}: two trainings of one plan, with one seed, gave other weights."
+    assert same, f"{what}: two trainings of the same plan, with the same seed, gave different weights."
     numbers = [{name: value for name, value in each.metrics.items() if name not in TIMES} for each in (first, second)]
-    assert numbers[0] == numbers[1], f"{what}: two trainings of one plan, with one seed, measured other numbers."
+    same = numbers[0] == numbers[1]
+    assert same, f"{what}: two trainings of the same plan, with the same seed, gave different metrics."
 
 
 def assert_only_trained_moves(lab: Lab, fitted: Fitted, what: str) -> None:
-    """Frozen stages are bit for bit as they were; every stage with a rate has moved."""
+    """Assert that frozen stages are bit-identical, and that every stage with a learning rate has changed."""
     plan, stages = fitted.plan, fitted.model.stages
     before, after = state_before(lab, plan), stages.state_dict()
-    rates: dict[str, float] = {}
+    highest: dict[str, float] = {}
     for phase in plan.phases:
-        for name, rate in phase.stage_lr.items():
-            rates[name] = max(rate, rates.get(name, 0.0))
+        for name, lr in phase.stage_lr.items():
+            highest[name] = max(lr, highest.get(name, 0.0))
     for name in stages.names:
         parameters = stages.stage_parameters(name)
         moved = [key for key in parameters if not torch.equal(before[key], after[key])]
-        if rates.get(name):
+        if highest.get(name):
             assert moved or not parameters, (
-                f"{what}: the stage '{name}' is trained at a rate of {rates[name]:.2g} and did not move: "
-                "its rate does not reach the optimizer, or no gradient reaches the stage."
+                f"{what}: the stage '{name}' has a learning rate of {highest[name]:.2g} and did not change: "
+                "its learning rate does not reach the optimizer, or no gradient reaches the stage."
             )
         else:
-            assert not moved, f"{what}: the stage '{name}' is frozen, and {', '.join(moved)} moved."
+            assert not moved, f"{what}: the stage '{name}' is frozen, but {', '.join(moved)} changed."
     ends = [stages.names.index(phase.frozen) + 1 if phase.frozen else 0 for phase in plan.phases]
     stages.freeze(stages.names[min(ends) - 1] if min(ends) else None)
     trained = set(stages.trained_state())
     stages.freeze(None)
     for key in before.keys() - trained:
         same = torch.equal(before[key], after[key])
-        assert same, f"{what}: '{key}' belongs to a frozen stage, and training has changed it."
+        assert same, f"{what}: '{key}' belongs to a frozen stage, but training changed it."

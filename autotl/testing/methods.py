@@ -1,4 +1,4 @@
-"""What is checked of every method that fits a head."""
+"""The tests for every method that fits a head."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,11 +12,11 @@ from autotl.testing.plugins import PluginTests
 
 IMAGES, WIDTH, CLASSES = 90, 24, 3
 FEW = 2
-"""The least number of classes there is, for which formulas may have a form of their own."""
+"""The smallest number of classes, for which code may have a special case."""
 
 
 class MethodTests(PluginTests):
-    """`options` says with which options each method is tried: give those that may be lists two values or more."""
+    """`options` has the options to test each method with: give two or more values for those that may be lists."""
 
     kind = "methods"
     options: ClassVar[Mapping[str, Mapping[str, Any]]]
@@ -25,12 +25,12 @@ class MethodTests(PluginTests):
         for classes in (CLASSES, FEW):
             for head in self.fit(lab, name, classes=classes):
                 assert (head.weight.shape, head.bias.shape) == ((classes, WIDTH), (classes,)), (
-                    f"'{name}' gives a head of {tuple(head.weight.shape)} and {tuple(head.bias.shape)} for {WIDTH} "
+                    f"'{name}' returns a head of {tuple(head.weight.shape)} and {tuple(head.bias.shape)} for {WIDTH} "
                     f"features and {classes} classes."
                 )
-                assert head.weight.dtype == head.bias.dtype == torch.float32, f"'{name}' gives {head.weight.dtype}."
+                assert head.weight.dtype == head.bias.dtype == torch.float32, f"'{name}' returns {head.weight.dtype}."
                 finite = head.weight.isfinite().all() and head.bias.isfinite().all()
-                assert finite, f"'{name}' gives what is not finite."
+                assert finite, f"'{name}' returns values that are not finite."
 
     def test_it_learns_what_is_easy(self, lab: Lab, name: str) -> None:
         for classes in (CLASSES, FEW):
@@ -38,7 +38,7 @@ class MethodTests(PluginTests):
             heads = self.fit(lab, name, classes=classes)
             best = max((_logits(head, features).argmax(1) == labels).float().mean().item() for head in heads)
             assert best > 0.9, (
-                f"The best head of '{name}' is right on {best:.0%} of images whose {classes} classes lie far apart."
+                f"The best head of '{name}' is right on {best:.0%} of images whose {classes} classes are far apart."
             )
 
     def test_it_prints_nothing_and_leaves_global_generators_alone(self, lab: Lab, name: str) -> None:
@@ -48,45 +48,45 @@ class MethodTests(PluginTests):
     def test_its_options_are_the_ones_it_names(self, lab: Lab, name: str) -> None:
         method = _method(lab, name)
         known, given = {*method.options, *getattr(method, "defaults", {})}, set(self.options[name])
-        assert known == given, f"'{name}' names the options {sorted(known)}, the test gives {sorted(given)}."
+        assert known == given, f"'{name}' has the options {sorted(known)}, but the test sets {sorted(given)}."
 
     def test_every_alternative_gives_another_head(self, lab: Lab, name: str) -> None:
         heads = self.fit(lab, name)
         for option, values in self._alternatives(name).items():
             offered = {head.chosen.get(option) for head in heads}
             numbers = all(isinstance(value, int | float) for value in offered)
-            assert numbers, f"'{name}' says that it chose {option} of {offered}: what is chosen are numbers."
+            assert numbers, f"'{name}' has {option} {offered} in 'chosen': the values must be numbers."
             assert offered == set(values), (
-                f"'{name}' got {option} {values} and offers heads for {sorted(map(str, offered))}."
+                f"'{name}' got {option} {values}, but returned heads for {sorted(map(str, offered))}."
             )
             alike = [head for head in heads if _same_but(head, heads[0], option)]
             different = any(not torch.equal(head.weight, heads[0].weight) for head in alike[1:])
-            assert different, f"'{name}' takes the option '{option}' and never uses it: its heads are all the same."
+            assert different, f"'{name}' never uses the option '{option}': its heads are all the same."
 
     def test_what_was_chosen_gives_that_head_alone(self, lab: Lab, name: str) -> None:
         features, _ = _features()
         for head in self.fit(lab, name):
             alone = self.fit(lab, name, chosen=head.chosen)
-            assert len(alone) == 1, f"'{name}' says that {head.chosen} gives one head, and gives {len(alone)}."
+            assert len(alone) == 1, f"'{name}' must return one head for {head.chosen}, but returned {len(alone)}."
             off = (_logits(head, features).softmax(1) - _logits(alone[0], features).softmax(1)).abs().max().item()
-            assert off < 0.02, f"'{name}' gives another head for {head.chosen} alone than among others (by {off:.2g})."
+            assert off < 0.02, f"'{name}' returns another head for {head.chosen} alone (by {off:.2g})."
 
     def test_nothing_is_left_to_chance(self, lab: Lab, name: str) -> None:
         runs = []
-        for seed in range(4):  # of two choices, two seeds alone might draw the same
+        for seed in range(4):  # two seeds might draw the same of two choices
             stir(seed)
             runs.append(self.fit(lab, name))
         for run in runs[1:]:
             for one, two in zip(runs[0], run, strict=True):
                 same = torch.equal(one.weight, two.weight) and torch.equal(one.bias, two.bias)
-                assert same, f"'{name}' draws from a global generator: two fits give two heads."
+                assert same, f"'{name}' draws from a global generator: two fits give different heads."
 
     def test_its_input_stays_as_it_is(self, lab: Lab, name: str) -> None:
         data = _features()
         kept = [tensor.clone() for tensor in data]
         self.fit(lab, name, data=data)
         for what, tensor, before in zip(("features", "labels"), data, kept, strict=True):
-            assert torch.equal(tensor, before), f"'{name}' writes into the {what} that it is given."
+            assert torch.equal(tensor, before), f"'{name}' changes its input {what} in place."
 
     def test_it_can_be_stopped(self, lab: Lab, name: str) -> None:
         class Enough(Exception):
@@ -99,7 +99,7 @@ class MethodTests(PluginTests):
             self.fit(lab, name, step=step)
         except Enough:
             return
-        raise AssertionError(f"'{name}' never calls step, or goes on when it raises: a budget could not end it.")
+        raise AssertionError(f"'{name}' never calls step, or continues when it raises: a budget could not end it.")
 
     def fit(
         self,
@@ -111,7 +111,7 @@ class MethodTests(PluginTests):
         chosen: Mapping[str, float] | None = None,
         classes: int = CLASSES,
     ) -> Sequence[FittedHead]:
-        """The heads for easy features, with `options`, of which those in `chosen` have but one value."""
+        """The heads for easy features, with `options`; those in `chosen` have only the chosen value."""
         features, labels = data or _features(classes)
         given = {**self.options[name], **(chosen or {})}
         options = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
@@ -128,7 +128,7 @@ def _method(lab: Lab, name: str) -> Method:
 
 
 def _features(classes: int = CLASSES) -> tuple[Tensor, Tensor]:
-    """[IMAGES, WIDTH] float32 and [IMAGES] int64: four features tell the classes apart, the others are noise."""
+    """[IMAGES, WIDTH] float32 and [IMAGES] int64: four features separate the classes, the others are noise."""
     draw = torch.Generator().manual_seed(SEED)
     labels = torch.arange(IMAGES) % classes
     centres = 4 * torch.randn(classes, 4, generator=draw)

@@ -1,4 +1,4 @@
-"""Whether the parameters that a plugin asks for matter, are its own, and can be drawn in one study."""
+"""Checks of the parameters that a plugin draws: they are used, have its prefix, and can be drawn in one study."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from autotl.testing.lab import new_study
 T = TypeVar("T")
 
 DRAWS = 24
-"""Trials in which every parameter gets its chance to matter."""
+"""How many trials are drawn to find whether a parameter has an effect."""
 
 
 def unused_parameters(
     draw: Callable[[Mapping[str, Any], int], tuple[T, optuna.Trial]], same: Callable[[T, T], bool]
 ) -> str:
-    """The names of those that change nothing in any of `DRAWS` trials, whatever their value; empty if there are none.
+    """The names of parameters whose values have no effect in any of `DRAWS` trials; empty if there are none.
 
-    `draw(known, seed)` gives what a trial leads to in which everything that is not `known` is drawn.
+    `draw(known, seed)` returns the result of a trial that draws the parameters that are not `known`.
     """
     idle: set[str] = set()
     used: set[str] = set()
@@ -30,7 +30,7 @@ def unused_parameters(
             if name not in used:
                 others = _others(trial.distributions[name], value)
                 alike = [same(draw({**trial.params, name: other}, seed)[0], made) for other in others]
-                if alike:  # where there is but one value, nothing can be told
+                if alike:  # empty for a parameter with a single value, whose effect cannot be tested
                     (idle if all(alike) else used).add(name)
     return ", ".join(sorted(idle - used))
 
@@ -49,7 +49,7 @@ def _others(distribution: optuna.distributions.BaseDistribution, value: Any) -> 
 
 @contextmanager
 def own_names() -> Iterator[None]:
-    """Within, a plugin draws parameters under names of its own."""
+    """Check that a plugin in this context draws parameters under its own names."""
     try:
         yield
     except PluginError as error:
@@ -57,7 +57,7 @@ def own_names() -> Iterator[None]:
 
 
 def assert_one_study(trials: Iterable[optuna.Trial], name: str) -> None:
-    """A study could hold these trials: each parameter is of one kind, and has the same choices in all of them."""
+    """Assert that one study can have these trials: each parameter has the same type and choices in all of them."""
     known: dict[str, optuna.distributions.BaseDistribution] = {}
     for trial in trials:
         for parameter, distribution in trial.distributions.items():
@@ -67,6 +67,6 @@ def assert_one_study(trials: Iterable[optuna.Trial], name: str) -> None:
             except ValueError:
                 raise AssertionError(
                     f"'{name}' draws '{parameter}' from {first} in one trial and from {distribution} in another, which "
-                    "no study takes: where the options depend on the backbone or the data, draw a share from 0 to 1, "
-                    "as context.cut() does."
+                    "no study allows. If the choices depend on the backbone or the data, draw a share from 0 to 1, as "
+                    "context.cut() does."
                 ) from None

@@ -1,4 +1,4 @@
-"""What is checked of every plugin, whatever it registers."""
+"""The tests for every plugin, independent of the kind that it registers."""
 
 import os
 import subprocess
@@ -22,13 +22,13 @@ host = Host(blocked=frozenset(point.name for point in entry_points(group="autotl
 host.add(import_module(sys.argv[1]), "the-plugin")
 print(*[name for name in sys.argv[2:] if name in sys.modules])
 """
-"""Loads one plugin alone; what it prints itself comes before the last line."""
+"""Loads only one plugin; what the plugin prints comes before the last line."""
 
 
 class PluginTests:
-    """Checks of what `plugin` registers of one `kind`: each is named after what it makes sure of.
+    """Tests of what `plugin` registers of one `kind`; each is named after what it checks.
 
-    `names` narrows them to some of what is registered.
+    `names` restricts them to some of the registered names.
     """
 
     plugin: ClassVar[ModuleType]
@@ -42,7 +42,7 @@ class PluginTests:
 
     @pytest.fixture
     def lab(self, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-        """One for all tests of a class."""
+        """One lab for all tests of a class."""
         cls = type(self)
         if "_lab" not in vars(cls):
             cls._lab = Lab(self.plugin, tmp_path_factory.mktemp("lab"))
@@ -55,7 +55,7 @@ class PluginTests:
         assert names_of(self.plugin, self.kind), f"{self.plugin.__name__} registers no {self.kind}."
 
     def test_its_module_imports_nothing_heavy_and_prints_nothing(self) -> None:
-        """Import what is heavy where it is needed: in `load`, `build` or `fit`."""
+        """Heavy libraries must be imported where they are needed: in `load`, `build` or `fit`."""
         path = os.pathsep.join(filter(None, sys.path))
         done = subprocess.run(
             [sys.executable, "-P", "-c", _LOOK, self.plugin.__name__, *HEAVY],
@@ -67,4 +67,4 @@ class PluginTests:
         *printed, last = done.stdout.splitlines()
         assert not printed, f"Loading {self.plugin.__name__} prints {printed[0]!r}: every command loads it."
         heavy = last.split()
-        assert not heavy, f"Loading {self.plugin.__name__} imports {', '.join(heavy)}: do that where it is needed."
+        assert not heavy, f"Loading {self.plugin.__name__} imports {', '.join(heavy)}: import it where it is needed."

@@ -1,4 +1,4 @@
-"""What is checked of every strategy."""
+"""The tests for every strategy."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ class StrategyTests(PluginTests):
     kind = "strategies"
 
     def test_every_parameter_that_is_asked_for_is_used(self, lab: Lab, name: str) -> None:
-        """A parameter that changes no plan is noise to the sampler, and a column of nonsense to who reads the study."""
+        """A parameter without effect is noise for the sampler, and a meaningless column for readers of the study."""
         unused = unused_parameters(partial(suggested, lab, name), lambda one, two: one.hash == two.hash)
-        assert not unused, f"'{name}' asks for {unused} and never uses it: the plan is the same whatever its value."
+        assert not unused, f"'{name}' draws {unused} but never uses it: the plan does not depend on its value."
 
     def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
         with own_names():
@@ -31,7 +31,7 @@ class StrategyTests(PluginTests):
                 suggested(lab, name, {}, seed)
 
     def test_one_study_can_hold_its_trials(self, lab: Lab, name: str) -> None:
-        """Whatever the backbone, and however the data grow."""
+        """For every backbone, and when images are added to the data."""
         drawn = [suggested(lab, name, {}, seed, facts)[1] for seed in range(DRAWS) for facts in (FACTS, FEWER)]
         assert_one_study(drawn, name)
 
@@ -42,24 +42,24 @@ class StrategyTests(PluginTests):
 
     def test_equal_parameters_give_equal_plans(self, lab: Lab, name: str) -> None:
         for seed in range(DRAWS):
-            stir(2 * seed)  # of two choices, two seeds alone might always draw the same
+            stir(2 * seed)  # two seeds might draw the same of two choices
             plan, trial = suggested(lab, name, {}, seed)
             stir(2 * seed + 1)
             again, _ = suggested(lab, name, trial.params, seed + 1)
-            assert again == plan, f"'{name}' gives two plans for one set of parameters: {trial.params}."
+            assert again == plan, f"'{name}' gives different plans for the same parameters: {trial.params}."
 
     def test_its_plans_survive_json(self, lab: Lab, name: str) -> None:
         for seed in range(DRAWS):
             plan, _ = suggested(lab, name, {}, seed)
             again = TransferPlan.from_json(plan.to_json(), name=f"A plan of '{name}'")
             assert again == plan, (
-                f"A plan of '{name}' is another one after a trip through JSON: {_difference(plan, again)}"
+                f"A plan of '{name}' changes by conversion to JSON and back: {_difference(plan, again)}"
             )
 
     def test_its_first_guess_is_one_that_it_could_draw(self, lab: Lab, name: str) -> None:
         guess = first_guess(lab, name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna warns of what is checked below
+            warnings.simplefilter("ignore")  # Optuna warns about what is checked below
             try:
                 _, trial = suggested(lab, name, guess, 0)
             except ValueError as error:
@@ -67,7 +67,7 @@ class StrategyTests(PluginTests):
         for parameter, value in guess.items():
             distribution = trial.distributions.get(parameter)
             assert distribution is not None, (
-                f"The first guess of '{name}' names '{parameter}', which its suggest does not ask for."
+                f"The first guess of '{name}' sets '{parameter}', which its suggest does not draw."
             )
             try:
                 optuna.create_trial(value=0.0, params={parameter: value}, distributions={parameter: distribution})
@@ -77,7 +77,7 @@ class StrategyTests(PluginTests):
                 ) from None
 
     def test_its_plans_can_be_carried_out(self, lab: Lab, name: str) -> None:
-        """Also where there are too few images for choosing the epoch: `context.data.has_early_stop` says so."""
+        """Also if there are too few images for choosing the epoch, when `context.data.has_early_stop` is False."""
         for seed in range(DRAWS):
             for facts in (FACTS, replace(FACTS, has_early_stop=False)):
                 plan, _ = suggested(lab, name, {}, seed, facts)
@@ -86,10 +86,10 @@ class StrategyTests(PluginTests):
                     unjudged = [phase for phase in plan.phases if phase.stop and phase.stop.patience]
                     if unjudged and not facts.has_early_stop:
                         raise PlanError(
-                            "it stops by the loss on 'early_stop', and context.data.has_early_stop is False"
+                            "it stops by the loss on 'early_stop', but context.data.has_early_stop is False"
                         )
                 except PlanError as error:
-                    raise AssertionError(f"A plan of '{name}' cannot be carried out: {error}") from error
+                    raise AssertionError(f"A plan of '{name}' cannot be trained: {error}") from error
 
     def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
         for seed, share in enumerate((0.0, 0.6)):
@@ -104,7 +104,7 @@ class StrategyTests(PluginTests):
 def suggested(
     lab: Lab, name: str, known: Mapping[str, Any], seed: int, facts: DataFacts = FACTS
 ) -> tuple[TransferPlan, optuna.Trial]:
-    """A plan of a strategy, and the trial of which it drew what is not `known`."""
+    """A plan of a strategy, and the trial from which it drew the parameters that are not `known`."""
     trial = lab.trial(known, seed)
     plan = lab.host.strategies[name].item.suggest(lab.asked("strategies", name, trial), lab.context(trial, facts))
     assert isinstance(plan, TransferPlan), f"'{name}' suggests {type(plan).__name__}, not a plan."
@@ -112,7 +112,7 @@ def suggested(
 
 
 def first_guess(lab: Lab, name: str) -> dict[str, Any]:
-    """The first guess, on the smaller of the networks here, whichever backbone it names."""
+    """The first guess, with its backbone replaced by the smaller test network."""
     return {**getattr(lab.host.strategies[name].item, "first_guess", {}), "backbone": "tiny:net"}
 
 

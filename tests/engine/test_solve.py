@@ -165,7 +165,7 @@ def test_classes_weigh_in_the_choice_as_in_the_fit(bench):
 @pytest.mark.parametrize("weights", ["evenly", ["none", "balanced"]])
 def test_logistic_takes_one_known_way_to_weigh_classes(bench, weights):
     probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1, "class_weights": weights})
-    with pytest.raises(PlanError, match="logistic takes class_weights none or balanced, not"):
+    with pytest.raises(PlanError, match="class_weights of logistic must be none or balanced, not"):
         fit(plan(bench, probe), bench)
 
 

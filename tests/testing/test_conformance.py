@@ -191,15 +191,15 @@ class Moves:
 @pytest.mark.parametrize(
     ("strategy", "check", "says"),
     [
-        (Idle, "test_every_parameter_that_is_asked_for_is_used", "asks for mine.momentum and never uses it"),
-        (IdleCut, "test_every_parameter_that_is_asked_for_is_used", "asks for cut and never uses it"),
+        (Idle, "test_every_parameter_that_is_asked_for_is_used", "draws mine.momentum but never uses it"),
+        (IdleCut, "test_every_parameter_that_is_asked_for_is_used", "draws cut but never uses it"),
         (Bare, "test_its_own_parameters_carry_a_prefix", "call it 'mine.penalty'"),
         (Borrowed, "test_its_own_parameters_carry_a_prefix", "call it 'mine.rate'"),
         (Impatient, "test_its_plans_can_be_carried_out", "context.data.has_early_stop is False"),
-        (Lost, "test_its_plans_can_be_carried_out", "cannot be carried out: Unknown stage of tiny"),
-        (Moody, "test_equal_parameters_give_equal_plans", "two plans for one set of parameters"),
-        (Tuples, "test_its_plans_survive_json", "after a trip through JSON: phases was"),
-        (Tosses, "test_equal_parameters_give_equal_plans", "two plans for one set of parameters"),
+        (Lost, "test_its_plans_can_be_carried_out", "cannot be trained: Unknown stage of tiny"),
+        (Moody, "test_equal_parameters_give_equal_plans", "different plans for the same parameters"),
+        (Tuples, "test_its_plans_survive_json", "changes by conversion to JSON and back: phases was"),
+        (Tosses, "test_equal_parameters_give_equal_plans", "different plans for the same parameters"),
         (Tosses, "test_it_prints_nothing_and_leaves_global_generators_alone", "draws from a global .* it: random\\."),
         (Sows, "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: numpy.random\\."),
         (Talks, "test_it_prints_nothing_and_leaves_global_generators_alone", "prints 'suggesting …"),
@@ -207,7 +207,7 @@ class Moves:
         (Grows, "test_one_study_can_hold_its_trials", "draws 'mine.batch' from"),
         (Wrong, "test_its_first_guess_is_one_that_it_could_draw", "cannot be tried: 'no-such-augmentation' not in"),
         (NoPlan, "test_its_plans_survive_json", "suggests dict, not a plan"),
-        (Dreamer, "test_its_first_guess_is_one_that_it_could_draw", "does not ask for"),
+        (Dreamer, "test_its_first_guess_is_one_that_it_could_draw", "which its suggest does not draw"),
         (Outsider, "test_its_first_guess_is_one_that_it_could_draw", "to 50.0, which is not in FloatDistribution"),
     ],
 )
@@ -276,7 +276,7 @@ def network(at, module):
     ("module", "at", "check", "says"),
     [
         (lambda: Restless(8), 0, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "belongs to a frozen stage"),
-        (lambda: Deaf(12, 16, 3, stride=2), 2, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "did not move"),
+        (lambda: Deaf(12, 16, 3, stride=2), 2, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "did not change"),
         (lambda: Noisy(12, 16, 3, stride=2), 2, "test_its_stages_are_the_network", "not close"),
         (lambda: Deaf(12, 16, 3, stride=2), 2, "test_a_stage_moves_by_its_rate", "does not reach the optimizer"),
     ],
@@ -305,7 +305,9 @@ def test_training_that_is_not_repeatable(lab_for):
             return TinyNetwork()
 
     lab = lab_for("backbones", Family())
-    refused(BackboneTests().test_random_weights_come_from_torchs_generator, lab, "another network for the same seed")
+    refused(
+        BackboneTests().test_random_weights_come_from_torchs_generator, lab, "differs although torch has the same seed"
+    )
 
 
 class Stored(TinyFamily):
@@ -394,13 +396,13 @@ def test_families(lab_for, tmp_path):
     tests = BackboneTests()
     whole = tests.test_a_weights_file_is_loaded_whole_or_not_at_all
     whole(lab_for("backbones", Stored()), "mine", tmp_path=tmp_path)
-    refused(whole, lab_for("backbones", Forgetful()), "takes a weights file that lacks a tensor", tmp_path=tmp_path)
-    refused(whole, lab_for("backbones", Blind()), "does not take 0.0.weight from its weights", tmp_path=tmp_path)
+    refused(whole, lab_for("backbones", Forgetful()), "accepts a weights file that lacks a tensor", tmp_path=tmp_path)
+    refused(whole, lab_for("backbones", Blind()), "does not load 0.0.weight from its weights", tmp_path=tmp_path)
     quiet = tests.test_it_prints_nothing_and_leaves_global_generators_alone
     quiet(lab_for("backbones", Stored()), "mine")
     refused(quiet, lab_for("backbones", Chatty()), "prints 'building …")
     refused(tests.test_weights_that_come_with_it_are_there, lab_for("backbones", Absent()), "report this to its author")
-    refused(tests.test_it_takes_every_size_on_its_card, lab_for("backbones", OneSize()), "does not take 64 px")
+    refused(tests.test_it_takes_every_size_on_its_card, lab_for("backbones", OneSize()), "does not work with 64 px")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Nameless()), "lists no names")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Untold()), "lacks its source or its licence")
     refused(tests.test_an_unknown_name_is_a_key_error, lab_for("backbones", Careless()), "raise KeyError")
@@ -422,7 +424,7 @@ def test_a_family_is_tried_with_its_real_file(lab_for, tmp_path, layout):
         refused(whole, lab_for("backbones", Stored()), unfit, tmp_path=tmp_path)
     else:
         whole(lab_for("backbones", Stored()), "mine", tmp_path=tmp_path)
-    refused(whole, lab_for("backbones", Forgetful()), "does not take 0.0.weight from its weights", tmp_path=tmp_path)
+    refused(whole, lab_for("backbones", Forgetful()), "does not load 0.0.weight from its weights", tmp_path=tmp_path)
     if layout == "net/":
         lab = lab_for("backbones", Renames())
         whole(lab, "mine", tmp_path=tmp_path)
@@ -501,20 +503,24 @@ class TupleBrighter(Brighter):
 @pytest.mark.parametrize(
     ("augmentation", "check", "says"),
     [
-        (IdleBrighter(), "test_every_parameter_that_is_asked_for_is_used", "asks for mine.gamma and never uses it"),
+        (IdleBrighter(), "test_every_parameter_that_is_asked_for_is_used", "draws mine.gamma but never uses it"),
         (BareBrighter(), "test_its_own_parameters_carry_a_prefix", "call it 'mine.most'"),
-        (TupleBrighter(), "test_its_parameters_survive_json", "after a trip through JSON"),
-        (brighter(lambda images, draw, _: images * 1.5), "test_it_keeps_shape_and_type", "makes .* torch.float32 of"),
-        (brighter(lambda images, draw, _: images[:, :, 1:]), "test_it_keeps_shape_and_type", "makes"),
-        (brighter(in_place), "test_its_input_stays_as_it_is", "work on a copy"),
+        (TupleBrighter(), "test_its_parameters_survive_json", "after conversion to JSON"),
+        (
+            brighter(lambda images, draw, _: images * 1.5),
+            "test_it_keeps_shape_and_type",
+            "returns .* torch.float32 for",
+        ),
+        (brighter(lambda images, draw, _: images[:, :, 1:]), "test_it_keeps_shape_and_type", "returns"),
+        (brighter(in_place), "test_its_input_stays_as_it_is", "change a copy"),
         (
             brighter(lambda images, draw, _: images ^ torch.randint(0, 9, images.shape, dtype=torch.uint8)),
             "test_nothing_but_the_draw_is_left_to_chance",
             "draws from a global generator",
         ),
         (ChoosyBrighter(), "test_one_study_can_hold_its_trials", "draws 'mine.stage' from"),
-        (LuckyBrighter(), "test_equal_draws_give_equal_parameters", "for one set of draws"),
-        (FickleBrighter(), "test_nothing_but_the_draw_is_left_to_chance", "one draw gives two results"),
+        (LuckyBrighter(), "test_equal_draws_give_equal_parameters", "for the same draws"),
+        (FickleBrighter(), "test_nothing_but_the_draw_is_left_to_chance", "the same draw gives different results"),
         (brighter(seeded), "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: torch"),
         (
             brighter(lambda images, draw, _: print("!") or images),
@@ -524,12 +530,12 @@ class TupleBrighter(Brighter):
         (
             brighter(lambda images, draw, _: images.roll(1, 0)),
             "test_an_image_changes_alike_in_any_company",
-            "by what is beside it",
+            "depending on others in the batch",
         ),
         (
             brighter(lambda images, draw, _: images ^ random.randrange(9)),
             "test_two_trainings_with_it_are_equal",
-            "two trainings of one plan, with one seed, gave other weights",
+            "two trainings of the same plan, with the same seed, gave different weights",
         ),
     ],
 )
@@ -635,17 +641,17 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("method", "check", "says"),
         [
-            (Sideways, "test_its_heads_fit_the_features", "gives a head of"),
+            (Sideways, "test_its_heads_fit_the_features", "returns a head of"),
             (Binary, "test_its_heads_fit_the_features", "for 24 features and 2 classes"),
             (Loud, "test_it_prints_nothing_and_leaves_global_generators_alone", "prints 'fitting …"),
             (Lucky, "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: torch"),
-            (Zero, "test_it_learns_what_is_easy", "whose 3 classes lie far apart"),
-            (Stubborn, "test_every_alternative_gives_another_head", "takes the option 'penalty' and never uses it"),
-            (Endless, "test_what_was_chosen_gives_that_head_alone", "gives another head for"),
+            (Zero, "test_it_learns_what_is_easy", "whose 3 classes are far apart"),
+            (Stubborn, "test_every_alternative_gives_another_head", "never uses the option 'penalty'"),
+            (Endless, "test_what_was_chosen_gives_that_head_alone", "returns another head for"),
             (Lucky, "test_nothing_is_left_to_chance", "draws from a global generator"),
-            (Relabelling, "test_its_input_stays_as_it_is", "writes into the labels"),
-            (Wordy, "test_every_alternative_gives_another_head", "what is chosen are numbers"),
-            (Scaling, "test_its_input_stays_as_it_is", "writes into the features"),
+            (Relabelling, "test_its_input_stays_as_it_is", "changes its input labels"),
+            (Wordy, "test_every_alternative_gives_another_head", "in 'chosen': the values must be numbers"),
+            (Scaling, "test_its_input_stays_as_it_is", "changes its input features"),
             (Sleepy, "test_it_can_be_stopped", "never calls step"),
         ],
     )
@@ -656,7 +662,7 @@ class TestMethods:
         class Others(MethodTests):
             options = {"mine": {"penalty": [1.0], "shrink": 0.1}}
 
-        refused(Others().test_its_options_are_the_ones_it_names, lab_for("methods", Regression()), "names the options")
+        refused(Others().test_its_options_are_the_ones_it_names, lab_for("methods", Regression()), "has the options")
 
     def test_a_sound_method_passes(self, lab_for):
         lab = lab_for("methods", Regression())

@@ -1,16 +1,16 @@
 """Head2Toe (Evci et al. 2022, arXiv 2201.03529): one linear classifier on the best features of all stages.
 
-Useful features for new images are often in the middle of a frozen backbone. A linear probe must choose one
-cut. Head2Toe uses the features of all stages together, scores each by the weight that a first, regularised fit
-gives it, and fits the classifier on those with the highest scores alone.
+The most useful features for new images are often in the middle of a frozen backbone. A linear probe must choose one
+cut. Head2Toe uses all stages: it scores each feature by the weight that a first, regularised fit gives it, and fits
+the classifier only on the features with the highest scores.
 """
 
 from autotl import Head, Phase, hookimpl
 
 KEEP = [0.02, 0.05, 0.1, 0.2, 0.5]
-"""Shares of all features. The paper keeps 0.05 % to 10 % of about ten times as many."""
+"""Shares of all features. The paper keeps 0.05 % to 10 % of about ten times as many features."""
 PENALTIES = [1e-3, 1e-2, 1e-1, 1.0]
-"""L2 penalties of the classifier. All shares and all penalties are tried in one fit, so neither costs a trial."""
+"""L2 penalties of the classifier. One fit covers all shares and penalties, so they are not searched."""
 
 
 @hookimpl
@@ -25,7 +25,7 @@ def register_methods(register):
 
         return Select()
 
-    register("head2toe", load, summary="Scores features by ridge or group lasso, logistic regression on the best")
+    register("head2toe", load, summary="Scores features by ridge or group lasso; logistic regression on the best")
 
 
 class Head2Toe:

@@ -1,4 +1,4 @@
-"""The method `head2toe`: scores features by a regularised fit and fits a logistic regression on the best of them."""
+"""The method `head2toe`: scores features by a regularised fit, then fits a logistic regression on the best of them."""
 
 from typing import ClassVar
 
@@ -8,14 +8,13 @@ from torch.nn import functional as F
 from autotl import FittedHead, PlanError, logistic_path, standardised
 
 ITERATIONS = 200
-"""Of the group lasso: the order of the scores converges long before the weights."""
+"""Iterations of the group lasso: the order of the scores converges long before the weights."""
 
 
 class Select:
-    """Options: `scores` is "ridge" or "group-lasso", `strength` its regularisation: for the group lasso a
-    share of the strength that makes every weight zero, for ridge regression the penalty on standardised features.
-    `keep` is the share of features that is kept, `penalty` that of the classifier on them, `class_weights` its class
-    weights; the scores weight all images equally.
+    """Options: `scores` is "ridge" or "group-lasso". `strength` is its regularisation: for the group lasso as a share
+    of the strength that makes every weight zero, for ridge regression as the penalty on standardised features. `keep`
+    is the share of features to keep. `penalty` and `class_weights` are the classifier's; scores use no class weights.
     """
 
     options = ("scores", "strength", "keep", "penalty")
@@ -25,21 +24,21 @@ class Select:
         scores, strength = self._one(options, "scores"), self._one(options, "strength")
         class_weights = self._one(options, "class_weights")
         if class_weights not in ("none", "balanced"):
-            raise PlanError(f"head2toe takes class_weights none or balanced, not {class_weights!r}.")
+            raise PlanError(f"class_weights of head2toe must be none or balanced, not {class_weights!r}.")
         if scores not in SCORES:
-            raise PlanError(f"head2toe scores by {' or '.join(SCORES)}, not {scores!r}.")
-        # A group lasso of strength 1 removes every feature.
+            raise PlanError(f"scores of head2toe must be {' or '.join(SCORES)}, not {scores!r}.")
+        # A group lasso of strength 1 keeps no feature.
         for name, most in (("strength", 0.99), ("keep", 1.0), ("penalty", 1e6)):
             for value in options[name]:
                 if not isinstance(value, int | float) or not 0 < value <= most:
-                    raise PlanError(f"head2toe needs a {name} above 0 and of at most {most:g}, not {value!r}.")
+                    raise PlanError(f"{name} of head2toe must be above 0 and at most {most:g}, not {value!r}.")
         scaled = standardised(features)
         found = SCORES[scores](scaled, F.one_hot(labels, classes).to(scaled.dtype), strength, step)
         order = found.argsort(descending=True, stable=True)[: max(1, int(found.count_nonzero()))]
         heads, fitted = [], {}
         for share in options["keep"]:
             kept = order[: max(1, round(share * features.shape[1]))].sort().values
-            if len(kept) not in fitted:  # if few have a score, several shares keep the same
+            if len(kept) not in fitted:  # if few features have a score, several shares keep the same ones
                 fitted[len(kept)] = logistic_path(
                     features[:, kept], labels, classes, options["penalty"], step, class_weights
                 )
@@ -51,7 +50,7 @@ class Select:
 
     def _one(self, options, name):
         if len(options[name]) != 1:
-            raise PlanError(f"head2toe takes one value for {name}, not {len(options[name])}.")
+            raise PlanError(f"{name} of head2toe must be one value, not {len(options[name])}.")
         return options[name][0]
 
 
@@ -79,9 +78,9 @@ def ridge_scores(features, target, strength, step):
 def group_lasso_scores(features, target, strength, step):
     """Norms [D] of the rows of W that minimises the mean log-loss plus λ · Σ ‖row‖.
 
-    The bias is fixed at the logarithms of the classes' shares, and λ is `strength` times the smallest one at which
-    all of W is zero. Solved by proximal gradient with momentum
-    (Beck and Teboulle 2009, FISTA), each feature's row being a group (Yuan and Lin 2006).
+    The bias is fixed at the logarithms of the classes' shares. λ is `strength` times the smallest λ at which all of W
+    is zero. Minimised by proximal gradient with momentum (FISTA, Beck and Teboulle 2009); each feature's row is a group
+    (Yuan and Lin 2006).
     """
     count = len(features)
     bias = target.mean(0).clamp(min=1e-6).log()
@@ -103,9 +102,9 @@ def group_lasso_scores(features, target, strength, step):
 
 
 def largest_eigenvalue(features):
-    """Approximately that of featuresᵀ @ features / N, by twenty power iterations and a margin.
+    """About the largest eigenvalue of featuresᵀ @ features / N: by twenty power iterations, with a margin of 10 %.
 
-    A result a few percent too small does no harm: one half is the largest possible curvature of softmax.
+    A value that is a few percent too small does no harm: the bound above is that of the worst case.
     """
     vector = features.new_ones(features.shape[1]) / features.shape[1] ** 0.5
     value = features.new_ones(())
@@ -117,7 +116,7 @@ def largest_eigenvalue(features):
 
 
 def _precise(value):
-    """Double precision, if the device has it."""
+    """Double precision, if the device supports it."""
     return torch.float32 if value.device.type == "mps" else torch.float64
 
 

@@ -69,7 +69,7 @@ def test_ridge_is_that_of_the_normal_equations_either_way():
 
 
 def test_group_lasso_is_at_its_minimum():
-    """There, each row's gradient points along the row with length λ, or is shorter where the row is zero."""
+    """At the minimum each row's gradient points along the row with length λ, or is shorter if the row is zero."""
     features, labels = data()
     features, target = standardised(features).double(), F.one_hot(labels, 4).double()
     bias = target.mean(0).log()
@@ -116,14 +116,14 @@ def test_only_what_is_kept_has_weight_and_constant_features_never_have():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"scores": ["entropy"]}, "scores by ridge or group-lasso, not 'entropy'"),
-        ({"scores": ["ridge", "group-lasso"]}, "takes one value for scores, not 2"),
-        ({"keep": [0.0]}, "a keep above 0 and of at most 1, not 0.0"),
-        ({"keep": [1.5]}, "a keep above 0"),
-        ({"strength": ["weak"]}, "a strength above 0"),
-        ({"strength": [1.0]}, "a strength above 0 and of at most 0.99"),
-        ({"penalty": [-1]}, "a penalty above 0"),
-        ({"class_weights": ["evenly"]}, "class_weights none or balanced, not 'evenly'"),
+        ({"scores": ["entropy"]}, "scores of head2toe must be ridge or group-lasso, not 'entropy'"),
+        ({"scores": ["ridge", "group-lasso"]}, "scores of head2toe must be one value, not 2"),
+        ({"keep": [0.0]}, "keep of head2toe must be above 0 and at most 1, not 0.0"),
+        ({"keep": [1.5]}, "keep of head2toe must be above 0"),
+        ({"strength": ["weak"]}, "strength of head2toe must be above 0"),
+        ({"strength": [1.0]}, "strength of head2toe must be above 0 and at most 0.99"),
+        ({"penalty": [-1]}, "penalty of head2toe must be above 0"),
+        ({"class_weights": ["evenly"]}, "class_weights of head2toe must be none or balanced, not 'evenly'"),
     ],
 )
 def test_bad_options_are_named(change, says):
