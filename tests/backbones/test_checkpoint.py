@@ -305,5 +305,5 @@ def test_safetensors_whose_header_has_the_length_of_another_formats_first_bytes(
 def test_safetensors_that_were_not_copied_whole(tmp_path):
     save_file(STATE, tmp_path / "net.safetensors")
     (tmp_path / "net.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:100])
-    with pytest.raises(WeightsError, match="shorter than its header says"):
+    with pytest.raises(WeightsError, match="shorter than its header states"):
         given(tmp_path / "net.safetensors")
