@@ -134,7 +134,7 @@ class Shapes:
     image_size: int
     """The median of the shorter side, in px."""
     cut_away: float = 0.0
-    """The median share of an image's area that lies outside its centre square."""
+    """The median share of an image's area outside its centre square."""
     bits: int = BITS
     """How many bits the values of integer images with more than 8 bits use; 16 if there are no such images."""
 

@@ -217,7 +217,9 @@ def test_a_study_says_which_plugin_it_lacks(stripes):
     options = {"data": stripes, "trials": 2, "backbones": ("nets:one",), "strategies": ("linear-probe",)}
     made = Search(Settings(**options), host, Silent(), time.monotonic())
     made.run()
-    with pytest.raises(StudyError, match=r"family 'nets' of \(not installed\) 0, which is not installed.*autotl doctor"):
+    with pytest.raises(
+        StudyError, match=r"family 'nets' of \(not installed\) 0, which is not installed.*autotl doctor"
+    ):
         Search(Settings(**options), Host(), Silent(), time.monotonic())
     with pytest.raises(PluginError, match="needs backbones of the family 'nets', which is not here"):
         bundle.load(made.folder.bundle, Catalogue(Host(), made.cache_dir))

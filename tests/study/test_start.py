@@ -154,7 +154,9 @@ def test_a_network_is_not_tested_on_images_that_another_study_has_trained_it_on(
     files = {name: (first / name).read_bytes() for name in bundle.CARRIED}
     trained = {**plan, "phases": [{**plan["phases"][0], "stage_lr": {"0.2": 0.1}}]}
     bundle._write(first, {**files, "plan.json": json.dumps(trained).encode()})
-    with pytest.raises(StudyError, match=r"\d of the \d+ test images .* train the network of study 'first' .* too high"):
+    with pytest.raises(
+        StudyError, match=r"\d of the \d+ test images .* train the network of study 'first' .* too high"
+    ):
         search(place, study="tested", **other).run()
     assert search(place, study="the same split", **(other | {"seed": 0})).run().test
     bundle._write(first, files)
