@@ -221,7 +221,7 @@ def test_a_study_says_which_plugin_it_lacks(stripes):
         StudyError, match=r"family 'nets' of \(not installed\) 0, which is not installed.*autotl doctor"
     ):
         Search(Settings(**options), Host(), Silent(), time.monotonic())
-    with pytest.raises(PluginError, match="needs backbones of the family 'nets', which is not here"):
+    with pytest.raises(PluginError, match="needs backbones of the family 'nets', whose plugin is not installed"):
         bundle.load(made.folder.bundle, Catalogue(Host(), made.cache_dir))
 
 

@@ -669,7 +669,7 @@ def test_the_test_counts_groups_and_classes(host, stripes):
     (comparison, *_) = result.comparisons.values()
     assert comparison.high - comparison.low > 0.5
     card = (made.folder.bundle / "README.md").read_text()
-    assert "(15 images of 3 groups that it" in card and "of 5 correct" in card
+    assert "(15 images of 3 groups that were used" in card and "of 5 correct" in card
     assert "| the most frequent class alone | 33.3% |" in card
 
 
