@@ -311,7 +311,7 @@ def test_views_come_in_turn_and_an_image_draws_the_same_in_each(bench, augment, 
 @pytest.mark.parametrize("frozen", [None, "0.2"])
 def test_an_augmentation_that_changes_shape_or_type_is_named(bench, augment, frozen, wrong):
     with pytest.raises(
-        PluginError, match="Augmentation 'given' of plugin 'given-plugin' .* made .* it must keep shape and type"
+        PluginError, match="Augmentation 'given' of plugin 'given-plugin' .* returned .* it must keep shape and type"
     ):
         fit(plan(bench, phase(frozen), augmentation=augment(wrong)), bench)
 
