@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from autotl.contracts import UNEQUAL
 from autotl.data.listing import Columns, some
 from autotl.errors import AutotlError
 from autotl.plan import NearCopies, Record
@@ -20,8 +21,6 @@ SHOWN = 12
 """Of more classes than this, only the largest and the smallest are shown."""
 REASONS = 5
 """Number of reasons for excluded files that are shown, the most frequent ones."""
-UNEQUAL = 3
-"""Ratio of the largest class to the smallest above which the imbalance is reported."""
 
 
 class Problem(Record):
