@@ -12,18 +12,28 @@ if TYPE_CHECKING:
     from autotl.api import load as load
     from autotl.api import search as search
     from autotl.backbones.weights import load_weights as load_weights
+    from autotl.contracts import Adapted as Adapted
+    from autotl.contracts import Adapter as Adapter
     from autotl.contracts import Augmentation as Augmentation
     from autotl.contracts import BackboneInfo as BackboneInfo
+    from autotl.contracts import Batch as Batch
     from autotl.contracts import BatchTransform as BatchTransform
     from autotl.contracts import Context as Context
     from autotl.contracts import DataFacts as DataFacts
     from autotl.contracts import Draw as Draw
     from autotl.contracts import Family as Family
     from autotl.contracts import FittedHead as FittedHead
+    from autotl.contracts import GradientMethod as GradientMethod
+    from autotl.contracts import HeadMethod as HeadMethod
+    from autotl.contracts import Loss as Loss
     from autotl.contracts import Method as Method
     from autotl.contracts import ModelCard as ModelCard
+    from autotl.contracts import Objective as Objective
+    from autotl.contracts import Optimization as Optimization
+    from autotl.contracts import Optimizer as Optimizer
     from autotl.contracts import StageInfo as StageInfo
     from autotl.contracts import Strategy as Strategy
+    from autotl.contracts import Weight as Weight
     from autotl.contracts import WeightsSource as WeightsSource
     from autotl.engine.heads import logistic_path as logistic_path
     from autotl.engine.heads import standardised as standardised
@@ -35,6 +45,7 @@ if TYPE_CHECKING:
     from autotl.plan import Input as Input
     from autotl.plan import Phase as Phase
     from autotl.plan import Stop as Stop
+    from autotl.plan import Training as Training
     from autotl.plan import TransferPlan as TransferPlan
 
 _HOME = {
@@ -44,21 +55,31 @@ _HOME = {
     "load_weights": "autotl.backbones.weights",
     **dict.fromkeys(("logistic_path", "standardised"), "autotl.engine.heads"),
     **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
-    **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "TransferPlan"), "autotl.plan"),
+    **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "Training", "TransferPlan"), "autotl.plan"),
     **dict.fromkeys(
         (
+            "Adapted",
+            "Adapter",
             "Augmentation",
             "BackboneInfo",
+            "Batch",
             "BatchTransform",
             "Context",
             "DataFacts",
             "Draw",
             "Family",
             "FittedHead",
+            "GradientMethod",
+            "HeadMethod",
+            "Loss",
             "Method",
             "ModelCard",
+            "Objective",
+            "Optimization",
+            "Optimizer",
             "StageInfo",
             "Strategy",
+            "Weight",
             "WeightsSource",
         ),
         "autotl.contracts",

@@ -5,8 +5,8 @@ values. Below it, `build` sees those values and no trial.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -211,8 +211,20 @@ class Context(Protocol):
     def augmentation(self) -> Component:
         """The augmentation of this trial with its parameters."""
 
+    def optimizer(self, *, pretrained: bool = True) -> "Optimization":
+        """The optimizer of this trial with its learning rates; `pretrained`: whether the network is."""
+
+    def objective(self) -> Component:
+        """The objective of this trial with its parameters."""
+
+    def adapter(self) -> Component:
+        """The adapter of this trial with its parameters."""
+
+    def method(self) -> Component:
+        """The gradient method of this trial with its options."""
+
     def class_weights(self) -> ClassWeights:
-        """The class weights for fitting a head; always "none" unless the classes are unequal, see `UNEQUAL`."""
+        """The class weights of the loss; always "none" unless the classes are unequal, see `UNEQUAL`."""
 
     def plan(
         self,
@@ -267,19 +279,24 @@ class FittedHead:
 
 
 class Method(Protocol):
+    """How a phase trains. It is either a `HeadMethod` or a `GradientMethod`.
+
+    A method may have an attribute `defaults`: more options by name, with the value to use if a plan does not set them.
+    """
+
+    options: Sequence[str]
+    """The names of the options. A plan must set each of them; besides them it may set only those with defaults."""
+
+
+class HeadMethod(Method, Protocol):
     """Fits a head on the features of frozen stages.
 
     The engine passes a phase's `options`, each as a list of alternatives. If the method returns several heads, the
     engine keeps the one with the lowest loss on images that were not fitted on. Later it refits only that one, on more
     images.
 
-    A method may have an attribute `defaults`: more options by name, with the value to use if a plan does not set them.
-    An option named `class_weights`, "none" or "balanced", also sets the class weights of the loss that selects a head.
+    An option named `class_weights` also sets the class weights of the loss that selects a head.
     """
-
-    options: Sequence[str]
-    """The names of the options. A plan must set each of them to a value or a list of values; besides them it may set
-    only those with defaults."""
 
     def fit(
         self,
@@ -294,6 +311,139 @@ class Method(Protocol):
         Call `step` regularly: it raises when time is up. The fit must be deterministic.
 
         Raises: PlanError for an invalid value of an option.
+        """
+
+
+class Batch(Protocol):
+    """A batch of training images in one step of a `GradientMethod`."""
+
+    @property
+    def parameters(self) -> "Sequence[torch.nn.Parameter]":
+        """All that are trained, of the stages and of the head."""
+
+    @property
+    def updated(self) -> bool:
+        """Whether `update` was called."""
+
+    def gradients(self) -> None:
+        """Compute the gradient of the objective on this batch at the present parameters, into their `grad`.
+
+        Images, their augmentation and their targets are the same at every call within a step.
+        """
+
+    def update(self) -> None:
+        """Clip the gradients, and take the optimizer's step."""
+
+
+class GradientMethod(Method, Protocol):
+    """Trains stages and head by gradient descent; the phase's `training` describes the rest.
+
+    It must be a function of parameters and gradients: the engine reads the images, calls it for each batch, evaluates
+    epochs and keeps the best one.
+    """
+
+    def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:
+        """Options as plain JSON values; called once per trial by `context.method()`."""
+
+    def step(self, batch: Batch, options: dict[str, Any]) -> None:
+        """One step on a batch: `batch.gradients()`, then `batch.update()`.
+
+        Raises: PlanError for an invalid value of an option.
+        """
+
+
+class Loss(Protocol):
+    """What training minimises."""
+
+    def __call__(self, logits: "torch.Tensor", targets: "torch.Tensor", weights: "torch.Tensor") -> "torch.Tensor":
+        """logits: [N, C] float32. targets: [N, C] float32, the share of each class in each image: one-hot, unless
+        label smoothing, mixup or CutMix changed them. weights: [C] float32, the class weights, 1 on average over the
+        training images.
+
+        Returns the mean over the N images, a scalar.
+        """
+
+
+class Objective(Protocol):
+    """Suggests parameters, and builds a loss from them."""
+
+    def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:
+        """Parameters as plain JSON values; called once per trial by `context.objective()`."""
+
+    def build(self, params: dict[str, Any]) -> Loss:
+        """The loss; called before training.
+
+        Raises: PlanError for an invalid parameter.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """An optimizer's suggestion. `lr` is the learning rate of the topmost stage that is trained."""
+
+    lr: float
+    head_lr: float
+    weight_decay: float
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The optimizer's own parameters, as plain JSON values."""
+    optimizer: Component = field(default_factory=lambda: Component(name=""))
+    """The optimizer with these parameters; the host fills it in."""
+
+
+class Optimizer(Protocol):
+    """Suggests learning rates and parameters, and builds an optimizer of torch."""
+
+    def suggest(self, trial: Trial, context: Context, pretrained: bool) -> Optimization:
+        """Called once per trial by `context.optimizer()`; `pretrained`: whether the network is."""
+
+    def build(self, groups: list[dict[str, Any]], params: dict[str, Any]) -> "torch.optim.Optimizer":
+        """`groups` have the keys `params`, `lr` and `weight_decay`, which torch's optimizers take; called once per
+        phase. The engine sets the groups' `lr` before every step.
+
+        Raises: PlanError for an invalid parameter.
+        """
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of a stage: its name in the network's state dict, and the module that has it."""
+
+    name: str
+    parameter: "torch.nn.Parameter"
+    module: "torch.nn.Module"
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What of a stage is trained."""
+
+    parameters: "Sequence[torch.nn.Parameter]"
+    """To train: some of the stage's, or new ones on the same device. With new ones, `weights` must use them."""
+    weights: "Callable[[], Mapping[str, torch.Tensor]] | None" = None
+    """Returns tensors by name that replace parameters of the stage, as differentiable functions of `parameters`.
+    It is called in every step, and after the training its last result becomes the stage's weights."""
+
+
+class Adaptation(Protocol):
+    """Chooses what of a stage is trained."""
+
+    def __call__(self, weights: "Sequence[Weight]") -> Adapted:
+        """Called once per trained stage and phase, with all parameters of the stage. It must not change them.
+
+        torch's global random generator has the plan's seed.
+        """
+
+
+class Adapter(Protocol):
+    """Suggests parameters, and builds an adaptation from them."""
+
+    def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:
+        """Parameters as plain JSON values; called once per trial by `context.adapter()`."""
+
+    def build(self, params: dict[str, Any]) -> Adaptation:
+        """The adaptation; called before training.
+
+        Raises: PlanError for an invalid parameter.
         """
 
 
@@ -314,25 +464,32 @@ class BatchTransform(Protocol):
         """images: [N, 3, S, S] uint8 → the same shape and type. `draw` must be the only source of randomness."""
 
 
-CONTRACTS: dict[str, type] = {
-    "backbones": Family,
-    "augmentations": Augmentation,
-    "strategies": Strategy,
-    "methods": Method,
+CONTRACTS: dict[str, tuple[type, ...]] = {
+    "backbones": (Family,),
+    "augmentations": (Augmentation,),
+    "strategies": (Strategy,),
+    "methods": (HeadMethod, GradientMethod),
+    "objectives": (Objective,),
+    "optimizers": (Optimizer,),
+    "adapters": (Adapter,),
 }
-"""The interface of each kind."""
+"""The interfaces of each kind, of which one is needed."""
+
+
+def require_one(contracts: Sequence[type], thing: object) -> None:
+    """Raises: TypeError unless `thing` has one of these interfaces: the one whose methods it has, else the first."""
+    named = (contract for contract in contracts if all(hasattr(thing, name) for name in _methods(contract)))
+    require(next(named, contracts[0]), thing)
 
 
 def require(contract: type, thing: object) -> None:
     """Raises: TypeError if `thing` lacks an attribute or method of the contract, or takes other arguments."""
     if isinstance(thing, type):
         raise TypeError(f"it is the class {thing.__name__}, but must be an instance of it")
-    for name in contract.__annotations__:
-        if not hasattr(thing, name):
+    for name in (name for base in contract.__mro__ for name in vars(base).get("__annotations__", ())):
+        if not name.startswith("_") and not hasattr(thing, name):
             raise TypeError(f"{type(thing).__name__} has no '{name}'")
-    for name, promised in vars(contract).items():
-        if not inspect.isfunction(promised) or name.startswith("_"):
-            continue
+    for name, promised in _methods(contract).items():
         method = getattr(thing, name, None)
         if not callable(method):
             raise TypeError(f"{type(thing).__name__} has no method '{name}'")
@@ -345,3 +502,9 @@ def require(contract: type, thing: object) -> None:
             signature.bind(*given)
         except TypeError:
             raise TypeError(f"its {name}{signature} cannot be called as {name}({', '.join(given)})") from None
+
+
+def _methods(contract: type) -> dict[str, Any]:
+    """The methods of a contract by name."""
+    functions = {name: promised for name, promised in vars(contract).items() if inspect.isfunction(promised)}
+    return {name: promised for name, promised in functions.items() if not name.startswith("_")}

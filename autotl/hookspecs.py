@@ -48,7 +48,33 @@ def register_strategies(register: Register) -> None:
 
 @hookspec
 def register_methods(register: Register) -> None:
-    """Register methods that fit a head: `register("logistic", load)`, where `load()` returns a `Method`.
+    """Register methods of training: `register("logistic", load)`, where `load()` returns a `Method`.
 
     Called once, when the host starts. A method is loaded when a plan that uses it is trained.
+    """
+
+
+@hookspec
+def register_objectives(register: Register) -> None:
+    """Register objectives, the losses that training minimises: `register("focal", load)`, where `load()` returns an
+    `Objective`.
+
+    Called once, when the host starts. An objective is loaded when a search or a plan uses it.
+    """
+
+
+@hookspec
+def register_optimizers(register: Register) -> None:
+    """Register optimizers: `register("adamw", load)`, where `load()` returns an `Optimizer`.
+
+    Called once, when the host starts. An optimizer is loaded when a search or a plan uses it.
+    """
+
+
+@hookspec
+def register_adapters(register: Register) -> None:
+    """Register adapters, which choose what of a stage is trained: `register("lora", load)`, where `load()` returns an
+    `Adapter`.
+
+    Called once, when the host starts. An adapter is loaded when a search or a plan uses it.
     """

@@ -18,7 +18,7 @@ from autotl.errors import PluginError, reason, unknown
 from autotl.registry import Entry, Owner, Registry, on_stderr
 
 GROUP = "autotl"
-KINDS = ("backbones", "augmentations", "strategies", "methods")
+KINDS = ("backbones", "augmentations", "strategies", "methods", "objectives", "optimizers", "adapters")
 """The kinds of things that plugins register: the names of a host's registries, and of the hooks `register_<kind>`."""
 NAME = r"\w[\w.+-]*"
 """Valid names: without characters that have a meaning in lists, globs or `family:architecture@random`."""
@@ -29,6 +29,10 @@ BUILTIN = (
     "autotl.builtin.reference",
     "autotl.builtin.augmentations",
     "autotl.builtin.logistic",
+    "autotl.builtin.gradient_methods",
+    "autotl.builtin.objectives",
+    "autotl.builtin.optimizers",
+    "autotl.builtin.adapters",
     "autotl.builtin.linear_probe",
     "autotl.builtin.fine_tuning",
 )
@@ -46,7 +50,7 @@ class Problem:
 
 
 class Host:
-    """Everything the installed plugins registered: `backbones`, `augmentations`, `strategies`, `methods`.
+    """Everything the installed plugins registered: one registry for each of `KINDS`.
 
     `blocked` names plugins that are not loaded. Broken plugins are in `problems`, and nothing that they registered is
     in a registry.
@@ -56,7 +60,10 @@ class Host:
         self.backbones = Registry("backbone family", "List them: autotl plugins backbones")
         self.augmentations = Registry("augmentation", "List them: autotl plugins augmentations")
         self.strategies = Registry("strategy", "List them: autotl plugins strategies")
-        self.methods = Registry("training method", "List them: autotl plugins methods", reserved=("sgd",))
+        self.methods = Registry("training method", "List them: autotl plugins methods")
+        self.objectives = Registry("objective", "List them: autotl plugins objectives")
+        self.optimizers = Registry("optimizer", "List them: autotl plugins optimizers")
+        self.adapters = Registry("adapter", "List them: autotl plugins adapters")
         self.blocked = blocked
         self.owners: list[Owner] = []
         self.problems: list[Problem] = []
@@ -181,8 +188,8 @@ def _loaded(kind: str, load: Callable[[], Any]) -> Any:
 
     Raises: TypeError if it does not have the interface of its kind.
     """
-    from autotl.contracts import CONTRACTS, require
+    from autotl.contracts import CONTRACTS, require_one
 
     thing = load()
-    require(CONTRACTS[kind], thing)
+    require_one(CONTRACTS[kind], thing)
     return thing

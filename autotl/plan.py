@@ -21,8 +21,9 @@ Mode = Literal["crop", "squash", "pad"]
 Precision = Literal["float32", "bfloat16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 NearCopies = Literal["together", "apart"]
-ClassWeights = Literal["none", "balanced"]
-"""How images are weighted in a loss: all equally, or so that every class has the same total weight."""
+ClassWeights = Literal["none", "balanced", "effective"]
+"""How images are weighted in a loss: all equally, so that every class has the same total weight, or in between, by the
+effective number of images of its class (Cui et al. 2019, arXiv 1901.05555)."""
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
 
@@ -127,12 +128,13 @@ class Head(Record):
 
 
 class Component(Record):
-    """Something that a plugin provides, with its distribution, version and parameters."""
+    """Something that a plugin registered, by name, with its parameters. The plan's `requires` has the version."""
 
     name: str
-    owner: str
-    version: str
     params: Params = {}
+
+
+NO_AUGMENTATION = Component(name="none")
 
 
 class DataRef(Record):
@@ -159,22 +161,59 @@ class Stop(Record):
         return self
 
 
+class Training(Record):
+    """How a phase trains by gradient descent: its head, and the stages after the frozen ones."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    head_lr: float = Field(ge=0)
+    stage_lr: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """The learning rate of every trained stage by name."""
+    optimizer: Component = Component(name="adamw")
+    objective: Component = Component(name="cross-entropy")
+    """The loss that is minimised. Epochs are judged by cross-entropy and the metrics, whatever the objective is."""
+    adapter: Component = Component(name="all")
+    """Which parameters of the trained stages are trained."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warm_up: float = Field(default=0.0, ge=0, le=1)
+    """The share of the phase's steps during which the learning rates rise from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of weights; not of norms, biases and the parameters that the network names in `no_weight_decay()`."""
+    l2_sp: float = Field(default=0.0, ge=0)
+    """If above zero, trained stages have, instead of weight decay, a penalty l2_sp / 2 · ‖w - w₀‖² on the distance to
+    their weights at the start of the phase (L2-SP, Li et al. 2018, arXiv 1802.01483)."""
+    clip: float | None = Field(default=None, gt=0)
+    """The largest norm of the gradient of all parameters together."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """If above zero, the model is the exponential moving average of the weights, with this decay per step."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the pooled features."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_weights: ClassWeights = "none"
+    mixup: float = Field(default=0.0, ge=0)
+    """If above zero, images are blended in pairs, with shares from Beta(mixup, mixup), and so are their classes (Zhang
+    et al. 2018, arXiv 1710.09412). With frozen stages their output is blended (Verma et al. 2019, arXiv 1806.05236)."""
+    cutmix: float = Field(default=0.0, ge=0)
+    """If above zero, a rectangle of each image comes from another one (Yun et al. 2019, arXiv 1905.04899). With `mixup`
+    each batch gets one of the two."""
+    views: int = Field(default=0, ge=0)
+    """The number of fixed augmented views of each image, used in turn; 0: a new one in every epoch."""
+    batch_norm: Literal["eval", "train"] = "eval"
+    """Whether batch norm in trained stages uses its stored statistics (`eval`) or each batch's (`train`). Frozen stages
+    always use the stored ones."""
+    stop: Stop | None = None
+
+
 class Phase(Record):
     """A part of a plan's training. It continues with the network and the head of the previous phase.
 
-    `frozen` is the last stage that is not trained: None trains all stages, the cut trains only the head.
-    `stage_lr` has the learning rate of every trained stage by name.
+    A method either fits the head on frozen features, or trains by gradient descent, as `training` describes.
     """
 
     method: str
     frozen: str | None
-    stage_lr: dict[str, Annotated[float, Field(ge=0)]] = {}
-    head_lr: float | None = Field(default=None, ge=0)
-    epochs: int = Field(default=0, ge=0)
-    stop: Stop | None = None
-    batch_norm: Literal["eval", "train"] = "eval"
-    """Whether batch norm in trained stages uses its stored statistics (`eval`) or each batch's (`train`). Frozen stages
-    always use the stored ones."""
+    """The last stage that is not trained: None trains all stages, the cut trains only the head."""
+    training: Training | None = None
     options: Params = {}
     """The method's own options by name."""
 
@@ -184,10 +223,10 @@ class Phase(Record):
         weighted = {} if class_weights == "none" else {"class_weights": class_weights}
         return cls(method="logistic", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
 
-    @property
-    def by_gradient(self) -> bool:
-        """Whether it trains by gradient descent, in random order; other methods fit only the head."""
-        return self.method == "sgd"
+    def trained_by(self, **changes: Any) -> Self:
+        """The phase with changed fields of its `training`."""
+        assert self.training is not None
+        return self.model_copy(update={"training": self.training.model_copy(update=changes)})
 
 
 @dataclass(frozen=True)
@@ -236,13 +275,17 @@ class TransferPlan(Record):
         return Network(self.backbone, self.weights, self.input)
 
     @property
-    def by_gradient(self) -> bool:
-        """Whether any phase trains by gradient descent; otherwise the backbone is not changed."""
-        return any(phase.by_gradient for phase in self.phases)
+    def trainings(self) -> tuple[Training, ...]:
+        """Of the phases that train by gradient descent; without any, the backbone is not changed."""
+        return tuple(phase.training for phase in self.phases if phase.training)
+
+    def epochs(self, phases: int | None = None) -> int:
+        """How many epochs the first `phases` phases have together, by default all."""
+        return sum(phase.training.epochs for phase in self.phases[:phases] if phase.training)
 
     def ended(self, phase: int, epoch: int) -> Self:
         """The plan that ends after this epoch of this phase, both counted from 1, with the same learning rates."""
-        last = self.phases[phase - 1].model_copy(update={"stop": Stop(at_epoch=epoch)})
+        last = self.phases[phase - 1].trained_by(stop=Stop(at_epoch=epoch))
         return self.model_copy(update={"phases": (*self.phases[: phase - 1], last)})
 
     @property

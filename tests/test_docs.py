@@ -20,7 +20,16 @@ from autotl.cli.main import COMMANDS, main
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
-from autotl.testing import AugmentationTests, BackboneTests, MethodTests, StrategyTests
+from autotl.testing import (
+    AdapterTests,
+    AugmentationTests,
+    BackboneTests,
+    GradientMethodTests,
+    MethodTests,
+    ObjectiveTests,
+    OptimizerTests,
+    StrategyTests,
+)
 from autotl.testing.lab import Lab, names_of
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +39,9 @@ KITS = {
     "backbones": BackboneTests,
     "augmentations": AugmentationTests,
     "strategies": StrategyTests,
+    "objectives": ObjectiveTests,
+    "optimizers": OptimizerTests,
+    "adapters": AdapterTests,
     "methods": type("_Methods", (MethodTests,), {"options": {"nearest-mean": {"shrink": [0.0, 0.5]}}}),
 }
 
@@ -61,7 +73,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_listing_is_tried():
     assert set(PYTHON) == {f"{name}.py" for name in PLUGINS} | OTHERS
-    assert len(PLUGINS) == 6
+    assert len(PLUGINS) == 10
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -75,6 +87,8 @@ def test_the_plugins_of_the_tutorial_pass_every_check(name, folder, tmp_path):
     for kind, kit in KITS.items():
         tests = type("_Tests", (kit,), {"plugin": plugin})()
         for registered in names_of(plugin, kind):
+            if registered == "noisy":
+                tests = type("_Tests", (GradientMethodTests,), {"plugin": plugin})()
             for check in (each for each in dir(tests) if each.startswith("test_")):
                 function = getattr(tests, check)
                 given = {"lab": lab, "name": registered, "tmp_path": tmp_path}
@@ -94,6 +108,10 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
         backbones=("dots:small", "plain:w16.photos@random"),
         strategies=("late-probe", "two-steps", "nearest-mean"),
         augmentations=("none", "erase"),
+        optimizers=("adamw", "rmsprop"),
+        objectives=("cross-entropy", "logit-adjusted"),
+        adapters=("all", "channel-scale"),
+        methods=("gradient-descent", "noisy"),
         device="cpu",
         prune=False,
     )
@@ -143,7 +161,7 @@ def methods_of(protocol):
 
 def test_every_hook_is_documented_with_its_signature():
     hooks = [function for function in vars(hookspecs).values() if hasattr(function, "autotl_spec")]
-    assert len(hooks) == 4
+    assert len(hooks) == 7
     for hook in hooks:
         signature = f"{hook.__name__}({', '.join(inspect.signature(hook).parameters)})"
         assert f"| `{signature}` |" in TUTORIAL, f"plugins/README.md does not document {signature}"
@@ -154,7 +172,20 @@ def test_every_hook_is_documented_with_its_signature():
     assert shown == ", ".join(parts[1:])
 
 
-@pytest.mark.parametrize("protocol", ["Family", "Augmentation", "Strategy", "Method", "Context"])
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        "Family",
+        "Augmentation",
+        "Strategy",
+        "HeadMethod",
+        "GradientMethod",
+        "Objective",
+        "Optimizer",
+        "Adapter",
+        "Context",
+    ],
+)
 def test_what_a_plugin_offers_and_is_given_is_documented_with_its_signature(protocol):
     for signature in methods_of(getattr(contracts, protocol)):
         assert f"`{signature}`" in TUTORIAL, f"plugins/README.md does not document {protocol}.{signature}"

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from autotl.errors import PlanError
-from autotl.plan import Component, DataRef, Head, Input, Phase, Stop, TransferPlan, digest
+from autotl.plan import NO_AUGMENTATION, DataRef, Head, Input, Phase, Stop, Training, TransferPlan, digest
 
 PLAN = TransferPlan(
     backbone="tiny:net",
@@ -11,13 +11,19 @@ PLAN = TransferPlan(
     input=Input(size=32, resize=36, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1)),
     cut="1",
     head=Head(pooling="avg"),
-    augmentation=Component(name="none", owner="autotl", version="0.1.0"),
+    augmentation=NO_AUGMENTATION,
     data=DataRef(fingerprint="abc", split_seed=3),
     seed=3,
     requires={"torch": "2.15.0", "stages": "ff"},
     phases=(
         Phase(method="logistic", frozen="1", options={"penalty": [0.1, 1e-05]}),
-        Phase(method="sgd", frozen=None, stage_lr={"0": 1e-4, "1": 0.3}, head_lr=0.1, epochs=4, stop=Stop(patience=2)),
+        Phase(
+            method="gradient-descent",
+            frozen=None,
+            training=Training(
+                epochs=4, batch_size=8, stage_lr={"0": 1e-4, "1": 0.3}, head_lr=0.1, stop=Stop(patience=2)
+            ),
+        ),
     ),
 )
 
@@ -69,9 +75,9 @@ def test_a_plan_cannot_be_changed():
 
 def test_options_must_be_plain_json():
     with pytest.raises((TypeError, ValueError)):
-        Phase(method="sgd", frozen=None, options={"rate": float("nan")})
+        Phase(method="gradient-descent", frozen=None, options={"rate": float("nan")})
     with pytest.raises((TypeError, ValueError)):
-        Phase(method="sgd", frozen=None, options={"rate": object()})
+        Phase(method="gradient-descent", frozen=None, options={"rate": object()})
 
 
 def test_more_of_an_image_cannot_be_kept_than_is_left():
@@ -86,7 +92,7 @@ def test_nothing_is_divided_by_zero(std):
 
 
 def test_a_plan_is_shown_in_one_short_line():
-    shown = f"TransferPlan(backbone='tiny:net', cut='1', methods='logistic, sgd', hash='{PLAN.hash[:12]}')"
+    shown = f"TransferPlan(backbone='tiny:net', cut='1', methods='logistic, gradient-descent', hash='{PLAN.hash[:12]}')"
     assert repr(PLAN) == shown
 
 

@@ -57,7 +57,7 @@ AUGMENTATIONS = {
 }
 """What each gives in `suggest` and in `build`, and what is said of it."""
 TRAINER = f"""
-from autotl import Head, Phase, hookimpl
+from autotl import Head, Phase, Training, hookimpl
 
 class Train:
     def __init__(self, augmentation):
@@ -65,8 +65,9 @@ class Train:
 
     def suggest(self, trial, context):
         cut = context.cut()
-        options = {{"optimizer": "sgd", "batch_size": 16}}
-        phase = Phase(method="sgd", frozen=cut, head_lr=0.1, epochs=1, options=options)
+        phase = Phase(
+            method="gradient-descent", frozen=cut, training=Training(epochs=1, batch_size=16, head_lr=0.1)
+        )
         return context.plan(cut=cut, head=Head(pooling="avg"), phases=[phase], augmentation=context.augmentation())
 
 @hookimpl

@@ -95,10 +95,8 @@ class Full:
 
 class Scratch:
     first_guess = {
-        name: value
-        for name, value in recipe.FIRST_GUESS.items()
-        if name not in ("recipe.adamw.lr", "recipe.batch_norm")
-    } | {"scratch.adamw.lr": 2e-3}
+        name: value for name, value in recipe.FIRST_GUESS.items() if name not in ("adamw.lr", "recipe.batch_norm")
+    } | {"adamw.scratch_lr": 2e-3}
 
     def suggest(self, trial, context):
         setup = _Setup(trial, context, whole=True, from_scratch=True)
@@ -116,7 +114,7 @@ class _Setup:
         self.pooling = context.pooling(self.cut)
         self.input = context.input()
         self.augmentation = context.augmentation()
-        self.recipe = recipe.suggest(trial, context.data, from_scratch=from_scratch)
+        self.recipe = recipe.suggest(trial, context, pretrained=not from_scratch)
 
     @property
     def trained(self):

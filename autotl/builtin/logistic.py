@@ -4,6 +4,8 @@ from typing import ClassVar
 
 from autotl import FittedHead, PlanError, hookimpl
 
+CLASS_WEIGHTS = ("none", "balanced", "effective")
+
 
 @hookimpl
 def register_methods(register):
@@ -20,8 +22,9 @@ class Logistic:
         from autotl import logistic_path
 
         penalties, (class_weights, *others) = options["penalty"], options["class_weights"]
-        if others or class_weights not in ("none", "balanced"):
-            raise PlanError(f"class_weights of logistic must be none or balanced, not {[class_weights, *others]}.")
+        if others or class_weights not in CLASS_WEIGHTS:
+            given = [class_weights, *others]
+            raise PlanError(f"class_weights of logistic must be one of {', '.join(CLASS_WEIGHTS)}, not {given}.")
         if not all(isinstance(penalty, int | float) and penalty > 0 for penalty in penalties):
             raise PlanError(f"penalty of logistic must be above zero, or a list of values above zero, not {penalties}.")
         heads = logistic_path(features, labels, classes, penalties, step, class_weights)

@@ -1,4 +1,4 @@
-"""The training recipe of the strategies that train stages: optimizer, schedule and regularisation, with their ranges.
+"""The training recipe of the strategies that train stages: length, schedule and regularisation, with their ranges.
 
 All of them draw these parameters under the same names, so what the sampler learns about the optimizer from one
 strategy helps the others. Each range has its source beside it.
@@ -7,16 +7,7 @@ strategy helps the others. Each range has its source beside it.
 from dataclasses import dataclass
 from typing import Any
 
-from autotl import Phase, Stop
-
-OPTIMIZERS = {
-    # AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101): learning rates of timm's fine-tuning of ViT and ConvNeXt.
-    "adamw": {"lr": (1e-5, 3e-3), "head_lr": (3e-4, 3e-2), "weight_decay": (1e-3, 0.3)},
-    # SGD with momentum: the grid of Kornblith et al. 2019, arXiv 1805.08974.
-    "sgd": {"lr": (1e-4, 1e-1), "head_lr": (1e-2, 1.0), "weight_decay": (1e-6, 1e-3)},
-}
-FROM_SCRATCH = {"adamw": (3e-4, 1e-2), "sgd": (1e-2, 0.5)}
-"""Learning rates for random weights: those of timm's and torchvision's recipes for training on ImageNet."""
+from autotl import Phase, Stop, Training
 
 EPOCHS = ((1_000, 10, 40), (10_000, 5, 20), (100_000, 3, 10))
 """(largest number of train images, fewest epochs, most epochs). BiT's rule (arXiv 1912.11370) is hundreds of epochs for
@@ -28,10 +19,10 @@ small set ends before it has changed anything; more steps on a large set only ta
 has four steps."""
 
 FIRST_GUESS = {
-    "recipe.optimizer": "adamw",
-    "recipe.adamw.lr": 3e-4,
-    "recipe.adamw.head_lr": 3e-3,
-    "recipe.adamw.weight_decay": 0.05,
+    "optimizer": "adamw",
+    "adamw.lr": 3e-4,
+    "adamw.head_lr": 3e-3,
+    "adamw.weight_decay": 0.05,
     "recipe.schedule": "cosine",
     "recipe.warm_up": 0.1,
     "recipe.label_smoothing": 0.1,
@@ -39,9 +30,12 @@ FIRST_GUESS = {
     "recipe.batch_norm": "eval",
     "recipe.length": 0.5,
     "augmentation": "none",
+    "objective": "cross-entropy",
+    "adapter": "all",
+    "method": "gradient-descent",
 }
 """What timm's fine-tuning recipes have in common, without augmentation."""
-BOLD = {**FIRST_GUESS, "recipe.adamw.lr": 1e-3}
+BOLD = {**FIRST_GUESS, "adamw.lr": 1e-3}
 """The same with a learning rate for small networks on images unlike those of their pretraining."""
 
 CLIP = 1.0
@@ -55,49 +49,43 @@ class Recipe:
     """A drawn recipe. `lr` is the learning rate of the topmost trained stage."""
 
     lr: float
-    head_lr: float
     epochs: int
-    batch_norm: Any
-    options: dict[str, Any]
+    method: Any
+    values: dict[str, Any]
+    """The other fields of a phase's training."""
 
     def phase(self, frozen, stage_lr, *, epochs, stop, augmented):
         """A phase with this recipe; `stop`: whether there is a split to choose the epoch on."""
-        views = min(epochs, MOST_VIEWS) if frozen and augmented else 0
-        return Phase(
-            method="sgd",
-            frozen=frozen,
-            stage_lr=stage_lr,
-            head_lr=self.head_lr,
+        training = Training(
             epochs=epochs,
+            stage_lr=stage_lr,
+            views=min(epochs, MOST_VIEWS) if frozen and augmented else 0,
             # At high learning rates the loss first rises, and falls only when they do: a short patience would miss it.
             stop=Stop(patience=max(3, round(epochs / 2))) if stop else None,
-            batch_norm=self.batch_norm,
-            options={**self.options, "views": views},
+            **self.values,
         )
+        return Phase(method=self.method.name, frozen=frozen, training=training, options=self.method.params)
 
 
-def suggest(trial, data, *, from_scratch=False):
+def suggest(trial, context, *, pretrained=True):
     """A recipe for this number of images."""
-    optimizer = trial.suggest_categorical("recipe.optimizer", list(OPTIMIZERS))
-    own = f"recipe.{optimizer}"
-    ranges = OPTIMIZERS[optimizer]
-    if from_scratch:
-        lr = trial.suggest_float(f"scratch.{optimizer}.lr", *FROM_SCRATCH[optimizer], log=True)
-        batch_norm = "train"  # a random network has no useful statistics
-    else:
-        lr = trial.suggest_float(f"{own}.lr", *ranges["lr"], log=True)
-        batch_norm = trial.suggest_categorical("recipe.batch_norm", ["eval", "train"])
+    data, chosen = context.data, context.optimizer(pretrained=pretrained)
     fewest, most = epochs(data.train_images)
     smallest, largest = batch_sizes_log2(data.train_images)
     return Recipe(
-        lr=lr,
-        head_lr=trial.suggest_float(f"{own}.head_lr", *ranges["head_lr"], log=True),
+        lr=chosen.lr,
         # A share between the fewest and the most, so that it stays comparable when images are added.
         epochs=round(fewest * (most / fewest) ** trial.suggest_float("recipe.length", 0.0, 1.0)),
-        batch_norm=batch_norm,
-        options={
-            "optimizer": optimizer,
-            "weight_decay": trial.suggest_float(f"{own}.weight_decay", *ranges["weight_decay"], log=True),
+        method=context.method(),
+        values={
+            "optimizer": chosen.optimizer,
+            "head_lr": chosen.head_lr,
+            "weight_decay": chosen.weight_decay,
+            "objective": context.objective(),
+            "adapter": context.adapter(),
+            "class_weights": context.class_weights(),
+            # A random network has no useful statistics.
+            "batch_norm": trial.suggest_categorical("recipe.batch_norm", ["eval", "train"]) if pretrained else "train",
             "batch_size": 2 ** trial.suggest_int("recipe.batch_size_log2", smallest, largest),
             "schedule": trial.suggest_categorical("recipe.schedule", ["cosine", "constant"]),
             "warm_up": trial.suggest_float("recipe.warm_up", 0.0, 0.2),

@@ -33,10 +33,14 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
             values[key] = str(file.parent / value)
         elif kind is dict:
             values[key] = [f"{name}={file.parent / path}" for name, path in value.items()]
-        elif key in ("backbones", "strategies", "augmentations") and isinstance(value, str):
+        elif key in NAMES and isinstance(value, str):
             values[key] = [value]
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return file
+
+
+NAMES = ("backbones", "strategies", "augmentations", "optimizers", "objectives", "adapters", "methods")
+"""The options with names of plugins."""
 
 
 def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
@@ -84,6 +88,16 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 )
 @options.names("--strategies", help="Strategies to search over. [default: all]")
 @options.names("--augmentations", help="Augmentations to search over. [default: all]")
+@options.names("--optimizers", default="adamw,sgd", help="Optimizers to search over. [default: adamw,sgd]")
+@options.names("--objectives", default="cross-entropy", help="Losses to search over. [default: cross-entropy]")
+@options.names(
+    "--adapters",
+    default="all",
+    help="What is trained of each stage, to search over: all, norm, bias, lora … [default: all]",
+)
+@options.names(
+    "--methods", default="gradient-descent", help="Gradient methods to search over. [default: gradient-descent]"
+)
 @click.option(
     "--metric",
     type=click.Choice(["accuracy", "balanced-accuracy", "macro-f1"]),

@@ -8,7 +8,7 @@ import numpy as np
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data.split import Split
-from autotl.engine import metrics, solve, train
+from autotl.engine import loop, metrics, solve
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.engine.model import Model
@@ -52,12 +52,12 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
     measured: dict[str, float] = {}
     for number, phase in enumerate(plan.phases, 1):
         try:
-            facts = train.sgd(model, number) if phase.by_gradient else solve.solve(model, number)
+            facts = loop.train(model, number) if phase.training else solve.solve(model, number)
         except Enough:  # before the phase has trained anything
-            if model.head is None or not phase.by_gradient:
+            if model.head is None or not phase.training:
                 raise
             model.plan, model.observer = plan.ended(number, 0), Nobody()
-            facts = train.sgd(model, number)
+            facts = loop.train(model, number)
         measured |= {f"phase{number}.{name}": value for name, value in facts.items()}
         if model.plan != plan:
             break
@@ -84,10 +84,10 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
     """
 
     def fixed(phase: Phase, number: int) -> Phase:
-        if phase.stop and phase.stop.patience:
-            return phase.model_copy(update={"stop": Stop(at_epoch=int(measured[f"phase{number}.best_epoch"]))})
-        if phase.by_gradient:
-            return phase
+        if phase.training:
+            if not (phase.training.stop and phase.training.stop.patience):
+                return phase
+            return phase.trained_by(stop=Stop(at_epoch=int(measured[f"phase{number}.best_epoch"])))
         chosen = {name: measured[key] for name in phase.options if (key := f"phase{number}.{name}") in measured}
         return phase.model_copy(update={"options": narrowed(phase.options, chosen)})
 
@@ -96,14 +96,23 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
     return plan.model_copy(update={"train_on": splits, "phases": phases})
 
 
+def components(phases: Sequence[Phase], augmentation: str) -> set[tuple[str, str]]:
+    """What plans with these phases use of plugins, besides the backbone: pairs of a kind and a name."""
+    used = {("augmentations", augmentation), *(("methods", phase.method) for phase in phases)}
+    for training in filter(None, (phase.training for phase in phases)):
+        used |= {("objectives", training.objective.name), ("optimizers", training.optimizer.name)}
+        used |= {("adapters", training.adapter.name)}
+    return used
+
+
 def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase], augmentation: str) -> dict[str, str]:
     """What a plan's numbers depend on: versions of libraries and of plugins, and the stage list.
 
-    An unknown method or augmentation is ignored here; `check` refuses it.
+    An unknown name is ignored here; `check` refuses it.
     """
-    methods, augmentations = catalogue.host.methods, catalogue.host.augmentations
-    owners = [methods[phase.method].owner for phase in phases if phase.method in methods]
-    owners += [augmentations[augmentation].owner] if augmentation in augmentations else []
+    registries = catalogue.host.registries
+    used = [(registries[kind], name) for kind, name in sorted(components(phases, augmentation))]
+    owners = [registry[name].owner for registry, name in used if name in registry]
     return {**{owner.distribution: owner.version for owner in owners}, **catalogue.requires(backbone)}
 
 
@@ -114,8 +123,8 @@ def check(plan: TransferPlan, bench: Bench) -> None:
     """
     catalogue = bench.catalogue
     for phase in plan.phases:
-        if not phase.by_gradient and phase.method not in catalogue.host.methods:
-            methods = ["sgd", *(entry.name for entry in catalogue.host.methods)]
+        if phase.method not in catalogue.host.methods:
+            methods = [entry.name for entry in catalogue.host.methods]
             raise PlanError(unknown("training method", phase.method, methods))
     have = requires(catalogue, plan.backbone, plan.phases, plan.augmentation.name)
     for name, wanted in plan.requires.items():
@@ -136,8 +145,11 @@ def check(plan: TransferPlan, bench: Bench) -> None:
         if stage not in known:
             raise PlanError(unknown(f"stage of {plan.backbone}", stage, known))
     for phase in plan.phases:
-        if phase.stop and (phase.stop.at_epoch or 0) > phase.epochs:
-            raise PlanError(f"'stop.at_epoch' is {phase.stop.at_epoch}, more than the phase's {phase.epochs} epochs.")
+        stop = phase.training.stop if phase.training else None
+        if phase.training and stop and (stop.at_epoch or 0) > phase.training.epochs:
+            raise PlanError(
+                f"'stop.at_epoch' is {stop.at_epoch}, more than the phase's {phase.training.epochs} epochs."
+            )
         if phase.frozen and known.index(phase.frozen) > known.index(plan.cut):
             raise PlanError(f"'frozen' is '{phase.frozen}', which comes after the cut '{plan.cut}'.")
     seen = [stage for stage in known[: known.index(plan.cut)] if stage in plan.head.taps]
@@ -155,7 +167,8 @@ def check(plan: TransferPlan, bench: Bench) -> None:
         raise PlanError(unknown("augmentation", plan.augmentation.name, [entry.name for entry in augmentations]))
     info, judges = catalogue.info(plan.backbone, plan.input), bench.judges(plan)
     for phase in plan.phases:
-        if phase.by_gradient:
-            train.check(plan, phase, info, judges)
+        entry = catalogue.host.methods[phase.method]
+        if hasattr(entry.item, "step"):
+            loop.check(plan, phase, info, judges, catalogue.host)
         else:
-            solve.check(plan, phase, catalogue.host.methods[phase.method], judges)
+            solve.check(plan, phase, entry, judges)

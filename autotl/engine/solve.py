@@ -1,18 +1,18 @@
 """Phases that fit only the head on frozen features, with a method that a plugin registered."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autotl.contracts import FittedHead, Method
+from autotl.contracts import FittedHead, HeadMethod
 from autotl.data.split import Split
 from autotl.engine.heads import LinearHead, weights_of
 from autotl.engine.model import Model
 from autotl.errors import PlanError, unknown
-from autotl.plan import Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, ClassWeights, Phase, TransferPlan
 from autotl.registry import Entry
 
 Alternatives = Mapping[str, list[Any]]
@@ -34,9 +34,9 @@ def solve(model: Model, number: int) -> dict[str, float]:
     best, measured = heads[0], {}
     if len(heads) > 1:
         features, labels = model.features(judges[0]), model.bench.labels(judges[0])
-        balanced = options.get("class_weights") == ["balanced"]
+        (weighted,) = options.get("class_weights", ["none"])
         trained, classes = model.bench.labels(*plan.train_on), len(model.bench.dataset.classes)
-        weights = weights_of("balanced", trained, classes) if balanced else None
+        weights = weights_of(weighted, trained, classes) if weighted in get_args(ClassWeights) else None
         logits = [LinearHead(each.weight, each.bias)(features) for each in heads]
         losses = [F.cross_entropy(each, labels, weight=weights).item() for each in logits]
         best = heads[min(range(len(heads)), key=losses.__getitem__)]
@@ -61,9 +61,9 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
     name = phase.method
     if phase.frozen != plan.cut:
         raise PlanError(f"{name} trains only the head: 'frozen' must be the cut '{plan.cut}'.")
-    if phase != Phase(method=name, frozen=plan.cut, options=phase.options):
-        raise PlanError(f"{name} has no learning rates, epochs, stop or batch_norm.")
-    if len(plan.phases) == 1 and plan.augmentation.name != "none":
+    if phase.training:
+        raise PlanError(f"{name} fits the head without gradient descent: 'training' must be null.")
+    if len(plan.phases) == 1 and plan.augmentation != NO_AUGMENTATION:
         raise PlanError(f"{name} does not augment images: augmentation must be 'none', not '{plan.augmentation.name}'.")
     with entry.owner.answers_for(f"Method '{name}'"):
         defaults = dict(getattr(entry.item, "defaults", {}))
@@ -88,7 +88,7 @@ def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Alternati
     """
     features, labels = model.features(*splits), model.bench.labels(*splits)
     classes = len(model.bench.dataset.classes)
-    method: Method = entry.item
+    method: HeadMethod = entry.item
     with entry.owner.answers_for(f"Method '{entry.name}'"):
         heads = list(method.fit(features, labels, classes, dict(options), model.observer.step))
         several = {name: values for name, values in options.items() if len(values) > 1}

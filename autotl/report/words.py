@@ -74,19 +74,20 @@ def against(name: str, metric: str, comparison: Comparison) -> str:
 def trained(plan: TransferPlan) -> Iterator[str]:
     """What each phase of a plan trains, and at which learning rates."""
     for phase in plan.phases:
-        if not phase.by_gradient:
+        training = phase.training
+        if training is None:
             taps = f" of {len(plan.head.taps) + 1} stages" if plan.head.taps else ""
             weights = ", balanced class weights" if phase.options.get("class_weights") == "balanced" else ""
             yield f"  Head: {phase.method} on the frozen features{taps}{weights}."
             continue
-        rates = list(phase.stage_lr.values())
-        stages = list(phase.stage_lr)
+        rates = list(training.stage_lr.values())
+        stages = list(training.stage_lr)
         what = f"{stages[0]} to {stages[-1]} at {_lr(rates)}, the head" if stages else "only the head"
         frozen = f", frozen up to {phase.frozen}" if phase.frozen else ""
         size = f" at {plan.input.size} px"
         yield (
-            f"  Training: {phase.options.get('optimizer', phase.method)}{frozen}; {what} at lr {phase.head_lr:.2g}; "
-            f"up to {phase.epochs} epochs{size}; augmentation {plan.augmentation.name}."
+            f"  Training: {training.optimizer.name}{frozen}; {what} at lr {training.head_lr:.2g}; "
+            f"up to {training.epochs} epochs{size}; augmentation {plan.augmentation.name}."
         )
 
 

@@ -14,10 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotl.backbones.catalogue import RANDOM
 from autotl.errors import PluginError
+from autotl.study.space import DRAWN
 
 FAILURES = 3
 """After this many failures without a success a plugin is no longer drawn: it is out."""
-KINDS = {"strategy": "strategies", "backbone": "backbones", "augmentation": "augmentations"}
+KINDS = {"strategy": "strategies", "backbone": "backbones", **DRAWN}
 """The parameters of a trial whose values may be out, with the kind of plugin that offers each."""
 BLAMED = "blamed"
 """The user attribute of a failed trial that names the cause: one of `KINDS`, with its value."""
@@ -53,7 +54,7 @@ def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str]:
     """
     params, out = trial.params, out_of(before(trial.study, trial.number))
     what = error.blamed if isinstance(error, PluginError) else ""
-    for kind in ("backbone", "augmentation"):
+    for kind in ("backbone", *DRAWN):
         value = str(params.get(kind, ""))
         # A network with random weights instead of its own is the same network.
         named = what.replace(RANDOM, "") == f"{kind.capitalize()} '{value}'".replace(RANDOM, "")

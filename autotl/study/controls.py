@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.fit import requires
-from autotl.plan import ClassWeights, Component, Head, Phase, Pooling, TransferPlan
+from autotl.plan import NO_AUGMENTATION, ClassWeights, Head, Phase, Pooling, TransferPlan
 from autotl.study import select
 from autotl.study.inputs import Inputs
 from autotl.tracking.log import TrialRecord
@@ -43,9 +43,9 @@ def controls_of(
     """The controls of a plan that won and took `seconds`; `note` is called with which one is missing, and why."""
     scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
     probes = [record for record in board if select.is_linear_probe(select.plan_of(record))]
-    if won.by_gradient and probes:
+    if won.trainings and probes:
         yield Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
-    elif won.by_gradient and (rows := select.best_cuts(probe)):
+    elif won.trainings and (rows := select.best_cuts(probe)):
         plan = _linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue, inputs)
         yield Control(f"a linear probe of {rows[0].backbone} at {rows[0].cut}", plan, None, PROBE_SECONDS)
     pixels = _on_pixels(won, catalogue, inputs)
@@ -55,7 +55,7 @@ def controls_of(
         return
     if scratch:
         yield Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
-    elif won.by_gradient:
+    elif won.trainings:
         # Learning rates for pretrained weights are too low for random ones: the comparison would not be fair.
         note("The winner is not compared with training from scratch: the study has no trial of that strategy.")
     elif at_random := _at_random(won, catalogue):
@@ -82,7 +82,6 @@ def _linear_probe(
 ) -> TransferPlan:
     """A linear classifier on a frozen backbone, with the data and the class weights of `plan`."""
     network = inputs.network(backbone, plan.seed)
-    none = catalogue.host.augmentations["none"]
     weights: ClassWeights = "balanced" if _is_balanced(plan) else "none"
     probe = Phase.linear_probe(cut, weights)
     return TransferPlan(
@@ -91,10 +90,10 @@ def _linear_probe(
         input=network.input,
         cut=cut,
         head=Head(pooling=pooling),
-        augmentation=Component(name="none", owner=none.owner.distribution, version=none.owner.version),
+        augmentation=NO_AUGMENTATION,
         data=plan.data,
         seed=plan.seed,
-        requires=requires(catalogue, backbone, (probe,), "none"),
+        requires=requires(catalogue, backbone, (probe,), NO_AUGMENTATION.name),
         phases=(probe,),
     )
 

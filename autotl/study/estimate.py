@@ -16,7 +16,7 @@ from autotl.engine.device import of_kind
 from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
 from autotl.errors import PluginError
-from autotl.plan import PENALTIES, Network, Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, PENALTIES, Network, Phase, TransferPlan
 from autotl.study.watch import Estimate
 from autotl.tracking.log import TrialRecord
 
@@ -102,13 +102,13 @@ class Pace:
 
     def seconds(self, plan: TransferPlan) -> float:
         """Seconds to run a plan with all its epochs; heads count as 0 until a trial has fitted one by their method."""
-        bench, heads = self._bench, [phase for phase in plan.phases if not phase.by_gradient]
+        bench, heads = self._bench, [phase for phase in plan.phases if not phase.training]
         total = sum(statistics.median(self._taken.get(phase.method, (0.0,))) * self._head(plan) for phase in heads)
-        if plan.by_gradient:
+        if plan.trainings:
             work = 1.0 * len(bench.shas("val")) * bench.catalogue.info(plan.backbone, plan.input).flops(plan.cut)
             for phase in plan.phases:
-                if phase.by_gradient:
-                    work += self._once(plan, phase) + phase.epochs * self._epoch(plan, phase)
+                if phase.training:
+                    work += self._once(plan, phase) + phase.training.epochs * self._epoch(plan, phase)
             total += work * self._unit(plan.backbone)
         return total
 
@@ -123,14 +123,14 @@ class Pace:
     def _epoch(self, plan: TransferPlan, phase: Phase) -> float:
         """Operations of one epoch: train images forward and backward, and evaluation images forward."""
         frozen, trained = self._stages(plan, phase)
-        fresh = plan.augmentation.name != "none" and not phase.options.get("views")
+        fresh = plan.augmentation != NO_AUGMENTATION and not (phase.training and phase.training.views)
         each = BACKWARD * trained + fresh * frozen
         return len(self._bench.shas(*plan.train_on)) * each + self._judging(plan) * trained
 
     def _once(self, plan: TransferPlan, phase: Phase) -> float:
         """Operations to compute the outputs of the frozen stages, for each view of an image."""
         frozen, _ = self._stages(plan, phase)
-        views = min(phase.epochs, phase.options.get("views") or 1)
+        views = min(phase.training.epochs, phase.training.views or 1) if phase.training else 1
         return frozen * (len(self._bench.shas(*plan.train_on)) * views + self._judging(plan))
 
     def _stages(self, plan: TransferPlan, phase: Phase) -> tuple[int, int]:

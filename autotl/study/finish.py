@@ -281,9 +281,11 @@ class _End:
         images = self.bench.refit_factor if self.settings.refit else 1.0
         epochs, ran = 0, 0
         for number, (phase, last) in enumerate(zip(run.plan.phases, final.phases, strict=True), 1):
-            if phase.stop and phase.stop.patience and last.stop and last.stop.at_epoch is not None:
-                epochs += last.stop.at_epoch
-                ran += min(phase.epochs, int(run.metrics[f"phase{number}.best_epoch"]) + phase.stop.patience)
+            stop = phase.training.stop if phase.training else None
+            end = last.training.stop if last.training else None
+            if phase.training and stop and stop.patience and end and end.at_epoch is not None:
+                epochs += end.at_epoch
+                ran += min(phase.training.epochs, int(run.metrics[f"phase{number}.best_epoch"]) + stop.patience)
         return run.metrics["seconds"] * images * (epochs / ran if ran else 1.0)
 
     def _all_that_may_lie_there(

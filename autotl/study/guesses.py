@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import PluginError
@@ -9,7 +10,7 @@ from autotl.plan import ClassWeights
 from autotl.registry import Entry
 from autotl.study import select
 from autotl.study.inputs import Inputs
-from autotl.study.space import pooling_name, share_of
+from autotl.study.space import DRAWN, pooling_name, share_of
 from autotl.tracking.probe import ProbeRow
 
 PROBES = 5
@@ -29,14 +30,14 @@ class Guesses:
         catalogue: Catalogue,
         inputs: Inputs,
         strategies: Mapping[str, Entry],
-        augmentations: Mapping[str, Entry],
+        drawn: Mapping[str, Mapping[str, Entry]],
         leave_out: Callable[[PluginError], None],
         *,
         metric: str,
     ) -> None:
         """`leave_out` is called with the error of a first guess that cannot be tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
-        self._strategies, self._augmentations = strategies, augmentations
+        self._strategies, self._drawn = strategies, drawn
         self._leave_out = leave_out
         self._class_weights: ClassWeights = "none" if metric == "accuracy" else "balanced"
 
@@ -70,9 +71,11 @@ class Guesses:
         if guess["backbone"] not in backbones:
             self._require_known(entry, lambda: self._catalogue.card(str(guess["backbone"])))
             guess |= place
-        if guess.get("augmentation") not in (None, *self._augmentations):
-            self._require_known(entry, lambda: self._catalogue.host.augmentations[str(guess["augmentation"])])
-            del guess["augmentation"]
+        for name, kind in DRAWN.items():
+            if name in guess and guess[name] not in self._drawn[kind]:
+                self._require_known(entry, partial(self._catalogue.host.registries[kind].__getitem__, str(guess[name])))
+            if name in guess and (guess[name] not in self._drawn[kind] or len(self._drawn[kind]) == 1):
+                del guess[name]  # it is not drawn
         return guess
 
     def _require_known(self, entry: Entry, look_up: Callable[[], object]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.engine.fit import components
 from autotl.errors import PluginError, StudyError
 from autotl.host import KINDS, Host
 from autotl.registry import Entry, Owner, to_install
@@ -18,13 +19,13 @@ def owners_of(
     catalogue: Catalogue,
     backbones: Iterable[str],
     strategies: Mapping[str, Entry],
-    augmentations: Mapping[str, Entry],
+    drawn: Mapping[str, Mapping[str, Entry]],
 ) -> Owners:
     """The owners of all plugins that a study may use; methods only if they come with one of its strategies."""
     families = {name.partition(":")[0]: catalogue.owner(name) for name in backbones}
     owners = {f"backbones {name}": owner for name, owner in families.items()}
     owners |= {f"strategies {name}": entry.owner for name, entry in strategies.items()}
-    owners |= {f"augmentations {name}": entry.owner for name, entry in augmentations.items()}
+    owners |= {f"{kind} {name}": entry.owner for kind, found in drawn.items() for name, entry in found.items()}
     distributions = {entry.owner.distribution for entry in strategies.values()}
     methods = [entry for entry in catalogue.host.methods if entry.owner.distribution in distributions]
     owners |= {f"methods {entry.name}": entry.owner for entry in methods}
@@ -37,7 +38,7 @@ def used_by(records: Iterable[TrialRecord]) -> tuple[set[str], set[str]]:
     for record in records:
         if plan := record.plan:
             used |= {f"strategies {record.params['strategy']}", f"backbones {plan.backbone.partition(':')[0]}"}
-            used |= {f"augmentations {plan.augmentation.name}", *(f"methods {phase.method}" for phase in plan.phases)}
+            used |= {f"{kind} {name}" for kind, name in components(plan.phases, plan.augmentation.name)}
             libraries |= set(plan.requires)
     return used, libraries
 

@@ -32,6 +32,7 @@ from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import Settings
+from autotl.study.space import DRAWN
 from autotl.study.storage import GUESS, SharedStudy, check_url
 from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials
@@ -77,9 +78,13 @@ class Search:
             missing(host, before.owners, self._used | self._asked_for(), watcher.note) if before else frozenset()
         )
         self.strategies = self._chosen("strategies", settings.strategies, before.strategies if before else None)
-        self.augmentations = self._chosen(
-            "augmentations", settings.augmentations, before.augmentations if before else None
-        )
+        self.drawn = {
+            kind: self._chosen(kind, getattr(settings, kind), getattr(before, kind) if before else None)
+            for kind in DRAWN.values()
+        }
+        for name, entry in self.drawn["methods"].items():
+            if not hasattr(entry.item, "step"):
+                raise StudyError(f"--methods: '{name}' fits a head. Name methods that train by gradient descent.")
         self._named = self._expanded(settings.backbones)
         if before:
             here = [name for name in before.backbones if self._has("backbones", name.partition(":")[0])]
@@ -118,7 +123,7 @@ class Search:
                     bench,
                     backbones=tuple(self.before.backbones) if self.before else backbones,
                     strategies=self.strategies,
-                    augmentations=self.augmentations,
+                    drawn=self.drawn,
                     watcher=self.watcher,
                     budget=self.budget,
                 )
@@ -175,8 +180,8 @@ class Search:
     def _asked_for(self) -> set[str]:
         """The plugins that the user names for a study that is resumed, named as in `Owners`."""
         families = [f"backbones {name.partition(':')[0]}" for name in self.settings.backbones]
-        strategies = [f"strategies {name}" for name in self.settings.strategies]
-        return {*families, *strategies, *(f"augmentations {name}" for name in self.settings.augmentations)}
+        kinds = ("strategies", *DRAWN.values())
+        return {*families, *(f"{kind} {name}" for kind in kinds for name in getattr(self.settings, kind))}
 
     def _chosen(self, kind: str, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
         """The entries that the user named, or all if none are named; in a resumed study those it was started with.
@@ -308,8 +313,12 @@ class Search:
             if before
             else tuple(sorted({*self._named, *self.pool.backbones} - set(backbones))),
             strategies=tuple(self.strategies),
-            augmentations=tuple(self.augmentations),
-            owners=owners_of(self.catalogue, backbones, self.strategies, self.augmentations) | theirs,
+            augmentations=tuple(self.drawn["augmentations"]),
+            optimizers=tuple(self.drawn["optimizers"]),
+            objectives=tuple(self.drawn["objectives"]),
+            adapters=tuple(self.drawn["adapters"]),
+            methods=tuple(self.drawn["methods"]),
+            owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn) | theirs,
             metric=self.settings.metric,
             seed=self.settings.seed,
             near_copies=self.settings.near_copies,
@@ -361,9 +370,12 @@ class Search:
         """
         crew = Crew(study, self.folder, trials)
         strategies = {name: each for name, each in self.strategies.items() if self._has("strategies", name)}
-        augmentations = {name: each for name, each in self.augmentations.items() if self._has("augmentations", name)}
+        drawn = {
+            kind: {name: entry for name, entry in entries.items() if self._has(kind, name)}
+            for kind, entries in self.drawn.items()
+        }
         known = guesses.Guesses(
-            self.catalogue, self.inputs, strategies, augmentations, self._leave_out, metric=self.settings.metric
+            self.catalogue, self.inputs, strategies, drawn, self._leave_out, metric=self.settings.metric
         )
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))

@@ -53,7 +53,7 @@ def with_seed(plan: TransferPlan, seed: int) -> TransferPlan:
 
 def depends_on_seed(plan: TransferPlan) -> bool:
     """Whether another seed would give another result."""
-    return plan.by_gradient or has_random_weights(plan)
+    return bool(plan.trainings) or has_random_weights(plan)
 
 
 def has_random_weights(plan: TransferPlan) -> bool:
@@ -63,7 +63,7 @@ def has_random_weights(plan: TransferPlan) -> bool:
 
 def from_scratch(plan: TransferPlan) -> bool:
     """Whether the network is trained from random weights."""
-    return plan.by_gradient and has_random_weights(plan)
+    return bool(plan.trainings) and has_random_weights(plan)
 
 
 def is_linear_probe(plan: TransferPlan) -> bool:

@@ -90,6 +90,14 @@ class Settings(Record):
     """Names or globs of the strategies to consider; empty: all."""
     augmentations: Names = ()
     """Names or globs of the augmentations to consider; empty: all."""
+    optimizers: Names = ("adamw", "sgd")
+    """Names or globs of the optimizers to consider."""
+    objectives: Names = ("cross-entropy",)
+    """Names or globs of the objectives to consider."""
+    adapters: Names = ("all",)
+    """Names or globs of the adapters, which choose what of a stage is trained; `all`: all parameters."""
+    methods: Names = ("gradient-descent",)
+    """Names or globs of the gradient methods to consider."""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """The metric to maximise: accuracy, balanced-accuracy or macro-f1."""
     near_copies: NearCopies = "together"

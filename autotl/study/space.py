@@ -2,15 +2,27 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts
+from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts, Optimization
 from autotl.engine.fit import requires
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
-from autotl.plan import MODES, ClassWeights, Component, DataRef, Head, Input, Phase, Pooling, TransferPlan
+from autotl.plan import (
+    MODES,
+    NO_AUGMENTATION,
+    ClassWeights,
+    Component,
+    DataRef,
+    Head,
+    Input,
+    Phase,
+    Pooling,
+    TransferPlan,
+)
 from autotl.registry import Entry
 from autotl.study.inputs import Inputs
 
@@ -19,6 +31,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+DRAWN = {
+    "augmentation": "augmentations",
+    "optimizer": "optimizers",
+    "objective": "objectives",
+    "adapter": "adapters",
+    "method": "methods",
+}
+"""The parameters by which a trial draws what plugins registered, with the kind of each."""
 SHARED = (
     "strategy",
     "backbone",
@@ -28,7 +48,7 @@ SHARED = (
     "token_pooling",
     "input_mode",
     "input_size",
-    "augmentation",
+    *DRAWN,
     "class_weights",
 )
 """Parameters that all strategies share."""
@@ -106,19 +126,20 @@ class SearchContext:
         *,
         catalogue: Catalogue,
         backbones: Sequence[str],
-        augmentations: Mapping[str, Entry],
+        drawn: Mapping[str, Mapping[str, Entry]],
         data: DataFacts,
         data_ref: DataRef,
         seed: int,
         arithmetic: Callable[[str], Arithmetic],
     ) -> None:
+        """`drawn`: the entries to draw from, by kind and name."""
         self.data = data
         self.seed = seed
         self._trial = trial
         self._catalogue = catalogue
         self._inputs = Inputs(catalogue, data)
         self._backbones = backbones
-        self._augmentations = augmentations
+        self._drawn = drawn
         self._data_ref = data_ref
         self._arithmetic = arithmetic
 
@@ -149,12 +170,25 @@ class SearchContext:
         return at(self._trial.suggest_float("input_size", 0.0, 1.0), options)
 
     def augmentation(self) -> Component:
-        name = self._trial.suggest_categorical("augmentation", list(self._augmentations))
-        entry = self._augmentations[name]
-        what = f"Augmentation '{name}'"
+        return self._component("augmentation")
+
+    def optimizer(self, *, pretrained: bool = True) -> Optimization:
+        entry, asked = self._choice("optimizer")
+        what = f"Optimizer '{entry.name}'"
         with entry.owner.answers_for(what):
-            params = entry.item.suggest(OwnTrial(self._trial, entry, what, self._catalogue.host), self)
-            return _component(entry, params)
+            found = entry.item.suggest(asked, self, pretrained)
+            if not isinstance(found, Optimization):
+                raise TypeError(f"its suggest returned {type(found).__name__}, not Optimization")
+            return replace(found, optimizer=Component(name=entry.name, params=dict(found.params)))
+
+    def objective(self) -> Component:
+        return self._component("objective")
+
+    def adapter(self) -> Component:
+        return self._component("adapter")
+
+    def method(self) -> Component:
+        return self._component("method")
 
     def class_weights(self) -> ClassWeights:
         if self.data.imbalance <= UNEQUAL:
@@ -176,9 +210,9 @@ class SearchContext:
         network = self._catalogue.network(name, self.seed, input or self._inputs.first(name))
         if not pretrained:
             network = self._catalogue.at_random(network, self.seed)
-        augmentation = augmentation or _component(self._catalogue.host.augmentations["none"], {})
-        # The arithmetic matters only if something is trained by gradient.
-        trained = any(phase.by_gradient for phase in phases)
+        augmentation = augmentation or NO_AUGMENTATION
+        # The arithmetic matters only if something is trained by gradient descent.
+        trained = any(phase.training for phase in phases)
         arithmetic = self._arithmetic(self._backbone.name) if trained else Arithmetic()
         return TransferPlan(
             backbone=network.backbone,
@@ -196,6 +230,19 @@ class SearchContext:
             phases=tuple(phases),
         )
 
+    def _component(self, name: str) -> Component:
+        """What the parameter `name` draws, with its parameters."""
+        entry, asked = self._choice(name)
+        with entry.owner.answers_for(f"{name.capitalize()} '{entry.name}'"):
+            return Component(name=entry.name, params=entry.item.suggest(asked, self))
+
+    def _choice(self, name: str) -> tuple[Entry, OwnTrial]:
+        """The entry that the parameter `name` draws, if there is a choice, and the trial as its plugin sees it."""
+        entries = self._drawn[DRAWN[name]]
+        chosen = next(iter(entries)) if len(entries) == 1 else self._trial.suggest_categorical(name, list(entries))
+        entry = entries[chosen]
+        return entry, OwnTrial(self._trial, entry, f"{name.capitalize()} '{entry.name}'", self._catalogue.host)
+
     @cached_property
     def _backbone(self) -> BackboneInfo:
         return self._catalogue.info(self._trial.suggest_categorical("backbone", list(self._backbones)))
@@ -208,7 +255,3 @@ class SearchContext:
 def pooling_name(poolings: Sequence[Pooling]) -> str:
     """Networks with a class token have one more pooling, so they need a parameter of their own."""
     return "token_pooling" if "token" in poolings else "pooling"
-
-
-def _component(entry: Entry, params: dict[str, Any]) -> Component:
-    return Component(name=entry.name, owner=entry.owner.distribution, version=entry.owner.version, params=params)

@@ -43,7 +43,7 @@ def require_unseen(dataset: Dataset, weights: Iterable[Path]) -> None:
     sealed = set(dataset.shas("test"))
     for path in weights:
         plan = bundle.plan_of(path)
-        if plan is None or not any(phase.stage_lr for phase in plan.phases):
+        if plan is None or not any(training.stage_lr for training in plan.trainings):
             continue  # that study did not train its stages
         study = folder.StudyFolder(path.resolve().parent)
         try:

@@ -22,7 +22,7 @@ from autotl.registry import Entry
 from autotl.study import patience
 from autotl.study.budget import Budget
 from autotl.study.settings import Settings
-from autotl.study.space import OwnTrial, SearchContext
+from autotl.study.space import DRAWN, OwnTrial, SearchContext
 from autotl.study.storage import GUESS, SharedStudy
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
@@ -40,12 +40,12 @@ class Suggestions:
         *,
         backbones: Sequence[str],
         strategies: Mapping[str, Entry],
-        augmentations: Mapping[str, Entry],
+        drawn: Mapping[str, Mapping[str, Entry]],
         watcher: Watcher,
         budget: Budget,
     ) -> None:
         self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
-        self.backbones, self.strategies, self.augmentations = backbones, strategies, augmentations
+        self.backbones, self.strategies, self.drawn = backbones, strategies, drawn
         self.watcher, self.budget = watcher, budget
         self._image_seconds: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ class Suggestions:
             trial,
             catalogue=self.bench.catalogue,
             backbones=self.backbones,
-            augmentations=self.augmentations,
+            drawn=self.drawn,
             data=self._facts,
             data_ref=DataRef(
                 fingerprint=self.bench.dataset.fingerprint,
@@ -98,8 +98,8 @@ class Suggestions:
         first = getattr(entry.item, "first_guess", None) if GUESS in trial.user_attrs else None
         for name, value in (first or {}).items():
             distribution = trial.distributions.get(name)
-            if name == "backbone":  # already reported and replaced
-                continue
+            if name == "backbone" or (name in DRAWN and len(self.drawn[DRAWN[name]]) == 1):
+                continue  # already reported and replaced, or without a choice
             if distribution is None:
                 how = f"names '{name}', which its suggest does not ask for."
             elif not distribution._contains(distribution.to_internal_repr(trial.params[name])):
@@ -146,7 +146,7 @@ class Suggestions:
     def _trained_on(self, backbone: str) -> TransferPlan | None:
         """A plan of this study that trained a backbone; it has the arithmetic if the storage was lost."""
         plans = (record.plan for record in self.folder.log.records() if record.plan)
-        trained = (plan for plan in plans if plan.by_gradient)
+        trained = (plan for plan in plans if plan.trainings)
         return next((plan for plan in trained if plan.backbone.removesuffix(RANDOM) == backbone), None)
 
     def image_seconds(self, backbone: str) -> float:

@@ -267,7 +267,7 @@ class Trials:
             raise NoTime
         found = found or schedule.shortened(plan, 0.0)
         if found != plan:
-            few, many = (sum(phase.epochs for phase in each.phases) for each in (found, plan))
+            few, many = found.epochs(), plan.epochs()
             self.watcher.note(f"Trial {number} is trained for {few} of its {many} epochs: there is no time for more.")
         return found
 
@@ -309,8 +309,7 @@ class _TrialObserver:
 
     def epoch(self, phase: int, epoch: int, facts: Mapping[str, float]) -> None:
         assert self.plan is not None
-        before = sum(earlier.epochs for earlier in self.plan.phases[: phase - 1])
-        self.share = 100 * (before + epoch) // sum(each.epochs for each in self.plan.phases)
+        self.share = 100 * (self.plan.epochs(phase - 1) + epoch) // self.plan.epochs()
         metric = self._trials.settings.metric
         values = [facts[f"{split}.{metric}"] for split in ("early_stop", "val") if f"{split}.{metric}" in facts]
         told = (values[0], self.share) if values and 0 < self.share < 100 else None

@@ -22,6 +22,7 @@ from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, owners_of, require_same
 from autotl.study.settings import Settings
+from autotl.study.space import DRAWN
 from autotl.study.storage import SharedStudy
 from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials
@@ -79,8 +80,8 @@ class Worker:
                     f"The search uses other weights for '{name}'. Use the same: --weights {name}=FILE, or =BUNDLE"
                 )
         self.strategies = self._entries("strategies", definition.strategies)
-        self.augmentations = self._entries("augmentations", definition.augmentations)
-        ours = owners_of(self.catalogue, self._backbones, self.strategies, self.augmentations)
+        self.drawn = {kind: self._entries(kind, getattr(definition, kind)) for kind in DRAWN.values()}
+        ours = owners_of(self.catalogue, self._backbones, self.strategies, self.drawn)
         require_same(definition.owners, ours, self.missing)
 
     def run(self) -> int:
@@ -110,7 +111,7 @@ class Worker:
                 bench,
                 backbones=tuple(definition.backbones),
                 strategies=self.strategies,
-                augmentations=self.augmentations,
+                drawn=self.drawn,
                 watcher=self.watcher,
                 budget=self.budget,
             )

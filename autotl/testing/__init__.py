@@ -14,5 +14,15 @@ from autotl.testing.augmentations import AugmentationTests
 from autotl.testing.backbones import BackboneTests
 from autotl.testing.methods import MethodTests
 from autotl.testing.strategies import StrategyTests
+from autotl.testing.training import AdapterTests, GradientMethodTests, ObjectiveTests, OptimizerTests
 
-__all__ = ["AugmentationTests", "BackboneTests", "MethodTests", "StrategyTests"]
+__all__ = [
+    "AdapterTests",
+    "AugmentationTests",
+    "BackboneTests",
+    "GradientMethodTests",
+    "MethodTests",
+    "ObjectiveTests",
+    "OptimizerTests",
+    "StrategyTests",
+]

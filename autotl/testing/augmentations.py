@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autotl.contracts import BatchTransform, DataFacts
 from autotl.engine.draws import Draws
+from autotl.plan import Component
 from autotl.testing.lab import FACTS, FEWER, SEED, Lab, assert_same, sgd, stir, well_behaved
 from autotl.testing.parameters import DRAWS, assert_one_study, own_names, unused_parameters
 from autotl.testing.plugins import PluginTests
@@ -95,7 +96,7 @@ class AugmentationTests(PluginTests):
     def test_two_trainings_with_it_are_equal(self, lab: Lab, name: str) -> None:
         params, _ = _suggested(lab, name, {}, 0)
         info = lab.catalogue.info("tiny:net")
-        plan = lab.plan(sgd(None, info.names), augmentation=lab.component(name, params))
+        plan = lab.plan(sgd(None, info.names), augmentation=Component(name=name, params=params))
         stir(1)
         first = lab.fit(plan)
         stir(2)

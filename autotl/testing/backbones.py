@@ -149,7 +149,7 @@ class BackboneTests(PluginTests):
             for lr in (1e-4, 2e-4):
                 phase = sgd(None, trained, lr=lr, epochs=1)
                 batch = len(lab.bench.shas("train"))
-                phase = phase.model_copy(update={"options": {**phase.options, "batch_size": batch}})
+                phase = phase.trained_by(batch_size=batch)
                 # A head of zeros passes no gradient, so the head is fitted before the only step.
                 fitted = lab.fit(lab.plan(linear_probe(names[-1]), phase, backbone=backbone))
                 before = lab.catalogue.build(fitted.plan.network).state_dict()

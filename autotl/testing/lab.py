@@ -22,8 +22,8 @@ from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
-from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
-from autotl.study.space import OwnTrial, SearchContext
+from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Input, Phase, Training, TransferPlan
+from autotl.study.space import DRAWN, OwnTrial, SearchContext
 
 SEED = 7
 EPOCHS = 2
@@ -128,17 +128,21 @@ class Lab:
         return OwnTrial(trial, self.host.registries[kind][name], f"'{name}'", self.host)
 
     def context(self, trial: optuna.Trial, facts: DataFacts = FACTS) -> SearchContext:
-        """A context without augmentations of other authors, which are not under test."""
-        augmentations = {
-            entry.name: entry
-            for entry in self.host.augmentations
-            if entry.owner.plugin == self.name or entry.owner.distribution == "autotl"
+        """A context that draws nothing of other authors, who are not under test."""
+        drawn = {
+            kind: {
+                entry.name: entry
+                for entry in self.host.registries[kind]
+                if (entry.owner.plugin == self.name or entry.owner.distribution == "autotl")
+                and (kind != "methods" or hasattr(entry.item, "step"))
+            }
+            for kind in DRAWN.values()
         }
         return SearchContext(
             trial,
             catalogue=self.catalogue,
             backbones=["tiny:net", "tiny:deep"],
-            augmentations=augmentations,
+            drawn=drawn,
             data=facts,
             data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=SEED),
             seed=SEED,
@@ -155,16 +159,12 @@ class Lab:
             input=network.input,
             cut=info.names[-1],
             head=Head(pooling="avg"),
-            augmentation=augmentation or self.component("none", {}),
+            augmentation=augmentation or NO_AUGMENTATION,
             data=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=SEED),
             seed=SEED,
             requires=self.catalogue.requires(backbone),
             phases=phases,
         )
-
-    def component(self, name: str, params: dict[str, Any]) -> Component:
-        owner = self.host.augmentations[name].owner
-        return Component(name=name, owner=owner.distribution, version=owner.version, params=params)
 
     def fit(self, plan: TransferPlan) -> Fitted:
         return fit(plan, self.bench)
@@ -184,14 +184,16 @@ def names_of(plugin: ModuleType, kind: str) -> list[str]:
 
 def sgd(frozen: str | None, trained: tuple[str, ...], lr: float = 0.01, epochs: int = EPOCHS) -> Phase:
     """A phase that trains these stages and the head by plain gradient descent."""
-    return Phase(
-        method="sgd",
-        frozen=frozen,
-        stage_lr=dict.fromkeys(trained, lr),
-        head_lr=0.1,
+    training = Training(
         epochs=epochs,
-        options={"optimizer": "sgd", "momentum": 0.0, "batch_size": 16, "schedule": "constant", "clip": 1.0},
+        batch_size=16,
+        head_lr=0.1,
+        stage_lr=dict.fromkeys(trained, lr),
+        optimizer=Component(name="sgd", params={"momentum": 0.0}),
+        schedule="constant",
+        clip=1.0,
     )
+    return Phase(method="gradient-descent", frozen=frozen, training=training)
 
 
 def linear_probe(cut: str) -> Phase:
@@ -202,7 +204,8 @@ def linear_probe(cut: str) -> Phase:
 def shortened(plan: TransferPlan) -> TransferPlan:
     """The same plan with few epochs and no early stopping."""
     phases = tuple(
-        phase.model_copy(update={"epochs": min(phase.epochs, EPOCHS), "stop": None}) for phase in plan.phases
+        phase.trained_by(epochs=min(phase.training.epochs, EPOCHS), stop=None) if phase.training else phase
+        for phase in plan.phases
     )
     return plan.model_copy(update={"phases": phases})
 
@@ -267,8 +270,8 @@ def assert_only_trained_moves(lab: Lab, fitted: Fitted, what: str) -> None:
     plan, stages = fitted.plan, fitted.model.stages
     before, after = state_before(lab, plan), stages.state_dict()
     highest: dict[str, float] = {}
-    for phase in plan.phases:
-        for name, lr in phase.stage_lr.items():
+    for training in plan.trainings:
+        for name, lr in training.stage_lr.items():
             highest[name] = max(lr, highest.get(name, 0.0))
     for name in stages.names:
         parameters = stages.stage_parameters(name)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from autotl.contracts import FittedHead, Method
+from autotl.contracts import FittedHead, HeadMethod
 from autotl.testing.lab import SEED, Lab, stir, well_behaved
 from autotl.testing.plugins import PluginTests
 
@@ -122,8 +122,8 @@ class MethodTests(PluginTests):
         return {option: value for option, value in given if isinstance(value, list) and len(value) > 1}
 
 
-def _method(lab: Lab, name: str) -> Method:
-    method: Method = lab.host.methods[name].item
+def _method(lab: Lab, name: str) -> HeadMethod:
+    method: HeadMethod = lab.host.methods[name].item
     return method
 
 

@@ -83,7 +83,7 @@ class StrategyTests(PluginTests):
                 plan, _ = suggested(lab, name, {}, seed, facts)
                 try:
                     check(plan, lab.bench)
-                    unjudged = [phase for phase in plan.phases if phase.stop and phase.stop.patience]
+                    unjudged = [each for each in plan.trainings if each.stop and each.stop.patience]
                     if unjudged and not facts.has_early_stop:
                         raise PlanError(
                             "it stops by the loss on 'early_stop', but context.data.has_early_stop is False"

@@ -29,9 +29,13 @@ def flat(plan: TransferPlan) -> dict[str, Any]:
 
 def _of_phase(phase: Phase) -> dict[str, Any]:
     found: dict[str, Any] = {"method": phase.method, "frozen": phase.frozen or "none", **phase.options}
-    if phase.epochs:
-        found |= {"epochs": phase.epochs, "batch_norm": phase.batch_norm, "head lr": phase.head_lr}
-        found |= {f"lr.{stage}": lr for stage, lr in phase.stage_lr.items()}
-    if phase.stop:
-        found |= {f"stop.{name}": value for name, value in phase.stop.model_dump(exclude_none=True).items()}
+    if phase.training:
+        for name, value in phase.training.model_dump(exclude={"stage_lr", "stop"}).items():
+            if isinstance(value, dict):  # a component
+                found |= {name: value["name"], **{f"{name}.{key}": each for key, each in value["params"].items()}}
+            elif value is not None:
+                found[name] = value
+        found |= {f"lr.{stage}": lr for stage, lr in phase.training.stage_lr.items()}
+        if stop := phase.training.stop:
+            found |= {f"stop.{name}": value for name, value in stop.model_dump(exclude_none=True).items()}
     return found

@@ -37,6 +37,10 @@ class Definition(Record):
     """Backbones that were requested but failed, or for which the budget was too short."""
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    objectives: tuple[str, ...]
+    adapters: tuple[str, ...]
+    methods: tuple[str, ...]
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, that provides each plugin item, by kind and name."""
     metric: str

@@ -31,7 +31,7 @@ from autotl.engine.features import extractor
 from autotl.engine.fit import fit
 from autotl.engine.observe import Nobody
 from autotl.host import Host
-from autotl.plan import Component, DataRef, Head, Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, DataRef, Head, Phase, Training, TransferPlan
 
 TESTS = Path(__file__).parents[2] / "tests"
 NETWORKS = ("resnet50.a1_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k")
@@ -214,14 +214,9 @@ def training(name: str, bench: Bench) -> dict[str, Any]:
     backbone = f"timm:{name}@random"
     network = bench.catalogue.network(backbone, 0)
     info = bench.catalogue.info(backbone, network.input)
-    phase = Phase(
-        method="sgd",
-        frozen=None,
-        stage_lr={stage.name: 1e-4 for stage in info.stages if stage.parameters},
-        head_lr=1e-3,
-        epochs=EPOCHS,
-        options={"optimizer": "adamw", "batch_size": BATCH},
-    )
+    rates = {stage.name: 1e-4 for stage in info.stages if stage.parameters}
+    training = Training(epochs=EPOCHS, batch_size=BATCH, head_lr=1e-3, stage_lr=rates)
+    phase = Phase(method="gradient-descent", frozen=None, training=training)
     plan = TransferPlan(
         backbone=backbone,
         weights=network.weights,
@@ -229,7 +224,7 @@ def training(name: str, bench: Bench) -> dict[str, Any]:
         compute_dtype="bfloat16",
         cut=info.names[-1],
         head=Head(pooling="avg"),
-        augmentation=Component(name="none", owner="autotl", version=bench.catalogue.requires(backbone)["autotl"]),
+        augmentation=NO_AUGMENTATION,
         data=DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
         train_on=("train", "early_stop", "val"),  # without a split to evaluate epochs on, only training is timed
         seed=0,

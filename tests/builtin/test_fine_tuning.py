@@ -36,6 +36,10 @@ def catalogue(host, cache):
     return Catalogue(host, cache)
 
 
+def all_of(registry):
+    return {entry.name: entry for entry in registry}
+
+
 @pytest.fixture
 def suggest(host, catalogue):
     """Asks a strategy for a plan."""
@@ -53,7 +57,13 @@ def suggest(host, catalogue):
             trial,
             catalogue=catalogue,
             backbones=backbones,
-            augmentations={entry.name: entry for entry in host.augmentations},
+            drawn={
+                "augmentations": all_of(host.augmentations),
+                "optimizers": all_of(host.optimizers),
+                "objectives": all_of(host.objectives),
+                "adapters": all_of(host.adapters),
+                "methods": {name: host.methods[name] for name in ("gradient-descent", "sam")},
+            },
             data=facts.pop("data", None) or DataFacts(**{**values, **facts}),
             data_ref=DataRef(fingerprint="f", split_seed=7),
             seed=7,
@@ -93,7 +103,7 @@ def names(catalogue, plan):
 
 
 def tuned(plan):
-    return [phase for phase in plan.phases if phase.method == "sgd"]
+    return [phase for phase in plan.phases if phase.training]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -118,22 +128,22 @@ def test_every_trained_stage_has_a_rate_and_no_frozen_one(drawn, catalogue, stra
         stages = names(catalogue, plan)
         for phase in tuned(plan):
             first = stages.index(phase.frozen) + 1 if phase.frozen else 0
-            assert list(phase.stage_lr) == stages[first:]
-            assert phase.head_lr > 0
-            assert all(rate > 0 for rate in phase.stage_lr.values())
+            assert list(phase.training.stage_lr) == stages[first:]
+            assert phase.training.head_lr > 0
+            assert all(rate > 0 for rate in phase.training.stage_lr.values())
 
 
 @pytest.mark.parametrize("strategy", ["fine-tune", "lp-ft", "gradual-unfreeze"])
 def test_rates_fall_with_depth_by_the_same_factor(drawn, strategy):
     looked_at = 0
-    for trial, plan in drawn(strategy):
+    for trial, plan in drawn(strategy, trials=2 * TRIALS):
         ratio = trial.params.get(f"{strategy}.depth_ratio")
         if ratio is None:
             assert trial.params["fine-tune.lr_scheme"] == "groups"
             continue
-        top = trial.params[f"recipe.{trial.params['recipe.optimizer']}.lr"]
+        top = trial.params[f"{trial.params['optimizer']}.lr"]
         for phase in tuned(plan):
-            rates = list(phase.stage_lr.values())
+            rates = list(phase.training.stage_lr.values())
             factors = [earlier / later for earlier, later in pairwise(rates)]
             assert all(factor == pytest.approx(factors[0]) and factor < 1 for factor in factors)
             if rates:
@@ -151,8 +161,8 @@ def test_the_ratio_is_that_of_the_first_stage_to_the_last_of_the_whole_network(s
         "fine-tune.depth_ratio": 0.01,
     }
     (phase,) = suggest("fine-tune", FixedTrial(params)).phases
-    assert list(phase.stage_lr) == list(catalogue.info(RESNET).names)
-    rates = list(phase.stage_lr.values())
+    assert list(phase.training.stage_lr) == list(catalogue.info(RESNET).names)
+    rates = list(phase.training.stage_lr.values())
     assert rates[0] / rates[-1] == pytest.approx(0.01)
 
 
@@ -160,7 +170,7 @@ def test_groups_are_thirds_of_the_depth(suggest, first, catalogue):
     factors = {"fine-tune.low": 0.02, "fine-tune.middle": 0.5, "fine-tune.high": 2.0}
     params = {**first("fine-tune"), "backbone": RESNET, "cut": 1.0, "fine-tune.lr_scheme": "groups", **factors}
     (phase,) = suggest("fine-tune", FixedTrial(params)).phases
-    rates = [rate / params["recipe.adamw.lr"] for rate in phase.stage_lr.values()]
+    rates = [rate / params["adamw.lr"] for rate in phase.training.stage_lr.values()]
     third = -(-len(rates) // 3)
     assert rates == sorted(rates)
     assert {round(rate, 6) for rate in rates} == {0.02, 0.5, 2.0}
@@ -173,7 +183,7 @@ def test_the_whole_network_is_trained_at_one_rate(drawn, catalogue):
             (phase,) = plan.phases
             assert plan.cut == catalogue.info(plan.backbone).names[-1]
             assert phase.frozen is None
-            assert len(set(phase.stage_lr.values())) == 1
+            assert len(set(phase.training.stage_lr.values())) == 1
 
 
 def test_scratch_begins_with_random_weights_and_the_others_do_not(drawn):
@@ -184,7 +194,7 @@ def test_scratch_begins_with_random_weights_and_the_others_do_not(drawn):
                 assert plan.backbone == (f"{RESNET}@random" if random else RESNET)
                 assert plan.weights.startswith("random:7" if random else "sha256:")
             if strategy == "scratch":
-                assert plan.phases[0].batch_norm == "train"
+                assert plan.phases[0].training.batch_norm == "train"
 
 
 def test_heads_come_before_stages_where_they_are_said_to(drawn):
@@ -197,7 +207,7 @@ def test_heads_come_before_stages_where_they_are_said_to(drawn):
 
 def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalogue):
     counts = set()
-    for trial, plan in drawn("gradual-unfreeze"):
+    for trial, plan in drawn("gradual-unfreeze", trials=2 * TRIALS):
         stages = names(catalogue, plan)
         phases = tuned(plan)
         frozen = [stages.index(phase.frozen) + 1 if phase.frozen else 0 for phase in phases]
@@ -206,12 +216,12 @@ def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalog
         assert frozen[-1] == min(len(stages), int(share * (len(stages) + 1)))
         wanted = min(trial.params["gradual-unfreeze.steps"], len(stages) - frozen[-1])
         assert len(phases) == max(1, wanted)
-        assert all(phase.epochs >= 1 for phase in phases)
-        total = sum(phase.epochs for phase in phases)
+        assert all(phase.training.epochs >= 1 for phase in phases)
+        total = sum(phase.training.epochs for phase in phases)
         assert total == pytest.approx(10 * 4 ** trial.params["recipe.length"], abs=len(phases))
         counts.add(len(phases))
         for early, late in pairwise(phases):
-            assert early.stage_lr.items() <= late.stage_lr.items()
+            assert early.training.stage_lr.items() <= late.training.stage_lr.items()
     assert {1, 2, 3} <= counts
 
 
@@ -267,7 +277,7 @@ def test_nothing_that_is_drawn_is_without_effect(drawn, suggest, strategy):
 def test_large_sets_need_fewer_epochs(drawn, train_images, fewest, most):
     assert recipe.epochs(train_images) == (fewest, most)
     pairs = drawn("full", train_images=train_images)
-    epochs = [plan.phases[0].epochs for _, plan in sorted(pairs, key=lambda pair: pair[0].params["recipe.length"])]
+    epochs = [plan.epochs() for _, plan in sorted(pairs, key=lambda pair: pair[0].params["recipe.length"])]
     assert epochs == sorted(epochs)
     assert fewest <= epochs[0] and epochs[-1] <= most
     assert len(set(epochs)) > 2
@@ -287,16 +297,16 @@ def test_large_sets_need_fewer_epochs(drawn, train_images, fewest, most):
     ],
 )
 def test_an_epoch_has_neither_few_nor_very_many_steps(drawn, train_images, sizes):
-    batches = {plan.phases[0].options["batch_size"] for _, plan in drawn("full", train_images=train_images)}
+    batches = {plan.phases[0].training.batch_size for _, plan in drawn("full", train_images=train_images)}
     assert batches == sizes
 
 
 def test_the_epoch_is_chosen_only_where_there_is_a_split_for_it(drawn):
     for _, plan in drawn("gradual-unfreeze"):
         for phase in tuned(plan):
-            assert phase.stop.patience == max(3, round(phase.epochs / 2))
+            assert phase.training.stop.patience == max(3, round(phase.training.epochs / 2))
     for _, plan in drawn("gradual-unfreeze", has_early_stop=False):
-        assert all(phase.stop is None for phase in plan.phases)
+        assert all(training.stop is None for training in plan.trainings)
 
 
 def test_views_are_fixed_only_where_something_is_frozen_and_changed(drawn):
@@ -304,7 +314,7 @@ def test_views_are_fixed_only_where_something_is_frozen_and_changed(drawn):
     for _, plan in drawn("fine-tune"):
         (phase,) = plan.phases
         fixed = phase.frozen is not None and plan.augmentation.name != "none"
-        assert phase.options["views"] == (min(phase.epochs, recipe.MOST_VIEWS) if fixed else 0)
+        assert phase.training.views == (min(phase.training.epochs, recipe.MOST_VIEWS) if fixed else 0)
         seen.add(fixed)
     assert seen == {True, False}
 

@@ -36,7 +36,7 @@ OUTCOMES = ("named and survived", "not named", "search ended", "hang")
 
 HOOK = "from autotl import hookimpl\n{before}\n@hookimpl\ndef {name}: {body}\n"
 STRATEGY = """
-from autotl import Head, Phase, hookimpl
+from autotl import Head, Phase, Training, hookimpl
 
 class Bad:
     {attributes}
@@ -52,8 +52,8 @@ PROBE = """cut = context.cut()
         plan = context.plan(cut=cut, head=Head(pooling="avg"), phases=[Phase.linear_probe(cut)])
         """
 TRAIN = """cut = context.cut()
-        options = {"optimizer": "sgd", "batch_size": 16}
-        phase = Phase(method="sgd", frozen=cut, head_lr=0.1, epochs=1, options=options)
+        training = Training(epochs=1, batch_size=16, head_lr=0.1)
+        phase = Phase(method="gradient-descent", frozen=cut, training=training)
         return context.plan(cut=cut, head=Head(pooling="avg"), phases=[phase], augmentation=context.augmentation())"""
 METHOD = """
 import torch
@@ -82,7 +82,7 @@ def register_strategies(register):
 """
 AUGMENTATION = """
 import torch
-from autotl import Head, Phase, hookimpl
+from autotl import Head, Phase, Training, hookimpl
 
 class Augmentation:
     def suggest(self, trial, context):
@@ -109,7 +109,7 @@ BACKBONE = """
 from pathlib import Path
 import torch
 from torch import nn
-from autotl import Head, Input, ModelCard, Phase, hookimpl
+from autotl import Head, Input, ModelCard, Phase, Training, hookimpl
 
 {module}
 
@@ -136,12 +136,10 @@ class Trains:
 
     def suggest(self, trial, context):
         names = context.backbone().names
-        options = {{"optimizer": "sgd", "batch_size": 16}}
         info = context.backbone()
         rates = {{name: 0.01 for name in names if info.stage(name).parameters}}
-        phase = Phase(
-            method="sgd", frozen=None, stage_lr=rates, head_lr=0.1, epochs=1, options=options, batch_norm="train"
-        )
+        training = Training(epochs=1, batch_size=16, head_lr=0.1, stage_lr=rates, batch_norm="train")
+        phase = Phase(method="gradient-descent", frozen=None, training=training)
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])
 
 @hookimpl
@@ -272,14 +270,15 @@ PLUGINS = {
     "draws-bare": strategy("trial.suggest_float('rate', 0, 1)"),
     "draws-anew": strategy(f"trial.suggest_categorical('bad.kind', list(range(2 + trial.number))); {PROBE}return plan"),
     "draws-backwards": strategy("trial.suggest_float('bad.rate', 1, 0)"),
-    "plan-nan": strategy("Phase(method='sgd', frozen=None, head_lr=float('nan'), epochs=1)"),
+    "plan-nan": strategy("Training(epochs=1, batch_size=16, head_lr=float('nan'))"),
     "plan-forged": strategy(f"{PROBE}return plan.model_copy(update={{'phases': 'none'}})"),
     "plan-cut": strategy(f"{PROBE}return plan.model_copy(update={{'cut': 'nowhere'}})"),
     "plan-method": strategy(f"{PROBE}return plan.model_copy(update={{'phases': (Phase(method='x', frozen=cut),)}})"),
     "plan-backbone": strategy(f"{PROBE}return plan.model_copy(update={{'backbone': 'nowhere:net'}})"),
     "plan-weights": strategy(f"{PROBE}return plan.model_copy(update={{'weights': 'sha256:0'}})"),
     "plan-rates": strategy("""names = context.backbone().names
-        phase = Phase(method="sgd", frozen=None, stage_lr={"x": 1.0}, head_lr=0.1, epochs=1, options={})
+        training = Training(epochs=1, batch_size=16, head_lr=0.1, stage_lr={"x": 1.0})
+        phase = Phase(method="gradient-descent", frozen=None, training=training)
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])"""),
     "guess-number": strategy(f"{PROBE}return plan", "first_guess = 5"),
     "guess-raises": strategy(f"{PROBE}return plan", "first_guess = property(lambda self: 1 / 0)"),

@@ -7,7 +7,7 @@ import json
 from click.testing import CliRunner
 from torch import nn
 
-from autotl import Head, Phase, hookimpl
+from autotl import Head, Phase, Training, hookimpl
 from autotl.cli.main import main
 from autotl.host import Host
 from autotl.testing.lab import TinyFamily, TinyNetwork
@@ -36,8 +36,8 @@ class Strategy:
         print("suggest")
         (first, *others) = context.backbone().names
         trained = dict.fromkeys(others, 0.01)
-        options = {"optimizer": "sgd", "batch_size": 16}
-        phase = Phase(method="sgd", frozen=first, stage_lr=trained, head_lr=0.1, epochs=1, options=options)
+        training = Training(epochs=1, batch_size=16, head_lr=0.1, stage_lr=trained)
+        phase = Phase(method="gradient-descent", frozen=first, training=training)
         return context.plan(cut=others[-1], head=Head(pooling="avg"), phases=[phase])
 
 

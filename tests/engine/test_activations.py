@@ -16,14 +16,13 @@ from autotl.engine.fit import fit
 from autotl.engine.model import Model
 from autotl.engine.observe import Nobody
 from autotl.errors import PluginError
-from autotl.plan import Component, DataRef, Head, Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Phase, Training, TransferPlan
 
 TIMES = {"seconds": 0, "val.seconds": 0}
 
 NAMES = ("0.2", "1.2", "2.1")
-PLAIN = {"optimizer": "sgd", "batch_size": 7, "momentum": 0.0}
+PLAIN = {"optimizer": Component(name="sgd", params={"momentum": 0.0}), "batch_size": 7}
 PROBE = Phase(method="logistic", frozen="2.1", options={"penalty": [0.1]})
-NONE = Component(name="none", owner="autotl", version="0.1.0")
 CHUNK = 16
 
 
@@ -52,7 +51,7 @@ def augment(host):
 
         host.add(Plugin(), "given-plugin")
         assert not host.problems
-        return Component(name="given", owner="given-plugin", version="1")
+        return Component(name="given")
 
     return offer
 
@@ -69,14 +68,8 @@ def bench(host, stripes, tmp_path, monkeypatch):
 
 def phase(frozen, *, rate=0.001, head_lr=0.02, epochs=2, **options):
     trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
-    return Phase(
-        method="sgd",
-        frozen=frozen,
-        stage_lr=dict.fromkeys(trained, rate),
-        head_lr=head_lr,
-        epochs=epochs,
-        options={**PLAIN, **options},
-    )
+    values = {**PLAIN, "stage_lr": dict.fromkeys(trained, rate), "head_lr": head_lr, "epochs": epochs, **options}
+    return Phase(method="gradient-descent", frozen=frozen, training=Training(**values))
 
 
 def plan(bench, *phases, **changes):
@@ -88,7 +81,7 @@ def plan(bench, *phases, **changes):
             "input": network.input,
             "cut": "2.1",
             "head": Head(pooling="avg"),
-            "augmentation": NONE,
+            "augmentation": NO_AUGMENTATION,
             "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
             "seed": 0,
             "requires": {},
@@ -132,13 +125,13 @@ def calls(monkeypatch):
     return seen
 
 
-FLIP = Component(name="flip", owner="autotl", version="0.1.0")
-ZOOM = Component(name="flip-rotate-zoom", owner="autotl", version="0.1.0", params={"degrees": 20.0, "zoom": 0.2})
+FLIP = Component(name="flip")
+ZOOM = Component(name="flip-rotate-zoom", params={"degrees": 20.0, "zoom": 0.2})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
-@pytest.mark.parametrize(("augmentation", "views"), [(NONE, 0), (FLIP, 3), (ZOOM, 3)])
+@pytest.mark.parametrize(("augmentation", "views"), [(NO_AUGMENTATION, 0), (FLIP, 3), (ZOOM, 3)])
 @pytest.mark.parametrize(("frozen", "batch"), [("0.2", 7), ("1.2", 20)])
 def test_stored_and_computed_again_give_the_same_bits(
     bench, calls, frozen, batch, augmentation, views, memory_format, dtype
@@ -264,7 +257,7 @@ def test_only_what_is_trained_on_is_augmented(bench, augment, frozen, views):
 
     changed, changed_fit = facts(augment(negative))
     assert seen
-    plain, plain_fit = facts(NONE)
+    plain, plain_fit = facts(NO_AUGMENTATION)
     for one, other in zip(changed, plain, strict=True):
         for name in ("early_stop.loss", "early_stop.accuracy"):
             assert one[name] == pytest.approx(other[name], rel=1e-4)

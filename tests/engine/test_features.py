@@ -18,11 +18,12 @@ from autotl.engine.fit import fit, on_all_images
 from autotl.engine.heads import logistic_path
 from autotl.errors import AutotlError, PluginError
 from autotl.host import Host
-from autotl.plan import Component, DataRef, Head, Input, Network, Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Input, Network, Phase, Training, TransferPlan
 
 TIMES = {"seconds": 0, "val.seconds": 0}
 
 WEIGHTS = "none"
+TRAINING = Training(epochs=1, batch_size=8, head_lr=0.1)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def plan(bench, **changes):
             "input": catalogue.card("tiny:net").input,
             "cut": cut,
             "head": Head(pooling="avg"),
-            "augmentation": Component(name="none", owner="autotl", version="0.1.0"),
+            "augmentation": NO_AUGMENTATION,
             "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
             "seed": 0,
             "requires": catalogue.requires("tiny:net"),
@@ -279,12 +280,25 @@ def test_a_plan_may_state_another_mode_and_the_bits_of_its_images(bench, mode, m
         ({"weights": "random:3"}, "must be 'none'"),
         ({"backbone": "tiny:net@random", "weights": "random:x"}, "must be 'random:<seed>'"),
         ({"head": Head(pooling="token")}, "Unknown pooling after 1.2 'token'. Known: avg, max"),
-        ({"augmentation": Component(name="mixup", owner="nobody", version="1")}, "augmentation 'mixup'"),
+        ({"augmentation": Component(name="mixup")}, "augmentation 'mixup'"),
         ({"phases": (Phase(method="logistic", frozen="1.2", options={"penalty": [-1]}),)}, "above zero"),
         ({"phases": (Phase(method="logistic", frozen="1.2", options={"penalty": ["a"]}),)}, "above zero"),
         (
-            {"phases": (Phase(method="logistic", frozen="1.2", epochs=3, options={"penalty": [1]}),)},
-            "no learning rates",
+            {
+                "phases": (
+                    Phase(
+                        method="logistic",
+                        frozen="1.2",
+                        training=Training(epochs=1, batch_size=8, head_lr=0.1),
+                        options={"penalty": [1]},
+                    ),
+                )
+            },
+            "fits the head without gradient descent",
+        ),
+        (
+            {"phases": (Phase(method="gradient-descent", frozen="1.2"),)},
+            "gradient-descent trains by gradient descent: the phase needs 'training'",
         ),
         ({"weights": "whatever"}, "must be 'none', not 'whatever'"),
         (

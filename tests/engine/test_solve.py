@@ -13,7 +13,7 @@ from autotl.engine.heads import logistic_path
 from autotl.errors import PluginError
 from autotl.export import bundle
 from autotl.export.export import export
-from autotl.plan import Component, DataRef, TransferPlan
+from autotl.plan import NO_AUGMENTATION, DataRef, Training, TransferPlan
 
 
 class NearestMean:
@@ -104,7 +104,7 @@ def plan(bench, *phases, **changes):
             "input": catalogue.card("tiny:net").input,
             "cut": "2.1",
             "head": Head(pooling="avg"),
-            "augmentation": Component(name="none", owner="autotl", version="0.1.0"),
+            "augmentation": NO_AUGMENTATION,
             "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
             "seed": 0,
             "requires": catalogue.requires("tiny:net"),
@@ -165,7 +165,7 @@ def test_classes_weigh_in_the_choice_as_in_the_fit(bench):
 @pytest.mark.parametrize("weights", ["evenly", ["none", "balanced"]])
 def test_logistic_takes_one_known_way_to_weigh_classes(bench, weights):
     probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1, "class_weights": weights})
-    with pytest.raises(PlanError, match="class_weights of logistic must be none or balanced, not"):
+    with pytest.raises(PlanError, match="class_weights of logistic must be one of none, balanced, effective, not"):
         fit(plan(bench, probe), bench)
 
 
@@ -176,7 +176,11 @@ def test_logistic_takes_one_known_way_to_weigh_classes(bench, weights):
         (nearest(shrnk=0.5), PlanError, "option of NearestMean 'shrnk'. Did you mean 'shrink'"),
         (nearest(shrink=[]), PlanError, "needs options.shrink: a value or a list"),
         (Phase(method="NearestMean", frozen=None), PlanError, "'frozen' must be the cut '2.1'"),
-        (Phase(method="NearestMean", frozen="2.1", head_lr=0.1), PlanError, "has no learning rates, epochs"),
+        (
+            Phase(method="NearestMean", frozen="2.1", training=Training(epochs=1, batch_size=1, head_lr=0.1)),
+            PlanError,
+            "NearestMean fits the head without gradient descent: 'training' must be null",
+        ),
         (
             Phase(method="Crooked", frozen="2.1"),
             PluginError,
@@ -225,16 +229,6 @@ def test_what_was_fixed_is_not_asked_for_again(bench):
     fit(plan(bench, nearest(shrink=0.5), train_on=("train", "early_stop", "val")), bench)
 
 
-def test_a_name_of_the_engine_is_not_for_plugins(host):
-    class Mine:
-        @hookimpl
-        def register_methods(self, register):
-            register("sgd", NearestMean, summary="mine")
-
-    host.add(Mine(), "mine")
-    assert "training method 'sgd' is part of autotl itself" in host.problems[0].reason
-
-
 def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
     probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1})
     tapped = plan(bench, probe, head=Head(pooling="max", taps=("0.2", "1.2")))
@@ -275,6 +269,6 @@ def test_taps_are_earlier_stages_in_order(bench, taps, says):
 
 
 def test_gradient_descent_sees_the_cut_alone(bench):
-    phase = Phase(method="sgd", frozen="2.1", head_lr=0.1, epochs=1, options={"optimizer": "sgd", "batch_size": 16})
+    phase = Phase(method="gradient-descent", frozen="2.1", training=Training(epochs=1, batch_size=16, head_lr=0.1))
     with pytest.raises(PlanError, match="leave 'taps' empty"):
         fit(plan(bench, phase, head=Head(pooling="avg", taps=("0.2",))), bench)

@@ -7,7 +7,7 @@ import pytest
 from autotl.engine.fit import fit
 from autotl.errors import StudyError
 from autotl.export import bundle
-from autotl.plan import Phase, Stop, TransferPlan
+from autotl.plan import Phase, Stop, Training, TransferPlan
 from autotl.study import estimate, finish
 from autotl.study import search as searching
 from autotl.study.budget import END_SHARE, MARGIN, Budget, OutOfTime
@@ -215,11 +215,11 @@ def test_a_training_gets_as_many_epochs_as_there_is_time_for_and_what_it_took_co
     made = search(host, stripes, trials=3, strategies=("linear-probe", "fine-tune", "full"), watcher=watcher, **FEW)
     made.run()
     _, tuned, full = made.folder.log.records()
-    (phase,) = tuned.plan.phases
+    (training,) = tuned.plan.trainings
     assert tuned.state == "complete"
-    assert 4 <= phase.epochs < 20 == full.plan.phases[0].epochs
-    assert max(epoch["epoch"] for epoch in tuned.epochs) <= phase.epochs
-    assert f"Trial 1 is trained for {phase.epochs} of its 20 epochs: there is no time for more." in watcher.notes
+    assert 4 <= training.epochs < 20 == full.plan.epochs()
+    assert max(epoch["epoch"] for epoch in tuned.epochs) <= training.epochs
+    assert f"Trial 1 is trained for {training.epochs} of its 20 epochs: there is no time for more." in watcher.notes
 
 
 def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next_run(host, stripes, monkeypatch):
@@ -240,7 +240,7 @@ def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next
 def test_as_long_as_there_is_no_model_a_training_is_begun_however_long_it_may_take(host, stripes, monkeypatch):
     monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 1_000.0)
     made = search(host, stripes, trials=1, strategies=("fine-tune",), **FEW)
-    assert made.run().best.plan.phases[0].epochs == 1
+    assert made.run().best.plan.epochs() == 1
 
 
 def test_a_training_that_the_budget_cuts_off_is_a_candidate_and_its_plan_gives_it_again(host, stripes, monkeypatch):
@@ -256,9 +256,9 @@ def test_a_training_that_the_budget_cuts_off_is_a_candidate_and_its_plan_gives_i
     made = search(host, stripes, trials=1, strategies=("full",), watcher=watcher, **FEW)
     result = made.run()
     (record,) = made.folder.log.records()
-    after = record.plan.phases[0].stop.at_epoch
+    after = record.plan.phases[0].training.stop.at_epoch
     assert (record.state, after) == ("complete", record.metrics["phase1.best_epoch"])
-    assert 1 <= after <= 4 < record.plan.phases[0].epochs
+    assert 1 <= after <= 4 < record.plan.epochs()
     assert bundle.plan_of(made.folder.bundle) == result.best.plan == record.plan
     assert record.reason in " ".join(watcher.notes)
     assert "20 % of its epochs; the best epoch so far counts" in record.reason
@@ -293,11 +293,10 @@ def test_a_model_is_there_even_while_a_trial_of_a_worker_is_the_best(host, strip
 def test_the_last_training_is_expected_to_take_as_long_as_its_best_epochs_on_more_images(host, stripes, monkeypatch):
     end = finish._End.__new__(finish._End)
     end.settings, end.bench = Settings(data=stripes), type("Bench", (), {"refit_factor": 1.5})
-    phase = Phase(method="sgd", frozen=None, epochs=20, stop=Stop(patience=5))
+    training = Training(epochs=20, batch_size=1, head_lr=0.1, stop=Stop(patience=5))
+    phase = Phase(method="gradient-descent", frozen=None, training=training)
     plan = TransferPlan.model_construct(phases=(Phase.linear_probe("x"), phase))
-    final = TransferPlan.model_construct(
-        phases=(Phase.linear_probe("x"), phase.model_copy(update={"stop": Stop(at_epoch=5)}))
-    )
+    final = TransferPlan.model_construct(phases=(Phase.linear_probe("x"), phase.trained_by(stop=Stop(at_epoch=5))))
     run = finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})
     assert end._seconds_again(final, run) == 40.0 * 1.5 * 5 / 10
     assert end._seconds_again(plan, finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})) == 60.0

@@ -53,7 +53,7 @@ def context(catalogue, trial, cut_away):
         trial,
         catalogue=catalogue,
         backbones=["tiny:net"],
-        augmentations={},
+        drawn={},
         data=DataFacts(
             classes=2,
             train_images=50,

@@ -1,11 +1,12 @@
 import pytest
 
-from autotl.plan import Phase, Stop, TransferPlan
+from autotl.plan import Phase, Stop, Training, TransferPlan
 from autotl.study.schedule import SHORTEST, longest, shortened
 
 
 def sgd(epochs, **changes):
-    return Phase(method="sgd", frozen=None, head_lr=0.1, epochs=epochs, **changes)
+    training = Training(epochs=epochs, batch_size=1, head_lr=0.1, **changes)
+    return Phase(method="gradient-descent", frozen=None, training=training)
 
 
 def plan(*phases):
@@ -13,17 +14,17 @@ def plan(*phases):
 
 
 def epochs(plan):
-    return [phase.epochs for phase in plan.phases]
+    return [training.epochs for training in plan.trainings]
 
 
 def test_a_shorter_schedule_has_its_share_of_each_phase_and_one_epoch_at_least():
     whole = plan(Phase.linear_probe("2.1"), sgd(20, stop=Stop(patience=10)), sgd(2), sgd(8, stop=Stop(at_epoch=6)))
     assert shortened(whole, 1.0).phases == whole.phases
     short = shortened(whole, 0.25)
-    assert epochs(short) == [0, 5, 1, 2]
+    assert epochs(short) == [5, 1, 2]
     assert short.phases[0] == whole.phases[0]
-    assert short.phases[1].stop == Stop(patience=10)
-    assert short.phases[3].stop == Stop(at_epoch=2)
+    assert short.phases[1].training.stop == Stop(patience=10)
+    assert short.phases[3].training.stop == Stop(at_epoch=2)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
 from autotl.engine.precision import Arithmetic
 from autotl.errors import PluginError
-from autotl.plan import DataRef, Head, Phase
+from autotl.plan import NO_AUGMENTATION, DataRef, Head, Phase, Training
 from autotl.registry import Owner
 from autotl.study.sampler import NumberedSampler
 from autotl.study.space import SHARED, OwnTrial, SearchContext, at, share_of
@@ -23,7 +23,7 @@ def context_of(host, tmp_path):
             trial,
             catalogue=catalogue,
             backbones=["tiny:net", "reference:edges"],
-            augmentations={entry.name: entry for entry in host.augmentations},
+            drawn={"augmentations": {entry.name: entry for entry in host.augmentations}},
             data=DataFacts(
                 classes=3, train_images=50, smallest_class=12, largest_class=30, has_early_stop=True, image_size=32
             ),
@@ -95,7 +95,7 @@ def test_a_plugin_draws_under_its_own_names(own):
         ("rate", "that another plugin may use, too: call it 'nosy.rate'"),
         ("fine-tune.lr_scheme", "a name of plugin 'fine_tuning' .*: call it 'nosy.lr_scheme'"),
         ("flip.chance", "a name of plugin 'augmentations'"),
-        ("recipe.optimizer", "a name of autotl's own strategies: call it 'nosy.optimizer'"),
+        ("recipe.dropout", "a name of autotl's own strategies: call it 'nosy.dropout'"),
         ("nosy.", "call it 'nosy.nosy'"),
     ],
 )
@@ -130,7 +130,7 @@ def test_the_host_fills_in_what_the_strategy_need_not_know(context_of):
     assert plan.backbone == "tiny:net"
     assert plan.weights == "none"
     assert plan.input == context.backbone().input
-    assert plan.augmentation.owner == "autotl"
+    assert plan.augmentation == NO_AUGMENTATION
     assert (plan.seed, plan.data.split_seed) == (7, 7)
     assert plan.requires["stages"] == context.backbone().fingerprint
     assert "torch" in plan.requires
@@ -165,8 +165,9 @@ def test_how_a_network_is_trained_is_said_of_what_is_trained_alone(context_of):
         return plan.compute_dtype, plan.boundary_dtype, plan.memory_format
 
     probe = Phase(method="logistic", frozen="1.2")
+    tuned = Phase(method="gradient-descent", frozen="0.2", training=Training(epochs=1, batch_size=1, head_lr=0.1))
     assert dtypes(probe) == ("float32", "float32", "channels_last")
-    assert dtypes(probe, Phase(method="sgd", frozen="0.2")) == ("bfloat16", "bfloat16", "contiguous")
+    assert dtypes(probe, tuned) == ("bfloat16", "bfloat16", "contiguous")
 
 
 def test_input_sizes_are_searched_up_to_that_of_the_images(host, tmp_path):
@@ -181,7 +182,7 @@ def test_input_sizes_are_searched_up_to_that_of_the_images(host, tmp_path):
             trial,
             catalogue=catalogue,
             backbones=[name],
-            augmentations={},
+            drawn={},
             data=DataFacts(
                 classes=3,
                 train_images=50,

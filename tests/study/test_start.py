@@ -152,7 +152,8 @@ def test_a_network_is_not_tested_on_images_that_another_study_has_trained_it_on(
 
     plan = json.loads((first / "plan.json").read_text())
     files = {name: (first / name).read_bytes() for name in bundle.CARRIED}
-    trained = {**plan, "phases": [{**plan["phases"][0], "stage_lr": {"0.2": 0.1}}]}
+    training = {"epochs": 1, "batch_size": 8, "head_lr": 0.1, "stage_lr": {"0.2": 0.1}}
+    trained = {**plan, "phases": [{**plan["phases"][0], "training": training}]}
     bundle._write(first, {**files, "plan.json": json.dumps(trained).encode()})
     with pytest.raises(
         StudyError, match=r"\d of the \d+ test images .* train the network of study 'first' .* too high"

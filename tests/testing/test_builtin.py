@@ -1,16 +1,29 @@
 """Everything that ships passes the checks for third-party plugins."""
 
 from autotl.builtin import (
+    adapters,
     augmentations,
     fine_tuning,
+    gradient_methods,
     linear_probe,
     logistic,
+    objectives,
+    optimizers,
     reference,
     shipped,
     timm_family,
     torchvision_family,
 )
-from autotl.testing import AugmentationTests, BackboneTests, MethodTests, StrategyTests
+from autotl.testing import (
+    AdapterTests,
+    AugmentationTests,
+    BackboneTests,
+    GradientMethodTests,
+    MethodTests,
+    ObjectiveTests,
+    OptimizerTests,
+    StrategyTests,
+)
 
 
 class TestAugmentations(AugmentationTests):
@@ -20,6 +33,22 @@ class TestAugmentations(AugmentationTests):
 class TestLogistic(MethodTests):
     plugin = logistic
     options = {"logistic": {"penalty": [1.0, 0.1, 0.01], "class_weights": "balanced"}}
+
+
+class TestGradientMethods(GradientMethodTests):
+    plugin = gradient_methods
+
+
+class TestObjectives(ObjectiveTests):
+    plugin = objectives
+
+
+class TestOptimizers(OptimizerTests):
+    plugin = optimizers
+
+
+class TestAdapters(AdapterTests):
+    plugin = adapters
 
 
 class TestFineTuning(StrategyTests):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autotl import FittedHead, Head, Phase, Stop, hookimpl, load_weights, logistic_path
+from autotl import FittedHead, Head, Phase, Stop, Training, hookimpl, load_weights, logistic_path
 from autotl.contracts import ModelCard, WeightsSource
 from autotl.testing import AugmentationTests, BackboneTests, MethodTests, StrategyTests
 from autotl.testing.lab import Lab, TinyFamily, TinyNetwork
@@ -84,14 +84,8 @@ class Impatient(Probe):
 
     def suggest(self, trial, context):
         names = context.backbone().names
-        phase = Phase(
-            method="sgd",
-            frozen=names[-1],
-            head_lr=0.1,
-            epochs=5,
-            stop=Stop(patience=3),
-            options={"optimizer": "sgd", "batch_size": 16},
-        )
+        training = Training(epochs=5, batch_size=16, head_lr=0.1, stop=Stop(patience=3))
+        phase = Phase(method="gradient-descent", frozen=names[-1], training=training)
         return self.plan(trial, context, [phase])
 
 
@@ -177,14 +171,9 @@ class Moves:
 
     def suggest(self, trial, context):
         names = context.backbone().names
-        phase = Phase(
-            method="sgd",
-            frozen=names[0],
-            stage_lr=dict.fromkeys(names[1:], 0.01),
-            head_lr=0.1,
-            epochs=1,
-            options={"optimizer": "sgd", "batch_size": 16, "dropout": 0.5},
-        )
+        rates = dict.fromkeys(names[1:], 0.01)
+        training = Training(epochs=1, batch_size=16, head_lr=0.1, stage_lr=rates, dropout=0.5)
+        phase = Phase(method="gradient-descent", frozen=names[0], training=training)
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])
 
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from autotl.cli.main import main
 from autotl.errors import DamagedFile
-from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, DataRef, Head, Input, Phase, TransferPlan
 from autotl.tracking import result as results
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import TrialLog
@@ -23,6 +23,10 @@ DEFINITION = Definition(
     backbones={"tiny:net": "none"},
     strategies=("linear-probe",),
     augmentations=("none",),
+    optimizers=("adamw",),
+    objectives=("cross-entropy",),
+    adapters=("all",),
+    methods=("gradient-descent",),
     owners={"strategies linear-probe": {"autotl": "0"}},
     metric="accuracy",
     seed=0,
@@ -35,7 +39,7 @@ PLAN = TransferPlan(
     input=Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3),
     cut="1",
     head=Head(pooling="avg"),
-    augmentation=Component(name="none", owner="autotl", version="0"),
+    augmentation=NO_AUGMENTATION,
     data=DataRef(fingerprint="f", split_seed=0),
     seed=0,
     requires={},

@@ -1,4 +1,4 @@
-from autotl.plan import Component, DataRef, Head, Input, Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, DataRef, Head, Input, Phase, TransferPlan
 from autotl.tracking.log import TrialLog
 
 PLAN = TransferPlan(
@@ -7,7 +7,7 @@ PLAN = TransferPlan(
     input=Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3),
     cut="1",
     head=Head(pooling="avg"),
-    augmentation=Component(name="none", owner="autotl", version="0"),
+    augmentation=NO_AUGMENTATION,
     data=DataRef(fingerprint="f", split_seed=0),
     seed=0,
     requires={},

@@ -169,7 +169,7 @@ def test_every_trial_is_a_run_below_the_study_s(made, uri):
         assert run.data.params["cut"] == record.plan.cut
         assert run.data.params["searched.cut"] == str(record.params["cut"])
         for number, phase in enumerate(record.plan.phases, 1):
-            for stage, rate in phase.stage_lr.items():
+            for stage, rate in (phase.training.stage_lr if phase.training else {}).items():
                 assert run.data.params[f"phase{number}.lr.{stage}"] == str(rate)
         for name in {name for epoch in record.epochs for name in epoch} - {"phase", "epoch"}:
             history = client.get_metric_history(run.info.run_id, f"epoch/{name}")

@@ -43,6 +43,8 @@ STATE, RESULT = "autotl.state", "autotl.result"
 AFTER, SHIPPED = "autotl.after", "autotl.shipped"
 """Tags of a run for a training after the trials: its key, and a hash of what was sent."""
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+CHOSEN = ("backbones", "strategies", "augmentations", "optimizers", "objectives", "adapters", "methods")
+"""The keys of a study's definition with the names that it searches over."""
 SPLIT = Path("data") / "split.csv"
 
 
@@ -204,7 +206,7 @@ class Projection:
             "seed": definition.seed,
             "device": definition.device,
             "classes": len(definition.classes),
-            **{key: ", ".join(getattr(definition, key)) for key in ("backbones", "strategies", "augmentations")},
+            **{key: ", ".join(getattr(definition, key)) for key in CHOSEN},
         }
         self._server.log(run, params=params)
         self._log_dataset(run, definition)
@@ -428,6 +430,5 @@ def _what(strategy: str, plan: TransferPlan) -> str:
 
 def _epoch_metrics(event: Event, plan: TransferPlan | None) -> list[Metric]:
     """The metrics of an epoch, under `epoch/`, with its step among the epochs of all phases."""
-    earlier = plan.phases[: event["phase"] - 1] if plan else ()
-    step = sum(phase.epochs for phase in earlier) + event["epoch"]
+    step = (plan.epochs(event["phase"] - 1) if plan else 0) + event["epoch"]
     return as_metrics({f"epoch/{name}": value for name, value in event["facts"].items()}, event["time"], step)

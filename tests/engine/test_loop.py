@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,29 +9,32 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autotl import hookimpl
+from autotl import Adapted, hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.splitting import split
 from autotl.backbones.stages import Stages
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
-from autotl.engine import train
+from autotl.engine import loop, trainee
 from autotl.engine.activations import Source
 from autotl.engine.bench import Bench
+from autotl.engine.best import Best
 from autotl.engine.features import FeatureStore
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.model import Model
 from autotl.engine.observe import Enough, Nobody
-from autotl.errors import PlanError, TrainingError
+from autotl.engine.optim import Descent
+from autotl.engine.trainee import Trainee
+from autotl.errors import PlanError, PluginError, TrainingError
 from autotl.export import bundle
-from autotl.plan import Component, DataRef, Head, Phase, Stop, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Phase, Stop, Training, TransferPlan
 from autotl.testing.lab import TinyFamily
 
 TIMES = {"seconds": 0, "val.seconds": 0}
 
 NAMES = ("0.2", "1.2", "2.1")
-PLAIN = {"optimizer": "sgd", "batch_size": 16, "momentum": 0.0, "schedule": "constant"}
-ONE_STEP = {**PLAIN, "batch_size": 1000}
+ADAMW = Component(name="adamw")
+ONE_STEP = {"batch_size": 1000}
 SLOW = dict.fromkeys(NAMES, 0.0005)
 PROBE = Phase(method="logistic", frozen="2.1", options={"penalty": [0.1]})
 
@@ -48,12 +52,24 @@ def bench(host, stripes, tmp_path):
     return make_bench(host, stripes, tmp_path / "cache", "cpu")
 
 
+def sgd(momentum=0.0):
+    return Component(name="sgd", params={"momentum": momentum})
+
+
 def phase(frozen=None, **changes):
     """Two epochs at moderate rates; `rates` replaces those of some stages."""
     trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
     rates = dict.fromkeys(trained, 0.002) | changes.pop("rates", {})
-    values = {"method": "sgd", "frozen": frozen, "stage_lr": rates, "head_lr": 0.02, "epochs": 2, "options": PLAIN}
-    return Phase(**{**values, **changes})
+    values = {
+        "stage_lr": rates,
+        "head_lr": 0.02,
+        "epochs": 2,
+        "batch_size": 16,
+        "optimizer": sgd(),
+        "schedule": "constant",
+        **changes,
+    }
+    return Phase(method="gradient-descent", frozen=frozen, training=Training(**values))
 
 
 def plan(bench, *phases, **changes):
@@ -66,7 +82,7 @@ def plan(bench, *phases, **changes):
             "input": network.input,
             "cut": "2.1",
             "head": Head(pooling="avg"),
-            "augmentation": Component(name="none", owner="autotl", version="0.1.0"),
+            "augmentation": NO_AUGMENTATION,
             "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
             "seed": 0,
             "requires": {},
@@ -138,14 +154,14 @@ def test_a_batch_that_leaves_batch_norm_one_value_is_said_before_the_first_step(
     assert len(bench.shas(*splits)) % 2
 
     def one(batch_norm, batch_size):
-        values = {"stage_lr": dict.fromkeys(names, 1e-5), "head_lr": 1e-5, "epochs": 1, "batch_norm": batch_norm}
-        each = Phase(method="sgd", frozen=None, options={**PLAIN, "batch_size": batch_size}, **values)
+        rates = dict.fromkeys(names, 1e-5)
+        each = phase(stage_lr=rates, head_lr=1e-5, epochs=1, batch_norm=batch_norm, batch_size=batch_size)
         return plan(bench, each, backbone="one:net@random", cut=names[-1], train_on=splits)
 
     fit(one("eval", batch_size), bench)
     fit(one("train", batch_size + 2), bench)
-    monkeypatch.setattr(train, "SCALING_IMAGES", 10)  # fewer than there are, so that it does not come across the last
-    monkeypatch.setattr(train._Training, "_step", None)
+    monkeypatch.setattr(trainee, "SCALING_IMAGES", 10)  # fewer than there are, so that it does not come across the last
+    monkeypatch.setattr(Descent, "update", None)
     with pytest.raises(PlanError, match=f"batch_size of {batch_size} a batch here is one image.*set a larger"):
         fit(one("train", batch_size), bench)
 
@@ -175,7 +191,7 @@ def test_each_part_moves_in_proportion_to_its_rate_and_moves_no_other(bench, par
     def after_one_step(factor):
         rates = {part: factor * 0.02} if part in NAMES else {}
         head_lr = factor * 0.02 if part == "head" else 0.05
-        tuned = phase(rates=rates, head_lr=head_lr, epochs=1, options=ONE_STEP)
+        tuned = phase(rates=rates, head_lr=head_lr, epochs=1, **ONE_STEP)
         fitted = fit(plan(bench, PROBE, tuned), bench)
         return weights(fitted), fitted.model.head
 
@@ -213,8 +229,8 @@ def test_the_head_alone_can_be_trained_and_learns(bench):
 
 
 def test_training_the_stages_beats_the_head_alone(bench):
-    options = {**PLAIN, "momentum": 0.9, "schedule": "cosine"}
-    tuned = phase(epochs=15, options=options)
+    options = {"optimizer": sgd(0.9), "schedule": "cosine"}
+    tuned = phase(epochs=15, **options)
     fitted = fit(plan(bench, tuned), bench)
     assert fitted.metrics["val.accuracy"] > 0.8
 
@@ -224,7 +240,7 @@ def test_weights_decay_and_norms_and_biases_do_not(bench):
     before = start(bench)
 
     def after_one_step(weight_decay):
-        tuned = phase(rates=dict.fromkeys(NAMES, rate), epochs=1, options={**ONE_STEP, "weight_decay": weight_decay})
+        tuned = phase(rates=dict.fromkeys(NAMES, rate), epochs=1, **ONE_STEP, weight_decay=weight_decay)
         return weights(fit(plan(bench, PROBE, tuned), bench))
 
     without, decayed = after_one_step(0.0), after_one_step(decay)
@@ -239,9 +255,17 @@ def test_what_a_network_exempts_from_weight_decay_does_not_decay():
     """In timm's transformers: position embeddings and tokens that are learned."""
     stages = split(timm.create_model("test_vit3"), 160)
     for part in (stages, stages.cut(stages.names[0])):
-        tuned = phase().model_copy(update={"stage_lr": dict.fromkeys(part.names, 0.1)})
-        options = train.Options(optimizer="adamw", batch_size=8, weight_decay=0.3)
-        groups = train._optimizer(part, torch.nn.Linear(4, 3), tuned, options).param_groups
+        training = phase(stage_lr=dict.fromkeys(part.names, 0.1), weight_decay=0.3).training
+        groups = []
+        Descent(
+            training,
+            dict(torch.nn.Linear(4, 3).named_parameters()),
+            {name: part.stage_parameters(name) for name in part.names},
+            pretrained=(),
+            exempt=part.no_weight_decay(),
+            build=groups.extend,
+            steps=1,
+        )
         decays = {id(each): group["weight_decay"] for group in groups for each in group["params"]}
         named = dict(part.named_parameters())
         exempt = {name for name, each in named.items() if each.ndim > 1 and not decays[id(each)]}
@@ -253,21 +277,28 @@ def test_what_a_network_exempts_from_weight_decay_does_not_decay():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_rates_rise_and_fall_as_the_schedule_says(bench, monkeypatch, optimizer, schedule):
     made = []
-    really = train._optimizer
-    monkeypatch.setattr(train, "_optimizer", lambda *args: made.append(really(*args)) or made[-1])
+    base = []
     seen = []
+
+    class Spied(type(bench.catalogue.host.optimizers[optimizer].item)):
+        def build(self, groups, params):
+            made.append(super().build(groups, params))
+            base.append([group["lr"] for group in groups])
+            return made[-1]
+
+    monkeypatch.setitem(vars(bench.catalogue.host.optimizers[optimizer]), "item", Spied())
 
     class Watching(Nobody):
         def step(self):
             if made:
-                seen.append({group["base_lr"]: group["lr"] for group in made[0].param_groups})
+                seen.append(dict(zip(base[-1], (group["lr"] for group in made[-1].param_groups), strict=True)))
 
         def epoch(self, phase, epoch, facts):
             assert facts["learning_rate"] == seen[-1][0.004]
 
-    options = {**PLAIN, "optimizer": optimizer, "schedule": schedule, "warm_up": 0.25}
+    options = {"optimizer": Component(name=optimizer), "schedule": schedule, "warm_up": 0.25}
     rates = {"0.2": 0.001, "1.2": 0.002, "2.1": 0.003}
-    tuned = phase(rates=rates, head_lr=0.004, epochs=10, options=options)
+    tuned = phase(rates=rates, head_lr=0.004, epochs=10, **options)
     fit(plan(bench, tuned), bench, Watching())
     for rate in (*rates.values(), 0.004):
         shares = [step[rate] / rate for step in seen]
@@ -287,7 +318,7 @@ def test_clipping_bounds_the_step(bench):
     before = start(bench)
 
     def moved(clip):
-        tuned = phase(rates=dict.fromkeys(NAMES, 1.0), head_lr=0.0, epochs=1, options={**ONE_STEP, "clip": clip})
+        tuned = phase(rates=dict.fromkeys(NAMES, 1.0), head_lr=0.0, epochs=1, **ONE_STEP, clip=clip)
         after = weights(fit(plan(bench, PROBE, tuned), bench))
         return math.sqrt(sum((after[key] - before[key]).double().square().sum().item() for key in before))
 
@@ -305,20 +336,18 @@ def test_clipping_bounds_the_step(bench):
         ({"stage_lr": {"1.2": 0.1}}, "lacks a learning rate for the stage '2.1'"),
         ({"stage_lr": {"0.2": 0.1, "1.2": 0.1, "2.1": 0.1}}, "a learning rate for '0.2', but by 'frozen' and 'cut'"),
         ({"stage_lr": {"1.2": 0.1, "2.1": 0.1, "9": 0.1}}, "has a learning rate for '9'"),
-        (
-            {"options": {**PLAIN, "momentun": 0.9}},
-            "Unknown option of .* 'momentun'. Did you mean 'momentum'",
-        ),
-        ({"options": {"optimizer": "sgd"}}, "options.batch_size"),
-        ({"options": {**PLAIN, "optimizer": "lion"}}, "options.optimizer"),
-        ({"options": {**PLAIN, "warm_up": 2}}, "options.warm_up"),
-        ({"head_lr": None}, "needs a head_lr"),
-        ({"epochs": 0}, "epochs of 1 or more"),
+        ({"optimizer": Component(name="sgdd")}, "Unknown optimizer 'sgdd'. Did you mean 'sgd'"),
+        ({"optimizer": Component(name="sgd", params={"momentun": 0.9})}, "sgd has one parameter, momentum"),
+        ({"optimizer": Component(name="adamw", params={"beta": 0.9})}, "adamw has no parameters besides"),
+        ({"objective": Component(name="focal", params={"gamma": -1})}, "focal has one parameter, gamma, of 0 or more"),
+        ({"objective": Component(name="fokal")}, "Unknown objective 'fokal'. Did you mean 'focal'"),
+        ({"adapter": Component(name="lora", params={"rank": 0})}, "lora has the parameters rank, of 1 or more"),
+        ({"adapter": Component(name="lore")}, "Unknown adapter 'lore'. Did you mean 'lora'"),
     ],
 )
 def test_a_phase_that_says_too_little_or_too_much_is_refused(bench, wrong, says):
     with pytest.raises(PlanError, match=says) as error:
-        fit(plan(bench, phase("0.2").model_copy(update=wrong)), bench)
+        fit(plan(bench, phase("0.2", **wrong)), bench)
     assert "\n" not in str(error.value)
 
 
@@ -333,7 +362,7 @@ def test_patience_needs_a_split_to_be_judged_on(bench):
 
 def test_the_best_epoch_is_restored_and_the_training_ends_when_patience_does(bench):
     observer = Recorder()
-    tuned = phase(epochs=60, rates=SLOW, stop=Stop(patience=3), options={**PLAIN, "momentum": 0.9})
+    tuned = phase(epochs=60, rates=SLOW, stop=Stop(patience=3), optimizer=sgd(0.9))
     fitted = fit(plan(bench, tuned), bench, observer)
     losses = [facts["early_stop.loss"] for _, _, facts in observer.epochs]
     best = int(np.argmin(losses))
@@ -351,7 +380,7 @@ def test_the_best_epoch_is_restored_and_the_training_ends_when_patience_does(ben
 
 def test_without_patience_the_last_epoch_stays(bench):
     observer = Recorder()
-    tuned = phase(epochs=12, rates=SLOW, options={**PLAIN, "momentum": 0.9})
+    tuned = phase(epochs=12, rates=SLOW, optimizer=sgd(0.9))
     fitted = fit(plan(bench, tuned), bench, observer)
     assert fitted.metrics["phase1.best_epoch"] == 12
     judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
@@ -359,13 +388,13 @@ def test_without_patience_the_last_epoch_stays(bench):
 
 
 def test_weights_are_copied_where_an_earlier_epoch_may_be_wanted_alone(bench, monkeypatch):
-    really, copied = train._Training.state, []
-    monkeypatch.setattr(train._Training, "state", lambda training: copied.append(training) or really(training))
+    really, copied = Best._copies, []
+    monkeypatch.setattr(Best, "_copies", lambda best: copied.append(really(best)) or copied[-1])
 
     def copies(observer=None, **options):
         copied.clear()
         fit(plan(bench, PROBE, phase(epochs=3, **options)), bench, observer)
-        return len(copied) - 1  # the last time to put it back
+        return len([each for each in copied if each])
 
     class Limited(Nobody):
         may_have_enough = True
@@ -383,7 +412,7 @@ def test_what_a_phase_only_makes_worse_is_left_as_it_was(bench, batch_norm):
         rates=dict.fromkeys(NAMES, 3.0),
         head_lr=3.0,
         stop=Stop(patience=2),
-        options={**PLAIN, "clip": 5.0},
+        clip=5.0,
         batch_norm=batch_norm,
     )
     fitted = fit(plan(bench, PROBE, ruin), bench, observer)
@@ -403,7 +432,7 @@ def test_what_a_phase_only_makes_worse_is_left_as_it_was(bench, batch_norm):
 def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, monkeypatch, after):
     trainings = []
 
-    class Spied(train._Training):
+    class Spied(Trainee):
         def __init__(self, *args):
             super().__init__(*args)
             trainings.append(self)
@@ -414,13 +443,13 @@ def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, mo
                 state, head = trainings[-1].stages.state_dict(), trainings[-1].head.folded()
                 self.kept = {key: value.clone() for key, value in state.items()}, head.weight.clone(), head.bias.clone()
 
-    monkeypatch.setattr(train, "_Training", Spied)
-    options = {**PLAIN, "optimizer": "adamw", "schedule": "cosine", "warm_up": 0.2, "dropout": 0.3}
-    tuned = phase(epochs=5, options=options, batch_norm="train", rates=dict.fromkeys(NAMES, 0.005))
+    monkeypatch.setattr(loop, "Trainee", Spied)
+    options = {"optimizer": ADAMW, "schedule": "cosine", "warm_up": 0.2, "dropout": 0.3}
+    tuned = phase(epochs=5, **options, batch_norm="train", rates=dict.fromkeys(NAMES, 0.005))
     observer = Keeping()
     fit(plan(bench, PROBE, tuned), bench, observer)
     state, weight, bias = observer.kept
-    ended = fit(plan(bench, PROBE, tuned.model_copy(update={"stop": Stop(at_epoch=after)})), bench)
+    ended = fit(plan(bench, PROBE, tuned.trained_by(stop=Stop(at_epoch=after))), bench)
     assert ended.metrics["phase2.best_epoch"] == after
     assert same(weights(ended), state)
     assert torch.equal(ended.model.head.weight, weight)
@@ -446,7 +475,7 @@ class Impatient(Nobody):
             raise Enough
 
 
-TUNED = {"options": {**PLAIN, "dropout": 0.3}}
+TUNED = {"dropout": 0.3}
 PATH = Phase.linear_probe("2.1")
 
 
@@ -465,7 +494,7 @@ def test_a_training_that_is_cut_off_leaves_a_model_and_the_plan_that_gives_it_ag
     cut = fit(whole, bench, observer)
     assert cut.plan != whole
     assert len(cut.plan.phases) == kept
-    assert cut.plan.phases[-1].epochs == whole.phases[kept - 1].epochs
+    assert cut.plan.phases[-1].training.epochs == whole.phases[kept - 1].training.epochs
     again = fit(cut.plan, bench)
     assert again.plan == cut.plan
     assert same(weights(again), weights(cut))
@@ -476,16 +505,16 @@ def test_a_training_that_is_cut_off_leaves_a_model_and_the_plan_that_gives_it_ag
 
 
 def test_a_training_that_is_cut_off_before_its_first_step_leaves_the_head_that_was_fitted_before(bench, monkeypatch):
-    def once(training):
+    def once(*args):
         if len(cut) == 0:
-            cut.append(training)
+            cut.append(args)
             raise Enough
-        return really(training)
+        return really(*args)
 
-    really, cut = train._Training._scaling, []
-    monkeypatch.setattr(train._Training, "_scaling", once)
+    really, cut = Trainee._scaling, []
+    monkeypatch.setattr(Trainee, "_scaling", once)
     fitted = fit(plan(bench, PATH, phase(epochs=4)), bench)
-    assert [each.stop for each in fitted.plan.phases] == [None, Stop(at_epoch=0)]
+    assert [each.stop for each in fitted.plan.trainings] == [Stop(at_epoch=0)]
     again = fit(fitted.plan, bench)
     assert torch.equal(again.model.head.weight, fitted.model.head.weight)
     assert again.metrics["val.loss"] == fitted.metrics["val.loss"]
@@ -495,13 +524,13 @@ def test_a_training_that_is_cut_off_before_its_first_step_leaves_the_head_that_w
 
 
 def test_the_last_training_repeats_the_epochs_that_were_best_on_every_image(bench):
-    patient = phase(epochs=30, rates=SLOW, stop=Stop(patience=3), options={**PLAIN, "momentum": 0.9})
+    patient = phase(epochs=30, rates=SLOW, stop=Stop(patience=3), optimizer=sgd(0.9))
     fitted = fit(plan(bench, patient), bench)
     best = int(fitted.metrics["phase1.best_epoch"])
     everything = on_all_images(fitted.plan, fitted.metrics, bench)
     assert everything.train_on == ("train", "early_stop", "val")
-    assert everything.phases[0].stop == Stop(at_epoch=best)
-    assert everything.phases[0].epochs == 30
+    assert everything.phases[0].training.stop == Stop(at_epoch=best)
+    assert everything.phases[0].training.epochs == 30
     observer = Recorder()
     last = fit(everything, bench, observer)
     assert [epoch for _, epoch, _ in observer.epochs] == list(range(1, best + 1))
@@ -513,9 +542,9 @@ def test_the_last_training_repeats_the_epochs_that_were_best_on_every_image(benc
 
 
 def test_a_plan_gives_the_same_bits_twice_and_another_seed_does_not(bench, host, stripes, tmp_path):
-    options = {**PLAIN, "optimizer": "adamw", "dropout": 0.3}
-    tuned = phase("0.2", epochs=3, options={**options, "views": 2}, rates={"1.2": 0.003, "2.1": 0.003})
-    flip = Component(name="flip", owner="autotl", version="0.1.0")
+    options = {"optimizer": ADAMW, "dropout": 0.3}
+    tuned = phase("0.2", epochs=3, **options, views=2, rates={"1.2": 0.003, "2.1": 0.003})
+    flip = Component(name="flip")
     torch.manual_seed(1)
     first = fit(plan(bench, tuned, augmentation=flip), bench)
     torch.manual_seed(2)
@@ -571,7 +600,7 @@ def memory(monkeypatch):
 
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(bench, memory):
-    tuned = phase("0.2", epochs=1, options={**PLAIN, "batch_size": 30, "clip": 1.0, "label_smoothing": 0.1})
+    tuned = phase("0.2", epochs=1, batch_size=30, clip=1.0, label_smoothing=0.1)
     whole = fit(plan(bench, PROBE, tuned), bench)
     assert "phase2.micro_batch" not in whole.metrics
     memory(8)
@@ -588,7 +617,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(bench, memory):
 
 def test_what_is_only_looked_at_goes_through_in_parts_too(bench, memory):
     """Frozen stages, the scale of the features, the split that judges."""
-    tuned = phase("0.2", epochs=1, options={**PLAIN, "batch_size": 30})
+    tuned = phase("0.2", epochs=1, batch_size=30)
     whole = fit(plan(bench, PROBE, tuned), bench)
     bench.activations.clear()
     memory(4, always=True)
@@ -601,7 +630,7 @@ def test_training_leaves_the_generators_of_gpus_that_it_does_not_use_alone(bench
     """Building a network and seeding a phase are the CPU's; `torch.manual_seed` would seed every GPU."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's generator was seeded"))
     before = torch.get_rng_state()
-    fit(plan(bench, phase(epochs=1, options={**PLAIN, "dropout": 0.5})), bench)
+    fit(plan(bench, phase(epochs=1, dropout=0.5)), bench)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -615,7 +644,7 @@ def test_where_not_even_one_image_fits_the_training_fails(bench, memory):
 @pytest.mark.parametrize("epochs", [4, 1])
 def test_a_loss_that_is_not_finite_is_an_error_with_its_epoch(bench, epochs, rate, train_on):
     """Even where it is the last step that spoils the weights."""
-    wild = phase(rates=dict.fromkeys(NAMES, rate), head_lr=rate, epochs=epochs, options=ONE_STEP)
+    wild = phase(rates=dict.fromkeys(NAMES, rate), head_lr=rate, epochs=epochs, **ONE_STEP)
     with pytest.raises(TrainingError, match="loss became (nan|inf) in epoch [12]"):
         fit(plan(bench, PROBE, wild, train_on=train_on), bench)
 
@@ -703,7 +732,7 @@ def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, 
     bench = Bench.open(stripes, [network.input], catalogue, cuda, seed=0)
     names = catalogue.info(backbone).names
     rates = dict.fromkeys(names, 0.001)
-    tuned = phase(epochs=3, stage_lr=rates, options={**PLAIN, "dropout": 0.3})
+    tuned = phase(epochs=3, stage_lr=rates, dropout=0.3)
     made = plan(bench, tuned, backbone=backbone, cut=names[-1], compute_dtype=dtype)
     one, other = fit(made, bench), fit(made, bench)
     assert one.metrics["val.loss"] == other.metrics["val.loss"]
@@ -714,8 +743,8 @@ def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, 
 @pytest.mark.gpu
 def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_path, cuda):
     bench = make_bench(host, stripes, tmp_path / "cache", cuda)
-    flip = Component(name="flip", owner="autotl", version="0.1.0")
-    tuned = phase("0.2", epochs=4, options={**PLAIN, "views": 2})
+    flip = Component(name="flip")
+    tuned = phase("0.2", epochs=4, views=2)
     half = {"compute_dtype": "bfloat16", "boundary_dtype": "bfloat16", "augmentation": flip}
     made = plan(bench, PROBE, tuned, **half)
     bench.decode(made.input)
@@ -744,7 +773,7 @@ def test_on_a_gpu_a_batch_that_does_not_fit_goes_through_in_parts(host, stripes,
     large = network.input.at(128)
     bench = Bench.open(stripes, [large], catalogue, cuda, seed=0)
     names = catalogue.info("autotl:resnet10").names
-    tuned = phase(stage_lr=dict.fromkeys(names, 0.001), options=ONE_STEP)
+    tuned = phase(stage_lr=dict.fromkeys(names, 0.001), **ONE_STEP)
     made = plan(bench, tuned, backbone="autotl:resnet10", cut=names[-1], input=large)
     whole = fit(made, bench)
     bench.make_room()
@@ -758,3 +787,188 @@ def test_on_a_gpu_a_batch_that_does_not_fit_goes_through_in_parts(host, stripes,
     assert 1 <= parted.metrics["phase1.micro_batch"] < ONE_STEP["batch_size"] / 4
     # Gradients that are added up in parts differ in their last digits.
     assert parted.metrics["val.loss"] == pytest.approx(whole.metrics["val.loss"], rel=0.05)
+
+
+# What is trained, by which loss, and how
+
+
+PARTS = {"norm": ("0.1.weight", "0.1.bias", "1.1.weight", "1.1.bias"), "bias": ("0.0.bias", "2.0.bias")}
+"""Some parameters of `tiny:net` that an adapter trains."""
+
+
+@pytest.mark.parametrize("adapter", ["norm", "bias", "lora"])
+def test_an_adapter_changes_what_it_chooses_and_nothing_else(bench, host, tmp_path, adapter):
+    before = start(bench)
+    tuned = phase(adapter=Component(name=adapter), epochs=3)
+    fitted = fit(plan(bench, PROBE, tuned), bench)
+    after = weights(fitted)
+    assert after.keys() == before.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    if adapter == "lora":
+        assert changed == {"0.0.weight", "1.0.weight", "2.0.weight"}
+    else:
+        assert set(PARTS[adapter]) <= changed
+        assert all(key.endswith("bias") or (adapter == "norm" and ".1." in key) for key in changed)
+    assert all(parameter.requires_grad for parameter in fitted.model.stages.parameters())
+    again = fit(plan(bench, PROBE, tuned), bench)
+    assert same(weights(again), after)
+    bundle.save(tmp_path / "bundle", fitted, bench.dataset.classes, {"validation": fitted.metrics})
+    loaded = bundle.load(tmp_path / "bundle", Catalogue(host, tmp_path / "cache"))
+    images = torch.from_numpy(bench.features.pixels.rows(fitted.plan.input).read(bench.shas("val")))
+    np.testing.assert_allclose(
+        loaded.probabilities(images), torch.from_numpy(fitted.logits("val")).softmax(1), atol=1e-5
+    )
+
+
+def test_lora_learns(bench):
+    lora = Component(name="lora", params={"rank": 4, "alpha": 8.0})
+    tuned = phase(adapter=lora, epochs=20, optimizer=sgd(0.9), schedule="cosine", rates=dict.fromkeys(NAMES, 0.01))
+    fitted, alone = fit(plan(bench, tuned), bench), fit(plan(bench, phase("2.1", epochs=20)), bench)
+    assert fitted.metrics["phase1.train.accuracy"] > 0.9
+    assert fitted.metrics["phase1.train.loss"] < alone.metrics["phase1.train.loss"] - 0.2
+
+
+def test_an_average_of_the_weights_is_judged_and_kept(bench):
+    observer = Recorder()
+    noisy = phase(epochs=8, rates=dict.fromkeys(NAMES, 0.02), ema=0.8, batch_norm="train")
+    fitted = fit(plan(bench, noisy), bench, observer)
+    judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
+    assert judged == pytest.approx(observer.epochs[-1][2]["early_stop.loss"], rel=1e-4)
+    live = fit(plan(bench, noisy.trained_by(ema=0.0)), bench)
+    assert live.metrics["phase1.train.loss"] == fitted.metrics["phase1.train.loss"]  # it does not change the training
+    assert not same(weights(live), weights(fitted))
+    patient = fit(plan(bench, noisy.trained_by(stop=Stop(patience=8))), bench, stopped := Recorder())
+    losses = [facts["early_stop.loss"] for _, _, facts in stopped.epochs]
+    judged = F.cross_entropy(patient.model.logits("early_stop"), bench.labels("early_stop")).item()
+    assert judged == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixup": 0.4},
+        {"cutmix": 1.0},
+        {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
+        {"objective": Component(name="focal", params={"gamma": 2.0})},
+        {"class_weights": "effective"},
+        {"l2_sp": 0.1},
+        {"ema": 0.9},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+@pytest.mark.parametrize("frozen", [None, "0.2"])
+def test_each_way_to_train_learns_and_gives_the_same_bits_twice(bench, changes, frozen):
+    usual = {"epochs": 15, "optimizer": sgd(0.9), "schedule": "cosine"}
+    tuned = phase(frozen, **usual, **changes)
+    one, other = fit(plan(bench, tuned), bench), fit(plan(bench, tuned), bench)
+    plain = fit(plan(bench, phase(frozen, **usual)), bench)
+    assert same(weights(one), weights(other))
+    assert one.metrics["phase1.early_stop.loss"] < math.log(3) - 0.05  # better than guessing
+    if changes != {"class_weights": "effective"}:  # the classes are equal
+        assert not torch.equal(one.model.head.weight, plain.model.head.weight)
+
+
+def test_epochs_are_judged_by_cross_entropy_whatever_is_minimised(bench):
+    changes = {"label_smoothing": 0.5, "objective": Component(name="focal", params={"gamma": 4.0})}
+    observer = Recorder()
+    fitted = fit(plan(bench, phase(epochs=2, **changes)), bench, observer)
+    judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
+    assert observer.epochs[-1][2]["early_stop.loss"] == pytest.approx(judged, rel=1e-4)
+
+
+class Parts:
+    """Objectives, adapters and methods with faults."""
+
+    @hookimpl
+    def register_objectives(self, register):
+        register("vector", lambda: Given(lambda logits, targets, weights: logits.sum(1)), summary="For a test")
+        register("number", lambda: Given(lambda logits, targets, weights: 1.0), summary="For a test")
+
+    @hookimpl
+    def register_adapters(self, register):
+        register(
+            "alien", lambda: Given(lambda weights: Adapted([], lambda: {"x": torch.zeros(1)})), summary="For a test"
+        )
+        register("list", lambda: Given(lambda weights: [each.parameter for each in weights]), summary="For a test")
+        register("tensor", lambda: Given(lambda weights: Adapted([torch.zeros(1)])), summary="For a test")
+
+    @hookimpl
+    def register_methods(self, register):
+        register("idle", lambda: Steps(lambda batch: None), summary="For a test")
+        register("early", lambda: Steps(lambda batch: batch.update()), summary="For a test")
+        register("late", lambda: Steps(lambda batch: batch.gradients()), summary="For a test")
+
+
+class Given:
+    def __init__(self, built):
+        self.built = built
+
+    def suggest(self, trial, context):
+        return {}
+
+    def build(self, params):
+        return self.built
+
+
+class Steps:
+    options = ("pace",)
+
+    def __init__(self, step):
+        self._step = step
+
+    def suggest(self, trial, context):
+        return {"pace": 1}
+
+    def step(self, batch, options):
+        self._step(batch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "method", "says"),
+    [
+        (
+            {"objective": "vector"},
+            None,
+            r"Objective 'vector' of plugin 'parts' .* its loss returned \(16,\), not a scalar",
+        ),
+        ({"objective": "number"}, None, "Objective 'number' .* its loss returned float, not a scalar"),
+        ({"adapter": "alien"}, None, "Adapter 'alien' .* it replaces 'x', which is not in the stage"),
+        ({"adapter": "list"}, None, "Adapter 'list' .* it returned list, not Adapted"),
+        ({"adapter": "tensor"}, None, "Adapter 'tensor' .* it returned Tensor among the parameters"),
+        ({}, "idle", r"Method 'idle' .* its step did not call batch.update\(\)"),
+        ({}, "late", r"Method 'late' .* its step did not call batch.update\(\)"),
+        ({}, "early", r"Method 'early' .* update\(\) was called before gradients\(\)"),
+    ],
+)
+def test_what_a_plugin_does_wrong_in_training_names_it(bench, host, changes, method, says):
+    host.add(Parts(), "parts")
+    assert not host.problems
+    tuned = phase(**{name: Component(name=value) for name, value in changes.items()})
+    if method:
+        tuned = tuned.model_copy(update={"method": method, "options": {"pace": 1}})
+    with pytest.raises(PluginError, match=says):
+        fit(plan(bench, tuned), bench)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({}, "idle needs options.pace"), ({"pase": 1, "pace": 1}, "option of idle 'pase'. Did you mean")],
+)
+def test_the_options_of_a_gradient_method_are_those_that_it_names(bench, host, options, says):
+    host.add(Parts(), "parts")
+    with pytest.raises(PlanError, match=says):
+        fit(plan(bench, phase().model_copy(update={"method": "idle", "options": options})), bench)
+
+
+def test_sam_trains(bench):
+    usual = phase(epochs=15, optimizer=sgd(0.9), schedule="cosine")
+    tuned = usual.model_copy(update={"method": "sam", "options": {"rho": 0.005}})
+    plain, flat = fit(plan(bench, usual), bench), fit(plan(bench, tuned), bench)
+    assert flat.metrics["val.accuracy"] > 0.7
+    assert not same(weights(plain), weights(flat))
+
+
+def test_cutmix_needs_height_and_width(host, bench):
+    info = SimpleNamespace(stage=lambda name: SimpleNamespace(layout="tokens"))
+    assert loop.places(info, "blocks.0") is None
+    assert loop.places(info, None) == (2, 3)

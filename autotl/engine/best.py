@@ -1,0 +1,48 @@
+"""The best epoch of a phase: which one it is, and a copy of its weights."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Best:
+    """Keeps the epoch with the lowest loss on `early_stop`, to restore it; without patience, the last epoch."""
+
+    def __init__(self, state: Mapping[str, Tensor], patience: int | None, *, started: bool, kept: bool) -> None:
+        """`state` has the tensors that training changes, by name. `started`: whether an earlier phase has left a model,
+        which then counts as epoch 0.
+
+        `kept`: whether an epoch other than the last may be restored; if not, no weights are copied.
+        """
+        self._live = state
+        self._patience = patience
+        self._kept = kept
+        self.epoch = 0
+        self._facts: dict[str, float] = {}
+        self._state = self._copies() if started else {}
+        self._loss = math.inf
+
+    @property
+    def seen(self) -> bool:
+        """Whether there is anything to restore."""
+        return bool(self._state)
+
+    def see(self, epoch: int, facts: dict[str, float]) -> bool:
+        """Whether to stop after this epoch."""
+        if self._patience is None or facts["early_stop.loss"] < self._loss:
+            self.epoch, self._facts, self._loss = epoch, facts, facts.get("early_stop.loss", math.inf)
+            self._state = self._copies()
+        return self._patience is not None and epoch - self.epoch >= self._patience
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._live.items()} if self._kept else {}
+
+    @torch.no_grad()
+    def restore(self) -> dict[str, float]:
+        """Restore the best epoch; returns its number and its metrics."""
+        for name, kept in self._state.items():
+            self._live[name].copy_(kept)
+        measured = {name: value for name, value in self._facts.items() if "." in name}
+        return {"best_epoch": self.epoch, **measured}

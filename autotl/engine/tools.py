@@ -1,0 +1,138 @@
+"""What plugins contribute to a phase of gradient descent, built from the plan's parameters and checked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from autotl.contracts import Adapted, Batch, BatchTransform, GradientMethod, Weight
+from autotl.errors import PlanError, unknown
+from autotl.host import Host
+from autotl.plan import NO_AUGMENTATION, Component, Phase, TransferPlan
+from autotl.registry import Entry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The plugins' parts of a phase. An error in one of them names its plugin."""
+
+    step: Callable[[Batch], None]
+    """Takes one step on a batch."""
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """See `contracts.Loss`."""
+    adapt: Callable[[Sequence[Weight]], Adapted]
+    """See `contracts.Adaptation`."""
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    """Builds the optimizer for groups of parameters."""
+    transform: BatchTransform | None
+    """Of training images; None if they are not augmented."""
+
+
+def tools(plan: TransferPlan, phase: Phase, host: Host) -> Tools:
+    """What a phase with `training` needs of plugins.
+
+    Raises: PlanError for an unknown name or invalid parameters; PluginError for a plugin that fails.
+    """
+    training = phase.training
+    assert training is not None
+    method = host.methods[phase.method]
+    options = _options(phase, method)
+    stepping: GradientMethod = method.item
+    loss = _Built("Objective", _known(host.objectives, training.objective), training.objective)
+    adapter = _Built("Adapter", _known(host.adapters, training.adapter), training.adapter)
+    optimizer = _known(host.optimizers, training.optimizer)
+    what = f"Optimizer '{optimizer.name}'"
+
+    def step(batch: Batch) -> None:
+        with method.owner.answers_for(f"Method '{method.name}'"):
+            stepping.step(batch, dict(options))
+            if not batch.updated:
+                raise RuntimeError("its step did not call batch.update()")
+
+    def scalar(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        with loss.guarded():
+            value = loss.item(logits, targets, weights)
+            if not isinstance(value, Tensor) or value.dim():
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"its loss returned {shape}, not a scalar tensor")
+            return value
+
+    def adapt(weights: Sequence[Weight]) -> Adapted:
+        with adapter.guarded():
+            return _sound(adapter.item(weights), weights)
+
+    def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        with optimizer.owner.answers_for(what, "cannot be built"):
+            built = optimizer.item.build(groups, dict(training.optimizer.params))
+            if not isinstance(built, torch.optim.Optimizer):
+                raise TypeError(f"its build returned {type(built).__name__}, not an optimizer of torch")
+            return built
+
+    build([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.0, "weight_decay": 0.0}])  # checks the parameters
+    return Tools(step, scalar, adapt, build, _transform(plan, host))
+
+
+class _Built:
+    """What a component's `build` returned for its parameters."""
+
+    def __init__(self, kind: str, entry: Entry, component: Component) -> None:
+        self._what, self._owner = f"{kind} '{entry.name}'", entry.owner
+        with self._owner.answers_for(self._what, "cannot be built"):
+            self.item = entry.item.build(dict(component.params))
+            if not callable(self.item):
+                raise TypeError(f"its build returned {type(self.item).__name__}, not a function")
+
+    def guarded(self) -> Any:
+        return self._owner.answers_for(self._what)
+
+
+def _known(registry: Any, component: Component) -> Entry:
+    """The entry of a component. Raises: PlanError if its name is unknown."""
+    if component.name not in registry:
+        raise PlanError(unknown(registry.kind, component.name, [entry.name for entry in registry]))
+    entry: Entry = registry[component.name]
+    return entry
+
+
+def _options(phase: Phase, entry: Entry) -> dict[str, Any]:
+    """The options of a gradient method, with its defaults. Raises: PlanError for a missing or an unknown one."""
+    with entry.owner.answers_for(f"Method '{entry.name}'"):
+        defaults = dict(getattr(entry.item, "defaults", {}))
+        known = (*entry.item.options, *defaults)
+    for name in phase.options:
+        if name not in known:
+            raise PlanError(unknown(f"option of {entry.name}", name, known))
+    options = {**defaults, **phase.options}
+    for name in known:
+        if name not in options:
+            raise PlanError(f"{entry.name} needs options.{name}.")
+    return options
+
+
+def _transform(plan: TransferPlan, host: Host) -> BatchTransform | None:
+    if plan.augmentation == NO_AUGMENTATION:
+        return None
+    built = _Built("Augmentation", _known(host.augmentations, plan.augmentation), plan.augmentation)
+    transform: BatchTransform = built.item
+    return transform
+
+
+def _sound(adapted: object, weights: Sequence[Weight]) -> Adapted:
+    """Raises: TypeError or ValueError if it does not fit the weights."""
+    if not isinstance(adapted, Adapted):
+        raise TypeError(f"it returned {type(adapted).__name__}, not Adapted")
+    for parameter in adapted.parameters:
+        if not isinstance(parameter, torch.nn.Parameter):
+            raise TypeError(f"it returned {type(parameter).__name__} among the parameters")
+    own = {weight.name: weight.parameter for weight in weights}
+    for name, value in (adapted.weights() if adapted.weights else {}).items():
+        if name not in own:
+            raise ValueError(f"it replaces '{name}', which is not in the stage")
+        found, expected = (tuple(value.shape), value.dtype), (tuple(own[name].shape), own[name].dtype)
+        if found != expected:
+            raise ValueError(f"it replaces '{name}' by {found}; it must be {expected}")
+    return adapted
