@@ -90,7 +90,7 @@ Runs = Mapping[Key, Mapping[str, Any]]
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--digits", type=Folder)
 @click.option("--cifar10", type=Folder)
-@click.option("--leave-out", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
+@click.option("--exclude", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
 @click.option("--signs", type=Folder)
 @click.option("--expressions", type=Folder)
 @click.option("--arm", "arms", multiple=True, required=True, metavar="NAME=STRATEGY,…", help="The best one first.")
@@ -104,7 +104,7 @@ def main(
     work: Path,
     digits: Path | None,
     cifar10: Path | None,
-    leave_out: Path | None,
+    exclude: Path | None,
     signs: Path | None,
     expressions: Path | None,
     arms: tuple[str, ...],
@@ -117,12 +117,12 @@ def main(
 ) -> None:
     """Search each arm for each target set, backbone and seed, and compare them."""
     torch.set_num_threads(1)
-    if cifar10 and not leave_out:
-        raise click.UsageError("--cifar10 needs --leave-out: the file that pretraining/overlap.py writes.")
+    if cifar10 and not exclude:
+        raise click.UsageError("--cifar10 needs --exclude: the file that pretraining/overlap.py writes.")
     work.mkdir(parents=True, exist_ok=True)
     targets = {
         "digits": digits and by_folder(digits),
-        "cifar10": cifar10 and leave_out and by_folder(cifar10 / "train", set(leave_out.read_text().splitlines())),
+        "cifar10": cifar10 and exclude and by_folder(cifar10 / "train", set(exclude.read_text().splitlines())),
         "signs": signs and by_folder(signs / "Dataset"),
         "expressions": expressions and by_legend(expressions),
     }
@@ -154,7 +154,7 @@ def main(
 
 
 def by_folder(folder: Path, without: Collection[str] = ()) -> Classes:
-    """The files of each class that has a folder of its own."""
+    """The files of each class that has a folder of its own, except those in `without`."""
     root = folder.resolve()
     files = [file for file in sorted(root.glob("*/*")) if str(file.relative_to(root)) not in without]
     return {place.name: [str(file) for file in files if file.parent == place] for place in sorted(root.glob("*/"))}
@@ -254,7 +254,7 @@ def paired(gain: np.ndarray) -> list[float]:
 
 
 def cuts(runs: Runs) -> Iterator[dict[str, Any]]:
-    """For each cell the probe's accuracy at each cut, mean over seeds, and the cuts that linear probes won with."""
+    """For each cell the probe's accuracy at each cut, mean over seeds, and how many linear probes won with each cut."""
     for cell in cells(runs):
         mine = {key: run for key, run in runs.items() if key.cell == cell}
         probes = [*{key.seed: run["probe"] for key, run in mine.items()}.values()]  # the same for all arms

@@ -37,7 +37,7 @@ PLACE = Path("{place}")
 
 @hookimpl
 def register_augmentations(register):
-    register("gate", Gate, summary="No trial goes on while it is shut")
+    register("gate", Gate, summary="Trials wait while it is shut")
 
 class Gate:
     def suggest(self, trial, context):
@@ -56,7 +56,7 @@ class Gate:
 
 
 class Gate:
-    """The augmentation `gate` of other processes: none of them goes on with a trial while it is shut."""
+    """The augmentation `gate` of other processes: trials that use it wait while it is shut."""
 
     def __init__(self, place):
         self._place, self._bar = place, place / "shut"
@@ -70,12 +70,12 @@ class Gate:
 
     @property
     def came(self):
-        """How many processes have come to it."""
+        """How many processes have reached it."""
         return sum(name.isdecimal() for name in os.listdir(self._place))
 
 
 def pytest_configure(config):
-    """Unless they are asked for by `-m gpu`, tests see no GPU: `auto` is the CPU, as for most who run them."""
+    """Without `-m gpu` tests see no GPU: `auto` is the CPU, as on most machines."""
     if "gpu" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -95,7 +95,7 @@ def cuda():
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path, monkeypatch):
-    """Studies and caches of a test lie in its temporary folder."""
+    """Studies and caches of a test are in its temporary folder."""
     monkeypatch.setenv("AUTOTL_HOME", str(tmp_path / "studies"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
@@ -106,7 +106,7 @@ def _own_folders(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_mlflow(request, monkeypatch):
-    """Searches within a test's own process tell MLflow nothing, unless the test is marked `tracked`."""
+    """Searches in a test's own process log nothing to MLflow, unless the test is marked `tracked`."""
     if not request.node.get_closest_marker("tracked"):
         monkeypatch.setattr(Search, "_begin_logging", lambda self: None)
 
@@ -145,13 +145,13 @@ def installed(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_installed(installed):
-    """Other processes have `tiny:net` too, which spares them a network's seconds, timm and torchvision."""
+    """Other processes have `tiny:net` too, which is faster than a real network, timm or torchvision."""
     installed("tiny", TINY)
 
 
 @pytest.fixture
 def gate(installed, tmp_path):
-    """Other processes have the augmentation `gate`, which is open."""
+    """Other processes have the augmentation `gate`, which is open at first."""
     made = Gate(tmp_path / "gate")
     installed("gate", GATE.format(place=tmp_path / "gate"))
     return made
@@ -159,7 +159,7 @@ def gate(installed, tmp_path):
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    """`little_memory()`: from then on no more than five images at once fit when features are computed."""
+    """`little_memory()`: from then on memory suffices for the features of five images at a time."""
     really = features.every_feature
 
     def limited(stages, info, images, owner):

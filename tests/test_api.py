@@ -25,7 +25,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(place):
-    """A search that all tests look at: none may change its study."""
+    """A search that all tests read: none may change its study."""
     data = write_stripes(place / "stripes")
     return autotl.search(data, trials=4, verbose=False, home=place / "studies", cache_dir=place / "cache", **PROBE)
 
@@ -42,9 +42,9 @@ def test_a_search_gives_what_the_command_gives(found, place, tmp_path):
         "linear-probe",
     ]
     words += ["--no-mlflow", "--study", "other", "--json"]
-    told = json.loads(subprocess.check_output([sys.executable, "-m", "autotl", *map(str, words)], cwd=tmp_path))
-    assert found.best.model_dump(mode="json") == told["best"]["plan"]
-    assert found.test.model_dump() == told["test"]
+    output = json.loads(subprocess.check_output([sys.executable, "-m", "autotl", *map(str, words)], cwd=tmp_path))
+    assert found.best.model_dump(mode="json") == output["best"]["plan"]
+    assert found.test.model_dump() == output["test"]
     assert found.plan == found.bundle.plan
     assert found.classes == ("across", "checks", "down")
 
@@ -72,9 +72,9 @@ def test_predictions_are_the_likeliest_classes(found, stripes):
     (stripes / "down" / "gone.png").symlink_to("nowhere.png")
     litter = stripes / "down" / "Thumbs.db"
     litter.write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"(broken|gone)\.png is skipped: ") as told:
+    with pytest.warns(UserWarning, match=r"(broken|gone)\.png is skipped: ") as output:
         assert len(found.predict(stripes / "down")) == 30
-    assert len(told) == 2
+    assert len(output) == 2
     for file in (broken, litter, stripes / "nothing.png"):
         with pytest.raises(AutotlError, match=rf"{file.name} cannot be read: "):
             found.predict([*files, file])
@@ -99,7 +99,7 @@ def test_images_in_memory_are_classified_as_their_files_are(found, stripes):
             found.predict(image)
 
 
-def test_what_lies_on_disk_is_loaded_again(found, place, stripes, tmp_path, monkeypatch):
+def test_a_study_and_a_bundle_on_disk_are_loaded(found, place, stripes, tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOTL_HOME", str(place / "studies"))
     files = [stripes / "down" / f"{number}.png" for number in range(5)]
     wanted = found.predict_proba(files)
@@ -121,7 +121,7 @@ def test_an_export_from_python(found, tmp_path):
     assert made.file.exists() and made.images == 32
 
 
-def test_the_same_study_goes_on(stripes):
+def test_the_same_study_resumes(stripes):
     found = autotl.search(str(stripes), trials=4, verbose=False, **PROBE)
     more = autotl.search(str(stripes), trials=6, verbose=False, **PROBE)
     assert sum(more.result.trials.values()) == 6
@@ -155,18 +155,18 @@ def test_the_signature_names_every_option():
     assert next(iter(parameters)) == "data"
     assert set(parameters) == {*Settings.model_fields, "verbose"}
     assert parameters["trials"].default == 50
-    told = pydoc.plain(pydoc.render_doc(autotl.search))
-    assert "Annotated" not in told and "pydantic" not in told.lower()
+    output = pydoc.plain(pydoc.render_doc(autotl.search))
+    assert "Annotated" not in output and "pydantic" not in output.lower()
     for name in list(Settings.model_fields)[1:]:
-        assert re.search(rf"^ +{name}: [A-Z`].*\.$", told, re.MULTILINE), f"help does not explain {name}"
+        assert re.search(rf"^ +{name}: [A-Z`].*\.$", output, re.MULTILINE), f"help does not explain {name}"
 
 
-def test_tab_shows_what_users_and_authors_need_and_nothing_else():
+def test_dir_shows_only_public_names():
     assert {*dir(autotl)} == {*autotl.__all__, "__version__"}
     assert {"search", "load", "Model", "hookimpl"} <= {*dir(autotl)}
 
 
-def test_a_notebook_shows_words_and_table(found):
+def test_a_notebook_shows_text_and_table(found):
     html = found._repr_html_()
     assert "Winner: reference:" in html and "<table" in html
 

@@ -15,7 +15,7 @@ DISTRIBUTIONS = sorted(file.parent.name for file in PLUGINS.glob("*/pyproject.to
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder into which all of them are installed."""
+    """A folder in which all of them are installed."""
     site = tmp_path_factory.mktemp("site")
     install = [
         sys.executable,
@@ -55,7 +55,7 @@ def run(installed, tmp_path):
     return call
 
 
-def test_there_are_two():
+def test_there_are_two_distributions():
     assert DISTRIBUTIONS == ["autotl-head2toe", "autotl-late-probe"]
 
 

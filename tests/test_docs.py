@@ -71,7 +71,7 @@ def folder(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_every_listing_is_tried():
+def test_every_listing_is_tested():
     assert set(PYTHON) == {f"{name}.py" for name in PLUGINS} | OTHERS
     assert len(PLUGINS) == 10
 
@@ -135,7 +135,7 @@ def run(folder, file):
     return done.stdout
 
 
-def test_the_first_plugin_is_the_one_that_a_new_one_begins_with():
+def test_the_first_plugin_is_the_template_of_new_ones():
     template = ROOT / "plugins/autotl-late-probe"
     for language, file in (("python", "autotl_late_probe.py"), ("python", "tests/test_late_probe.py")):
         assert listings(language)[file] == (template / file).read_text()
@@ -143,7 +143,7 @@ def test_the_first_plugin_is_the_one_that_a_new_one_begins_with():
 
 
 def test_the_first_plugin_installs_as_it_is_typed(tmp_path, monkeypatch):
-    """From the two listings and nothing else."""
+    """From the two listings alone."""
     (tmp_path / "pyproject.toml").write_text(listings("toml")["pyproject.toml"])
     (tmp_path / "autotl_late_probe.py").write_text(PYTHON["autotl_late_probe.py"])
     monkeypatch.chdir(tmp_path)
@@ -186,12 +186,12 @@ def test_every_hook_is_documented_with_its_signature():
         "Context",
     ],
 )
-def test_what_a_plugin_offers_and_is_given_is_documented_with_its_signature(protocol):
+def test_every_protocol_is_documented_with_its_signatures(protocol):
     for signature in methods_of(getattr(contracts, protocol)):
         assert f"`{signature}`" in TUTORIAL, f"plugins/README.md does not document {protocol}.{signature}"
 
 
-def test_a_hook_that_nobody_documented_is_noticed():
+def test_an_undocumented_hook_is_noticed():
     """The two tests above can fail."""
     assert "| `register_losses(register)` |" not in TUTORIAL
     assert list(methods_of(contracts.Family)) == ["names()", "card(name)", "build(name, weights)"]
@@ -218,7 +218,7 @@ def lines():
                     yield found[1]
 
 
-def test_every_command_line_in_the_documentation_is_one():
+def test_every_command_line_in_the_documentation_is_valid():
     seen = list(lines())
     assert len(seen) > 12
     for line in seen:

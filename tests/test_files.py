@@ -17,18 +17,18 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["b"]
 
 
-def test_a_reader_finds_a_folder_that_is_being_replaced_and_moves_nothing(tmp_path):
+def test_a_reader_finds_a_folder_that_is_being_replaced_and_changes_nothing(tmp_path):
     folder = tmp_path / "model"
     write(folder / "a", "1")
     assert where_it_is(folder) == folder
-    folder.rename(tmp_path / ".model.old")  # where a writer is, or was killed
+    folder.rename(tmp_path / ".model.old")  # the state while a writer runs, or after it was killed
     assert (where_it_is(folder) / "a").read_text() == "1"
     assert not folder.exists()
     settle(folder)
     assert (folder / "a").read_text() == "1"
 
 
-def test_what_a_script_leaves_beside_itself_may_be_replaced(tmp_path):
+def test_files_that_a_script_leaves_in_its_folder_may_be_replaced(tmp_path):
     write(tmp_path / "predict.py", "")
     write(tmp_path / "__pycache__" / "preprocess.pyc", "")
     assert holds_only(tmp_path, ("predict.py",), mark="predict.py")
@@ -76,16 +76,16 @@ def test_a_url_without_a_secret_is_shown_as_it_is(url):
 
 
 @pytest.mark.parametrize(("most", "says"), [(9, "layer4.10"), (8, "laye….10"), (5, "la…10"), (2, "l…")])
-def test_of_a_long_name_both_ends_are_shown(most, says):
+def test_both_ends_of_a_long_name_are_shown(most, says):
     assert shortened("layer4.10", most) == says
 
 
-def test_of_a_long_reason_both_ends_are_shown_for_what_to_do_stands_at_the_end():
-    told = one_line(f"This is wrong\n{'and here is how ' * 50}\nSet FIX=true to mend it.", 60)
-    assert len(told) == 60 and told.startswith("This is wrong and") and told.endswith("Set FIX=true to mend it.")
+def test_both_ends_of_a_long_reason_are_shown_because_the_advice_is_at_the_end():
+    line = one_line(f"This is wrong\n{'and here is how ' * 50}\nSet FIX=true to fix it.", 60)
+    assert len(line) == 60 and line.startswith("This is wrong and") and line.endswith("Set FIX=true to fix it.")
 
 
-def test_what_may_hold_a_url_is_for_its_owner_alone(tmp_path):
+def test_only_the_owner_can_read_a_file_that_may_contain_a_url(tmp_path):
     write(tmp_path / "private", "1", private=True)
     append_line(tmp_path / "log", "1")
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("private", "log")] == [0o600, 0o600]

@@ -27,7 +27,7 @@ def test_what_ships_is_registered_through_the_hooks():
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plugins"], ["search", "--help"], ["--version"]])
-def test_commands_that_only_talk_import_nothing_heavy(words):
+def test_commands_that_compute_nothing_import_nothing_heavy(words):
     program = (
         "import sys\nfrom autotl.cli.main import main\n"
         f"try: main({words!r})\nexcept SystemExit as end: assert not end.code\n"
@@ -38,7 +38,7 @@ def test_commands_that_only_talk_import_nothing_heavy(words):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_plugin_that_fails_is_left_out_with_all_it_registered():
+def test_a_plugin_that_fails_is_skipped_with_everything_it_registered():
     class Broken:
         @hookimpl
         def register_backbones(self, register):
@@ -81,7 +81,7 @@ def test_a_hook_that_does_not_exist_is_a_problem():
     host.add(Odd(), "odd")
     assert "register_backbonez" in host.problems[0].reason
     assert "odd" not in {owner.plugin for owner in host.owners}
-    host.add(ModuleType("fine"), "fine")  # the host still takes others
+    host.add(ModuleType("fine"), "fine")  # the host still accepts others
     assert len(host.problems) == 1
 
 
@@ -149,7 +149,7 @@ class Headless:
         ("backbones", Mute, "Mute has no method 'names'"),
     ],
 )
-def test_what_does_not_offer_what_its_kind_has_to_cannot_be_loaded(kind, load, says):
+def test_an_object_without_the_methods_of_its_kind_cannot_be_loaded(kind, load, says):
     plugin = ModuleType("lacking")
 
     def hook(register):
@@ -176,8 +176,8 @@ def test_what_a_plugin_prints_goes_to_standard_error(capsys):
     host = Host()
     host.add(Loud(), "loud")
     assert host.strategies["loud"].item
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "registering\nloading\n")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "registering\nloading\n")
 
 
 def test_blocked_plugins_are_not_loaded(monkeypatch):
@@ -201,7 +201,7 @@ def test_an_item_that_cannot_be_loaded_names_its_owner():
         _ = host.strategies["needy"].item
 
 
-def test_an_unknown_name_brings_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     host = Host()
     with pytest.raises(PluginError, match="Did you mean 'linear-probe'"):
         _ = host.strategies["liner-probe"]
@@ -210,8 +210,8 @@ def test_an_unknown_name_brings_the_nearest():
     assert [entry.name for entry in host.backbones.match("t*")] == ["torchvision", "timm"]
 
 
-def test_a_study_says_which_plugin_it_lacks(stripes):
-    """Begun with a plugin that is not there any more; and a bundle whose backbone is not there."""
+def test_the_error_about_a_missing_plugin_names_it(stripes):
+    """Started with a plugin that is no longer installed; and a bundle whose backbone is missing."""
     host = Host()
     host.add(_Nets(), "nets")
     options = {"data": stripes, "trials": 2, "backbones": ("nets:one",), "strategies": ("linear-probe",)}
@@ -225,7 +225,7 @@ def test_a_study_says_which_plugin_it_lacks(stripes):
         bundle.load(made.folder.bundle, Catalogue(Host(), made.cache_dir))
 
 
-def test_a_broken_plugin_ends_a_strict_search_before_it_begins(stripes, tmp_path):
+def test_a_broken_plugin_ends_a_strict_search_before_it_starts(stripes, tmp_path):
     class Broken:
         @hookimpl
         def register_strategies(self, register):

@@ -52,7 +52,7 @@ def test_the_hash_is_that_of_the_canonical_json():
         ({"compute_dtype": "float8"}, "compute_dtype"),
     ],
 )
-def test_what_is_no_plan_is_refused_in_one_line(change, says):
+def test_invalid_plans_are_refused_in_one_line(change, says):
     text = json.dumps({**json.loads(PLAN.to_json()), **change})
     with pytest.raises(PlanError) as error:
         TransferPlan.from_json(text, name="plan.json")
@@ -80,13 +80,13 @@ def test_options_must_be_plain_json():
         Phase(method="gradient-descent", frozen=None, options={"rate": object()})
 
 
-def test_more_of_an_image_cannot_be_kept_than_is_left():
+def test_an_input_cannot_be_larger_than_the_resized_image():
     with pytest.raises(ValueError, match="resize \\(20 px\\) must be at least size \\(32 px\\)"):
         Input(size=32, resize=20, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.mark.parametrize("std", [0.0, -0.2])
-def test_nothing_is_divided_by_zero(std):
+def test_values_that_would_divide_by_zero_are_refused(std):
     with pytest.raises(ValueError, match="greater than 0"):
         Input(size=32, resize=32, interpolation="bicubic", mean=(0.5,) * 3, std=(0.2, std, 0.2))
 
@@ -97,12 +97,12 @@ def test_a_plan_is_shown_in_one_short_line():
 
 
 @pytest.mark.parametrize("wrong", [{}, {"patience": 2, "at_epoch": 3}, {"patience": 0}, {"at_epoch": -1}])
-def test_a_stop_says_when_in_one_way(wrong):
+def test_a_stop_has_either_patience_or_an_epoch(wrong):
     with pytest.raises(ValueError, match="patience|at_epoch"):
         Stop(**wrong)
 
 
-def test_another_size_keeps_the_share_that_is_cropped_away():
+def test_another_size_keeps_the_share_that_is_cropped():
     own = Input(size=224, resize=256, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert own.larger() == (288, 384)
     larger = own.at(288)
@@ -110,7 +110,7 @@ def test_another_size_keeps_the_share_that_is_cropped_away():
     assert larger.model_copy(update={"size": 224, "resize": 256}) == own
 
 
-def test_what_is_usual_in_an_input_is_not_written():
+def test_default_fields_of_an_input_are_not_written():
     own = Input(size=224, resize=256, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert set(json.loads(own.to_json())) == {"size", "resize", "interpolation", "mean", "std"}
     other = own.by("pad").model_copy(update={"bits": 12})

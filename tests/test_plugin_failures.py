@@ -40,7 +40,7 @@ PLAN = """from autotl import Head, Phase
         return context.plan(cut=cut, head=Head(pooling="avg", taps={taps}), phases=[phase])"""
 TAPS = PLAN.format(method="logistic", taps=("nowhere",))
 REFUSAL = "from autotl import PlanError; raise PlanError('not today')"
-METHOD = PLAN.format(method="closd-form", taps=())
+METHOD = PLAN.format(method="logistik", taps=())
 HOOK = "from autotl import hookimpl\n@hookimpl\ndef {}: {}\n"
 AUGMENTATIONS = {
     "moody": ("{}['flip']", "images", "fails: KeyError: 'flip'"),
@@ -55,7 +55,7 @@ AUGMENTATIONS = {
     "floats": ("{}", "lambda images, draw: images.float()", "returned (48, 3, 64, 64) torch.float32 for (48, 3, 64"),
     "listless": ("{}", "lambda images, draw: images.tolist()", "returned list for (48, 3, 64, 64) torch.uint8"),
 }
-"""What each gives in `suggest` and in `build`, and what is said of it."""
+"""What each returns in `suggest` and in `build`, and its error."""
 TRAINER = f"""
 from autotl import Head, Phase, Training, hookimpl
 
@@ -125,7 +125,7 @@ class Machine:
         self.site.mkdir()
 
     def install(self, name, code, requires="autotl"):
-        """What pip leaves of a distribution `autotl-<name>` 1.2 with one module; returns how messages name it."""
+        """Write what pip installs of `autotl-<name>` 1.2, with one module; returns its name in messages."""
         module = f"autotl_{name.replace('-', '_')}"
         (self.site / f"{module}.py").write_text(code)
         info = self.site / f"{module}-1.2.dist-info"
@@ -155,7 +155,7 @@ class Machine:
         return self.autotl("search", self.data, *quick, *words, code=code, **environment)
 
     def ends(self, study):
-        """How each trial of a study ended, as its log says: its state and the reason."""
+        """How each trial of a study ended, from its log: its state and the reason."""
         logs = sorted((self.folder / "studies" / study / "trials").glob("*.jsonl"))
         ends = [json.loads(file.read_text().splitlines()[-1]) for file in logs]
         return [(end["state"], end["reason"]) for end in ends]
@@ -167,7 +167,7 @@ def machine(tmp_path, stripes):
 
 
 def broken_at_loading(machine):
-    """A plugin for each thing that can be wrong before anything is searched: how it is named, with the reason."""
+    """A plugin for each error that is possible before a search: its name in messages, with the reason."""
     unused = STRATEGY.format(name="unused", first_guess=None, body="pass")
     return {
         machine.install("again", unused.replace('"unused"', '"linear-probe"')): (
@@ -187,22 +187,22 @@ def broken_at_loading(machine):
 
 
 def test_what_is_broken_at_loading_is_skipped_with_owner_and_reason(machine):
-    """The search goes on; the listings say it too; a strict search does not begin."""
+    """The search continues; the listings report it, too; a strict search does not start."""
     broken = broken_at_loading(machine)
-    told = [
+    printed = [
         machine.search("--trials", 1, "--backbones", NETS, "--strategies", "linear-probe"),
         machine.autotl("plugins"),
         machine.autotl("doctor", code=1),
     ]
-    for text in told:
+    for text in printed:
         for owner, reason in broken.items():
             (line,) = [line for line in text.splitlines() if f"{owner} was skipped: " in line]
             assert reason in line.partition("was skipped: ")[2]
-    assert "Winner: reference:" in told[0]
-    assert told[2].count("pip uninstall autotl-") == len(broken)
+    assert "Winner: reference:" in printed[0]
+    assert printed[2].count("pip uninstall autotl-") == len(broken)
 
     refused = machine.search("--strict-plugins", "--study", "strict", code=2)
-    assert refused.startswith(f"Error: {next(iter(broken))} was skipped: ")  # the first by name
+    assert refused.startswith(f"Error: {next(iter(broken))} was skipped: ")  # the first in the order of names
     assert refused.endswith("Fix it, or search without --strict-plugins.\n")
     assert refused.count("\n") == 1
     assert not (machine.folder / "studies" / "strict").exists()
@@ -212,7 +212,7 @@ def test_what_is_broken_at_loading_is_skipped_with_owner_and_reason(machine):
 
 
 def broken_in_trials(machine):
-    """A plugin for each thing that can go wrong in a trial, what is drawn there first, and what is said of it."""
+    """A plugin for each error that is possible in a trial, its first guess, and its reason."""
     owners = {}
     for name, first_guess, body, reason in (
         ("raises", {}, "raise ZeroDivisionError('no plan\\n today')", "fails: ZeroDivisionError: no plan today"),
@@ -222,7 +222,7 @@ def broken_in_trials(machine):
         ("forgets", {}, "return None", "suggested NoneType, not a plan."),
         ("solves", {}, "import torch; torch.linalg.cholesky(-torch.eye(2))", "fails: _LinAlgError: linalg.cholesky"),
         ("taps", {}, TAPS, "suggested a plan that cannot be trained: 'taps' must name stages before the cut"),
-        ("methods", {}, METHOD, "suggested a plan that cannot be trained: Unknown training method 'closd-form'."),
+        ("methods", {}, METHOD, "suggested a plan that cannot be trained: Unknown training method 'logistik'."),
     ):
         code = STRATEGY.format(name=name, first_guess=first_guess, body=body)
         owners[f"Strategy '{name}' of {machine.install(name, code)}"] = reason
@@ -234,7 +234,7 @@ def broken_in_trials(machine):
 
 
 def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
-    """The search goes on and has a winner; a strict one ends with the first of them; without any other it says why."""
+    """The search continues and has a winner; a strict one ends with an error, as does one without a success."""
     broken = broken_in_trials(machine)
     unsure = machine.install("unsure", STRATEGY.format(name="unsure", first_guess=5, body="pass"))
     machine.install(
@@ -242,25 +242,27 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
     )
     strategies = "linear-probe,raises,looks,refuses,leaves,forgets,solves,taps,methods,train-*,unsure,h*"
     options = ("--backbones", "reference:pixels", "--strategies", strategies, "--trials", 1 + len(broken))
-    told = machine.search(*options)
+    printed = machine.search(*options)
     ends = machine.ends("stripes")
     assert ends[0] == ("complete", "")
     assert [state for state, _ in ends[1:]] == ["failed"] * len(broken)
     for (_, why), (owner, reason) in zip(ends[1:], broken.items(), strict=True):
         assert why.startswith(f"{owner} {reason}")
-        assert re.search(rf"trial \d+  failed.*: {re.escape(why)}\n", told)
+        assert re.search(rf"trial \d+  failed.*: {re.escape(why)}\n", printed)
     assert ends[1][1].endswith("fails: ZeroDivisionError: no plan today (autotl_raises.py:8)")
     last = (machine.folder / "studies/stripes/trials/00001.jsonl").read_text().splitlines()[-1]
     assert "in suggest" in json.loads(last)["traceback"]
-    assert re.search(r"^ raises +1 +0 +1 ", told, re.MULTILINE)  # in the table of strategies
-    assert "Winner: reference:pixels" in told
-    assert f"Warning: Strategy 'unsure' of {unsure} has a first guess that cannot be tried: TypeError: " in told
-    assert "Warning: 'heavy' of plugin 'heavy' (autotl-heavy 1.2, entry point autotl_heavy) cannot be loaded: " in told
+    assert re.search(r"^ raises +1 +0 +1 ", printed, re.MULTILINE)  # in the table of strategies
+    assert "Winner: reference:pixels" in printed
+    assert f"Warning: Strategy 'unsure' of {unsure} has a first guess that cannot be tried: TypeError: " in printed
+    assert (
+        "Warning: 'heavy' of plugin 'heavy' (autotl-heavy 1.2, entry point autotl_heavy) cannot be loaded: " in printed
+    )
 
     strict = ("--strict-plugins", "--backbones", "reference:pixels", "--trials", 5)
-    told = machine.search(*strict, "--study", "strict", "--strategies", "linear-probe,raises,looks", code=2)
+    printed = machine.search(*strict, "--study", "strict", "--strategies", "linear-probe,raises,looks", code=2)
     assert machine.ends("strict") == ends[:2]  # logged before the search ends
-    assert told.splitlines()[-1] == (
+    assert printed.splitlines()[-1] == (
         f"Error: Trial 1 failed: {ends[1][1]}. Fix it, or search without --strict-plugins."
     )
 
@@ -273,17 +275,17 @@ def test_what_fails_in_a_trial_is_a_failed_trial_with_owner_and_reason(machine):
 
 
 def test_a_family_that_fails_does_not_stop_a_search_that_did_not_ask_for_it(machine):
-    """Its networks are in the default pool: left out there, an error where their names are written out in full."""
+    """Its networks are skipped in the default pool, and an error if they are named in full."""
     owner = machine.install("nets", FAMILY)
     without = {"AUTOTL_DISABLE_PLUGINS": "timm_family"}
     why = "OverflowError: no card today (autotl_nets.py:10)"
     card = f"Backbone 'timm:mobilenetv3_small_100.lamb_in1k' of {owner} has no card: {why}"
     build = f"Backbone 'timm:resnet18.a1_in1k' of {owner} cannot be built: ImportError: libnet.so: cannot open"
     names = f"Backbone family 'unlisted' of {owner} cannot be listed: AttributeError: "
-    told = machine.search("--pool", "small", "--trials", 1, "--strategies", "linear-probe", **without)
-    assert f"Warning: {card}\n" in told
-    assert f"Warning: {build}" in told
-    assert "Winner: autotl:" in told
+    printed = machine.search("--pool", "small", "--trials", 1, "--strategies", "linear-probe", **without)
+    assert f"Warning: {card}\n" in printed
+    assert f"Warning: {build}" in printed
+    assert "Winner: autotl:" in printed
     doctor = machine.autotl("doctor", code=1, **without)
     assert card in doctor and names in doctor
     assert f"'absent' of {owner} cannot be loaded: ZeroDivisionError: division by zero" in doctor
@@ -314,7 +316,7 @@ def test_a_family_that_fails_does_not_stop_a_search_that_did_not_ask_for_it(mach
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_is_no_plugins_fault_comes_through_as_it_is(error):
+def test_errors_that_are_no_plugins_fault_are_not_changed(error):
     with pytest.raises(type(error)) as caught, OWNER.answers_for("Strategy 'x'"):
         raise error
     assert caught.value is error
@@ -334,7 +336,7 @@ def test_what_is_no_plugins_fault_comes_through_as_it_is(error):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_a_plugins_code_raises_names_it(error):
+def test_an_error_that_a_plugins_code_raises_names_it(error):
     named = rf"^Strategy 's' of plugin 'p' .* fails: {type(error).__name__}: x$"
     with pytest.raises(PluginError, match=named), OWNER.answers_for("Strategy 's'"):
         raise error

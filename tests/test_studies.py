@@ -104,22 +104,22 @@ def test_arms_are_compared_over_seeds(stripes, tmp_path, monkeypatch):
     assert len(run(compare.main, *words, "--seeds", 1)) == 2 + 1  # one seed is no comparison yet
     assert len(run(compare.main, *words, "--seeds", 2)) == 2 + 1 + 1
     assert len(run(compare.main, *words, "--seeds", 2)) == 1 + 1
-    told = json.loads(out.read_text())
-    (row,) = told["summary"]
+    printed = json.loads(out.read_text())
+    (row,) = printed["summary"]
     assert row["n"] == 2 and row["one"] == row["same"] > 0.5
     assert row["one - same"] == [0.0, 0.0, 0.0]
-    assert [sum(cell["won"].values()) for cell in told["cuts"]] == [4]
-    assert len(told["runs"]) == 4
+    assert [sum(cell["won"].values()) for cell in printed["cuts"]] == [4]
+    assert len(printed["runs"]) == 4
     assert picture.stat().st_size > 0
 
 
 @pytest.mark.parametrize("study", ["pretraining", "freeze-cut-rates"])
-def test_the_tables_say_what_was_measured(study):
-    told = (STUDIES / "README.md").read_text()
+def test_the_tables_agree_with_the_results(study):
+    printed = (STUDIES / "README.md").read_text()
     for row in json.loads((STUDIES / study / "results.json").read_text())["summary"]:
         for name, value in row.items():
             if isinstance(value, float):
-                assert f"| {100 * value:.1f} |" in told, (name, row)
+                assert f"| {100 * value:.1f} |" in printed, (name, row)
             elif isinstance(value, list):
                 mean, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in value)
-                assert f"{mean} ({low} to {high})" in told, (name, row)
+                assert f"{mean} ({low} to {high})" in printed, (name, row)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MOST = 8_000_000
-"""Bytes that all shipped weights together may take."""
+"""The most bytes that all shipped weights together may have."""
 
 LOAD = """
 import json, sys
@@ -67,17 +67,17 @@ def load(site):
     return subprocess.run(words, cwd=site.parent, env=environment, capture_output=True, text=True)
 
 
-def test_its_backbones_load_where_nothing_else_of_the_project_is(unpacked):
+def test_its_backbones_load_without_the_rest_of_the_project(unpacked):
     done = load(unpacked)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert Path(told["place"]).is_relative_to(unpacked)
+    printed = json.loads(done.stdout)
+    assert Path(printed["place"]).is_relative_to(unpacked)
     shipped = sorted((ROOT / "autotl/builtin/weights").glob("*.json"))
     facts = {f"autotl:{file.stem}": json.loads(file.read_text()) for file in shipped}
-    assert told["backbones"] == {name: [f"sha256:{each['sha256']}", "torch.float32"] for name, each in facts.items()}
+    assert printed["backbones"] == {name: [f"sha256:{each['sha256']}", "torch.float32"] for name, each in facts.items()}
 
 
-def test_a_damaged_or_a_swapped_file_is_refused_by_its_hash(unpacked):
+def test_a_damaged_or_a_swapped_file_is_refused_because_of_its_hash(unpacked):
     file = next((unpacked / "autotl/builtin/weights").glob("*.safetensors"))
     damaged = bytearray(file.read_bytes())
     damaged[-1] ^= 1

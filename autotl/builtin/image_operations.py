@@ -147,7 +147,7 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, levels: Tensor) -> Tensor:
-    """Values among the so many highest of the 256 levels are inverted."""
+    """Values in the highest levels, as many of the 256 as the amount says, are inverted."""
     return torch.where(images >= _pixelwise(256 - levels), 255 - images, images)
 
 
@@ -171,7 +171,7 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
 
 
 class Operation(NamedTuple):
-    """An operation and its largest amounts; a signed one goes both ways."""
+    """An operation and its largest amounts; a signed one applies in both directions."""
 
     change: Callable[[Tensor, Tensor], Tensor]
     randaugment: float

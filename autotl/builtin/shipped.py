@@ -29,7 +29,7 @@ class Shipped:
     def card(self, name):
         facts = _facts(name)
         low, high = facts["top1_interval"]
-        taught = f", distilled from autotl:{facts['teacher']}" if facts.get("teacher") else ""
+        distilled = f", distilled from autotl:{facts['teacher']}" if facts.get("teacher") else ""
         return ModelCard(
             input=Input.model_validate_json(json.dumps(facts["input"])),
             weights=WeightsSource(file=WEIGHTS / f"{name}.safetensors", sha256=facts["sha256"]),
@@ -37,7 +37,7 @@ class Shipped:
             licence=facts["licence"],
             sizes=SIZES,
             libraries=("timm",),
-            note=f"{facts['top1']:.1%} top-1 on it ({low:.1%} to {high:.1%}){taught}",
+            note=f"{facts['top1']:.1%} top-1 on it ({low:.1%} to {high:.1%}){distilled}",
         )
 
     def build(self, name, weights):

@@ -66,7 +66,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         output.escape_what_cannot_be_encoded()
         try:
-            with _polite_kill_as_ctrl_c():
+            with _sigterm_as_ctrl_c():
                 return super().invoke(ctx)
         except AutotlError as error:
             _end(ctx, f"Error: {error}", error.exit_code)
@@ -92,7 +92,7 @@ def _end(ctx: click.Context, message: str, code: int) -> NoReturn:
 
 
 @contextmanager
-def _polite_kill_as_ctrl_c() -> Iterator[None]:
+def _sigterm_as_ctrl_c() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does: finished work is saved."""
 
     def interrupt(number: int, frame: object) -> None:

@@ -103,8 +103,8 @@ def keepable(
     """The pairs that can be kept in one split; `pairs` come with the closest first, which take precedence.
 
     `fixed` is the split of a picture that cannot change: pictures of two splits, and pairs that would link them, stay
-    apart. A cluster with more than half of a class, as from a fixed camera, is dissolved: likeness is no sign of a copy
-    there, and too few images would be left for the other splits.
+    apart. A cluster with more than half of a class, as from a fixed camera, is dissolved: similar images need not be
+    copies there, and too few images would be left for the other splits.
     """
     at, kept = list(fixed), []
     for first, second in pairs:
@@ -119,10 +119,10 @@ def keepable(
 
 def clusters(words: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int]:
     """The cluster number of each picture: pictures with the same word of `same`, or linked by `pairs`, share one."""
-    return connected(len(words), [*alike(words), *pairs]).tolist()
+    return connected(len(words), [*links(words), *pairs]).tolist()
 
 
-def alike(words: Iterable[Hashable]) -> list[tuple[int, int]]:
+def links(words: Iterable[Hashable]) -> list[tuple[int, int]]:
     """Edges that link the positions of equal words."""
     first: dict[Hashable, int] = {}
     return [(first.setdefault(word, at), at) for at, word in enumerate(words)]

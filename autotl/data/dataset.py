@@ -203,12 +203,12 @@ def open_dataset(
     """
     listing = index.find(path, columns)
     files, unreadable = _read(listing, pixels, inputs, progress)
-    files, contradictions = _set_aside(files, _contradiction(files))
-    files, leaks = _set_aside(files, _leak(files))
+    files, contradictions = _exclude(files, _contradiction(files))
+    files, leaks = _exclude(files, _leak(files))
     pairs = _near_copies(listing, files, pixels)
     near_leaks: list[Problem] = []
     if near_copies == "together":
-        files, near_leaks = _set_aside(files, _near_leak(pairs, previous or {}))
+        files, near_leaks = _exclude(files, _near_leak(pairs, previous or {}))
     problems = sorted([*unreadable, *contradictions, *leaks, *near_leaks], key=lambda problem: problem.path)
     _require_usable(listing, files, problems)
     at = {file: number for number, file in enumerate(files)}
@@ -278,12 +278,12 @@ def changes(folder: Path, dataset: Dataset) -> str:
     now = {image.sha: image.path for image in dataset.images}
     gone = [path for sha, path in stored.items() if sha not in now]
     new = [path for sha, path in now.items() if sha not in stored]
-    told = [
+    changes = [
         f"{len(paths)} {what} ({paths[0]!r}{' and others' if len(paths) > 1 else ''})"
         for paths, what in ((gone, "gone"), (new, "new"))
         if paths
     ]
-    return "; ".join(told) or "other names or labels"
+    return "; ".join(changes) or "other names or labels"
 
 
 def stored_files(folder: Path, data: Path) -> list[Path]:
@@ -331,13 +331,13 @@ def _read(
     problems = [Problem(found.path, seen) for found, seen in pairs if isinstance(seen, str)]
     seen_files = [(found, seen) for found, seen in pairs if not isinstance(seen, str)]
     pictures = pixels.pictures([(seen.sha, listing.root / found.path) for found, seen in seen_files])
-    told = zip(seen_files, copies.same(pictures), pictures["peak"].tolist(), strict=True)
-    files = [_File(**vars(found), **vars(seen), picture=word, peak=peak) for (found, seen), word, peak in told]
+    rows = zip(seen_files, copies.same(pictures), pictures["peak"].tolist(), strict=True)
+    files = [_File(**vars(found), **vars(seen), picture=word, peak=peak) for (found, seen), word, peak in rows]
     return files, problems
 
 
-def _set_aside(files: Sequence[_File], why: Callable[[_File], str | None]) -> tuple[list[_File], list[Problem]]:
-    """The files that there is nothing against, and the others as problems."""
+def _exclude(files: Sequence[_File], why: Callable[[_File], str | None]) -> tuple[list[_File], list[Problem]]:
+    """The files for which `why` gives no reason, and the others as problems."""
     problems = [Problem(file.path, reason) for file in files if (reason := why(file))]
     return [file for file in files if not why(file)], problems
 

@@ -5,7 +5,7 @@ Data is one of
 - a folder with `train/` and, optionally, `val/` and `test/`, each with a sub-folder for each class;
 - a manifest: a CSV or Parquet file with the columns `path` and `label`, and optionally `split` and `group`.
 
-Files without a split are in train, and missing splits are carved from train.
+Files without a split are in train, and missing splits are split off from train.
 """
 
 from pathlib import Path

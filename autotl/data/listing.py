@@ -77,13 +77,13 @@ class Listing:
 
     def said(self) -> Iterator[str]:
         """The notes that are not about unused files and folders."""
-        alike = sorted(_alike({file.label for file in self.files}))
-        if alike:
-            yield f"classes whose names differ only in upper and lower case: {some(alike)}"
+        ambiguous = sorted(_same_without_case({file.label for file in self.files}))
+        if ambiguous:
+            yield f"classes whose names differ only in upper and lower case: {some(ambiguous)}"
         yield from self.remarks
 
 
-def _alike(labels: Iterable[str]) -> Iterator[str]:
+def _same_without_case(labels: Iterable[str]) -> Iterator[str]:
     named = defaultdict(list)
     for label in labels:
         named[label.casefold()].append(label)

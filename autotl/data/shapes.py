@@ -12,8 +12,8 @@ from autotl.data.listing import Listing
 from autotl.data.pixels import read_file
 from autotl.plan import BITS
 
-GLANCE = 100
-"""How many files, spread over the list, are read to guess the shapes."""
+SAMPLE = 100
+"""How many files, spread over the list, are read to estimate the shapes."""
 
 
 def shapes_of(sizes: Sequence[tuple[int, int]], peaks: Sequence[int]) -> Shapes:
@@ -30,11 +30,11 @@ def shapes_of(sizes: Sequence[tuple[int, int]], peaks: Sequence[int]) -> Shapes:
 def expected(listing: Listing) -> Shapes:
     """The likely shapes of the train images, before all files have been read."""
     files = [listing.root / file.path for file in listing.files if file.split == "train"]
-    seen = list(_glance(files[:: max(1, len(files) // GLANCE)][:GLANCE]))
+    seen = list(_measured(files[:: max(1, len(files) // SAMPLE)][:SAMPLE]))
     return shapes_of([size for size, _ in seen], [peak for _, peak in seen]) if seen else Shapes(image_size=0)
 
 
-def _glance(paths: Sequence[Path]) -> Iterator[tuple[tuple[int, int], int]]:
+def _measured(paths: Sequence[Path]) -> Iterator[tuple[tuple[int, int], int]]:
     """Width, height and peak of the readable images, from their headers if possible."""
     for path in paths:
         try:

@@ -1,9 +1,9 @@
 """Assigning images to the splits.
 
 train        trains the weights
-early_stop   selects the epoch; carved from train if train has enough images
-val          selects among trials: the user's validation split, or carved from train
-test         tests the winner, once: the user's, or carved from train
+early_stop   selects the epoch; split off from train if train has enough images
+val          selects among trials: the user's validation split, or split off from train
+test         tests the winner, once: the user's, or split off from train
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from autotl.data.copies import alike, connected
+from autotl.data.copies import connected, links
 from autotl.errors import DataError
 
 Split = Literal["train", "early_stop", "val", "test"]
@@ -45,14 +45,14 @@ def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split
     """The split of each member: stratified by class, the same for the same images, seed and given splits.
 
     Copies of a picture, and the images of a group, are a unit and get one split. With `previous`, splits by image hash,
-    nothing is carved: known images keep their splits, and new ones join train unless given.
+    nothing is split off: known images keep their splits, and new ones join train unless their split is given.
 
     Raises: DataError for a class that is too small, and for a unit that cannot be in one split.
     """
     units = _units(members, seed)
     if previous is None:
         _give(units, members)
-        _carve(units)
+        _split_off(units)
     else:
         _restore(units, members, previous)
     splits: list[Split] = ["train"] * len(members)
@@ -67,9 +67,9 @@ def unit_numbers(members: Sequence[Member]) -> np.ndarray:
 
     The members of a unit are not independent observations.
     """
-    pictures = alike(member.sha if member.picture is None else member.picture for member in members)
+    pictures = links(member.sha if member.picture is None else member.picture for member in members)
     # A member without a group is a group of its own.
-    groups = alike(at if member.group is None else member.group for at, member in enumerate(members))
+    groups = links(at if member.group is None else member.group for at, member in enumerate(members))
     return connected(len(members), [*pictures, *groups])
 
 
@@ -127,7 +127,7 @@ def _only(splits: set[Split], unit: _Unit, members: Sequence[Member], advice: st
     return split
 
 
-def _carve(units: Sequence[_Unit]) -> None:
+def _split_off(units: Sequence[_Unit]) -> None:
     given = {unit.split for unit in units}
     wanted: list[Split] = [split for split in ("test", "val") if split not in given]
     pool = [unit for unit in units if unit.split == "train"]

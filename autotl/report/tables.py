@@ -28,7 +28,7 @@ PLAIN_WIDTH = 160
 NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling")
 """Columns of the leaderboard that hold no numbers."""
 LEFT_OUT = {"pooling": 24, "parameters": 24, "log-loss": 24, "frozen": 24, "": 12, "FLOPs": 12}
-"""Columns that the leaderboard drops, in this order, before names get shorter than so many characters."""
+"""Columns that the leaderboard drops, in this order, before names get shorter than that many characters."""
 SHORTEST = 12
 """The fewest characters to which a name is shortened."""
 

@@ -29,7 +29,7 @@ class Crew:
         """
         more = True
         while more:
-            more = self.trials.carry_out_one(total) or self._wait_for_others(total)
+            more = self.trials.run_one(total) or self._wait_for_others(total)
             self.catch_up()  # also after the last check: a worker may have ended the last trial just before it
 
     def catch_up(self) -> None:

@@ -59,7 +59,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         controls = list(end.controls(winner, board))
         comparisons = {control.name: comparisons[control.name] for control in controls if control.name in comparisons}
         lacking = [control for control in controls if control.name not in comparisons]
-        missing = list(end.carried_out(lacking, on_all="val" in final.train_on))
+        missing = list(end.trained_controls(lacking, on_all="val" in final.train_on))
     else:
         missing = []
     if test is None or missing:
@@ -87,8 +87,8 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         seconds=budget.used,
         bundle=str(folder.bundle),
     )
-    told = result.model_dump(mode="json", include={"test", "comparisons"})
-    bundle.describe(folder.bundle, {"validation": winner.median.metrics, **told})
+    tested = result.model_dump(mode="json", include={"test", "comparisons"})
+    bundle.describe(folder.bundle, {"validation": winner.median.metrics, **tested})
     write(folder.result, result.to_json())
     return result
 
@@ -258,7 +258,7 @@ class _End:
             else:
                 return winner, final
         best = contenders[0].record.number if contenders else board[0].number
-        for winner, final in self._all_that_may_lie_there(contenders, board):
+        for winner, final in self._possible_bundles(contenders, board):
             if there == final:
                 self.left_out.append(
                     f"the {self._last} of the winner, trial {best}: the bundle is that of trial {winner.record.number}"
@@ -288,7 +288,7 @@ class _End:
                 ran += min(phase.training.epochs, int(run.metrics[f"phase{number}.best_epoch"]) + stop.patience)
         return run.metrics["seconds"] * images * (epochs / ran if ran else 1.0)
 
-    def _all_that_may_lie_there(
+    def _possible_bundles(
         self, contenders: Sequence[_Contender], board: Sequence[TrialRecord]
     ) -> Iterator[tuple[_Contender, TransferPlan]]:
         """The contenders that the existing bundle may belong to, with the plans that would have made it."""
@@ -326,17 +326,17 @@ class _End:
         inputs = Inputs(catalogue, self.bench.dataset.shapes)
         return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, inputs, note)
 
-    def carried_out(self, controls: Iterable[Control], *, on_all: bool) -> Iterator[tuple[str, Fitted]]:
+    def trained_controls(self, controls: Iterable[Control], *, on_all: bool) -> Iterator[tuple[str, Fitted]]:
         """Controls by name, trained as the winner was: refit with `on_all`."""
         for control in controls:
             try:
-                yield control.name, self._carry_out(control, on_all)
+                yield control.name, self._train_control(control, on_all)
             except OutOfTime:
                 self.left_out.append(f"the comparison with {control.name}: no time")
             except _Failed as failed:
                 self.left_out.append(f"the comparison with {control.name}, which failed: {failed}")
 
-    def _carry_out(self, control: Control, on_all: bool) -> Fitted:
+    def _train_control(self, control: Control, on_all: bool) -> Fitted:
         """Raises: OutOfTime, before training if the estimate exceeds the time left."""
         plan, measured = control.plan, control.measured
         itself = 0.0 if on_all and measured else control.seconds

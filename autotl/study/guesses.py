@@ -31,14 +31,14 @@ class Guesses:
         inputs: Inputs,
         strategies: Mapping[str, Entry],
         drawn: Mapping[str, Mapping[str, Entry]],
-        leave_out: Callable[[PluginError], None],
+        skip: Callable[[PluginError], None],
         *,
         metric: str,
     ) -> None:
-        """`leave_out` is called with the error of a first guess that cannot be tried, or only with changes."""
+        """`skip` is called with the error of a first guess that cannot be tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
         self._strategies, self._drawn = strategies, drawn
-        self._leave_out = leave_out
+        self._skip = skip
         self._class_weights: ClassWeights = "none" if metric == "accuracy" else "balanced"
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
@@ -63,9 +63,9 @@ class Guesses:
                 if first is None:
                     return None
                 guess: Guess = {"strategy": entry.name, **place, **first}
-                json.dumps(guess)  # as the storage will do
+                json.dumps(guess)  # as the storage does
         except PluginError as error:
-            self._leave_out(error)
+            self._skip(error)
             return None
         # What the study does not use is replaced; what is not installed at all is the author's mistake.
         if guess["backbone"] not in backbones:
@@ -84,7 +84,7 @@ class Guesses:
             look_up()
         except PluginError as error:
             how = f"has a first guess that names something unknown, and is tried without it: {error}"
-            self._leave_out(entry.owner.fault(f"Strategy '{entry.name}'", how))
+            self._skip(entry.owner.fault(f"Strategy '{entry.name}'", how))
 
     def _place(self, row: ProbeRow) -> Guess:
         """A backbone, a cut and a pooling as parameters of a trial, with class weights that suit the metric."""

@@ -40,11 +40,11 @@ def choose(
     required: Container[str],
     pool: str,
     device: str,
-    leave_out: Callable[[PluginError], None],
+    skip: Callable[[PluginError], None],
 ) -> Pool:
     """The backbones of these names, or else those of `pool`.
 
-    `required`: names that the user wrote out in full. For others `leave_out` is called with the error if their plugin
+    `required`: names that the user wrote out in full. For others `skip` is called with the error if their plugin
     cannot build them.
 
     `pool` is `shipped` (what comes with autotl), `small` or `large` (plus two small or three large ImageNet
@@ -54,7 +54,7 @@ def choose(
     """
     pool = pool if pool != "auto" else ("small" if kind(device) == "cpu" else "large")
     names, left_out = [], []
-    for name in named or of_families_here(catalogue, POOLS[pool], leave_out):
+    for name in named or of_families_here(catalogue, POOLS[pool], skip):
         try:
             if not named and not catalogue.reachable(name):
                 left_out.append(name)
@@ -62,7 +62,7 @@ def choose(
             if name not in required:
                 catalogue.info(name)
         except PluginError as error:
-            leave_out(error)
+            skip(error)
         else:
             names.append(name)
     if not names:
@@ -77,9 +77,7 @@ def choose(
     return Pool(tuple(names), tuple(left_out), downloads)
 
 
-def of_families_here(
-    catalogue: Catalogue, patterns: Sequence[str], leave_out: Callable[[PluginError], None]
-) -> list[str]:
+def of_families_here(catalogue: Catalogue, patterns: Sequence[str], skip: Callable[[PluginError], None]) -> list[str]:
     """The backbones that match these patterns, without those of families that are disabled or broken."""
     found: list[str] = []
     for pattern in patterns:
@@ -87,7 +85,7 @@ def of_families_here(
             try:
                 found += catalogue.expand([pattern])
             except PluginError as error:
-                leave_out(error)
+                skip(error)
     return found
 
 
@@ -107,9 +105,7 @@ def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
         watcher.confirm(f"{pool.download_bytes / 1e6:.0f} MB will be downloaded. Continue?")
 
 
-def download(
-    catalogue: Catalogue, pool: Pool, required: Container[str], leave_out: Callable[[WeightsError], None]
-) -> Pool:
+def download(catalogue: Catalogue, pool: Pool, required: Container[str], skip: Callable[[WeightsError], None]) -> Pool:
     """The pool after its downloads, without backbones whose download failed.
 
     Raises: WeightsError if one of these is `required`.
@@ -121,6 +117,6 @@ def download(
         except WeightsError as error:
             if name in required:
                 raise WeightsError(f"{error} Or search without it: --backbones.") from error
-            leave_out(error)
+            skip(error)
             failed.append(name)
     return replace(pool, backbones=tuple(name for name in pool.backbones if name not in failed))

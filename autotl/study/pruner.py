@@ -20,10 +20,10 @@ class SameImagesPruner(BasePruner):
         self._halving = SuccessiveHalvingPruner(min_resource=RUNG, reduction_factor=HALVING)
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        return self._halving.prune(_Alike(study, trial), trial)  # type: ignore[arg-type]
+        return self._halving.prune(_OnSameImages(study, trial), trial)  # type: ignore[arg-type]
 
 
-class _Alike:
+class _OnSameImages:
     """A study that shows only the trials on the same images as one trial."""
 
     def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:

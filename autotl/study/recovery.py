@@ -85,8 +85,8 @@ def opened(
             lost = f"{own} was damaged"
     if study and not lost:
         return study, False
-    told = [record for record in records.values() if _told(record)]
-    if old := next((record for record in told if record.params.keys() - record.distributions), None):
+    complete = [record for record in records.values() if _is_complete(record)]
+    if old := next((record for record in complete if record.params.keys() - record.distributions), None):
         raise StudyError(
             f"{lost}, and the logs of an earlier version do not record what trial {old.number} was drawn from. "
             "Restore the storage, or start another study: --study NAME"
@@ -94,12 +94,12 @@ def opened(
     if study:
         study.close()
     if own:
-        _set_aside(own)
+        _move_away(own)
     else:
         SharedStudy.forget(url, definition.optuna)
     study = SharedStudy.create(url, definition.optuna, definition.seed, missing)
     study.optuna.add_trials(_replayed(records))
-    again = [str(number) for number in range(max(records, default=0)) if not _told(records.get(number))]
+    again = [str(number) for number in range(max(records, default=0)) if not _is_complete(records.get(number))]
     what = f" To be run again: trial {', '.join(again)}." if again else ""
     say(f"Warning: {lost}. Optuna's storage was rebuilt from the logs of {len(records)} trials.{what}")
     return study, True
@@ -120,7 +120,7 @@ def _is_damaged(database: Path) -> bool:
         return True
 
 
-def _set_aside(database: Path) -> None:
+def _move_away(database: Path) -> None:
     """Rename a damaged database, so that a new one can take its place."""
     for end in BESIDE:
         file = database.with_name(database.name + end)
@@ -134,7 +134,7 @@ def _contradiction(study: SharedStudy, records: Mapping[int, TrialRecord]) -> st
     for number, record in records.items():
         if number not in stored:
             return f"Optuna's storage lacked trials of the study, such as trial {number}"
-        if _told(record) and not _agree(stored[number], record):
+        if _is_complete(record) and not _agree(stored[number], record):
             return f"Optuna's storage contradicted the log of trial {number}"
     return ""
 
@@ -142,12 +142,12 @@ def _contradiction(study: SharedStudy, records: Mapping[int, TrialRecord]) -> st
 def _untold(study: SharedStudy, records: Mapping[int, TrialRecord]) -> str:
     """Which trial has ended without a record in its log or a worker's events; empty if none."""
     for trial in study.trials(*OPTUNA_STATES.values()):
-        if not study.has_events(trial) and not _told(records.get(trial.number)):
+        if not study.has_events(trial) and not _is_complete(records.get(trial.number)):
             return f"The log of trial {trial.number} does not record how it ended"
     return ""
 
 
-def _told(record: TrialRecord | None) -> bool:
+def _is_complete(record: TrialRecord | None) -> bool:
     """Whether a log is the complete record of a trial that has ended."""
     return record is not None and record.state in ENDED and (record.plan is not None or record.state == "failed")
 
@@ -168,7 +168,7 @@ def _replayed(records: Mapping[int, TrialRecord]) -> list[FrozenTrial]:
     study = optuna.create_study(direction="maximize", pruner=SameImagesPruner(), sampler=RandomSampler())
     for number in range(max(records, default=-1) + 1):
         record = records.get(number)
-        if record is None or not _told(record):
+        if record is None or not _is_complete(record):
             study.enqueue_trial(record.params if record else {}, user_attrs=record.attrs if record else {})
             continue
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from autotl.plan import Phase, TransferPlan
 
 SHORTEST = 0.2
-"""The smallest share of its epochs with which a training is started; fewer tell little about a plan."""
+"""The smallest share of its epochs with which a training is started; fewer say little about a plan."""
 
 
 def longest(plan: TransferPlan, fits: Callable[[TransferPlan], bool], least: float) -> TransferPlan | None:

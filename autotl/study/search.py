@@ -60,7 +60,7 @@ class Search:
         self.host = host
         self.watcher = watcher
         for problem in host.problems:
-            self._leave_out(problem)
+            self._skip(problem)
         self.budget = Budget(settings.budget, began)
         watcher.budget(self.budget.until_the_end)
         self.device = devices.resolve(settings.device)
@@ -92,9 +92,7 @@ class Search:
                 _require_same("backbones", set(self._named) - set(before.left_out), here)
             self._named = here
         self._required = self._named if before else settings.backbones
-        self.pool = pools.choose(
-            self.catalogue, self._named, self._required, settings.pool, self.device, self._leave_out
-        )
+        self.pool = pools.choose(self.catalogue, self._named, self._required, settings.pool, self.device, self._skip)
         for name in settings.weights:
             if name not in self.pool.backbones:
                 raise StudyError(f"--weights names '{name}', which is not one of the backbones. Add it to --backbones.")
@@ -110,11 +108,11 @@ class Search:
         try:
             with one_line_each(self.folder.name), self.folder.lock(), exact(self.device):
                 settle(self.folder.bundle)
-                self.pool = pools.download(self.catalogue, self.pool, self._required, self._leave_out)
+                self.pool = pools.download(self.catalogue, self.pool, self._required, self._skip)
                 bench = self._open()
                 backbones = self._usable(bench)
                 study = self._define(bench.dataset, backbones)
-                append_line(self.folder.searches, json.dumps({"time": time.time(), **self.settings.told()}))
+                append_line(self.folder.searches, json.dumps({"time": time.time(), **self.settings.logged()}))
                 self._begin_logging()
                 suggestions = Suggestions(
                     study,
@@ -149,7 +147,7 @@ class Search:
         elif not at_once:
             self.watcher.note(f"Done. Open it: autotl ui {again}")
 
-    def _leave_out(self, problem: object) -> None:
+    def _skip(self, problem: object) -> None:
         """Report a plugin's error and continue without the plugin.
 
         Raises: PluginError with `strict_plugins`.
@@ -174,7 +172,7 @@ class Search:
         if broken and not found:
             raise broken[0]
         for problem in broken:
-            self._leave_out(problem)
+            self._skip(problem)
         return list(found)
 
     def _asked_for(self) -> set[str]:
@@ -199,7 +197,7 @@ class Search:
             except PluginError as error:
                 if entry.name in patterns or f"{kind} {entry.name}" in self._used:
                     raise
-                self._leave_out(error)
+                self._skip(error)
                 if entry.name in (before or ()):
                     self.missing |= {f"{kind} {entry.name}"}
             else:
@@ -276,7 +274,7 @@ class Search:
             except (PluginError, WeightsError, TrainingError) as error:
                 if info.name in self._required:
                     raise
-                self._leave_out(error)
+                self._skip(error)
                 continue
             if seconds > allowed and kept:
                 self.watcher.note(f"Skipped {info.name}: there is no time in --budget for its first pass.")
@@ -374,9 +372,7 @@ class Search:
             kind: {name: entry for name, entry in entries.items() if self._has(kind, name)}
             for kind, entries in self.drawn.items()
         }
-        known = guesses.Guesses(
-            self.catalogue, self.inputs, strategies, drawn, self._leave_out, metric=self.settings.metric
-        )
+        known = guesses.Guesses(self.catalogue, self.inputs, strategies, drawn, self._skip, metric=self.settings.metric)
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:
@@ -393,7 +389,7 @@ class Search:
                 except PluginError as error:  # `try_out` saw only some of the images
                     if name in self.settings.backbones:
                         raise
-                    self._leave_out(error)
+                    self._skip(error)
                     continue
                 if name not in {row.backbone for row in rows}:
                     fresh = self._probe(name, bench)

@@ -81,7 +81,7 @@ class Settings(Record):
     budget: Annotated[float | None, BeforeValidator(seconds)] = None
     """Time limit for everything, from reading images to the tested bundle: seconds or "30m"; None: no limit."""
     prune: bool = True
-    """Whether trials that fall behind are stopped early."""
+    """Whether trials that fall behind are pruned."""
     backbones: Names = ()
     """Names or globs of the backbones to consider; empty: those of `pool`."""
     pool: Literal["auto", "shipped", "small", "large"] = "auto"
@@ -159,7 +159,7 @@ class Settings(Record):
         if self.strict_plugins:
             raise PluginError(f"{str(problem).rstrip('.')}. Fix it, or search without --strict-plugins.")
 
-    def told(self) -> dict[str, Any]:
+    def logged(self) -> dict[str, Any]:
         """What is logged of a search: its `command`, and those of its `options` that are not fixed by the study.
 
         Passwords are masked.

@@ -251,8 +251,8 @@ class SharedStudy:
                 return time.monotonic() - self._nameless[trial.number] > GRACE
             return who in (None, SEARCH) or trial._trial_id in stale
 
-        def left(number: int, told: Mapping[str, Any]) -> LeftBehind:
-            return LeftBehind(number, told.get(_WHO) or SEARCH, tuple(told.get(_PLACE) or ()) or None)
+        def left(number: int, attrs: Mapping[str, Any]) -> LeftBehind:
+            return LeftBehind(number, attrs.get(_WHO) or SEARCH, tuple(attrs.get(_PLACE) or ()) or None)
 
         return [left(trial.number, trial.user_attrs) for trial in running if is_dead(trial)]
 

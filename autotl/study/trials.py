@@ -79,7 +79,7 @@ class Trials:
         """How many trials have ended."""
         return self.study.done
 
-    def carry_out_one(self, total: int) -> bool:
+    def run_one(self, total: int) -> bool:
         """Run a trial; False if all of the `total` trials are claimed already.
 
         Raises: OutOfTime; PluginError with `strict_plugins` if a plugin fails in it; StudyError if all strategies or
@@ -93,14 +93,14 @@ class Trials:
             return False
         with self.study.alive(trial) as hold:
             try:
-                self._carry_out(trial, hold)
+                self._run_claimed(trial, hold)
             except TakenAway:
                 self.watcher.note(
                     f"Trial {trial.number} was taken over by another process, because this one did not respond."
                 )
         return True
 
-    def _carry_out(self, trial: optuna.Trial, hold: Hold) -> None:
+    def _run_claimed(self, trial: optuna.Trial, hold: Hold) -> None:
         log, began, number = self.folder.log, time.perf_counter(), trial.number
         log.begin(number, self.study.who)
         observer = _TrialObserver(trial, self, hold)

@@ -90,9 +90,9 @@ class Worker:
         Raises: AutotlError.
         """
         with one_line_each(self.definition.name), exact(self.device):
-            return self._carry_out_all(self._open())
+            return self._run_all(self._open())
 
-    def _carry_out_all(self, bench: Bench) -> int:
+    def _run_all(self, bench: Bench) -> int:
         with tempfile.TemporaryDirectory(prefix="autotl-worker-") as place:
             definition = self.definition
             settings = {
@@ -117,7 +117,7 @@ class Worker:
             )
             trials, done = Trials(suggestions, keep=False), 0
             try:
-                while trials.carry_out_one(self._total()):
+                while trials.run_one(self._total()):
                     done += 1
             except OutOfTime:
                 self.watcher.note(

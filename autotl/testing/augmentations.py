@@ -22,7 +22,7 @@ SIDES = (24, 33)
 class AugmentationTests(PluginTests):
     kind = "augmentations"
 
-    def test_every_parameter_that_is_asked_for_is_used(self, lab: Lab, name: str) -> None:
+    def test_every_parameter_that_it_draws_is_used(self, lab: Lab, name: str) -> None:
         def changed(known: Mapping[str, Any], seed: int) -> tuple[Tensor, optuna.Trial]:
             params, trial = _suggested(lab, name, known, seed)
             return _build(lab, name, params)(_images(32), _draw()), trial
@@ -30,7 +30,7 @@ class AugmentationTests(PluginTests):
         unused = unused_parameters(changed, torch.equal)
         assert not unused, f"'{name}' draws {unused} but never uses it: the images do not depend on its value."
 
-    def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
+    def test_its_own_parameters_have_a_prefix(self, lab: Lab, name: str) -> None:
         with own_names():
             for seed in range(DRAWS):
                 _suggested(lab, name, {}, seed)
@@ -69,14 +69,14 @@ class AugmentationTests(PluginTests):
                 f"'{name}' returns {tuple(changed.shape)} {changed.dtype} for {tuple(images.shape)} {images.dtype}."
             )
 
-    def test_its_input_stays_as_it_is(self, lab: Lab, name: str) -> None:
+    def test_it_does_not_change_its_input(self, lab: Lab, name: str) -> None:
         """The images belong to the pixel store; changes in them would also affect validation."""
         images = _images(32)
         kept = images.clone()
         _transform(lab, name)(images, _draw())
         assert torch.equal(images, kept), f"'{name}' changes its input images in place: change a copy."
 
-    def test_nothing_but_the_draw_is_left_to_chance(self, lab: Lab, name: str) -> None:
+    def test_the_draw_is_the_only_source_of_randomness(self, lab: Lab, name: str) -> None:
         images, (params, _) = _images(32), _suggested(lab, name, {}, 0)
         results = []
         for seed in range(8):  # two seeds might draw the same of two choices
@@ -85,7 +85,7 @@ class AugmentationTests(PluginTests):
         same = all(torch.equal(each, results[0]) for each in results)
         assert same, f"'{name}' draws from a global generator: the same draw gives different results."
 
-    def test_an_image_changes_alike_in_any_company(self, lab: Lab, name: str) -> None:
+    def test_an_image_does_not_depend_on_the_batch(self, lab: Lab, name: str) -> None:
         images, transform = _images(32), _transform(lab, name)
         together = transform(images.clone(), _draw())
         for row in range(len(images)):

@@ -97,7 +97,7 @@ class BackboneTests(PluginTests):
                 continue
             raise AssertionError(f"'{name}:{each}' accepts a weights file that lacks a tensor: it must raise.")
 
-    def test_weights_that_come_with_it_are_there(self, lab: Lab, name: str) -> None:
+    def test_shipped_weights_exist(self, lab: Lab, name: str) -> None:
         for each in _family(lab, name).names():
             weights = _family(lab, name).card(each).weights
             if weights and weights.file:
@@ -116,7 +116,7 @@ class BackboneTests(PluginTests):
             with torch.no_grad():
                 torch.testing.assert_close(tail.eval()(stages.eval()(images)), network(images), rtol=1e-4, atol=1e-4)
 
-    def test_it_takes_every_size_on_its_card(self, lab: Lab, name: str) -> None:
+    def test_it_works_at_every_size_on_its_card(self, lab: Lab, name: str) -> None:
         for each in self._networks(lab, name):
             for each_input in lab.catalogue.inputs(f"{name}:{each}"):
                 try:
@@ -124,7 +124,7 @@ class BackboneTests(PluginTests):
                 except PluginError as error:
                     raise AssertionError(f"'{name}:{each}' does not work with {each_input.size} px: {error}") from error
 
-    def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
+    def test_frozen_stages_stay_and_stages_with_a_learning_rate_change(self, lab: Lab, name: str) -> None:
         for each in self._networks(lab, name):
             backbone = f"{name}:{each}@random"
             names = lab.catalogue.info(backbone).names
@@ -137,7 +137,7 @@ class BackboneTests(PluginTests):
             stir(2)
             assert_same(fitted, lab.fit(plan), f"'{backbone}'")
 
-    def test_a_stage_moves_by_its_rate(self, lab: Lab, name: str) -> None:
+    def test_a_stage_changes_in_proportion_to_its_learning_rate(self, lab: Lab, name: str) -> None:
         """One step of plain gradient descent is twice as long at twice the learning rate."""
         for each in self._networks(lab, name):
             backbone = f"{name}:{each}@random"

@@ -32,7 +32,7 @@ class MethodTests(PluginTests):
                 finite = head.weight.isfinite().all() and head.bias.isfinite().all()
                 assert finite, f"'{name}' returns values that are not finite."
 
-    def test_it_learns_what_is_easy(self, lab: Lab, name: str) -> None:
+    def test_it_learns_separable_classes(self, lab: Lab, name: str) -> None:
         for classes in (CLASSES, FEW):
             features, labels = _features(classes)
             heads = self.fit(lab, name, classes=classes)
@@ -45,7 +45,7 @@ class MethodTests(PluginTests):
         with well_behaved(f"'{name}'"):
             self.fit(lab, name)
 
-    def test_its_options_are_the_ones_it_names(self, lab: Lab, name: str) -> None:
+    def test_it_uses_the_options_that_it_names(self, lab: Lab, name: str) -> None:
         method = _method(lab, name)
         known, given = {*method.options, *getattr(method, "defaults", {})}, set(self.options[name])
         assert known == given, f"'{name}' has the options {sorted(known)}, but the test sets {sorted(given)}."
@@ -63,7 +63,7 @@ class MethodTests(PluginTests):
             different = any(not torch.equal(head.weight, heads[0].weight) for head in alike[1:])
             assert different, f"'{name}' never uses the option '{option}': its heads are all the same."
 
-    def test_what_was_chosen_gives_that_head_alone(self, lab: Lab, name: str) -> None:
+    def test_a_chosen_value_alone_gives_its_head(self, lab: Lab, name: str) -> None:
         features, _ = _features()
         for head in self.fit(lab, name):
             alone = self.fit(lab, name, chosen=head.chosen)
@@ -71,7 +71,7 @@ class MethodTests(PluginTests):
             off = (_logits(head, features).softmax(1) - _logits(alone[0], features).softmax(1)).abs().max().item()
             assert off < 0.02, f"'{name}' returns another head for {head.chosen} alone (by {off:.2g})."
 
-    def test_nothing_is_left_to_chance(self, lab: Lab, name: str) -> None:
+    def test_it_is_deterministic(self, lab: Lab, name: str) -> None:
         runs = []
         for seed in range(4):  # two seeds might draw the same of two choices
             stir(seed)
@@ -81,7 +81,7 @@ class MethodTests(PluginTests):
                 same = torch.equal(one.weight, two.weight) and torch.equal(one.bias, two.bias)
                 assert same, f"'{name}' draws from a global generator: two fits give different heads."
 
-    def test_its_input_stays_as_it_is(self, lab: Lab, name: str) -> None:
+    def test_it_does_not_change_its_input(self, lab: Lab, name: str) -> None:
         data = _features()
         kept = [tensor.clone() for tensor in data]
         self.fit(lab, name, data=data)

@@ -20,12 +20,12 @@ from autotl.testing.plugins import PluginTests
 class StrategyTests(PluginTests):
     kind = "strategies"
 
-    def test_every_parameter_that_is_asked_for_is_used(self, lab: Lab, name: str) -> None:
+    def test_every_parameter_that_it_draws_is_used(self, lab: Lab, name: str) -> None:
         """A parameter without effect is noise for the sampler, and a meaningless column for readers of the study."""
         unused = unused_parameters(partial(suggested, lab, name), lambda one, two: one.hash == two.hash)
         assert not unused, f"'{name}' draws {unused} but never uses it: the plan does not depend on its value."
 
-    def test_its_own_parameters_carry_a_prefix(self, lab: Lab, name: str) -> None:
+    def test_its_own_parameters_have_a_prefix(self, lab: Lab, name: str) -> None:
         with own_names():
             for seed in range(DRAWS):
                 suggested(lab, name, {}, seed)
@@ -76,7 +76,7 @@ class StrategyTests(PluginTests):
                     f"The first guess of '{name}' sets '{parameter}' to {value!r}, which is not in {distribution}."
                 ) from None
 
-    def test_its_plans_can_be_carried_out(self, lab: Lab, name: str) -> None:
+    def test_its_plans_can_be_trained(self, lab: Lab, name: str) -> None:
         """Also if there are too few images for choosing the epoch, when `context.data.has_early_stop` is False."""
         for seed in range(DRAWS):
             for facts in (FACTS, replace(FACTS, has_early_stop=False)):
@@ -91,7 +91,7 @@ class StrategyTests(PluginTests):
                 except PlanError as error:
                     raise AssertionError(f"A plan of '{name}' cannot be trained: {error}") from error
 
-    def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
+    def test_frozen_stages_stay_and_stages_with_a_learning_rate_change(self, lab: Lab, name: str) -> None:
         for seed, share in enumerate((0.0, 0.6)):
             plan = shortened(suggested(lab, name, {**first_guess(lab, name), "frozen": share}, seed)[0])
             stir(1)

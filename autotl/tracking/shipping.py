@@ -139,7 +139,7 @@ class Shipping:
         self._process.stdin.close()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for so many seconds at most; whether it has ended."""
+        """Wait up to `seconds`; whether it has ended."""
         self._keeper.join(seconds)
         return not self._keeper.is_alive()
 

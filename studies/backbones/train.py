@@ -55,7 +55,7 @@ CLASSES = 200
 @click.option("--threads", default=1, help="Torch threads on a CPU.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the training step: needs a C++ compiler.")
 def main(recipe_file: Path, data: Path, work: Path, device: str, threads: int, compiled: bool) -> None:
-    """Train RECIPE_FILE's network and leave its best weights in --work."""
+    """Train RECIPE_FILE's network and write its best weights to --work."""
     torch.set_num_threads(threads)
     recipe = tomllib.loads(recipe_file.read_text())
     name = recipe_file.stem

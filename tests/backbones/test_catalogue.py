@@ -39,7 +39,7 @@ def test_names_and_globs_become_full_names_each_once(catalogue):
         ("torchvision:", "family:architecture"),
     ],
 )
-def test_unknown_names_say_what_is_meant(catalogue, name, says):
+def test_an_unknown_name_suggests_known_ones(catalogue, name, says):
     with pytest.raises(PluginError, match=says):
         catalogue.expand([name])
 
@@ -70,7 +70,7 @@ def test_every_classifier_of_timm_has_a_card(catalogue):
     assert (small.input.size, small.input.resize, small.input.interpolation) == (224, 235, "bicubic")
     assert small.input.mode == "crop"
     assert modes == {"crop", "squash", "pad"}
-    # Of what is squashed a share may be cut away, too.
+    # A share of a squashed image may be cropped, too.
     squashed = catalogue.card("timm:dm_nfnet_f0.dm_in1k").input
     assert (squashed.mode, squashed.size, squashed.resize) == ("squash", 192, 213)
     assert small.weights.repo == "timm/resnet18.a1_in1k"
@@ -108,7 +108,7 @@ def test_weights_of_another_network_are_refused(host, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:test_resnet.r160_in1k"])
-def test_weights_with_the_head_of_other_classes_give_the_stages_the_same(host, tmp_path, name):
+def test_weights_with_a_head_for_other_classes_give_the_stages_the_same(host, tmp_path, name):
     family, _, rest = name.partition(":")
     model = host.backbones[family].item.build(rest, None)
     state = {key: value for key, value in model.state_dict().items() if "fc" not in key and "classifier" not in key}
@@ -123,7 +123,7 @@ def test_weights_with_the_head_of_other_classes_give_the_stages_the_same(host, t
     assert line.startswith(f"Weights of {name}: ") and "state_dict 'module.'" in line
 
 
-def test_timm_converts_what_was_published_in_another_layout_whatever_its_head(host, tmp_path):
+def test_timm_converts_weights_published_in_another_layout_with_any_head(host, tmp_path):
     family = host.backbones["timm"].item
     torch.manual_seed(3)
     theirs = family.build("convnext_atto.d2_in1k", None)
@@ -171,7 +171,7 @@ def test_weights_of_a_network_that_was_cut_end_the_backbone_there(host, tmp_path
         elsewhere.info(SQUEEZENET)
 
 
-def test_a_file_that_changes_while_it_is_used_is_not_taken_for_the_one_of_the_plan(host, tmp_path):
+def test_a_file_that_changes_while_it_is_used_is_not_taken_for_that_of_the_plan(host, tmp_path):
     model = host.backbones["torchvision"].item.build("squeezenet1_1", None)
     file = tmp_path / "weights.safetensors"
     save_file(model.state_dict(), file)
@@ -182,7 +182,7 @@ def test_a_file_that_changes_while_it_is_used_is_not_taken_for_the_one_of_the_pl
         named.build(network)
 
 
-def test_random_weights_come_only_when_asked_for_and_from_their_seed(catalogue):
+def test_random_weights_need_a_request_and_depend_on_their_seed(catalogue):
     name = "torchvision:squeezenet1_1@random"
     assert catalogue.weights(name, seed=4) == "random:4"
     torch.manual_seed(0)
@@ -223,7 +223,7 @@ def test_a_backbone_whose_libraries_are_not_installed_names_its_plugin(host, tmp
         Catalogue(host, tmp_path / "cache").info("reference:edges")
 
 
-def test_reference_backbones_are_what_they_say(catalogue):
+def test_reference_backbones_compute_what_they_promise(catalogue):
     networks = [catalogue.network(f"reference:{name}", seed=0) for name in ("pixels", "edges")]
     pixels, edges = (catalogue.build(network).eval() for network in networks)
     images = torch.rand(2, 3, 64, 64)

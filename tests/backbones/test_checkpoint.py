@@ -53,7 +53,7 @@ OPTIONS = argparse.Namespace(lr=0.1, model="net")
 
 
 def given(file, network=Network):
-    """The stages of a network that was filled from a file, once they are known to be whole, and what was said."""
+    """The stages of a network that was filled from a file, after a check of their weights, and the notes."""
     model = network()
     load_weights(model, file)
     stages = split(model, 32)
@@ -98,7 +98,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_stages_get_their_weights_from_whatever_they_were_saved_in(tmp_path, form):
+def test_the_stages_get_their_weights_from_every_kind_of_file(tmp_path, form):
     file = tmp_path / "weights.pth"
     torch.save(FORMS[form], file)
     stages, _ = given(file)
@@ -106,7 +106,7 @@ def test_the_stages_get_their_weights_from_whatever_they_were_saved_in(tmp_path,
         assert torch.equal(value, STATE[name]), name
 
 
-def test_safetensors_are_known_by_what_they_hold_and_half_precision_is_converted(tmp_path):
+def test_safetensors_are_recognised_by_content_and_half_precision_is_converted(tmp_path):
     file = tmp_path / "weights.pth"
     save_file({name: value.half() if value.is_floating_point() else value for name, value in STATE.items()}, file)
     stages, _ = given(file)
@@ -133,7 +133,7 @@ def test_a_head_that_the_file_does_not_have_has_no_values(tmp_path):
     stages = split(model, 32)
     with torch.no_grad():
         assert stages(torch.rand(1, 3, 32, 32)).isfinite().all()
-    with pytest.raises((RuntimeError, NotImplementedError)):  # nothing is ever computed with chance
+    with pytest.raises((RuntimeError, NotImplementedError)):  # nothing is computed with random values
         model(torch.rand(1, 3, 32, 32)).sum().item()
 
 
@@ -170,7 +170,7 @@ def test_a_file_that_does_not_give_the_stages_all_of_their_weights_is_refused(tm
         given(tmp_path / "weights.pth")
 
 
-def test_a_network_within_another_is_known_for_what_it_is(tmp_path):
+def test_a_network_within_another_is_recognised(tmp_path):
     torch.save({name: value for name, value in STATE.items() if name != "stem.0.weight"}, tmp_path / "weights.pth")
 
     class Wrapped(nn.Sequential):
@@ -225,7 +225,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_objects_beside_the_weights_are_passed_over_and_not_made(tmp_path, zipped):
+def test_objects_beside_the_weights_are_ignored_and_not_created(tmp_path, zipped):
     file = tmp_path / "weights.pth"
     content = {"model": STATE, "args": argparse.Namespace(hook=Trap(), best=np.float64(1))}
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
@@ -233,7 +233,7 @@ def test_objects_beside_the_weights_are_passed_over_and_not_made(tmp_path, zippe
     assert torch.equal(stages.state_dict()["stem.0.weight"], STATE["stem.0.weight"])
 
 
-def test_what_a_file_is_that_is_no_checkpoint_is_said(tmp_path):
+def test_an_error_says_what_a_file_is_that_is_no_checkpoint(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(STATE, file)
     half = file.read_bytes()[: file.stat().st_size // 2]
@@ -251,14 +251,14 @@ def test_what_a_file_is_that_is_no_checkpoint_is_said(tmp_path):
         load_weights(Network(), file)
 
 
-def test_side_exits_may_be_passed_over(tmp_path):
+def test_weights_of_auxiliary_classifiers_may_be_ignored(tmp_path):
     torch.save({**STATE, "AuxLogits.conv.weight": torch.zeros(1)}, tmp_path / "weights.pth")
     model = Network()
     load_weights(model, tmp_path / "weights.pth", ignore=("AuxLogits.",))
     assert getattr(model, READING).left_over == ()
 
 
-def test_a_published_layout_is_converted_and_the_networks_own_left_as_it_is(tmp_path):
+def test_a_published_layout_is_converted_and_the_networks_own_is_kept(tmp_path):
     def convert(state):
         return {name.replace("body.stem", "stem").replace("body.last", "last"): value for name, value in state.items()}
 
@@ -272,7 +272,7 @@ def test_a_published_layout_is_converted_and_the_networks_own_left_as_it_is(tmp_
     assert torch.equal(model.last[0].weight, STATE["last.0.weight"])
 
 
-def test_what_a_family_interpolates_is_said_and_what_it_lays_out_otherwise_is_not(tmp_path):
+def test_interpolated_tensors_are_reported_and_converted_layouts_are_not(tmp_path):
     published = STATE | {
         "last.0.weight": STATE["last.0.weight"].flatten(),
         "stem.0.weight": torch.zeros(4, 3, 5, 5),
@@ -294,7 +294,7 @@ def test_safetensors_whose_header_has_the_length_of_another_formats_first_bytes(
     save_file(STATE, tmp_path / "net.safetensors")
     content = (tmp_path / "net.safetensors").read_bytes()
     header = int.from_bytes(content[:8], "little")
-    length = int.from_bytes(start.ljust(2, b"\x06"), "little")  # the first such length that holds the header
+    length = int.from_bytes(start.ljust(2, b"\x06"), "little")  # the first such length that the header fits into
     while length < header:
         length += 1 << 16
     padded = content[8 : 8 + header].ljust(length)

@@ -117,7 +117,7 @@ def network(request) -> Network:
 
 
 def disturb(model: nn.Module) -> nn.Module:
-    """Noise on all weights and statistics: in a freshly made network many mistakes do not show."""
+    """Noise on all weights and statistics: in a newly made network many mistakes do not show."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -131,7 +131,7 @@ def disturb(model: nn.Module) -> nn.Module:
 
 
 def images(size: int, count: int = 3) -> Tensor:
-    """By default not as many as in the trace."""
+    """By default another number than in the trace."""
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -196,7 +196,7 @@ def test_boundaries_are_as_described(network):
         assert boundary.channels == value.shape[1 if boundary.layout == "NCHW" else -1]
 
 
-def test_state_dict_is_a_part_of_the_networks_own(network):
+def test_the_state_dict_is_a_part_of_the_networks_own(network):
     whole, part = network.model.state_dict(), network.stages.state_dict()
     assert part.keys() <= whole.keys()
     assert all(part[name].data_ptr() == whole[name].data_ptr() for name in part)
@@ -224,7 +224,7 @@ def test_nothing_is_tied_to_the_device_of_the_trace(network):
         assert moved.train(mode)(network.images.to("meta")).shape[1:] == network.case.shape
 
 
-# From here on, small networks: what is asked does not depend on the architecture.
+# From here on, small networks: what is tested does not depend on the architecture.
 
 
 def test_other_sizes_than_that_of_the_trace():
@@ -236,7 +236,7 @@ def test_other_sizes_than_that_of_the_trace():
 
 
 @pytest.mark.parametrize("build", [models.resnet18, models.vgg11_bn, models.convnext_tiny])
-def test_stages_are_the_same_whatever_the_size(build):
+def test_stages_are_the_same_at_every_size(build):
     # At 32 px the last planes are single points, which must not be taken for a global pooling.
     model = build()
     small, large = split(model, 32), split(model, 224)
@@ -327,7 +327,7 @@ def test_a_cut_keeps_what_is_frozen():
     assert stages.cut("layer1.0").train()(images(64)).grad_fn is None
 
 
-def test_the_network_itself_is_left_alone():
+def test_the_network_itself_is_not_changed():
     model = own_small(drop_rate=0.3)
     model.layer1.eval()
     modes = [module.training for module in model.modules()]
@@ -366,7 +366,7 @@ def test_autocast():
         assert stages(images(64)).dtype == torch.bfloat16
 
 
-def test_fingerprint_tells_stage_lists_apart():
+def test_different_stage_lists_have_different_fingerprints():
     stages = split(own_small(), 64)
     assert stages.fingerprint == split(disturb(own_small()), 64).fingerprint
     others = [stages.cut("layer3.0"), split(own_small(output_stride=16), 64), split(models.resnet18(), 64)]
@@ -388,7 +388,7 @@ class Handmade(nn.Module):
         return self.fc(self.b(F.dropout(value, 0.5, self.training)).flatten(1))
 
 
-def test_what_forward_itself_does_is_kept():
+def test_operations_in_forward_itself_are_kept():
     model = Handmade()
     stages, tail = split_with_tail(model, 4)
     assert stages.names == ("a", "b")
@@ -417,7 +417,7 @@ class Overwriting(nn.Module):
         return self.other(self.conv(self.act(value)))
 
 
-def test_no_stage_changes_what_it_is_given():
+def test_no_stage_changes_its_input():
     model = nn.Sequential(Overwriting(3, 8), Overwriting(8, 8), nn.Flatten(), nn.Linear(8 * 8 * 8, 2))
     stages, tail = split_with_tail(disturb(model).eval(), 8)
     batch = images(8)
@@ -486,7 +486,7 @@ class Noisy(Row):
         return self.blocks(value) + torch.rand(1)
 
 
-def test_a_row_of_blocks_is_looked_into_where_it_can_be_traced():
+def test_a_row_of_blocks_is_split_where_it_can_be_traced():
     model = disturb(nn.Sequential(Row(), Undecided(), Noisy(), nn.Flatten(), nn.Linear(48, 2)))
     stages, tail = split_with_tail(model, 4)
     assert stages.names == ("0.blocks.0", "0.blocks.1", "1", "2")
@@ -528,7 +528,7 @@ def test_a_headless_network_keeps_its_last_stage():
     assert not list(tail.parameters())
 
 
-# What is refused, and in which words.
+# What is refused, and with which message.
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])

@@ -67,7 +67,7 @@ def test_the_hubs_cache_is_found(tmp_path, state, monkeypatch):
     assert weights.find("timm:other", WeightsSource(repo="someone/other")) is None
 
 
-def test_a_file_that_was_replaced_is_known_not_to_be_the_same(tmp_path, state):
+def test_a_file_that_was_replaced_is_noticed(tmp_path, state):
     file = tmp_path / "weights.safetensors"
     save_file(state, file)
     found = weights.find("autotl:net", WeightsSource(), named=file)
@@ -77,7 +77,7 @@ def test_a_file_that_was_replaced_is_known_not_to_be_the_same(tmp_path, state):
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """A stand-in for a mirror of the hub, or for a proxy before it: it answers every question, some time later."""
+    """A mirror of the hub, or a proxy before it, that answers every request after a delay."""
 
     delay = 0.0
     content = b"weights"
@@ -142,7 +142,7 @@ def test_a_hub_behind_a_proxy_for_everything_is_within_reach_and_fetched_from(mi
     assert not weights.reachable(HUB)
     from huggingface_hub import close_session
 
-    close_session()  # what it knows of proxies it has read by then
+    close_session()  # it has read the settings of proxies already
     monkeypatch.setenv("ALL_PROXY", mirror)
     assert weights.reachable(HUB)
     assert weights.download_bytes(HUB) == len(Mirror.content)
@@ -150,7 +150,7 @@ def test_a_hub_behind_a_proxy_for_everything_is_within_reach_and_fetched_from(mi
     assert (found.path.read_bytes(), found.origin) == (Mirror.content, "downloaded")
 
 
-def test_a_silent_server_is_waited_for_once_and_not_for_long_but_asked_again_where_it_is_named(mirror, monkeypatch):
+def test_a_silent_server_is_tried_once_and_briefly_but_again_if_its_backbone_is_named(mirror, monkeypatch):
     at(monkeypatch, mirror)
     monkeypatch.setattr(weights, "REACH_SECONDS", 0.2)
     monkeypatch.setattr(Mirror, "delay", 0.6)
@@ -162,7 +162,7 @@ def test_a_silent_server_is_waited_for_once_and_not_for_long_but_asked_again_whe
     assert weights.fetch("timm:net", HUB).origin == "downloaded"
 
 
-def test_offline_is_said_with_what_to_do():
+def test_the_offline_error_says_what_to_do():
     began = time.perf_counter()
     for source in (HUB, WeightsSource(url="https://unreachable.invalid/net.pth")):
         assert not weights.reachable(source)

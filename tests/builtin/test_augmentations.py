@@ -160,7 +160,7 @@ def test_an_image_does_not_depend_on_the_others_in_its_batch(build, name, side):
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(("n", "side"), [(64, 8), (5, 2), (3, 1), (0, 8)])
-def test_shape_and_type_stay_and_the_given_images_are_not_touched(build, name, n, side):
+def test_shape_and_type_stay_and_the_input_is_not_changed(build, name, n, side):
     images = noise(max(n, 1), side)[:n]
     before = images.clone()
     result = build(name)(images, draws(range(n)))
@@ -169,7 +169,7 @@ def test_shape_and_type_stay_and_the_given_images_are_not_touched(build, name, n
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_layout_in_memory_changes_nothing(build, name):
+def test_the_memory_layout_changes_nothing(build, name):
     images = noise(64, 16)
     rows = range(64)
     expected = build(name)(images, draws(rows))
@@ -189,7 +189,7 @@ def test_draws_decide_everything(build, name):
 @pytest.mark.parametrize(
     ("name", "at_least"), [("flip", 2), ("flip-rotate-zoom", 64), ("randaugment", 60), ("trivialaugment", 40)]
 )
-def test_copies_of_an_image_come_out_different(build, name, at_least):
+def test_copies_of_an_image_are_changed_differently(build, name, at_least):
     copies = noise(2, 32)[1:].expand(64, -1, -1, -1)
     results = build(name)(copies, draws(range(64)))
     assert len(results.flatten(1).unique(dim=0)) >= at_least
@@ -257,7 +257,7 @@ def test_every_operation_has_the_same_share_of_the_draws(build):
         assert torch.equal(result[rows], operation.change(images[rows], torch.full((2,), float(operation.randaugment))))
 
 
-def test_randaugment_applies_as_many_operations_as_it_is_told(build):
+def test_randaugment_applies_as_many_operations_as_requested(build):
     images = noise(64, 16)
     thrice, once = draws(range(64)), draws(range(64))
     result = images

@@ -107,7 +107,7 @@ def tuned(plan):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_plan_can_be_carried_out_and_written_down(drawn, catalogue, strategy):
+def test_every_plan_can_be_trained_and_saved(drawn, catalogue, strategy):
     bench = SimpleNamespace(catalogue=catalogue, judges=lambda plan: ["early_stop", "val"])
     plans = [plan for _, plan in drawn(strategy)]
     for plan in plans:
@@ -123,7 +123,7 @@ def test_every_plan_can_be_carried_out_and_written_down(drawn, catalogue, strate
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_trained_stage_has_a_rate_and_no_frozen_one(drawn, catalogue, strategy):
+def test_every_trained_stage_has_a_learning_rate_and_no_frozen_one(drawn, catalogue, strategy):
     for _, plan in drawn(strategy):
         stages = names(catalogue, plan)
         for phase in tuned(plan):
@@ -134,8 +134,8 @@ def test_every_trained_stage_has_a_rate_and_no_frozen_one(drawn, catalogue, stra
 
 
 @pytest.mark.parametrize("strategy", ["fine-tune", "lp-ft", "gradual-unfreeze"])
-def test_rates_fall_with_depth_by_the_same_factor(drawn, strategy):
-    looked_at = 0
+def test_learning_rates_fall_with_depth_by_the_same_factor(drawn, strategy):
+    checked = 0
     for trial, plan in drawn(strategy, trials=2 * TRIALS):
         ratio = trial.params.get(f"{strategy}.depth_ratio")
         if ratio is None:
@@ -143,13 +143,13 @@ def test_rates_fall_with_depth_by_the_same_factor(drawn, strategy):
             continue
         top = trial.params[f"{trial.params['optimizer']}.lr"]
         for phase in tuned(plan):
-            rates = list(phase.training.stage_lr.values())
-            factors = [earlier / later for earlier, later in pairwise(rates)]
+            lrs = list(phase.training.stage_lr.values())
+            factors = [earlier / later for earlier, later in pairwise(lrs)]
             assert all(factor == pytest.approx(factors[0]) and factor < 1 for factor in factors)
-            if rates:
-                assert rates[-1] == pytest.approx(top)
-            looked_at += bool(factors)
-    assert looked_at > 5
+            if lrs:
+                assert lrs[-1] == pytest.approx(top)
+            checked += bool(factors)
+    assert checked > 5
 
 
 def test_the_ratio_is_that_of_the_first_stage_to_the_last_of_the_whole_network(suggest, first, catalogue):
@@ -162,22 +162,22 @@ def test_the_ratio_is_that_of_the_first_stage_to_the_last_of_the_whole_network(s
     }
     (phase,) = suggest("fine-tune", FixedTrial(params)).phases
     assert list(phase.training.stage_lr) == list(catalogue.info(RESNET).names)
-    rates = list(phase.training.stage_lr.values())
-    assert rates[0] / rates[-1] == pytest.approx(0.01)
+    lrs = list(phase.training.stage_lr.values())
+    assert lrs[0] / lrs[-1] == pytest.approx(0.01)
 
 
 def test_groups_are_thirds_of_the_depth(suggest, first, catalogue):
     factors = {"fine-tune.low": 0.02, "fine-tune.middle": 0.5, "fine-tune.high": 2.0}
     params = {**first("fine-tune"), "backbone": RESNET, "cut": 1.0, "fine-tune.lr_scheme": "groups", **factors}
     (phase,) = suggest("fine-tune", FixedTrial(params)).phases
-    rates = [rate / params["adamw.lr"] for rate in phase.training.stage_lr.values()]
-    third = -(-len(rates) // 3)
-    assert rates == sorted(rates)
-    assert {round(rate, 6) for rate in rates} == {0.02, 0.5, 2.0}
-    assert all(abs(rates.count(rate) - third) <= 1 for rate in set(rates))
+    lrs = [rate / params["adamw.lr"] for rate in phase.training.stage_lr.values()]
+    third = -(-len(lrs) // 3)
+    assert lrs == sorted(lrs)
+    assert {round(rate, 6) for rate in lrs} == {0.02, 0.5, 2.0}
+    assert all(abs(lrs.count(rate) - third) <= 1 for rate in set(lrs))
 
 
-def test_the_whole_network_is_trained_at_one_rate(drawn, catalogue):
+def test_the_whole_network_is_trained_with_one_learning_rate(drawn, catalogue):
     for strategy in ("full", "scratch"):
         for _, plan in drawn(strategy):
             (phase,) = plan.phases
@@ -186,7 +186,7 @@ def test_the_whole_network_is_trained_at_one_rate(drawn, catalogue):
             assert len(set(phase.training.stage_lr.values())) == 1
 
 
-def test_scratch_begins_with_random_weights_and_the_others_do_not(drawn):
+def test_scratch_starts_from_random_weights_and_the_others_do_not(drawn):
     for strategy in STRATEGIES:
         for trial, plan in drawn(strategy):
             if trial.params["backbone"] == RESNET:
@@ -197,7 +197,7 @@ def test_scratch_begins_with_random_weights_and_the_others_do_not(drawn):
                 assert plan.phases[0].training.batch_norm == "train"
 
 
-def test_heads_come_before_stages_where_they_are_said_to(drawn):
+def test_lp_ft_and_gradual_unfreeze_fit_the_head_first(drawn):
     for strategy in ("lp-ft", "gradual-unfreeze"):
         for _, plan in drawn(strategy):
             assert plan.phases[0].method == "logistic"
@@ -227,7 +227,7 @@ def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalog
 
 @pytest.mark.parametrize("train_images", [40, 900, 10**6])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_first_guesses_are_drawn_as_they_are_guessed(host, suggest, strategy, train_images):
+def test_first_guesses_are_drawn_unchanged(host, suggest, strategy, train_images):
     guess = host.strategies[strategy].item.first_guess
     study = optuna.create_study()
     study.enqueue_trial({**PLACE, **guess})
@@ -242,10 +242,10 @@ def test_first_guesses_are_drawn_as_they_are_guessed(host, suggest, strategy, tr
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_nothing_that_is_drawn_is_without_effect(drawn, suggest, strategy):
+def test_every_drawn_parameter_has_an_effect(drawn, suggest, strategy):
     """Each parameter changes some plan when it alone is changed."""
     pairs = drawn(strategy)
-    others = {}  # what a trial that now takes another turn may need
+    others = {}  # what a trial may need after one of its choices is changed
     for trial, _ in pairs:
         others.update(trial.params)
     without = {
@@ -301,7 +301,7 @@ def test_an_epoch_has_neither_few_nor_very_many_steps(drawn, train_images, sizes
     assert batches == sizes
 
 
-def test_the_epoch_is_chosen_only_where_there_is_a_split_for_it(drawn):
+def test_the_epoch_is_chosen_only_if_there_is_a_split_for_it(drawn):
     for _, plan in drawn("gradual-unfreeze"):
         for phase in tuned(plan):
             assert phase.training.stop.patience == max(3, round(phase.training.epochs / 2))
@@ -309,7 +309,7 @@ def test_the_epoch_is_chosen_only_where_there_is_a_split_for_it(drawn):
         assert all(training.stop is None for training in plan.trainings)
 
 
-def test_views_are_fixed_only_where_something_is_frozen_and_changed(drawn):
+def test_the_number_of_views_is_set_only_if_frozen_stages_see_augmented_images(drawn):
     seen = set()
     for _, plan in drawn("fine-tune"):
         (phase,) = plan.phases
@@ -321,10 +321,8 @@ def test_views_are_fixed_only_where_something_is_frozen_and_changed(drawn):
 
 @pytest.mark.parametrize("frozen", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_plans_are_carried_out_by_the_engine(
-    catalogue, stripes, suggest, first, tmp_path, monkeypatch, strategy, frozen
-):
-    """Whatever is frozen, nothing or all of it, and with an augmentation."""
+def test_the_engine_trains_the_plans(catalogue, stripes, suggest, first, tmp_path, monkeypatch, strategy, frozen):
+    """With nothing frozen, some stages or all, and with an augmentation."""
     monkeypatch.setattr(recipe, "EPOCHS", ((10**9, 3, 6),))
     pixels = PixelStore(tmp_path / "cache")
     dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)

@@ -25,7 +25,7 @@ def catalogue(host, tmp_path):
     return Catalogue(host, tmp_path / "cache")
 
 
-def test_there_are_several_kinds():
+def test_there_are_several_architectures():
     assert len({facts(name)["model"]["class"] for name in NAMES}) >= 3
     assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 8e6
 

@@ -22,7 +22,7 @@ def test_a_network_with_weights_sees_images_as_torchvisions_own_does(name, tmp_p
         torch.testing.assert_close(ours(images), theirs(images))
 
 
-def test_the_published_names_of_densenets_tensors_are_understood(monkeypatch, tmp_path):
+def test_the_published_names_of_densenets_tensors_are_converted(monkeypatch, tmp_path):
     small = models.DenseNet(4, (2, 2), 8)
     monkeypatch.setattr(models, "get_model", lambda name, **options: small)
     state = {key: value + 1 for key, value in small.state_dict().items()}
@@ -50,7 +50,7 @@ def test_position_embeddings_and_class_tokens_are_exempt_from_weight_decay(monke
     assert Torchvision().build("vit_b_16", None).no_weight_decay() == {"class_token", "encoder.pos_embedding"}
 
 
-def test_weights_that_saw_more_than_imagenet_say_so():
+def test_the_card_names_the_data_of_weights_that_saw_more_than_imagenet():
     plain, swag = map(Torchvision().card, ("regnet_y_16gf", "regnet_y_16gf.IMAGENET1K_SWAG_E2E_V1"))
     assert plain.source == "ImageNet-1k" and "ImageNet's terms" in plain.licence
     assert "Instagram" in swag.source and swag.source.endswith("ImageNet-1k") and "SWAG" in swag.licence

@@ -30,7 +30,7 @@ from autotl.study.watch import Silent
 from autotl.testing.lab import write_stripes
 
 HANG = 240.0
-"""Seconds after which a search is taken to hang."""
+"""Seconds after which a search counts as hanging."""
 LOUD = "said by the plugin"
 OUTCOMES = ("named and survived", "not named", "search ended", "hang")
 
@@ -137,8 +137,8 @@ class Trains:
     def suggest(self, trial, context):
         names = context.backbone().names
         info = context.backbone()
-        rates = {{name: 0.01 for name in names if info.stage(name).parameters}}
-        training = Training(epochs=1, batch_size=16, head_lr=0.1, stage_lr=rates, batch_norm="train")
+        lrs = {{name: 0.01 for name in names if info.stage(name).parameters}}
+        training = Training(epochs=1, batch_size=16, head_lr=0.1, stage_lr=lrs, batch_norm="train")
         phase = Phase(method="gradient-descent", frozen=None, training=training)
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])
 
@@ -192,7 +192,7 @@ def augmentation(suggest="return {}", build="return lambda images, draw: images"
 
 
 def backbone(names='return ["net"]', card="pass", build="pass", layer="", strategies=("linear-probe", "ba*"), **more):
-    """`layer`: the body of a layer that takes the place of the second activation."""
+    """`layer`: the body of a layer that replaces the second activation."""
     module = LAYER.format(body=layer) if layer else ""
     build = "second[1] = Layer()" if layer else build
     code = BACKBONE.format(module=module, names=names, card=card, build=build)
@@ -276,7 +276,7 @@ PLUGINS = {
     "plan-method": strategy(f"{PROBE}return plan.model_copy(update={{'phases': (Phase(method='x', frozen=cut),)}})"),
     "plan-backbone": strategy(f"{PROBE}return plan.model_copy(update={{'backbone': 'nowhere:net'}})"),
     "plan-weights": strategy(f"{PROBE}return plan.model_copy(update={{'weights': 'sha256:0'}})"),
-    "plan-rates": strategy("""names = context.backbone().names
+    "plan-lr": strategy("""names = context.backbone().names
         training = Training(epochs=1, batch_size=16, head_lr=0.1, stage_lr={"x": 1.0})
         phase = Phase(method="gradient-descent", frozen=None, training=training)
         return context.plan(cut=names[-1], head=Head(pooling="avg"), phases=[phase])"""),
@@ -342,7 +342,7 @@ PLUGINS = {
 
 
 class Notes(Silent):
-    """Hears what the user would read."""
+    """Collects what the user would read."""
 
     def __init__(self):
         self.texts = []
@@ -355,7 +355,7 @@ class Notes(Silent):
 
 
 def install(site, name, plugin):
-    """What pip leaves of a distribution `autotl-<name>` with one module."""
+    """Write what pip installs of a distribution `autotl-<name>` with one module."""
     module = f"autotl_{name.replace('-', '_')}"
     info = site / f"{module}-1.2.dist-info"
     info.mkdir(parents=True)
@@ -371,14 +371,14 @@ def searched(place, data, plugin):
     patience.ANSWER = patience.GRACE = 3.0
     sys.path.insert(0, str(place / "site"))
     watcher = Notes()
-    with terminal.watcher(quiet=True):  # as `autotl search --json` has it
+    with terminal.watcher(quiet=True):  # as in `autotl search --json`
         return watcher.texts, _end(place, data, plugin, watcher)
 
 
 def _end(place, data, plugin, watcher):
     """How a search ended: `result`, or the error."""
     settings = {"backbones": ("reference:edges",), **plugin.settings}
-    began = time.monotonic() - (40 if "budget" in settings else 0)  # most of it is over
+    began = time.monotonic() - (40 if "budget" in settings else 0)  # most of the budget is used
     try:
         made = Search(
             Settings(
@@ -405,14 +405,14 @@ def _end(place, data, plugin, watcher):
 
 
 def in_its_own_process(place, data, plugin):
-    """The same, from a forked process whose streams are files; None where it does not end."""
+    """The same, from a forked process whose streams are files; None if it does not end."""
     (place / "site").mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child == 0:
         for stream, file in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(place / file, os.O_WRONLY | os.O_CREAT), stream)
         try:
-            (place / "told.json").write_text(json.dumps(searched(place, data, plugin)))
+            (place / "answer.json").write_text(json.dumps(searched(place, data, plugin)))
             sys.stdout.flush()
         finally:
             os._exit(0)
@@ -423,17 +423,17 @@ def in_its_own_process(place, data, plugin):
             os.waitpid(child, 0)
             return None
         time.sleep(0.05)
-    told = place / "told.json"
-    return json.loads(told.read_text()) if told.exists() else ([], "its process died")
+    answer = place / "answer.json"
+    return json.loads(answer.read_text()) if answer.exists() else ([], "its process died")
 
 
 def outcome(place, data, name, plugin):
-    """One of `OUTCOMES`, with what was said."""
+    """One of `OUTCOMES`, with the text."""
     install(place / "site", name, plugin)
-    told = in_its_own_process(place, data, plugin)
-    if told is None:
+    answer = in_its_own_process(place, data, plugin)
+    if answer is None:
         return "hang", ""
-    texts, end = told
+    texts, end = answer
     if end != "result":
         return "search ended", end
     if plugin.prints:
@@ -451,7 +451,7 @@ def main(names):
     with tempfile.TemporaryDirectory() as folder:
         data = write_stripes(Path(folder) / "stripes")
         sound = Plugin("", {"strategies": ("linear-probe",)})
-        assert searched(Path(folder) / "sound", data, sound)[1] == "result"  # imports what all need
+        assert searched(Path(folder) / "sound", data, sound)[1] == "result"  # imports what all searches need
         for name in names or PLUGINS:
             began = time.monotonic()
             how, said = outcome(Path(folder) / name, data, name, PLUGINS[name])

@@ -34,11 +34,11 @@ from autotl.plan import Input
 INPUT = Input(size=32, resize=36, interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3)
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 OTHERS = ("EPS", "PDF", "PCX", "SGI", "DDS", "ICNS", "XBM", "MSP", "IM", "QOI", "SPIDER")
-"""Formats that are not read, and may lie in a folder of images under any name."""
+"""Formats that are not read, but may be in a folder of images under any name."""
 TOGETHER = 200
-"""Images that one process reads, before it is known whether it has survived."""
+"""Number of images that one process reads."""
 SLOW = 20.0
-"""Seconds for one image that count as a crash: it would seem to hang."""
+"""An image that takes longer than this, in seconds, counts as a crash: the search would seem to hang."""
 
 
 def sound(draw: random.Random) -> tuple[bytes, str]:
@@ -62,20 +62,20 @@ def sound(draw: random.Random) -> tuple[bytes, str]:
         try:
             converted = Image.fromarray(noise) if mode == "RGB" else Image.fromarray(noise).convert("L").convert(mode)
             converted.save(file, form, **options)
-        except Exception:  # this format has no such mode: another one
+        except Exception:  # this format has no such mode: try another one
             continue
         return file.getvalue(), form
 
 
 def flip_bytes(draw: random.Random, data: bytearray, within: int | None = None) -> bytearray:
-    """A few bytes become others, anywhere or among the first."""
+    """A few bytes are changed, anywhere or among the first."""
     for _ in range(draw.choice([1, 1, 2, 5, 20, 100])):
         data[draw.randrange(min(len(data), within or len(data)))] = draw.randrange(256)
     return data
 
 
 def large_numbers(draw: random.Random, data: bytearray) -> bytearray:
-    """A number of the header becomes one that may ask for more pixels than there is memory."""
+    """A number of the header is changed, so that the image may have more pixels than fit in memory."""
     number = draw.choice([0, 1, 0x7FFF, 0xFFFF, 20_000, 100_000, 0x7FFFFFFF, 0xFFFFFFFF])
     at = draw.randrange(max(1, min(len(data) - 4, 64)))
     data[at : at + 4] = struct.pack(draw.choice(["<I", ">I"]), number)
@@ -83,7 +83,7 @@ def large_numbers(draw: random.Random, data: bytearray) -> bytearray:
 
 
 def move_part(draw: random.Random, data: bytearray) -> bytearray:
-    """A part is cut out, doubled, or becomes zeros."""
+    """A part is removed, doubled or set to zero."""
     start = draw.randrange(len(data))
     end = draw.randint(start, min(len(data), start + draw.choice([1, 4, 64, 4096])))
     part = data[start:end]
@@ -120,7 +120,7 @@ def write_images(folder: Path, count: int, seed: int) -> Iterator[tuple[Path, st
 
 
 def read(files: list[Path], folder: Path) -> list[tuple[str, str]]:
-    """What became of each file, `read`, `set aside` or `crashed`, with the reason."""
+    """The outcome for each file, `read`, `excluded` or `crashed`, with the reason."""
     warnings.simplefilter("ignore")
     store = PixelStore(folder / "cache")
     script = runpy.run_path(str(folder / "preprocess.py"))["prepare"]
@@ -130,7 +130,7 @@ def read(files: list[Path], folder: Path) -> list[tuple[str, str]]:
         try:
             (seen,) = store.look([file], [INPUT])
             if isinstance(seen, str):
-                outcome = ("crashed", f"a reason of two lines: {seen!r}") if "\n" in seen else ("set aside", seen)
+                outcome = ("crashed", f"a reason of two lines: {seen!r}") if "\n" in seen else ("excluded", seen)
             elif np.array_equal(script(file), store.read(INPUT, [seen.sha])[0]):
                 outcome = "read", ""
             else:
@@ -143,7 +143,7 @@ def read(files: list[Path], folder: Path) -> list[tuple[str, str]]:
 
 
 def survive(files: list[Path], folder: Path) -> list[tuple[str, str]]:
-    """`read` in a process of its own; of one that dies the images are read one by one, to find which ones it was."""
+    """`read` in a process of its own; if it dies, its images are read one by one to find the cause."""
     try:
         with ProcessPoolExecutor(max_workers=1) as pool:
             return pool.submit(read, files, folder).result()
@@ -177,8 +177,8 @@ def main() -> int:
                         options.keep.mkdir(parents=True, exist_ok=True)
                         shutil.copy(file, options.keep)
     for kind, found in sorted(kinds.items()):
-        print(f"{kind:<20} {found['read']:>5} read {found['set aside']:>5} set aside {found['crashed']:>3} crashed")
-    print(f"{'all':<20} {counts['read']:>5} read {counts['set aside']:>5} set aside {counts['crashed']:>3} crashed")
+        print(f"{kind:<20} {found['read']:>5} read {found['excluded']:>5} excluded {found['crashed']:>3} crashed")
+    print(f"{'all':<20} {counts['read']:>5} read {counts['excluded']:>5} excluded {counts['crashed']:>3} crashed")
     return 1 if counts["crashed"] else 0
 
 

@@ -38,7 +38,7 @@ Damage = Callable[[Path], None]
 
 
 def damages(file: Path) -> Iterator[tuple[str, Damage]]:
-    """Ways to damage a file, by name; what is drawn is the same in every run."""
+    """Ways to damage a file, by name; the same in every run."""
     yield "missing", Path.unlink
     yield "empty", lambda file: file.write_bytes(b"")
     yield "half", lambda file: os.truncate(file, file.stat().st_size // 2)
@@ -76,7 +76,7 @@ def _flip(file: Path, seed: int) -> None:
 
 
 def _mistype(file: Path, seed: int) -> None:
-    """Give one value of a JSON file, or of a line of one, another type, or take it away."""
+    """Change the type of one value of a JSON or JSONL file, or remove the value."""
     draw = random.Random(seed)
     lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
     at = draw.randrange(len(lines))
@@ -100,7 +100,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def run(words: list[str], output: Path) -> str:
-    """What becomes of a command, in a process of its own."""
+    """Run a command in a process of its own, and return the outcome."""
     child = os.fork()
     if child == 0:
         with output.open("w") as stream, redirect_stdout(stream), redirect_stderr(stream):
@@ -118,10 +118,10 @@ def run(words: list[str], output: Path) -> str:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             code = os.waitstatus_to_exitcode(status)
-            told = output.read_text(errors="replace")
-            if code not in (0, 1, 2) or "Traceback (most recent call last)" in told:
+            printed = output.read_text(errors="replace")
+            if code not in (0, 1, 2) or "Traceback (most recent call last)" in printed:
                 return TRACEBACK
-            errors = [line for line in told.splitlines() if line.startswith("Error: ")]
+            errors = [line for line in printed.splitlines() if line.startswith("Error: ")]
             return ONE_LINE if code == 2 and len(errors) == 1 else FINE if code in (0, 1) else TRACEBACK
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
@@ -130,8 +130,8 @@ def run(words: list[str], output: Path) -> str:
 
 
 @click.command()
-@click.option("--only", default="", help="Files whose path holds this.")
-@click.option("--keep", type=click.Path(path_type=Path), help="Where to work, and leave what was made.")
+@click.option("--only", default="", help="Only files whose path contains this.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Where to work; the files are kept.")
 def campaign(only: str, keep: Path | None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -145,7 +145,7 @@ def campaign(only: str, keep: Path | None) -> None:
 
 
 def damage_all(place: Path, only: str) -> tuple[dict[str, Counter[str]], list[str]]:
-    """How often each command came to what, and every fault in words."""
+    """How often each command had which outcome, and a line about every fault."""
     images = write_stripes(place / "stripes")
     common = ["--cache-dir", str(place / "cache")]
     options = ["--backbones", "reference:edges", "--strategies", "linear-probe", "--reruns", "0", "--no-mlflow"]
@@ -179,8 +179,8 @@ def damage_all(place: Path, only: str) -> tuple[dict[str, Counter[str]], list[st
                     found = FINE if numbers == [f"{number:05}" for number in range(TRIALS + 1)] else WRONG
                 counts[command][found] += 1
                 if found in (TRACEBACK, HANG, WRONG):
-                    told = output.read_text(errors="replace").strip().splitlines()
-                    faults.append(f"{command}: {name}, {what}: {found}: {told[-1] if told else ''}")
+                    printed = output.read_text(errors="replace").strip().splitlines()
+                    faults.append(f"{command}: {name}, {what}: {found}: {printed[-1] if printed else ''}")
     return counts, faults
 
 

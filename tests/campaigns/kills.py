@@ -30,15 +30,15 @@ from autotl.tracking.log import ENDED, attempts
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MARK = "AUTOTL_CAMPAIGN"
-"""The environment variable by which the processes of this campaign are found again."""
+"""The environment variable that marks the processes of this campaign."""
 EARLY = 0.2
-"""So many of the kills come while a search starts, the others while it carries out trials."""
+"""The share of the kills while a search starts; the others come while it runs trials or after them."""
 PATIENCE = 60.0
-"""Seconds that a process has to end after a polite signal, and others after it."""
+"""Seconds that a process has to end after SIGTERM or SIGINT, and that its children have after it."""
 
 
 class Campaign:
-    """Searches of one data set by one seed, in a folder of their own."""
+    """Searches of one data set with one seed, in a folder of their own."""
 
     def __init__(self, folder: Path, trials: int, seed: int, mlflow: bool) -> None:
         self.folder, self.trials = folder, trials
@@ -81,7 +81,7 @@ class Campaign:
         self._check_processes()
 
     def _undisturbed(self) -> tuple[StudyFolder, float, float]:
-        """A search that nobody kills, how long it took, and how long from its first trial on."""
+        """A search without kills, its duration in seconds, and that from the first line in its logs to the end."""
         study, began = self.study("whole"), time.monotonic()
         process = self.start("whole")
         while process.poll() is None and not written(study):
@@ -93,7 +93,7 @@ class Campaign:
         return study, time.monotonic() - began, time.monotonic() - first
 
     def _until_it_ends(self, name: str, kills: int, startup: float, reach: float) -> bool:
-        """One process of a search, killed unless it ends first or there have been enough kills; whether it ended."""
+        """Run one process of a search; kill it unless it ends first or there were enough kills. Whether it ended."""
         study = self.study(name)
         before = written(study)
         process, began = self.start(name), time.monotonic()
@@ -114,7 +114,7 @@ class Campaign:
         return True
 
     def _kill(self, process: subprocess.Popen[str], when: str) -> bool:
-        """Whether the search had ended by itself when the signal came."""
+        """Send a signal; whether the search had ended before it."""
         how = self.draw.choice(SIGNALS)
         process.send_signal(how)
         try:
@@ -145,7 +145,7 @@ class Campaign:
             sum(event["event"] == "end" and event["state"] in ENDED for tried in attempts(file) for event in tried)
             for file in study.log.files()
         ]
-        self.counts["trials carried out once"] += ends.count(1)
+        self.counts["trials run once"] += ends.count(1)
         if ends != [1] * self.trials or [trial.number for trial in stored] != numbers:
             self.violations.append(f"{study.name}: trials ended {ends} times, {len(stored)} are in Optuna's storage")
         if not all(trial.state.is_finished() for trial in stored):
@@ -170,12 +170,12 @@ class Campaign:
             try:
                 if process.pid != os.getpid() and process.environ().get(MARK) == self.mark:
                     yield process
-            except psutil.Error:  # another user's, or gone by now
+            except psutil.Error:  # another user's, or ended already
                 continue
 
 
 def written(study: StudyFolder) -> int:
-    """How many bytes the logs of a study's trials have."""
+    """The bytes in the logs of a study's trials."""
     return sum(file.stat().st_size for file in study.log.files())
 
 
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--mlflow", action="store_true", help="With the process that tells MLflow; slower.")
+    parser.add_argument("--mlflow", action="store_true", help="With the process that logs to MLflow; slower.")
     options = parser.parse_args()
     # A shell starts what runs in the background with SIGINT ignored, which the searches would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -24,7 +24,7 @@ from autotl.study.settings import seconds
 
 @pytest.fixture
 def autotl(tmp_path, monkeypatch):
-    """Runs `autotl …` in the test's folder: its standard output, or standard error where it should fail."""
+    """Runs `autotl …` in the test's folder: its standard output, or its standard error if it should fail."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words, code=0, raw=False):
@@ -42,7 +42,7 @@ BACKBONES = "reference:edges,reference:pixels"
 PROBE = ("--strategies", "linear-probe")
 
 
-def test_the_road_from_a_sample_to_predictions(autotl, tmp_path):
+def test_from_a_sample_to_predictions(autotl, tmp_path):
     assert "1797 images in 10 classes" in autotl("sample", "digits", "digits")
     for folder in (tmp_path / "digits").iterdir():  # a tenth of them is enough here
         for file in sorted(folder.iterdir())[20:]:
@@ -88,7 +88,7 @@ def test_the_road_from_a_sample_to_predictions(autotl, tmp_path):
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_plain_lines_where_the_output_is_no_terminal(autotl, stripes):
+def test_the_output_is_plain_lines_outside_a_terminal(autotl, stripes):
     out = autotl("search", stripes, "--trials", 3, "--backbones", "reference:edges", *PROBE)
     assert "\x1b" not in out
     assert re.search("images +90 in 3 classes", out)
@@ -98,7 +98,7 @@ def test_plain_lines_where_the_output_is_no_terminal(autotl, stripes):
         assert words in out
 
 
-def test_a_study_file_gives_options_and_the_command_line_wins(autotl, stripes, tmp_path):
+def test_a_study_file_gives_options_and_the_command_line_overrides_it(autotl, stripes, tmp_path):
     file = tmp_path / "studies.toml"
     file.write_text(
         f'data = "{stripes.name}"\ntrials = 2\nbackbones = ["reference:edges"]\nmetric = "macro-f1"\nseed = 3\n'
@@ -131,11 +131,11 @@ def test_class_names_are_shown_as_they_are(autotl, stripes):
     assert "[b]ünlikely [red] name (30)" in out
 
 
-def test_what_to_type_next_can_be_typed_whatever_the_names_of_data_and_workspace(autotl, stripes, tmp_path):
+def test_suggested_commands_work_for_all_names_of_data_and_workspace(autotl, stripes, tmp_path):
     stripes.rename(stripes.with_name("my stripes"))
     words = ("search", "my stripes", "--backbones", "reference:edges", *PROBE, "--metric", "macro-f1")
-    told = autotl(*words, "--trials", 1, "--home", "my home")
-    steps = [shlex.split(line)[1:] for line in told.partition("Next:")[2].splitlines() if line]
+    printed = autotl(*words, "--trials", 1, "--home", "my home")
+    steps = [shlex.split(line)[1:] for line in printed.partition("Next:")[2].splitlines() if line]
     assert [step[:4] for step in steps] == [
         [word, "my stripes", "--home", "my home"] for word in ("predict", "ui", "export", "show")
     ]
@@ -143,16 +143,16 @@ def test_what_to_type_next_can_be_typed_whatever_the_names_of_data_and_workspace
     plan = autotl("show", "my stripes", "--home", "my home", "--plan", 9, code=2)
     assert plan.strip().endswith("List them: autotl show 'my stripes' --home 'my home'")
     (tmp_path / "my home" / "my stripes" / "result.json").unlink()
-    told = autotl("show", "my stripes", "--home", "my home", "--json", code=2)
-    again = shlex.split(json.loads(told)["error"].partition("resume it: autotl ")[2])
+    printed = autotl("show", "my stripes", "--home", "my home", "--json", code=2)
+    again = shlex.split(json.loads(printed)["error"].partition("resume it: autotl ")[2])
     assert +Counter(json.loads(autotl(*again, "--trials", 1, "--json"))["trials"]) == {"complete": 1}
     assert "autotl search DATA --home elsewhere" in autotl("studies", "--home", "elsewhere")
 
 
-def test_a_workspace_that_commands_look_in_anyway_is_not_named(autotl, stripes, monkeypatch):
+def test_suggested_commands_do_not_name_the_default_workspace(autotl, stripes, monkeypatch):
     monkeypatch.setenv("AUTOTL_HOME", "elsewhere")
-    told = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--home", "elsewhere")
-    assert "  autotl predict stripes IMAGE" in told
+    printed = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--home", "elsewhere")
+    assert "  autotl predict stripes IMAGE" in printed
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_a_workspace_that_commands_look_in_anyway_is_not_named(autotl, stripes, 
     ],
 )
 def test_with_json_an_error_is_json_too(autotl, stripes, words):
-    told = json.loads(autotl(*words, code=2))
-    assert list(told) == ["error"] and told["error"] and not told["error"].startswith("Error")
+    printed = json.loads(autotl(*words, code=2))
+    assert list(printed) == ["error"] and printed["error"] and not printed["error"].startswith("Error")
 
 
 @pytest.mark.filterwarnings("ignore:Query string argument")
@@ -189,25 +189,25 @@ def test_the_secret_of_a_storage_is_neither_printed_nor_kept(autotl, stripes, tm
     assert not kept
 
 
-def test_the_files_of_a_study_that_may_hold_a_url_are_for_its_owner_alone(autotl, stripes, tmp_path):
+def test_only_the_owner_can_read_files_of_a_study_that_may_contain_a_url(autotl, stripes, tmp_path):
     autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE)
     study = tmp_path / "studies" / "stripes"
     for name in ("study.json", "optuna.db", "trials/00000.jsonl"):
         assert (study / name).stat().st_mode & 0o777 == 0o600, name
 
 
-def test_of_a_study_whose_images_have_all_changed_there_is_nothing_to_draw(autotl, stripes):
+def test_a_study_whose_images_have_changed_has_no_picture_yet(autotl, stripes):
     words = ("search", stripes, "--backbones", "reference:edges", *PROBE)
     autotl(*words, "--trials", 1)
     (stripes / "across" / "0.png").unlink()
     autotl(*words, "--trials", 1, code=2)
     assert "No trial of study 'stripes' has succeeded" in autotl("show", "stripes", "--picture", "here.png", code=2)
-    told = " ".join(autotl("show", "stripes").split())
-    assert "0 different plans trained in 1 trials" in told
-    assert told.partition("seconds per trial ")[2].startswith("Winner: ")  # of the images as they were
+    printed = " ".join(autotl("show", "stripes").split())
+    assert "0 different plans trained in 1 trials" in printed
+    assert printed.partition("seconds per trial ")[2].startswith("Winner: ")  # of the images as they were before
 
 
-def test_whatever_lies_among_the_images_is_named_and_the_others_are_classified(autotl, stripes, tmp_path):
+def test_files_that_are_no_images_are_named_and_the_others_are_classified(autotl, stripes, tmp_path):
     autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--json")
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -233,10 +233,10 @@ def test_whatever_lies_among_the_images_is_named_and_the_others_are_classified(a
     assert {name for name, row in rows.items() if row["problem"] and not row["class"]} == {
         "mixed/b.png", "mixed/c.txt", "mixed/gone.png", "mixed/pipe", "nothing.png"
     }  # fmt: skip
-    told = json.loads(
+    printed = json.loads(
         autotl("predict", "stripes", "mixed", "mixed/Thumbs.db", "nothing.png", "--format", "json", code=1)
     )
-    assert [row["path"] for row in told] == list(rows)
+    assert [row["path"] for row in printed] == list(rows)
     assert "mixed/Thumbs.db is not an image" in autotl("predict", "stripes", "mixed/Thumbs.db", code=2)
 
 
@@ -247,13 +247,13 @@ def test_a_manifest_with_columns_of_other_names(autotl, stripes, tmp_path):
     words = ("--backbones", "reference:edges", *PROBE, "--json")
     assert "no column label" in autotl("search", "m.csv", *words, code=2)
     found = json.loads(autotl("search", "m.csv", "--trials", 1, *columns, *words))
-    autotl("search", "m.csv", "--trials", 2, *words)  # it goes on with the columns that it was begun with
+    autotl("search", "m.csv", "--trials", 2, *words)  # it resumes with the columns that it was started with
     (tmp_path / "plan.json").write_text(autotl("show", "m", "--plan", "0"))
-    told = json.loads(autotl("train", "plan.json", "m.csv", *columns, "--json"))
-    assert told["metrics"]["val.accuracy"] == found["best"]["validation"]
+    printed = json.loads(autotl("train", "plan.json", "m.csv", *columns, "--json"))
+    assert printed["metrics"]["val.accuracy"] == found["best"]["validation"]
 
 
-def test_a_path_is_no_formula_and_a_class_is_never_changed(autotl, stripes, tmp_path):
+def test_a_path_is_escaped_against_formulas_and_a_class_is_never_changed(autotl, stripes, tmp_path):
     for name in ("down", "across"):
         (stripes / name).rename(stripes / {"down": "-1", "across": "=1+1"}[name])
     autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--json")
@@ -262,11 +262,11 @@ def test_a_path_is_no_formula_and_a_class_is_never_changed(autotl, stripes, tmp_
     rows = list(csv.DictReader(io.StringIO(autotl("predict", "stripes", "=cmd.png", "@x.png", "plain.png"))))
     assert [row["path"] for row in rows] == ["./=cmd.png", "./@x.png", "plain.png"]
     assert [row["class"] for row in rows] == ["-1"] * 3
-    told = json.loads(autotl("predict", "stripes", "=cmd.png", "--format", "json"))
-    assert told[0]["path"] == "=cmd.png" and "=1+1" in told[0]["probabilities"]
+    printed = json.loads(autotl("predict", "stripes", "=cmd.png", "--format", "json"))
+    assert printed[0]["path"] == "=cmd.png" and "=1+1" in printed[0]["probabilities"]
 
 
-def test_a_search_names_files_that_no_terminal_should_see_raw(autotl, stripes):
+def test_a_search_escapes_names_with_control_characters(autotl, stripes):
     for name in (b"caf\xe9.png", b"x\x1b]0;OWNED\x07.png"):
         (stripes / "down" / os.fsdecode(name)).touch()
     out = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE)
@@ -275,11 +275,11 @@ def test_a_search_names_files_that_no_terminal_should_see_raw(autotl, stripes):
     assert "\x1b" not in out
 
 
-def test_a_folder_that_json_cannot_name_is_refused_before_anything_begins(autotl, stripes):
+def test_a_folder_that_json_cannot_name_is_refused_before_anything_starts(autotl, stripes):
     name = os.fsdecode(b"caf\xe9")
     stripes.rename(stripes.with_name(name))
-    told = autotl("search", name, "--study", "s", "--backbones", "reference:edges", code=2)
-    assert "its name, or that of a parent folder, is not UTF-8; rename it" in told
+    printed = autotl("search", name, "--study", "s", "--backbones", "reference:edges", code=2)
+    assert "its name, or that of a parent folder, is not UTF-8; rename it" in printed
     assert "'caf\\xe9' is not UTF-8" in autotl("studies", "--home", name, code=2)
 
 
@@ -321,16 +321,16 @@ def test_listings_name_the_owner(autotl):
     assert "Random" not in autotl("plugins", "strategies", "linear*")
 
 
-def test_a_backbone_alone_is_shown_with_its_stages_and_what_they_cost(autotl):
-    told = autotl("plugins", "backbones", "autotl:resnet10")
+def test_one_backbone_is_shown_with_its_stages_and_their_costs(autotl):
+    printed = autotl("plugins", "backbones", "autotl:resnet10")
     for what in ("Tiny ImageNet", "% top-1 on it", "ImageNet's terms of access", "resnet10.safetensors", "64 px"):
-        assert what in told
-    assert "1.23 M parameters, 46.5 M FLOPs per image" in told
-    rows = [" ".join(line.split()) for line in told.partition("cut ")[2].splitlines()[1:]]
+        assert what in printed
+    assert "1.23 M parameters, 46.5 M FLOPs per image" in printed
+    rows = [" ".join(line.split()) for line in printed.partition("cut ")[2].splitlines()[1:]]
     assert rows[0].startswith("conv1.2 NCHW 16 x 32 x 32 ")
     assert rows[-1] == "layer4.0 NCHW 256 x 2 x 2 1.23 M 46.5 M avg, max"
-    told = autotl("plugins", "backbones", "autotl:resnet10@random")
-    assert "nothing: random weights" in told and "needs none" in told and "top-1" not in told
+    printed = autotl("plugins", "backbones", "autotl:resnet10@random")
+    assert "nothing: random weights" in printed and "needs none" in printed and "top-1" not in printed
     absent = autotl("plugins", "backbones", "timm:vit_tiny_patch16_224")
     assert "not here: autotl weights fetch timm:vit_tiny_patch16_224" in absent and "avg, max, token" in absent
     assert "Unknown backbone 'autotl:resnet'. Did you mean 'autotl:resnet10'" in autotl(
@@ -338,14 +338,14 @@ def test_a_backbone_alone_is_shown_with_its_stages_and_what_they_cost(autotl):
     )
 
 
-def test_weights_list_says_where_they_lie(autotl):
+def test_weights_list_shows_where_the_files_are(autotl):
     listing = autotl("weights", "list")
     assert "shipped" in listing
     assert "not here: autotl weights fetch timm:resnet18.a1_in1k" in listing
     assert "out of reach" in autotl("weights", "fetch", "timm:resnet18.a1_in1k", code=2)
 
 
-def test_the_command_is_installed_and_leaves_its_errors_as_one_line(tmp_path):
+def test_the_command_is_installed_and_prints_errors_in_one_line(tmp_path):
     words = [sys.executable, "-m", "autotl", "show", "nothing"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
@@ -364,7 +364,7 @@ def test_ctrl_c_while_python_still_imports_leaves_no_traceback(tmp_path, monkeyp
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_a_polite_kill_keeps_what_was_done_and_the_same_command_goes_on(stripes, tmp_path):
+def test_sigterm_keeps_finished_work_and_the_same_command_resumes(stripes, tmp_path):
     command = [sys.executable, "-m", "autotl", "search", stripes, "--backbones", "reference:edges", "--trials", "2000"]
     command += ["--strategies", "linear-probe", "--cache-dir", tmp_path / "cache", "--no-compare"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -372,9 +372,9 @@ def test_a_polite_kill_keeps_what_was_done_and_the_same_command_goes_on(stripes,
         if "[5/2000]" in line:
             process.send_signal(signal.SIGTERM)
             break
-    _, told = process.communicate(timeout=60)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.strip() == "Stopped. Finished work is saved; run the same command to resume."
+    assert printed.strip() == "Stopped. Finished work is saved; run the same command to resume."
     command[command.index("2000")] = "8"
     again = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
@@ -399,7 +399,7 @@ def test_a_polite_kill_keeps_what_was_done_and_the_same_command_goes_on(stripes,
         (timedelta(hours=2), 7200),
     ],
 )
-def test_a_time_is_written_as_people_write_it(budget, expected):
+def test_durations_are_accepted_in_usual_notations(budget, expected):
     assert seconds(budget) == expected
 
 
@@ -415,7 +415,7 @@ def test_a_time_is_written_as_people_write_it(budget, expected):
         ("nan", "out of range"),
     ],
 )
-def test_a_budget_that_is_none_is_said(stripes, budget, says):
+def test_an_invalid_budget_is_an_error(stripes, budget, says):
     done = CliRunner().invoke(main, ["search", str(stripes), "--budget", budget])
     assert done.exit_code == 2
     assert says in done.output

@@ -19,7 +19,7 @@ main(prog_name="autotl")
 
 @pytest.fixture
 def complete(tmp_path):
-    """What is offered for the last of these words, as bash is told; nothing else may be printed, or imported."""
+    """The completions of the last of these words, as bash gets them; nothing else may be printed or imported."""
     (tmp_path / "site").mkdir()
 
     def ask(*words, **environment):
@@ -81,7 +81,7 @@ def test_names_that_plugins_registered(complete):
     assert ("plain", "new") in complete("plugins", "")
 
 
-def test_a_plugin_that_is_broken_or_talks_is_not_heard(complete, tmp_path):
+def test_output_and_errors_of_plugins_are_hidden(complete, tmp_path):
     site = tmp_path / "site"
     for name, code in {
         "noisy": (
@@ -99,7 +99,7 @@ def test_a_plugin_that_is_broken_or_talks_is_not_heard(complete, tmp_path):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_lines_of_the_readme_give_a_shell_its_function(complete, shell):
+def test_the_lines_in_the_readme_define_the_shells_function(complete, shell):
     line = f"_AUTOTL_COMPLETE={shell}_source autotl"
     assert line in (ROOT / "README.md").read_text()
     words = [sys.executable, "-c", PROGRAM]

@@ -28,9 +28,9 @@ def autotl(*words, code=0):
 
 @pytest.fixture
 def searched(stripes, tmp_path, monkeypatch):
-    """A study that MLflow has heard of, as the search's own process beside it told.
+    """A study that its search's logging process has logged to MLflow.
 
-    In the working folder and in the workspace lies a module that hides one of Python's own.
+    The working folder and the workspace each have a module that hides one of Python's own.
     """
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "studies"):
@@ -41,9 +41,9 @@ def searched(stripes, tmp_path, monkeypatch):
     return tmp_path / "studies"
 
 
-def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tmp_path):
+def test_a_study_is_logged_to_another_server_and_its_pages_are_served(searched, tmp_path):
     assert sorted(path.name for path in searched.glob("ml*")) == ["mlartifacts", "mlflow.db"]
-    assert not list(tmp_path.glob("ml*"))  # nothing beside the workspace
+    assert not list(tmp_path.glob("ml*"))  # nothing outside the workspace
     other = f"sqlite:///{tmp_path / 'other' / 'mlflow.db'}"
     assert f"MLflow at {other} has all of study 'stripes'" in autotl("log", "stripes", "--tracking-uri", other)
     own, copy = (MlflowClient(uri) for uri in (f"sqlite:///{searched / 'mlflow.db'}", other))
@@ -84,12 +84,12 @@ def test_a_study_is_told_to_another_server_and_its_pages_are_served(searched, tm
     finally:
         ui.send_signal(signal.SIGTERM)
         ui.wait(30)
-    with socket.socket() as probe:  # the server has ended with it
+    with socket.socket() as probe:  # the server has ended, too
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _asked(port, host, origin):
-    """What the server answers to a page of this origin that asks for experiments by this name of the host."""
+    """The status for a page of this origin that requests experiments under this name of the host."""
     headers = {"Host": host, "Origin": origin, "Content-Type": "application/json"}
     place = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/search"
     try:
@@ -116,7 +116,7 @@ def _run_names(client):
         (["worker", "nothing"], "Unknown study 'nothing'"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(words, says):
+def test_what_does_not_exist_is_an_error_in_one_line(words, says):
     error = autotl(*words, code=2)
     assert error.startswith("Error: ") and says in error and error.count("\n") == 1
 
@@ -125,7 +125,7 @@ def test_pages_that_answer_to_every_name_are_refused():
     assert "lets any web page control MLflow" in autotl("ui", "--allowed-hosts", "gpu1, *", code=2)
 
 
-def test_why_the_pages_cannot_be_served_is_said(tmp_path, monkeypatch):
+def test_an_error_says_why_the_pages_cannot_be_served(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -150,7 +150,7 @@ def test_a_relative_database_is_the_same_one_wherever_it_is_opened(tmp_path, mon
     assert tracking_uri(None, Path("studies")) == f"sqlite:///{tmp_path}/studies/mlflow.db"
 
 
-def test_a_study_that_mlflow_has_not_heard_of(stripes, tmp_path, monkeypatch):
+def test_a_study_that_was_not_logged_to_mlflow(stripes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", "--strategies", "linear-probe")
     assert "has no study 'stripes'. Log it: autotl log stripes" in autotl("ui", "stripes", code=2)
@@ -165,8 +165,8 @@ def test_a_server_out_of_reach_costs_a_few_lines_and_never_the_search(stripes, t
     done = subprocess.run([sys.executable, "-m", "autotl", *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Winner: reference:edges" in done.stdout
-    told = [line for line in done.stdout.splitlines() if "MLflow" in line]
-    assert told[-1].startswith(
+    printed = [line for line in done.stdout.splitlines() if "MLflow" in line]
+    assert printed[-1].startswith(
         "MLflow does not have the whole study. Log it later: autotl log stripes --tracking-uri 'http"
     )
-    assert all("secret" not in line for line in told)
+    assert all("secret" not in line for line in printed)

@@ -19,7 +19,7 @@ LATE_PROBE = Path(__file__).parents[2] / "plugins" / "autotl-late-probe"
 
 @pytest.fixture
 def new(tmp_path, monkeypatch):
-    """Runs `autotl plugins new …` in the test's folder; what it prints."""
+    """Runs `autotl plugins new …` in the test's folder, and returns what it prints."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words, code=0):
@@ -34,8 +34,8 @@ def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_late_probe_begun_anew_is_the_distribution_of_the_tutorial(new, tmp_path):
-    told = new("late-probe")
+def test_a_new_late_probe_is_the_distribution_of_the_tutorial(new, tmp_path):
+    printed = new("late-probe")
     tracked = {str(file): (LATE_PROBE / file).read_bytes() for file in map(Path, plugins.FILES)}
     assert contents(tmp_path / "autotl-late-probe") == tracked
     for line in (
@@ -43,7 +43,7 @@ def test_late_probe_begun_anew_is_the_distribution_of_the_tutorial(new, tmp_path
         "pytest autotl-late-probe",
         "autotl search DATA --strategies late-probe --study late-probe",
     ):
-        assert f"\n  {line}\n" in told
+        assert f"\n  {line}\n" in printed
 
 
 def test_the_template_is_all_of_the_tutorials_distribution():
@@ -76,23 +76,23 @@ def test_a_new_plugin_registers_its_name(new, tmp_path):
 
 @pytest.mark.parametrize("name", ["my idea", "", "-x", "3d", "none", "ünlikely", "autotl-", "a/b", "head"])
 def test_a_name_that_names_no_distribution_is_refused(new, tmp_path, name):
-    told = new("--", name, code=2)
-    assert told.startswith(f"Error: '{name}' cannot name a plugin: ") and told.count("\n") == 1
+    printed = new("--", name, code=2)
+    assert printed.startswith(f"Error: '{name}' cannot name a plugin: ") and printed.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_what_lies_there_is_not_overwritten(new, tmp_path):
+def test_existing_files_are_not_overwritten(new, tmp_path):
     new("autotl-my-idea")
     (tmp_path / "before.txt").touch()
     before = contents(tmp_path)
-    told = new("my-idea", code=2)
-    assert told == "Error: autotl-my-idea already exists; choose a new folder: --folder DIR\n"
+    printed = new("my-idea", code=2)
+    assert printed == "Error: autotl-my-idea already exists; choose a new folder: --folder DIR\n"
     assert "'before.txt' is a file" in new("my-idea", "--folder", "before.txt", code=2)
     assert "/nowhere cannot be written: " in new("my-idea", "--folder", "before.txt/nowhere", code=2)
     assert contents(tmp_path) == before
 
 
-def test_a_name_that_a_plugin_has_is_refused(new, tmp_path):
+def test_a_name_that_is_taken_is_refused(new, tmp_path):
     for name in ("reference", "full"):
         assert "(autotl 0." in new(name, code=2)
     assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ class Loud:
         register("loud", Strategy, summary="For a test")
 
 
-def test_what_a_plugin_prints_is_no_part_of_json_and_csv(stripes, monkeypatch):
+def test_json_and_csv_do_not_contain_what_a_plugin_prints(stripes, monkeypatch):
     really = Host.from_environment
 
     def host():
@@ -64,7 +64,7 @@ def test_what_a_plugin_prints_is_no_part_of_json_and_csv(stripes, monkeypatch):
     quick = ("--reruns", "0", "--no-compare", "--no-refit", "--device", "cpu", "--no-mlflow", "--trials", "1")
     search = ["search", str(stripes), "--backbones", "loud:net", "--strategies", "loud", *quick]
     done = CliRunner().invoke(main, search)
-    assert "loud:net is trained in " in done.stdout  # which autotl says while the plugin suggests
+    assert "loud:net is trained in " in done.stdout  # a note of autotl while the plugin suggests
     done = CliRunner().invoke(main, [*search, "--study", "again", "--json"])
     assert json.loads(done.stdout)["trials"]["complete"] == 1
     assert {"register", "suggest", "forward"} <= {*done.stderr.splitlines()}

@@ -10,7 +10,7 @@ from autotl.data import copies
 
 
 def photo(number, size=(160, 120)):
-    """A picture with large forms and small ones, like no other."""
+    """A picture with large and small shapes, different for each number."""
     draw = np.random.default_rng(number)
     coarse = Image.fromarray(draw.integers(0, 256, (5, 6, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
     return Image.fromarray((np.asarray(coarse) * 0.9 + draw.integers(0, 25, (size[1], size[0], 3))).astype(np.uint8))
@@ -50,7 +50,7 @@ def test_labels_keep_near_copies_apart():
     assert copies.near(pictures(photo(0), as_jpeg(photo(0), 50)), ["a", "b"]) == []
 
 
-def test_even_pictures_say_nothing():
+def test_even_pictures_are_never_near_copies():
     even = [Image.new("RGB", (40, 40), (value, value, value)) for value in (100, 101, 140)]
     assert copies.near(pictures(*even), ["a"] * 3) == []
 
@@ -75,7 +75,7 @@ def test_what_is_fixed_in_two_splits_is_never_linked():
     labels = ["a"] * 12
     fixed = ["train", "test", None, None, *["train"] * 8]
     assert copies.keepable([(0, 1)], labels, fixed) == []
-    # 2 is nearest to 0, and goes with it; 3 follows.
+    # 2 is nearest to 0, and is linked to it; 3 follows.
     assert copies.keepable([(0, 2), (1, 2), (2, 3), (1, 3)], labels, fixed) == [(0, 2), (2, 3)]
 
 
@@ -90,7 +90,7 @@ def test_clusters_join_the_same_and_the_near():
     assert len({numbers[0], numbers[1], numbers[2]}) == 1 and len(set(numbers)) == 3
 
 
-def test_dark_images_of_12_bits_are_told_apart():
+def test_dark_images_of_12_bits_are_distinguished():
     grey = np.array(photo(0).convert("L"), np.int32)
     dark, same, other = (Image.fromarray(value) for value in (grey << 1, grey << 1, (grey << 1) + 1))
     found = pictures(dark, same, other, photo(1))

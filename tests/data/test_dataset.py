@@ -23,13 +23,13 @@ INPUT = Input(size=8, resize=8, interpolation="bilinear", mean=(0.5, 0.5, 0.5), 
 
 
 def picture(path, number):
-    """An image file that no other number gives."""
+    """An image file, different for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 9), (number % 256, number // 256, 7)).save(path, "PNG")
 
 
 def folder(root, start=0, **classes):
-    """Class folders with as many different images as each says."""
+    """Class folders with the given numbers of different images."""
     number = start
     for label, count in classes.items():
         for n in range(count):
@@ -71,7 +71,7 @@ def test_a_whole_folder(opened, tmp_path):
     assert len(found) == 150 and all(path.startswith(label) for path, label in found.items())
 
 
-def test_of_shas_labels_and_files_agree(opened, tmp_path):
+def test_images_shas_labels_and_files_have_one_order(opened, tmp_path):
     dataset = opened(folder(tmp_path / "data", cat=40, dog=40))
     some = dataset.of("val", "train")
     assert {image.split for image in some} == {"val", "train"}
@@ -85,7 +85,7 @@ def test_of_shas_labels_and_files_agree(opened, tmp_path):
         dataset.of()
 
 
-def test_pixels_are_there_for_every_image_and_decoded_once(tmp_path):
+def test_every_image_has_pixels_and_is_decoded_once(tmp_path):
     data, pixels = folder(tmp_path / "data", cat=10, dog=10), PixelStore(tmp_path / "cache")
     dataset = open_dataset(data, seed=0, inputs=[INPUT], pixels=pixels)
     assert pixels.decoded == 20
@@ -94,7 +94,7 @@ def test_pixels_are_there_for_every_image_and_decoded_once(tmp_path):
     assert pixels.decoded == 20
 
 
-def test_the_seed_and_the_images_decide(opened, tmp_path):
+def test_the_split_depends_on_the_seed_and_the_images_alone(opened, tmp_path):
     data = folder(tmp_path / "data", cat=40, dog=40)
     first = opened(data)
     assert splits(opened(data, seed=1)) != splits(first)
@@ -129,7 +129,7 @@ def test_the_fingerprint_covers_path_contents_label_and_split(opened, tmp_path):
     assert len({same, *others}) == 6
 
 
-# What is set aside
+# Excluded files
 
 
 def test_unreadable_files(opened, tmp_path):
@@ -156,7 +156,7 @@ def test_copies_within_a_class_stay_together(opened, tmp_path):
 
 
 def photo(number):
-    """An uneven picture that no other number gives, [48, 64, 3]."""
+    """An uneven picture, different for each number, [48, 64, 3]."""
     coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
     return Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC)
 
@@ -181,7 +181,7 @@ def test_the_same_pixels_in_other_files_stay_together(opened, tmp_path):
     assert all(found[f"cat/{n}.png"] == found[f"cat/{n}.bmp"] for n in range(30))
 
 
-def test_the_same_pixels_under_two_labels_are_set_aside(opened, tmp_path):
+def test_the_same_pixels_under_two_labels_are_excluded(opened, tmp_path):
     data = photos(tmp_path / "data", cat=10, dog=10)
     photo(3).save(data / "dog/too.bmp")
     assert [problem.path for problem in opened(data).problems] == ["cat/3.png", "dog/too.bmp"]
@@ -203,7 +203,7 @@ def test_near_copies_stay_together(opened, tmp_path):
     assert len(set(dataset.units(*SPLITS).tolist())) == 60
 
 
-def test_near_copies_may_be_told_apart(opened, tmp_path):
+def test_near_copies_may_be_divided_on_request(opened, tmp_path):
     dataset = opened(near_copies(tmp_path / "data"), near_copies="apart")
     found = splits(dataset)
     divided = sum(found[f"cat/{n}.png"] != found[f"cat/{n}.jpg"] for n in range(30))
@@ -300,13 +300,13 @@ def test_copies_and_groups_are_units(opened, tmp_path):
     assert len(dataset.units("test")) == len(dataset.of("test"))
 
 
-def test_no_stop_split_is_said(opened, tmp_path):
+def test_a_missing_early_stop_split_is_reported(opened, tmp_path):
     dataset = opened(folder(tmp_path / "data", cat=10, dog=100))
     assert dataset.notes == ("no early_stop split: it needs 3 images of every class",)
     assert dataset.of("early_stop") == [] and dataset.labels("early_stop").shape == (0,)
 
 
-def test_stray_files_are_said(opened, tmp_path):
+def test_files_beside_the_class_folders_are_reported(opened, tmp_path):
     data = folder(tmp_path / "data", cat=30, dog=30)
     (data / "README").write_text("hello")
     assert opened(data).notes == ("files beside the class folders, ignored: 'README'",)
@@ -344,7 +344,7 @@ def test_a_class_that_is_too_small(opened, tmp_path):
         opened(folder(tmp_path / "data", cat=9, dog=2))
 
 
-def test_a_header_of_too_many_pixels_is_damage_like_any_other(opened, tmp_path):
+def test_a_header_with_too_many_pixels_counts_as_damage(opened, tmp_path):
     data = folder(tmp_path / "data", cat=9, dog=9)
     Image.new("RGB", (8, 8)).save(data / "cat/bad.bmp")
     header = bytearray((data / "cat/bad.bmp").read_bytes())
@@ -357,9 +357,9 @@ def test_a_header_of_too_many_pixels_is_damage_like_any_other(opened, tmp_path):
 
 
 def test_progress(opened, tmp_path):
-    told = []
-    opened(folder(tmp_path / "data", cat=5, dog=5), progress=lambda done, total: told.append((done, total)))
-    assert told == [(n, 10) for n in range(1, 11)]
+    reported = []
+    opened(folder(tmp_path / "data", cat=5, dog=5), progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(n, 10) for n in range(1, 11)]
 
 
 # The seal
@@ -436,7 +436,7 @@ def test_new_images_join_train(opened, tmp_path):
     assert after.fingerprint != before.fingerprint
 
 
-def test_images_moved_to_another_split_are_said(opened, tmp_path):
+def test_images_moved_to_another_split_are_reported(opened, tmp_path):
     data = folder(tmp_path / "data", train__cat=40, train__dog=40, test__cat=5, test__dog=5)
     before = opened(data)
     before.write(tmp_path / "study")

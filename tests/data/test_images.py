@@ -176,7 +176,7 @@ def test_a_deep_image_is_turned_upright():
     np.testing.assert_array_equal(decode(data)[..., 0], np.rot90(grey >> 8, -1))
 
 
-def test_bits_do_not_matter_to_images_of_8():
+def test_bits_do_not_change_images_of_8_bits():
     image = upright(open_image(encoded(Image.fromarray(noise(8, 8)))))
     assert peak(image) == 0
     np.testing.assert_array_equal(fit(image, wants(8, 8, bits=9)), fit(image, wants(8, 8)))
@@ -246,7 +246,7 @@ def png(width, height, body=b""):
         (b"GIF89a\0\0\0\0\0\0\0;", "."),
     ],
 )
-def test_what_is_no_image(data, reason):
+def test_files_that_are_no_images(data, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode(data)
 
@@ -267,7 +267,7 @@ def test_too_many_pixels(limit, monkeypatch):
 
 @pytest.fixture
 def without_pillow_heif(monkeypatch):
-    """As where pillow-heif is not installed."""
+    """As if pillow-heif were not installed."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for known in (Image.OPEN, Image.SAVE):
         monkeypatch.delitem(known, "HEIF", raising=False)
@@ -277,7 +277,7 @@ def without_pillow_heif(monkeypatch):
 
 
 def heic(image, **options):
-    images._readable()  # where pillow-heif is introduced to Pillow
+    images._readable()  # which registers pillow-heif with Pillow
     return encoded(image, "HEIF", **options)
 
 
@@ -311,7 +311,7 @@ def test_formats_that_are_read(format):
     assert found.shape == (16, 16, 3)
 
 
-def test_what_would_start_another_program_is_not_read(monkeypatch):
+def test_formats_that_start_another_program_are_not_read(monkeypatch):
     data = encoded(Image.new("RGB", (4, 4)), "EPS")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     with pytest.raises(UnreadableImage, match="not an image in a supported format: JPEG, PNG"):
@@ -344,7 +344,7 @@ def test_the_short_side_is_resized_with_the_aspect_kept():
     np.testing.assert_array_equal(prepare(pixels, wants(16, 20, "lanczos")), expected)
 
 
-def test_every_interpolation_is_another():
+def test_every_interpolation_gives_other_pixels():
     pixels = noise(40, 40)
     kinds = ("nearest", "bilinear", "bicubic", "lanczos")
     assert len({prepare(pixels, wants(16, 20, kind)).tobytes() for kind in kinds}) == 4
@@ -356,7 +356,7 @@ def test_a_smaller_image_is_enlarged():
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000, 3), (60_000, 1, 3)])
-def test_a_hair_is_not_blown_up(shape):
+def test_an_image_of_one_line_is_cropped_before_it_is_resized(shape):
     start = time.perf_counter()
     found = prepare(np.full(shape, 90, np.uint8), wants(224, 256))
     assert (found == 90).all() and time.perf_counter() - start < 1
@@ -364,7 +364,7 @@ def test_a_hair_is_not_blown_up(shape):
 
 @pytest.mark.parametrize("turned", [False, True], ids=["wide", "tall"])
 @pytest.mark.parametrize("mode", ["squash", "pad"])
-def test_squashed_or_padded_the_ends_are_seen(mode, turned):
+def test_squash_and_pad_keep_the_ends_of_an_image(mode, turned):
     pixels = np.full((20, 60, 3), 90, np.uint8)
     pixels[:, :6], pixels[:, -6:] = 250, 10
     found = prepare(
@@ -383,13 +383,13 @@ def test_a_square_is_filled_with_the_mean_colour():
 
 
 @pytest.mark.parametrize("mode", ["squash", "pad"])
-def test_a_share_of_what_is_squashed_or_padded_may_be_cut_away(mode):
+def test_a_share_of_a_squashed_or_padded_image_may_be_cropped(mode):
     pixels = noise(40, 40)
     np.testing.assert_array_equal(prepare(pixels, wants(16, 20, mode=mode)), prepare(pixels, wants(16, 20)))
 
 
 @pytest.mark.parametrize("mode", ["squash", "pad"])
-def test_all_of_a_hair_is_seen_at_once(mode):
+def test_an_image_of_one_line_is_squashed_or_padded_quickly(mode):
     hair = np.full((1, 60_000, 3), 90, np.uint8)
     hair[:, :30_000] = 250
     start = time.perf_counter()

@@ -23,7 +23,7 @@ def tree(root, *paths):
 
 
 def refused(path, *said, columns=BY_NAME):
-    """Pointing there is a DataError in one line that says all of this."""
+    """Opening this folder is a DataError in one line with all of these parts."""
     with pytest.raises(DataError) as caught:
         find(path, columns)
     message = str(caught.value)
@@ -153,13 +153,13 @@ def test_folders_named_by_data_set_and_split_are_no_classes(tmp_path):
     refused(tmp_path, "ambiguous", "'asl_test', 'asl_train' look like splits", "rename them to train, val and test")
 
 
-def test_what_lies_in_sub_folders_of_classes_is_said(tmp_path):
+def test_sub_folders_of_classes_are_reported(tmp_path):
     tree(tmp_path, "cub/images/gull/1.jpg", "cub/images/wren/2.jpg", "masks/3.png", "cub/parts/parts.txt", "cub/README")
     (note,) = find(tmp_path).notes
     assert "'cub' have images in sub-folders such as 'gull', which count neither as classes nor as groups" in note
 
 
-def test_hidden_things_and_litter_are_passed_over(tmp_path):
+def test_hidden_files_and_litter_are_ignored(tmp_path):
     litter = ("a/.DS_Store", ".git/x", "a/.thumbs/3", ".hidden", "a/Thumbs.db", "b/Desktop.ini", "b/deep/._2.jpg")
     tree(tmp_path, "a/1", "b/2", *litter, "__MACOSX/a/._1", "b/__pycache__/x.pyc", "a/1.jpg:Zone.Identifier")
     listing = find(tmp_path)
@@ -181,12 +181,12 @@ def test_class_folders_without_images_are_named(tmp_path):
     assert listing.notes == ("folders without images, ignored: 'test', 'train/c', 'val/d'",)
 
 
-def test_empty_class_folders_that_leave_one_class_are_the_reason(tmp_path):
+def test_the_error_about_one_class_names_empty_class_folders(tmp_path):
     tree(tmp_path, "a/1", "b/Thumbs.db", "c/__pycache__/x")
     refused(tmp_path, "only one class, 'a'", "No images are in 'b', 'c'.")
 
 
-def test_an_empty_train_folder_is_the_reason(tmp_path):
+def test_the_error_about_missing_images_names_an_empty_train_folder(tmp_path):
     tree(tmp_path, "train/a/Thumbs.db", "test/a/1")
     refused(tmp_path, "has 'test' but no train folder with images")
 
@@ -339,7 +339,7 @@ def test_splits_without_train(tmp_path):
     refused(tree(tmp_path, "val/a/1", "test/b/2"), "has 'test', 'val' but no train folder", "Add train/")
 
 
-def test_a_class_that_train_lacks(tmp_path):
+def test_a_class_without_train_images(tmp_path):
     tree(tmp_path, "train/a/1", "train/b/2", "test/c/3")
     refused(tmp_path, "Class 'c' has no image in train", "'test/c/3'", "Add images")
 
@@ -494,7 +494,7 @@ ROWS = [("in/1.jpg", "Gänse"), ("in/2.jpg", "b")]
 
 
 def excel(root, encoding="utf-8", delimiter=",", header="path,label", rows=ROWS, before="", name="m.csv"):
-    """A manifest as Windows writes it, of two files that are there."""
+    """A manifest as Windows writes it, of two existing files."""
     tree(root, "in/1.jpg", "in/2.jpg")
     lines = [header.replace(",", delimiter), *(delimiter.join(row) for row in rows)]
     (root / name).write_bytes((before + "".join(f"{line}\r\n" for line in lines)).encode(encoding))
@@ -526,7 +526,7 @@ def test_manifests_as_windows_and_excel_write_them(tmp_path, said):
     assert [meant for _, meant in listing.read_as] == ["path", "label"]
 
 
-def test_a_csv_of_windows_is_read_and_said(tmp_path):
+def test_a_csv_of_windows_is_read_with_a_note(tmp_path):
     listing = find(excel(tmp_path, "cp1252"))
     assert listing.files[0].label == "Gänse"
     assert listing.notes == ("m.csv is not UTF-8 and was read as Windows-1252: check the names of the classes",)
@@ -535,7 +535,7 @@ def test_a_csv_of_windows_is_read_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("encoding", "label"), [("mac-roman", "Gänse"), ("cp850", "Gänse"), ("cp1251", "кошка"), ("gbk", "小狗")]
 )
-def test_a_csv_whose_encoding_cannot_be_told_is_refused(tmp_path, encoding, label):
+def test_a_csv_of_unknown_encoding_is_refused(tmp_path, encoding, label):
     path = excel(tmp_path, encoding, rows=[("in/1.jpg", label), ("in/2.jpg", "b")])
     refused(path, "cannot be read", "not UTF-8", "Save it as CSV in UTF-8")
 
@@ -549,7 +549,7 @@ def test_columns_that_the_user_names(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["split", "Split", "data set", "phase"])
-def test_a_column_of_splits_is_known_by_its_name_and_its_words(tmp_path, column):
+def test_a_column_of_splits_is_recognised_by_its_name_and_values(tmp_path, column):
     tree(tmp_path, "3")
     path = excel(
         tmp_path,
@@ -559,7 +559,7 @@ def test_a_column_of_splits_is_known_by_its_name_and_its_words(tmp_path, column)
     assert [file.split for file in find(path).files] == ["test", "train", "train"]
 
 
-def test_a_column_set_of_something_else_is_none_of_splits(tmp_path):
+def test_a_column_named_set_with_other_values_is_no_column_of_splits(tmp_path):
     path = excel(tmp_path, header="path,label,set", rows=[("in/1.jpg", "a", "red"), ("in/2.jpg", "b", "blue")])
     assert [file.split for file in find(path).files] == ["train", "train"]
 
@@ -572,19 +572,19 @@ def test_a_manifest_finds_files_whose_names_have_the_other_unicode_form(tmp_path
     assert [file.path for file in find(path).files] == ["2", on_disk]
 
 
-def test_litter_in_a_manifest_is_passed_over(tmp_path):
+def test_litter_in_a_manifest_is_ignored(tmp_path):
     tree(tmp_path, "1", "2", "Thumbs.db")
     listing = find(manifest(tmp_path, "path,label\n1,a\n2,b\nThumbs.db,a\n"))
     assert [file.path for file in listing.files] == ["1", "2"] and listing.litter == ("Thumbs.db",)
 
 
 @pytest.mark.parametrize("written", ["photo.jpg", "photo", r"C:\me\photo.jpg", "/mnt/Photo.JPG"])
-def test_a_file_that_lies_elsewhere_is_named(tmp_path, written):
+def test_a_file_that_is_in_another_folder_is_named(tmp_path, written):
     tree(tmp_path, "in/photo.jpg", "2")
     refused(manifest(tmp_path, f"path,label\n{written},a\n2,b\n"), f"{written!r} may be 'in/photo.jpg'")
 
 
-def test_columns_that_are_not_used_are_said(tmp_path):
+def test_columns_that_are_not_used_are_reported(tmp_path):
     path = excel(tmp_path, header=",path,label,is_train", rows=[("0", *ROWS[0], "1"), ("1", *ROWS[1], "0")])
     (note,) = find(path).notes
     assert note.startswith("unused columns: 'is_train'; a column of splits must be named split")
@@ -595,7 +595,7 @@ def test_a_csv_whose_lines_end_as_on_an_old_mac(tmp_path):
     assert [file.label for file in find(manifest(tmp_path, "path,label\r1,a\r2,b\r")).files] == ["a", "b"]
 
 
-def test_a_workbook_is_refused_with_the_way_out(tmp_path):
+def test_a_workbook_is_refused_with_what_to_do(tmp_path):
     refused(manifest(tmp_path, "PK", "m.xlsx"), "workbook", "Save its table as a CSV")
 
 

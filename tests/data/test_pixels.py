@@ -53,7 +53,7 @@ def test_all_inputs_from_one_decoding(store, photos):
     assert_holds(store, photos, SMALL, LARGE)
 
 
-def test_a_second_look_decodes_nothing(store, photos, tmp_path):
+def test_a_second_call_decodes_nothing(store, photos, tmp_path):
     first = store.look(photos, [SMALL])
     again = PixelStore(tmp_path / "cache")
     assert again.look(photos, [SMALL]) == first
@@ -91,7 +91,7 @@ def test_mean_matters_where_it_fills_a_square(store):
 @pytest.mark.parametrize(
     "change", [{"size": 18}, {"resize": 24}, {"interpolation": "lanczos"}, {"mode": "squash"}, {"bits": 12}]
 )
-def test_what_matters_has_a_store_of_its_own(store, change):
+def test_inputs_with_other_pixels_have_stores_of_their_own(store, change):
     assert store.rows(SMALL.model_copy(update=change)).folder != store.rows(SMALL).folder
 
 
@@ -181,7 +181,7 @@ def test_a_film_is_not_read(store, photos, monkeypatch):
     assert str(found).startswith(f"cannot be read: too large: {photos[0].stat().st_size:,} bytes")
 
 
-def test_a_bomb_is_set_aside(store, photos, monkeypatch, recwarn):
+def test_a_decompression_bomb_is_excluded(store, photos, monkeypatch, recwarn):
     Image.new("RGB", (50, 40)).save(photos[3])
     monkeypatch.setattr(images, "PIXELS", 1999)
     found = store.look(photos, [SMALL])
@@ -190,21 +190,21 @@ def test_a_bomb_is_set_aside(store, photos, monkeypatch, recwarn):
     assert not recwarn.list
 
 
-def test_progress_is_told_from_the_calling_thread(store, photos):
-    told = []
-    store.look(photos, [SMALL], lambda done, total: told.append((done, total, threading.get_ident())))
-    assert told == [(n, 12, threading.get_ident()) for n in range(1, 13)]
+def test_progress_is_reported_from_the_calling_thread(store, photos):
+    reported = []
+    store.look(photos, [SMALL], lambda done, total: reported.append((done, total, threading.get_ident())))
+    assert reported == [(n, 12, threading.get_ident()) for n in range(1, 13)]
 
 
-def test_without_an_input_pictures_are_decoded_all_the_same_and_once(store, photos):
+def test_without_an_input_pictures_are_decoded_once(store, photos):
     for _ in range(2):
         assert store.look(photos, []) == [Seen(sha(path), 40, 30) for path in photos]
     assert store.decoded == 12
 
 
-def test_damaged_pictures_are_made_again(photos, tmp_path):
-    told = []
-    store = PixelStore(tmp_path / "cache", told.append)
+def test_damaged_pictures_are_decoded_again(photos, tmp_path):
+    reported = []
+    store = PixelStore(tmp_path / "cache", reported.append)
     files = [(sha(path), path) for path in photos]
     store.add(files, [SMALL])
     before = store.pictures(files)
@@ -212,9 +212,9 @@ def test_damaged_pictures_are_made_again(photos, tmp_path):
     data = bytearray(rows.read_bytes())
     data[40] ^= 1
     rows.write_bytes(data)
-    again = PixelStore(tmp_path / "cache", told.append)
+    again = PixelStore(tmp_path / "cache", reported.append)
     assert again.pictures(files).tobytes() == before.tobytes()
-    assert again.decoded == 1 and len(told) == 1 and "damaged" in told[0]
+    assert again.decoded == 1 and len(reported) == 1 and "damaged" in reported[0]
 
 
 # Known files
@@ -232,7 +232,7 @@ def test_add_decodes_what_is_missing(store, photos):
     assert_holds(store, photos, SMALL, LARGE)
 
 
-def test_add_does_not_read_what_is_there(store, photos):
+def test_add_does_not_read_images_that_are_stored(store, photos):
     files = [(sha(path), path) for path in photos]
     store.add(files, [SMALL])
     for path in photos:
@@ -255,7 +255,7 @@ def test_add_notices_a_file_that_changed(store, photos):
 
 @pytest.fixture
 def noted(tmp_path, photos):
-    """A store whose images are looked at, what it says, and its file of rows."""
+    """A store that has decoded its images, its notes, and its file of rows."""
     notes = []
     store = PixelStore(tmp_path / "cache", notes.append)
     store.locate = lambda shas: {sha(path): path for path in photos if sha(path) in shas}
@@ -263,7 +263,7 @@ def noted(tmp_path, photos):
     return store, notes, store.rows(SMALL).folder / "rows.bin"
 
 
-def test_damaged_pixels_are_made_again_with_one_line(noted, photos):
+def test_damaged_pixels_are_decoded_again_with_one_note(noted, photos):
     store, notes, file = noted
     file.write_bytes(bytes(file.stat().st_size))
     for start in range(0, 12, 4):
@@ -272,10 +272,10 @@ def test_damaged_pixels_are_made_again_with_one_line(noted, photos):
         np.testing.assert_array_equal(store.read(SMALL, shas), expected)
     assert len(notes) == 1 and str(file.parent) in notes[0] and "damaged" in notes[0]
     assert store.decoded == 24
-    assert_holds(store, photos, SMALL)  # also on the disk
+    assert_holds(store, photos, SMALL)  # on the disk, too
 
 
-def test_threads_that_read_the_same_damaged_pixels_all_get_whole_ones(noted, photos):
+def test_threads_that_read_the_same_damaged_pixels_all_get_correct_ones(noted, photos):
     store, notes, file = noted
     file.write_bytes(bytes(file.stat().st_size))
     shas = [sha(path) for path in photos]
@@ -286,7 +286,7 @@ def test_threads_that_read_the_same_damaged_pixels_all_get_whole_ones(noted, pho
     assert len(notes) == 1
 
 
-def test_damaged_pixels_of_nobody_knows_what_are_an_error(noted, photos):
+def test_damaged_pixels_of_an_unknown_file_are_an_error(noted, photos):
     store, _, file = noted
     file.write_bytes(bytes(file.stat().st_size))
     store.locate = lambda shas: {}
@@ -295,7 +295,7 @@ def test_damaged_pixels_of_nobody_knows_what_are_an_error(noted, photos):
 
 
 @pytest.mark.parametrize("how", ["changed", "gone"])
-def test_damaged_pixels_of_an_image_that_is_not_what_it_was_are_an_error(noted, photos, how):
+def test_damaged_pixels_of_a_changed_image_are_an_error(noted, photos, how):
     store, _, file = noted
     file.write_bytes(bytes(file.stat().st_size))
     lost = sha(photos[5])
@@ -305,7 +305,7 @@ def test_damaged_pixels_of_an_image_that_is_not_what_it_was_are_an_error(noted, 
         store.read(SMALL, [lost])
 
 
-def test_pixels_that_come_out_otherwise_now_are_all_made_again(noted, photos, monkeypatch):
+def test_if_decoding_gives_other_pixels_now_all_are_decoded_again(noted, photos, monkeypatch):
     store, notes, _ = noted
     fit = images.fit
     monkeypatch.setattr(images, "fit", lambda image, input: 255 - fit(image, input))

@@ -24,7 +24,7 @@ def keys(*numbers):
 
 
 def rows(*numbers, width=3):
-    """Rows that tell from which number they were made."""
+    """Rows whose values depend on their number."""
     return np.array([[number] * width for number in numbers], np.float32)
 
 
@@ -34,7 +34,7 @@ def filled(folder, *numbers):
     return store
 
 
-def test_rows_come_back_in_the_order_asked_for(tmp_path):
+def test_rows_are_returned_in_the_requested_order(tmp_path):
     store = filled(tmp_path / "s", 1, 2, 3)
     np.testing.assert_array_equal(store.read(keys(3, 1, 3)), rows(3, 1, 3))
     np.testing.assert_array_equal(RowStore(tmp_path / "s", (3,), "float32").read(keys(2)), rows(2))
@@ -116,7 +116,7 @@ def test_a_tail_that_is_lost_under_an_open_store(tmp_path):
 
 
 def damage(file, at, bits=0x40):
-    """Change one byte of a file, later than whatever was done to it before."""
+    """Change one byte of a file, with a later time of modification."""
     data = bytearray(file.read_bytes())
     data[at] ^= bits
     file.write_bytes(data)
@@ -127,7 +127,7 @@ def damage(file, at, bits=0x40):
     ("file", "at"), [("rows.bin", 13), ("keys.bin", ENTRY_BYTES + 33)], ids=["a row", "its checksum"]
 )
 @pytest.mark.parametrize("known", [False, True], ids=["when it is opened", "while it is open"])
-def test_a_damaged_row_is_found_out_and_written_again_in_its_place(tmp_path, file, at, known):
+def test_a_damaged_row_is_noticed_and_written_again_in_its_place(tmp_path, file, at, known):
     store = filled(tmp_path / "s", 1, 2, 3)
     if known:
         store.read(keys(1, 2, 3))
@@ -144,7 +144,7 @@ def test_a_damaged_row_is_found_out_and_written_again_in_its_place(tmp_path, fil
     assert (tmp_path / "s/rows.bin").stat().st_size == 4 * 12
 
 
-def test_a_row_in_another_s_place_is_damaged(tmp_path):
+def test_a_row_in_the_place_of_another_counts_as_damaged(tmp_path):
     filled(tmp_path / "s", 1, 2)
     data = (tmp_path / "s/rows.bin").read_bytes()
     (tmp_path / "s/rows.bin").write_bytes(data[12:] + data[:12])
@@ -152,7 +152,7 @@ def test_a_row_in_another_s_place_is_damaged(tmp_path):
         RowStore(tmp_path / "s", (3,), "float32").read(keys(1, 2))
 
 
-def test_a_damaged_key_is_a_row_that_nobody_asks_for(tmp_path):
+def test_a_row_with_a_damaged_key_counts_as_missing(tmp_path):
     filled(tmp_path / "s", 1, 2)
     damage(tmp_path / "s/keys.bin", 5)
     store = RowStore(tmp_path / "s", (3,), "float32")
@@ -185,7 +185,7 @@ def test_a_cleared_store_is_an_empty_one(tmp_path):
     np.testing.assert_array_equal(other.read(keys(2)), rows(5))
 
 
-def test_appends_copy_nothing_that_is_there(tmp_path):
+def test_appending_copies_no_stored_rows(tmp_path):
     store = filled(tmp_path / "s", 1)
     positions, sums = store._positions, store._sums
     store.append(keys(2), rows(2))
@@ -260,10 +260,10 @@ def test_another_process_s_rows_are_seen(tmp_path):
     np.testing.assert_array_equal(other.read(keys(4)), rows(4))
 
 
-def test_a_store_removed_and_made_anew_by_another_process(tmp_path):
+def test_a_store_removed_and_created_again_by_another_process(tmp_path):
     store = filled(tmp_path / "s", 1, 2)
     shutil.rmtree(tmp_path / "s")
-    # What is mapped can still be read.
+    # Mapped rows can still be read.
     np.testing.assert_array_equal(store.read(keys(2, 1)), rows(2, 1))
     filled(tmp_path / "s", 7, 8)
     assert store.missing(keys(1, 2, 7, 8)) == keys(1, 2)
@@ -286,7 +286,7 @@ def test_appending_to_a_store_that_was_removed(tmp_path):
         json.dumps({"schema": FORMAT, "shape": [3], "dtype": "<f8"}),
     ],
 )
-def test_a_folder_that_holds_something_else(tmp_path, meta):
+def test_a_folder_that_contains_something_else(tmp_path, meta):
     filled(tmp_path / "s", 1)
     (tmp_path / "s/store.json").write_text(meta)
     with pytest.raises(StoreError, match="Delete this folder") as caught:
@@ -304,7 +304,7 @@ def used(folder, when):
     os.utime(folder / "store.json", (when, when))
 
 
-def test_trim_removes_what_was_used_longest_ago(tmp_path):
+def test_trim_removes_the_stores_used_longest_ago(tmp_path):
     for number, name in enumerate(("pixels/a", "pixels/b", "features/x/c")):
         filled(tmp_path / name, *range(10))
         used(tmp_path / name, 1000 - number)

@@ -7,7 +7,7 @@ from PIL import Image
 from autotl.data import images, index
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
-from autotl.data.shapes import GLANCE, expected, shapes_of
+from autotl.data.shapes import SAMPLE, expected, shapes_of
 from autotl.plan import Input
 
 INPUT = Input(size=8, resize=8, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -45,7 +45,7 @@ def opened(path, store):
     return open_dataset(path, seed=0, inputs=[INPUT], pixels=store)
 
 
-def test_the_test_split_says_nothing(scans, tmp_path):
+def test_the_test_split_has_no_influence(scans, tmp_path):
     dataset = opened(scans, PixelStore(tmp_path / "cache"))
     assert (dataset.shapes.bits, dataset.shapes.cut_away) == (10, pytest.approx(2 / 3))
     assert {image.peak > 600 for image in dataset.of("test")} == {True}
@@ -58,18 +58,18 @@ def test_the_range_is_known_without_a_second_decoding(scans, tmp_path):
     assert opened(scans, again).shapes.bits == 10 and again.decoded == 0
 
 
-def test_a_glance_decodes_nothing_of_8_bits_and_looks_at_few(stripes, monkeypatch):
+def test_the_estimate_opens_few_images_and_decodes_none_of_8_bits(stripes, monkeypatch):
     monkeypatch.setattr(images, "upright", lambda image: pytest.fail("decoded"))
     seen = []
     really = images.open_image
     monkeypatch.setattr(images, "open_image", lambda data: seen.append(1) or really(data))
-    monkeypatch.setattr("autotl.data.shapes.GLANCE", 10)
+    monkeypatch.setattr("autotl.data.shapes.SAMPLE", 10)
     shapes = expected(index.find(stripes))
     assert (shapes.image_size, shapes.cut_away, shapes.bits) == (32, 0, 16)
-    assert len(seen) == 10 < GLANCE
+    assert len(seen) == 10 < SAMPLE
 
 
-def test_a_glance_at_what_cannot_be_read(tmp_path):
+def test_the_estimate_of_unreadable_images(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "broken" / name).mkdir(parents=True)
         (tmp_path / "broken" / name / "1.png").write_bytes(b"no image")

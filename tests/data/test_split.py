@@ -15,7 +15,7 @@ def sha(name):
 
 
 def members(given="train", start=0, **classes):
-    """As many members as each class says, all different."""
+    """The given number of members of each class, all different."""
     return [
         Member(sha(f"{label}{n}"), label, given)
         for label, count in classes.items()
@@ -28,7 +28,7 @@ def counts(some, splits):
     return {label: tuple(found[label, split] for split in SPLITS) for label in {m.label for m in some}}
 
 
-def assert_nothing_straddles(some, splits):
+def assert_nothing_is_divided(some, splits):
     homes = {}
     for member, split in zip(some, splits, strict=True):
         assert homes.setdefault(member.sha, split) == split
@@ -38,7 +38,7 @@ def assert_nothing_straddles(some, splits):
 
 def test_shares_of_each_class():
     some = members(a=100, b=1000)
-    # Test 20 %, val 20 % of what is left, stop 15 % of what is left then.
+    # test 20 %, val 20 % of the rest, early_stop 15 % of what remains.
     assert counts(some, assign(some, seed=0)) == {"a": (54, 10, 16, 20), "b": (544, 96, 160, 200)}
 
 
@@ -49,7 +49,7 @@ def test_a_small_class_is_in_train_val_and_test(smallest):
     assert min(train, val, test) >= 1 and early_stop == 0
 
 
-def test_no_stop_split_unless_every_class_has_three_in_it():
+def test_no_early_stop_split_unless_every_class_has_three_images_in_it():
     for least in range(3, 60):
         some = members(a=least, b=100)
         splits = counts(some, assign(some, seed=2))
@@ -58,7 +58,7 @@ def test_no_stop_split_unless_every_class_has_three_in_it():
             assert splits["a"][1] >= 3
 
 
-def test_the_seed_decides_and_nothing_else():
+def test_the_split_depends_on_the_seed_alone():
     some = members(a=50, b=80)
     by_sha = dict(zip((m.sha for m in some), assign(some, seed=0), strict=True))
     shuffled = random.Random(0).sample(some, len(some))
@@ -77,23 +77,23 @@ def test_order_does_not_matter_with_groups_and_duplicates():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_duplicates_and_groups_never_straddle(seed):
+def test_duplicates_and_groups_are_never_divided(seed):
     rng = random.Random(seed)
     some = []
     for n in range(400):
         label = rng.choice("abc")
-        # Groups may span classes; a picture may come again, in another group of the same class.
+        # Groups may span classes; a picture may be in two groups of the same class.
         group = f"g{rng.randrange(80)}" if rng.random() < 0.3 else None
         some.append(Member(sha(f"{label}{n if rng.random() < 0.8 else rng.randrange(400)}"), label, group=group))
     splits = assign(some, seed=seed)
-    assert_nothing_straddles(some, splits)
+    assert_nothing_is_divided(some, splits)
     for label, (train, early_stop, val, test) in counts(some, splits).items():
         total = train + early_stop + val + test
         assert 0.1 < test / total < 0.3, label
         assert 0.05 < val / total < 0.25, label
 
 
-def test_a_picture_in_two_groups_ties_them():
+def test_a_picture_in_two_groups_joins_them():
     shared = sha("shared")
     some = [Member(shared, "a", group="p"), Member(shared, "a", group="q")]
     some += [Member(sha(f"{group}{n}"), "a", group=group) for group in "pq" for n in range(3)]
@@ -105,11 +105,11 @@ def test_a_picture_in_two_groups_ties_them():
 def test_groups_larger_than_the_share():
     some = [Member(sha(f"{label}{n}"), label, group=f"{label}{n % 3}") for label in "ab" for n in range(30)]
     splits = assign(some, seed=0)
-    assert_nothing_straddles(some, splits)
+    assert_nothing_is_divided(some, splits)
     assert counts(some, splits) == {"a": (10, 0, 10, 10), "b": (10, 0, 10, 10)}
 
 
-def test_given_splits_are_kept_and_only_missing_ones_carved():
+def test_given_splits_are_kept_and_only_missing_ones_split_off():
     some = members(a=50, b=50) + members("test", 50, a=4, b=4)
     splits = assign(some, seed=0)
     assert [m.given == "test" for m in some] == [split == "test" for split in splits]
@@ -143,7 +143,7 @@ def test_duplicates_and_groups_count_once():
         assign(some, seed=0)
 
 
-def test_groups_that_mix_classes_too_much():
+def test_groups_with_too_many_classes():
     # Each class is in three groups, yet three splits with all classes cannot be made of these four.
     some = [
         Member(sha(f"{label}{group}"), label, group=group)
@@ -170,7 +170,7 @@ def stored(some, **options):
     return splits, dict(zip((m.sha for m in some), splits, strict=True))
 
 
-def test_what_is_known_stays_and_what_is_new_joins_train():
+def test_known_images_keep_their_split_and_new_ones_join_train():
     old = members(a=50, b=50)
     before, previous = stored(old)
     splits = assign(members(a=70, b=60, c=5), seed=9, previous=previous)
@@ -186,7 +186,7 @@ def test_new_images_that_are_given_a_split_get_it():
     assert assign(old + new, seed=0, previous=previous)[len(old) :] == ["test"] * 3 + ["val"] * 2 + ["train"] * 4
 
 
-def test_a_stored_split_is_stronger_than_a_given_one():
+def test_a_stored_split_overrides_a_given_one():
     old = members(a=50, b=50)
     before, previous = stored(old)
     moved = [Member(m.sha, m.label, "test") if at == before.index("train") else m for at, m in enumerate(old)]
@@ -203,7 +203,7 @@ def test_a_new_member_of_a_stored_group_follows_it():
     assert assign(old + new, seed=0, previous=previous)[len(old) :] == before[100:]
 
 
-def test_a_group_that_ties_what_is_stored_apart():
+def test_a_group_that_joins_images_stored_in_different_splits():
     old = members(a=50, b=50)
     _, previous = stored(old)
     tied = [Member(m.sha, m.label, group="all") if m.label == "a" else m for m in old]

@@ -25,7 +25,7 @@ from autotl.errors import DataError
 
 
 def encoded(number, kind="jpeg"):
-    """A small picture of its own as the bytes of a file."""
+    """A small picture, different for each number, as the bytes of a file."""
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)).save(out, kind)
     return out.getvalue()
@@ -58,21 +58,21 @@ def written(folder):
 
 @pytest.fixture
 def unpacked(tmp_path):
-    """`unpacked(source, …)`: the files that come out of it; `unpacked.told` is what the user heard."""
+    """`unpacked(source, …)`: the files that it writes; `unpacked.notes` is what the user reads."""
 
     def run(*sources, **options):
         folder = tmp_path / "out"
-        source = unpack.open_source(list(map(str, sources)), tell=run.told.append, **options)
+        source = unpack.open_source(list(map(str, sources)), tell=run.notes.append, **options)
         unpack.write(source, folder, lambda done, total: None)
         return written(folder)
 
-    run.told = []
+    run.notes = []
     return run
 
 
 @pytest.fixture
 def refused(unpacked, tmp_path):
-    """Unpacking is a DataError in one line that says all of this, and leaves nothing."""
+    """Unpacking is a DataError in one line with all of these parts, and leaves no files."""
 
     def run(*sources, said, **options):
         before = set(tmp_path.iterdir())
@@ -119,17 +119,17 @@ def test_a_name_that_no_file_can_have_is_refused(refused, tmp_path, name):
     refused(source, said=[f"a.tar has '{name[:20]}", "cannot be written", "without that file"])
 
 
-def test_links_and_devices_are_left_out(unpacked, tmp_path):
+def test_links_and_devices_are_skipped(unpacked, tmp_path):
     others = {}
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
         info = tarfile.TarInfo(f"cat/special{kind.decode()}.jpg")
         info.type, info.linkname = kind, "/etc/passwd"
         others[info] = b""
     assert unpacked(tarred(tmp_path / "a.tar", {**others, **TREE})) == TREE
-    assert unpacked.told == ["skipped: 4 links or devices"]
+    assert unpacked.notes == ["skipped: 4 links or devices"]
 
 
-def test_a_link_in_a_zip_is_left_out(unpacked, tmp_path):
+def test_a_link_in_a_zip_is_skipped(unpacked, tmp_path):
     file = zipped(tmp_path / "a.zip", TREE)
     link = zipfile.ZipInfo("cat/link.jpg")
     link.external_attr = 0o120777 << 16
@@ -158,7 +158,7 @@ def test_a_damaged_archive_leaves_nothing(refused, tmp_path):
 
 def test_an_archive_with_a_password_is_refused(refused, tmp_path):
     content = bytearray(zipped(tmp_path / "a.zip", TREE).read_bytes())
-    content[6] |= 1  # what says so, in the header of the first member and in the directory
+    content[6] |= 1  # the flag for it, in the header of the first member and in the directory
     content[content.index(b"PK\1\2") + 8] |= 1
     (tmp_path / "a.zip").write_bytes(content)
     refused(tmp_path / "a.zip", said=["encrypted"])
@@ -225,7 +225,7 @@ def test_json_labels_are_found_or_named(unpacked, tmp_path):
 def test_samples_without_image_or_label_are_counted(unpacked, tmp_path):
     members = {"0.jpg": JPEGS[0], "0.cls": b"cat", "1.jpg": JPEGS[1], "2.cls": b"cat"}
     assert list(unpacked(tarred(tmp_path / "a.tar", members))) == ["cat/0000000.jpg"]
-    assert unpacked.told == ["skipped: 1 without a label", "skipped: 1 without an image"]
+    assert unpacked.notes == ["skipped: 1 without a label", "skipped: 1 without an image"]
 
 
 def test_an_annotation_beside_each_image_makes_no_shard(unpacked, tmp_path):
@@ -277,11 +277,11 @@ def test_the_splits_of_a_saved_data_set_are_kept(datasets, unpacked, tmp_path):
         "train/dog/0000001.jpeg",
         "val/dog/0000002.jpeg",
     ]
-    assert any("'unsupervised'" in told for told in unpacked.told)
-    assert "skipped: 1 without a label" in unpacked.told
+    assert any("'unsupervised'" in note for note in unpacked.notes)
+    assert "skipped: 1 without a label" in unpacked.notes
 
 
-def test_parquet_files_are_read_as_a_hub_has_them(datasets, unpacked, tmp_path):
+def test_parquet_files_are_read_as_the_hub_stores_them(datasets, unpacked, tmp_path):
     data = tmp_path / "beans" / "data"
     data.mkdir(parents=True)
     rows(datasets, [0, 1]).to_parquet(data / "train-00000-of-00001.parquet")
@@ -297,7 +297,7 @@ def test_arrow_files_of_a_cache_are_read(datasets, unpacked, tmp_path):
     assert len(unpacked(tmp_path / "saved")) == 2
 
 
-def test_the_label_column_is_named_where_several_may_be_it(datasets, unpacked, refused, tmp_path):
+def test_the_label_column_has_to_be_named_if_several_are_possible(datasets, unpacked, refused, tmp_path):
     rows(datasets, [0, 1], kind=["x", "y"]).rename_column("label", "species").to_parquet(tmp_path / "a.parquet")
     assert "cat/0000000.jpeg" in unpacked(tmp_path / "a.parquet")
     (tmp_path / "out").rename(tmp_path / "first")
@@ -322,7 +322,7 @@ def test_a_table_can_name_images_of_this_machine_and_no_other_files(datasets, un
     cells = [{"bytes": None, "path": path} for path in paths]
     pq.write_table(pa.table({"image": cells, "label": ["cat"] * 3}), tmp_path / "a.parquet")
     assert unpacked(tmp_path / "a.parquet") == {"cat/0000000.jpg": JPEGS[0]}
-    assert unpacked.told == ["skipped: 2 without an image"]
+    assert unpacked.notes == ["skipped: 2 without an image"]
 
 
 def test_without_the_library_the_message_says_how_to_get_it(refused, tmp_path, monkeypatch):
@@ -338,7 +338,7 @@ def labelled(tmp_path, *labels):
     return shard(tmp_path / "a.tar", 0, labels)
 
 
-def test_what_no_folder_can_be_called_becomes_an_underscore(unpacked, tmp_path):
+def test_characters_that_no_folder_name_can_have_become_underscores(unpacked, tmp_path):
     out = unpacked(labelled(tmp_path, "T-shirt/top", ".net", "a\0b", "..", "  ", "lost+found"))
     assert [name.rpartition("/")[0] for name in sorted(out, key=lambda name: name[-8:])] == [
         "T-shirt_top",
@@ -347,14 +347,14 @@ def test_what_no_folder_can_be_called_becomes_an_underscore(unpacked, tmp_path):
         "_.",
         "_lost+found",
     ]
-    assert "The folder of class 'T-shirt/top' is 'T-shirt_top'." in unpacked.told
+    assert "The folder of class 'T-shirt/top' is 'T-shirt_top'." in unpacked.notes
 
 
 def test_two_classes_never_share_a_folder(refused, tmp_path):
     refused(labelled(tmp_path, "a/b", "a_b"), said=["'a/b'", "'a_b'", "would share the folder"])
 
 
-def test_a_text_is_no_class(refused, tmp_path):
+def test_long_texts_are_no_classes(refused, tmp_path):
     refused(labelled(tmp_path, "a photo of a cat " * 20), said=["too long", "--label-column"])
 
 
@@ -414,7 +414,7 @@ def test_files_that_torchvision_decodes_itself_keep_their_bytes(torchvision, unp
 @pytest.mark.parametrize("known", vision.KNOWN, ids=lambda known: known.mark)
 def test_torchvision_has_each_data_set_and_its_splits(torchvision, tmp_path, known):
     for arguments in known.splits.values():
-        with pytest.raises((RuntimeError, OSError)):  # there is none here; of a wrong split it would be a ValueError
+        with pytest.raises((RuntimeError, OSError)):  # the data set is missing; a wrong split would be a ValueError
             vision._open(known, tmp_path, arguments)
 
 
@@ -448,7 +448,7 @@ def test_a_pickle_is_read_only_with_its_checksum(torchvision, unpacked, refused,
     refused("torchvision:CIFAR10", root=tmp_path, said=["torchvision cannot read CIFAR10", "corrupted"])
 
 
-def test_what_torchvision_has_not_here_is_named(refused, tmp_path):
+def test_missing_files_of_torchvision_are_named(refused, tmp_path):
     refused("torchvision:CIFAR10", root=tmp_path, said=["There is no 'cifar-10-batches-py'"])
     refused("torchvision:CIFAR11", root=tmp_path, said=["Did you mean 'CIFAR10'?"])
     refused("torchvision:LSUN", root=tmp_path, said=["Unknown torchvision data set 'LSUN'"])
@@ -458,7 +458,7 @@ def test_what_torchvision_has_not_here_is_named(refused, tmp_path):
 # The folder
 
 
-def test_a_folder_that_is_not_new_is_left_alone(unpacked, tmp_path):
+def test_an_existing_folder_is_not_changed(unpacked, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="is not new"):
@@ -478,7 +478,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.zip"]
 
 
-# The command, and the search that is given such a source
+# The command, and a search of such a source
 
 
 def test_the_command_counts_and_says_what_to_do_next(tmp_path, monkeypatch):
@@ -497,7 +497,7 @@ def test_of_many_classes_the_smallest_and_the_largest_are_named(tmp_path, monkey
     assert "train: 80 images in 40 classes: from 1 (09) to 3 (07) each\n" in done.output
 
 
-def test_a_stopped_conversion_says_that_nothing_is_written(tmp_path, monkeypatch):
+def test_a_stopped_conversion_reports_that_nothing_is_written(tmp_path, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
@@ -507,7 +507,7 @@ def test_a_stopped_conversion_says_that_nothing_is_written(tmp_path, monkeypatch
     assert "Stopped: nothing was written." in done.output
 
 
-def test_what_a_search_cannot_read_yet_is_said(tmp_path, monkeypatch):
+def test_errors_about_sources_that_a_search_cannot_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     zipped(tmp_path / "a.zip", {"0.jpg": JPEGS[0], "labels.csv": b"path,label\n0.jpg,cat\n"})
     done = CliRunner().invoke(main, ["unpack", "a.zip", "pets"])
@@ -515,7 +515,7 @@ def test_what_a_search_cannot_read_yet_is_said(tmp_path, monkeypatch):
     assert "Written: pets. A search cannot read it as it is: " in done.output
 
 
-def test_a_search_says_what_a_foreign_source_is_and_how_to_convert_it(datasets, tmp_path):
+def test_the_error_of_a_search_says_what_a_source_is_and_how_to_convert_it(datasets, tmp_path):
     zipped(tmp_path / "pets.zip", TREE)
     tarred(tmp_path / "pets.tar.gz", TREE, "w:gz")
     rows(datasets, [0, 1]).to_parquet(tmp_path / "a.parquet")
@@ -545,7 +545,7 @@ def test_a_search_says_what_a_foreign_source_is_and_how_to_convert_it(datasets, 
     says("root/cifar-10-batches-py", "torchvision's CIFAR10", "torchvision:CIFAR10")
 
 
-def test_a_folder_or_manifest_that_is_only_wrong_keeps_its_own_message(tmp_path):
+def test_a_folder_or_manifest_with_an_error_keeps_its_own_message(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "0.jpg").write_bytes(JPEGS[0])
     pq.write_table(pa.table({"file": ["0.jpg"], "kind": ["cat"]}), tmp_path / "manifest.parquet")

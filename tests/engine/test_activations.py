@@ -27,7 +27,7 @@ CHUNK = 16
 
 
 class Given:
-    """An augmentation that does what the test says."""
+    """An augmentation that applies a function of the test."""
 
     def __init__(self, transform):
         self.transform = transform
@@ -58,7 +58,7 @@ def augment(host):
 
 @pytest.fixture
 def bench(host, stripes, tmp_path, monkeypatch):
-    """The striped images with stores, and the backbone `tiny:net`, whose frozen stages take few images at once."""
+    """The striped images with stores, and `tiny:net`, whose frozen stages get few images per batch."""
     monkeypatch.setattr(activations, "batch_size", lambda input, device: CHUNK)
     catalogue = Catalogue(host, tmp_path / "cache")
     pixels = PixelStore(tmp_path / "cache")
@@ -92,13 +92,13 @@ def plan(bench, *phases, **changes):
 
 
 class Facts(Nobody):
-    """Keeps what is told of each epoch, without the time."""
+    """Keeps the metrics of each epoch, without the time."""
 
     def __init__(self):
-        self.told = []
+        self.reported = []
 
     def epoch(self, phase, epoch, facts):
-        self.told.append({name: value for name, value in facts.items() if name != "seconds"})
+        self.reported.append({name: value for name, value in facts.items() if name != "seconds"})
 
 
 def everything(fitted):
@@ -144,8 +144,8 @@ def test_stored_and_computed_again_give_the_same_bits(
     calls.clear()
     bench.activations.budget = 0
     computed = fit(made, bench)
-    assert len(calls) > once  # it was indeed computed again
-    assert {*calls} == {CHUNK}  # full batches of one size, always
+    assert len(calls) > once  # it was computed again
+    assert {*calls} == {CHUNK}  # only full batches of one size
     assert equal(stored, computed)
     assert {**stored.metrics, **TIMES} == {**computed.metrics, **TIMES}
 
@@ -161,7 +161,7 @@ def test_frozen_stages_see_each_image_once(bench, calls):
 
     calls.clear()
     fit(plan(bench, phase("0.2", epochs=7, views=3), augmentation=FLIP), bench)
-    assert len(calls) == 3 * passes("train")  # stop is there from before
+    assert len(calls) == 3 * passes("train")  # early_stop is stored already
 
 
 def test_a_prefix_that_an_earlier_phase_trained_is_not_that_of_the_untrained(bench):
@@ -173,7 +173,7 @@ def test_a_prefix_that_an_earlier_phase_trained_is_not_that_of_the_untrained(ben
     fit(plan(bench, second), bench)  # fills the store with the untrained prefix
     assert bench.activations._kept
     assert equal(fit(made, bench), computed)
-    other = fit(plan(bench, phase(None, rate=0.02), second), bench)  # and trained otherwise
+    other = fit(plan(bench, phase(None, rate=0.02), second), bench)  # trained with other settings
     assert not equal(other, computed)
     assert equal(fit(made, bench), computed)
 
@@ -193,7 +193,7 @@ def test_a_prefix_that_an_earlier_phase_trained_is_not_that_of_the_untrained(ben
         {"train_on": ("train", "val")},
     ],
 )
-def test_whatever_changes_a_value_has_a_place_of_its_own_in_the_store(bench, changes):
+def test_everything_that_changes_a_value_is_part_of_its_key(bench, changes):
     tuned = phase("1.2", epochs=1, views=1)
     fit(plan(bench, tuned), bench)
     fit(plan(bench, tuned, augmentation=ZOOM), bench)
@@ -202,7 +202,7 @@ def test_whatever_changes_a_value_has_a_place_of_its_own_in_the_store(bench, cha
     assert equal(after, fit(plan(bench, tuned, **changes), bench))
 
 
-def test_what_was_used_longest_ago_is_forgotten():
+def test_values_used_longest_ago_are_dropped():
     store = Activations(budget=3 * 40)
     made = []
 
@@ -212,26 +212,26 @@ def test_what_was_used_longest_ago_is_forgotten():
     for key in "abcab":
         assert get(key)[0] == ord(key)
     assert made == ["a", "b", "c"]
-    get("d")  # c goes
+    get("d")  # c is dropped
     for key in "abd":
         get(key)
     assert made == ["a", "b", "c", "d"]
-    get("c")  # a goes
+    get("c")  # a is dropped
     get("b")
     get("a")
     assert made == ["a", "b", "c", "d", "c", "a"]
     assert store.get("large", 4000, lambda: torch.zeros(1000)).shape == (1000,)
 
 
-def test_no_more_is_kept_than_a_quarter_of_what_is_free():
+def test_at_most_a_quarter_of_the_free_memory_is_used():
     free = 400
     store = Activations(budget=1000, free=lambda: free)
     assert store.room == 100
     for key in "ab":
         store.get(key, 40, lambda: torch.zeros(10))
         free -= 40
-    assert store.room == 100  # what it keeps itself counts as free
-    free = 80  # others have taken the rest
+    assert store.room == 100  # its own values count as free
+    free = 80  # other programs use the rest
     made = []
     for key in "bca":
         store.get(key, 40, lambda key=key: made.append(key) or torch.zeros(10))
@@ -242,7 +242,7 @@ def test_no_more_is_kept_than_a_quarter_of_what_is_free():
 
 
 @pytest.mark.parametrize(("frozen", "views"), [(None, 0), ("0.2", 2), ("0.2", 0)])
-def test_only_what_is_trained_on_is_augmented(bench, augment, frozen, views):
+def test_only_training_images_are_augmented(bench, augment, frozen, views):
     seen = []
 
     def negative(images, draw):
@@ -253,7 +253,7 @@ def test_only_what_is_trained_on_is_augmented(bench, augment, frozen, views):
         observer = Facts()
         still = phase(frozen, rate=0.0, head_lr=0.0, epochs=2, views=views)
         fitted = fit(plan(bench, PROBE, still, augmentation=augmentation), bench, observer)
-        return observer.told, fitted
+        return observer.reported, fitted
 
     changed, changed_fit = facts(augment(negative))
     assert seen
@@ -268,7 +268,7 @@ def test_only_what_is_trained_on_is_augmented(bench, augment, frozen, views):
 
 @pytest.mark.parametrize(("views", "distinct"), [(3, 3), (0, 7)])
 @pytest.mark.parametrize("frozen", [None, "0.2"])
-def test_views_come_in_turn_and_an_image_draws_the_same_in_each(bench, augment, frozen, views, distinct):
+def test_views_are_used_in_turn_and_are_the_same_each_time(bench, augment, frozen, views, distinct):
     drawn = {}  # by image: what it drew, epoch by epoch
 
     def watch(images, draw):
@@ -309,10 +309,10 @@ def test_an_augmentation_that_changes_shape_or_type_is_named(bench, augment, fro
         fit(plan(bench, phase(frozen), augmentation=augment(wrong)), bench)
 
 
-# What a source gives
+# What a source returns
 
 
-def test_values_and_labels_belong_together_in_the_order_asked_for(bench):
+def test_values_and_labels_are_in_the_requested_order(bench):
     model = Model(plan(bench, phase("0.2")), bench, Nobody())
     bench.decode(model.plan.input)
     rows = torch.tensor([5, 3, 40, 0, 7, 22, 11])

@@ -6,7 +6,7 @@ from autotl.errors import TrainingError
 
 
 class Memory:
-    """A function with memory for so many rows at once; after `make_room` for `more`."""
+    """A function with memory for `rows` rows per call, and for `more` after `make_room`."""
 
     def __init__(self, rows, more=None):
         self.rows, self.more = rows, rows if more is None else more
@@ -28,21 +28,21 @@ class Memory:
     ("rows", "seen"),
     [(9, [7]), (4, [7, 4, 3]), (3, [7, 4, 2, 2, 3]), (1, [7, 4, 2, 1, 1, 2, 1, 1, 3, 2, 1, 1, 1])],
 )
-def test_what_does_not_fit_goes_through_in_halves(rows, seen):
+def test_a_batch_that_does_not_fit_is_halved(rows, seen):
     memory, values = Memory(rows), torch.arange(14.0).view(7, 2)
     assert torch.equal(in_parts(memory, values, memory.make_room), values * 2)
     assert memory.seen == seen
     assert memory.made_room == 0
 
 
-def test_one_that_does_not_fit_gets_the_room_that_can_be_made():
+def test_if_one_row_does_not_fit_memory_is_freed():
     memory, values = Memory(0, more=1), torch.ones(1, 2)
     assert torch.equal(in_parts(memory, values, memory.make_room), values * 2)
     with pytest.raises(TrainingError, match="not even one image fits into the device's memory"):
         in_parts(Memory(0), values)
 
 
-def test_only_the_memory_is_dealt_with():
+def test_other_errors_are_raised():
     def fails(values):
         raise RuntimeError("a bug")
 

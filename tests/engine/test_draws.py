@@ -37,10 +37,10 @@ def test_numbers_are_uniform_from_zero_up_to_one(images, seed, view):
 def test_the_largest_number_is_below_one_in_float32():
     extreme = Draws(0, 0, torch.arange(200_000))(20)
     assert extreme.max() < 1
-    assert (extreme * 14).floor().max() == 13  # as one of 14 operations is chosen
+    assert (extreme * 14).floor().max() == 13  # as in the choice of one of 14 operations
 
 
-def test_a_row_depends_on_the_image_and_not_on_its_company(images):
+def test_a_row_depends_on_its_image_and_not_on_the_batch(images):
     whole, some = Draws(3, 1, images), Draws(3, 1, images[[7, 5, 100]])
     assert torch.equal(some(3), whole(3)[[7, 5, 100]])
     assert torch.equal(some(2), whole(2)[[7, 5, 100]])  # nor does a later call
@@ -71,7 +71,7 @@ def test_seed_and_view_are_not_interchangeable(images):
     assert len(drawn) == len(pairs)
 
 
-def test_neighbouring_keys_draw_nothing_alike():
+def test_neighbouring_keys_draw_independent_numbers():
     """Hashes are random; the numbers must not rely on it."""
     neighbours = Draws(0, 0, torch.arange(N))(2)
     assert abs(correlation(neighbours[:-1, 0], neighbours[1:, 0])) < NONE

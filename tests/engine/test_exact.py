@@ -53,8 +53,8 @@ def older_names():
 
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch):
-    """Whatever a test sets is as it was afterwards."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # which is undone however a test changes it
+    """Restore all settings after each test."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # monkeypatch restores it even if a test changes it
     del os.environ["CUBLAS_WORKSPACE_CONFIG"]
     torch.backends.cudnn.allow_tf32 = True
     before = settings()
@@ -70,7 +70,7 @@ def _as_it_was(monkeypatch):
 
 
 def nothing():
-    """As torch is when it has been imported."""
+    """As after the import of torch."""
 
 
 def older():
@@ -85,7 +85,7 @@ def strict():
 
 
 @pytest.mark.parametrize("caller", [nothing, older, strict])
-def test_what_the_caller_had_set_is_there_again(caller):
+def test_the_callers_settings_are_restored(caller):
     caller()
     before, named = settings(), older_names()
     workspace = before["workspace"] or ":4096:8"
@@ -140,12 +140,12 @@ def watch(monkeypatch):
     """`watch(owner, method)`: the settings at each call from then on; the CPU counts as a GPU."""
     monkeypatch.setattr(room, "kind", lambda device: "cuda")
 
-    def begin(owner, method):
+    def spy(owner, method):
         seen, really = [], getattr(owner, method)
         monkeypatch.setattr(owner, method, lambda *given: seen.append(settings()) or really(*given))
         return seen
 
-    return begin
+    return spy
 
 
 def test_search_and_predictions_leave_torch_as_it_was(stripes, watch):

@@ -37,7 +37,7 @@ def bench(host, stripes, tmp_path):
 
 
 def network(bench, weights=WEIGHTS):
-    """The tiny network; with `random:<seed>` that of other weights."""
+    """The tiny network; `random:<seed>` is the one with other weights."""
     name = "tiny:net@random" if weights.startswith("random") else "tiny:net"
     return Network(name, weights, bench.catalogue.card(name).input)
 
@@ -96,7 +96,7 @@ def test_stored_features_are_those_of_the_network(bench):
     torch.testing.assert_close(store.read(network(bench), "1.2", "avg", shas), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_image_has_the_same_features_in_any_company(bench, host, tmp_path):
+def test_the_features_of_an_image_do_not_depend_on_its_batch(bench, host, tmp_path):
     shas = bench.shas("train")
     whole = bench.features.read(network(bench), "2.1", "avg", shas)
     other = FeatureStore(tmp_path / "elsewhere", Catalogue(host, tmp_path / "cache"), bench.features.pixels, "cpu")
@@ -105,7 +105,7 @@ def test_an_image_has_the_same_features_in_any_company(bench, host, tmp_path):
     assert torch.equal(other.read(network(bench), "2.1", "avg", shas[:7]), whole[:7])
 
 
-def test_damaged_features_are_computed_again_with_one_line(bench):
+def test_damaged_features_are_computed_again_with_one_note(bench):
     store, shas = bench.features, bench.shas("train")
     notes = []
     store.pixels.note = notes.append
@@ -165,7 +165,7 @@ EDITS = {
 @pytest.mark.parametrize("hidden", [False, True], ids=["seen in the source", "not seen in the source"])
 def test_an_edited_plugin_gives_new_features(bench, tmp_path, monkeypatch, edit, hidden):
     monkeypatch.syspath_prepend(tmp_path)
-    if hidden:  # as where what changed lies in a library that the card does not name
+    if hidden:  # as if the change were in a library that the card does not name
         monkeypatch.setattr(sources, "hash_of", lambda packages: "")
 
     def features():
@@ -184,11 +184,11 @@ def test_an_edited_plugin_gives_new_features(bench, tmp_path, monkeypatch, edit,
     same, store = features()
     assert torch.equal(same, before) and store.computed == 0
     file.write_text(PLUGIN.replace(*EDITS[edit]))
-    os.utime(file, (1, 1))  # so that no compiled file is taken for that of the same second
+    os.utime(file, (1, 1))  # so that no compiled file of the same second is used
     after, store = features()
     assert store.computed == len(shas)
     assert not torch.allclose(after, before)
-    assert bool(notes) == (hidden and edit == "a leaf module's forward")  # found out by comparing alone
+    assert bool(notes) == (hidden and edit == "a leaf module's forward")  # noticed by comparing values only
 
 
 @pytest.mark.parametrize("fault", ["fails on images", "not finite"])
@@ -215,7 +215,7 @@ def test_normalise_prepares_as_the_backbone_was_trained():
 @pytest.mark.parametrize(
     ("layout", "shape", "prefix"), [("NCHW", (5, 4, 4), 0), ("NHWC", (4, 4, 5), 0), ("tokens", (18, 5), 2)]
 )
-def test_poolings_take_the_image_and_leave_the_prefix(layout, shape, prefix):
+def test_poolings_use_image_tokens_and_not_prefix_tokens(layout, shape, prefix):
     stage = StageInfo(name="s", parameters=0, flops=0, shape=shape, layout=layout, prefix_tokens=prefix)
     value = torch.randn(3, *shape)
     places = {"NCHW": value.flatten(2), "NHWC": value.flatten(1, 2).mT, "tokens": value[:, prefix:].mT}[layout]
@@ -236,7 +236,7 @@ def test_a_plan_gives_the_same_numbers_twice_and_beats_chance(bench):
     assert np.allclose(first.logits("test"), second.logits("test"))
 
 
-def test_the_last_training_takes_every_image_but_the_sealed_ones(bench):
+def test_the_refit_trains_on_all_images_except_the_test_images(bench):
     first = fit(plan(bench), bench)
     everything = on_all_images(first.plan, first.metrics, bench)
     assert everything.train_on == ("train", "early_stop", "val")
@@ -247,7 +247,7 @@ def test_the_last_training_takes_every_image_but_the_sealed_ones(bench):
     (expected,) = logistic_path(features, labels, 3, [first.metrics["phase1.penalty"]])
     assert torch.equal(last.model.head.weight, expected.weight)
     assert not torch.equal(last.model.head.weight, first.model.head.weight)
-    assert "val.accuracy" not in last.metrics  # it would be the accuracy on what was trained on
+    assert "val.accuracy" not in last.metrics  # it would be an accuracy on training images
 
 
 def test_costs_are_those_of_the_cut_network(bench):
@@ -311,12 +311,12 @@ def test_a_plan_may_state_another_mode_and_the_bits_of_its_images(bench, mode, m
         ({"train_on": ("train", "early_stop", "val")}, "cannot choose among several values"),
     ],
 )
-def test_a_plan_that_cannot_be_carried_out_says_why(bench, changes, says):
+def test_the_error_about_a_plan_that_cannot_be_trained_says_why(bench, changes, says):
     with pytest.raises(AutotlError, match=says):
         fit(plan(bench, **changes), bench)
 
 
-def test_a_batch_that_does_not_fit_into_the_memory_goes_through_in_parts(bench, tmp_path, little_memory):
+def test_a_batch_that_does_not_fit_into_memory_is_split(bench, tmp_path, little_memory):
     shas = bench.shas("train")
     whole = bench.features.read(network(bench), "2.1", "avg", shas)
     little_memory()

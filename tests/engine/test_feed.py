@@ -17,7 +17,7 @@ def pixels(tmp_path):
     return store
 
 
-def test_batches_come_in_the_order_asked_for(pixels):
+def test_batches_come_in_the_requested_order(pixels):
     batches = [[f"{n:064x}" for n in group] for group in ([3, 1], [9], [0, 0, 2])]
     found = [batch[:, 0, 0, 0].tolist() for batch in feed.images(pixels.read, batches, "cpu")]
     assert found == [[3, 1], [9], [0, 0, 2]]
@@ -32,14 +32,14 @@ def test_threads_that_read_ahead_keep_the_order():
 
 
 def test_nothing_is_read_far_ahead_nor_after_the_end(pixels):
-    begun = []
-    ahead = feed._read_ahead(begun.append, count())
+    started = []
+    ahead = feed._read_ahead(started.append, count())
     next(ahead)
     ahead.close()
-    assert len(begun) <= feed.AHEAD + 1
+    assert len(started) <= feed.AHEAD + 1
 
 
-def test_an_error_of_a_reader_reaches_who_asks():
+def test_an_error_of_a_reader_is_raised_for_the_caller():
     def read(key):
         if key == 2:
             raise StoreError("gone")

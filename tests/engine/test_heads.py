@@ -31,7 +31,7 @@ def test_a_head_is_scikit_learns_logistic_regression_on_standardised_features(pe
 
 def test_balanced_weights_are_scikit_learns():
     features, labels = blobs()
-    kept = (labels != 3) | (torch.arange(len(labels)) < 20)  # of one class there are few
+    kept = (labels != 3) | (torch.arange(len(labels)) < 20)  # one class has few images
     features, labels = features[kept], labels[kept]
     (head,) = logistic_path(features, labels, 4, [0.1], class_weights="balanced")
     scaled = StandardScaler().fit_transform(features.double().numpy())
@@ -48,7 +48,7 @@ def test_the_path_comes_in_the_order_of_its_penalties():
     assert norms[0] > norms[2] > norms[1]
 
 
-def test_a_feature_that_never_changes_counts_for_nothing():
+def test_a_constant_feature_has_no_effect():
     features, labels = blobs()
     features[:, 3] = 0.1
     (head,) = logistic_path(features, labels, 4, [1e-2])
@@ -64,7 +64,7 @@ def test_the_folded_head_equals_the_head_on_scaled_features():
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (24, 60)], ids=["more images", "more features"])
-def test_the_probe_leaves_each_image_out_as_if_by_refitting(n, d):
+def test_the_probe_is_exact_leave_one_out(n, d):
     features, labels = blobs(n, d, classes=3)
     scaled = Scaling.of(features).apply(features).double()
     target = torch.nn.functional.one_hot(labels, 3).double()
@@ -73,7 +73,7 @@ def test_the_probe_leaves_each_image_out_as_if_by_refitting(n, d):
         right = 0
         for out in range(n):
             keep = torch.arange(n) != out
-            # Ridge with an intercept that is not penalised, on all images but one.
+            # Ridge with an intercept that is not penalised, on all images except one.
             x, y = scaled[keep], target[keep]
             x_mean, y_mean = x.mean(0), y.mean(0)
             gram = (x - x_mean).T @ (x - x_mean) + penalty * n * torch.eye(d, dtype=torch.float64)
@@ -83,11 +83,11 @@ def test_the_probe_leaves_each_image_out_as_if_by_refitting(n, d):
     assert ridge_accuracy(features, labels, 3, torch.arange(n)) == pytest.approx(best)
     assert 1 / 3 < best < 1
     twice = ridge_accuracy(features.repeat(2, 1), labels.repeat(2), 3, torch.arange(n).repeat(2))
-    assert twice == pytest.approx(best, abs=1 / n)  # a copy tells nothing of the other
+    assert twice == pytest.approx(best, abs=1 / n)  # a copy of an image is held out with it
 
 
-def test_the_probe_leaves_a_group_out_as_a_whole():
-    """Features that tell groups apart and nothing else, and labels by lot."""
+def test_the_probe_holds_out_whole_groups():
+    """Features that identify the group and nothing else, and random labels."""
     of_group = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
     units = torch.arange(40).repeat_interleave(5)
     features = of_group[units] + 0.01 * torch.randn(200, 60, generator=torch.Generator().manual_seed(1))
@@ -96,7 +96,7 @@ def test_the_probe_leaves_a_group_out_as_a_whole():
     assert ridge_accuracy(features, labels, 2, units) < 0.65
 
 
-def test_the_probe_looks_at_the_same_images_at_every_cut():
+def test_the_probe_uses_the_same_images_at_every_cut():
     labels = torch.arange(5000) % 7
     assert torch.equal(subset(labels, seed=1), subset(labels, seed=1))
     assert len(subset(labels, seed=1).unique()) == 1000
@@ -104,7 +104,7 @@ def test_the_probe_looks_at_the_same_images_at_every_cut():
     assert subset(labels[:17], seed=1).tolist() == list(range(17))
 
 
-def test_the_probe_looks_at_every_class():
+def test_the_probe_uses_images_of_every_class():
     rare = torch.cat([torch.zeros(9000, dtype=torch.int64), torch.arange(1, 400), torch.arange(1, 400)])
     seen = rare[subset(rare, seed=0)]
     assert len(seen) == 2000

@@ -57,11 +57,11 @@ def sgd(momentum=0.0):
 
 
 def phase(frozen=None, **changes):
-    """Two epochs at moderate rates; `rates` replaces those of some stages."""
+    """Two epochs at moderate learning rates; `lrs` replaces those of some stages."""
     trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
-    rates = dict.fromkeys(trained, 0.002) | changes.pop("rates", {})
+    lrs = dict.fromkeys(trained, 0.002) | changes.pop("lrs", {})
     values = {
-        "stage_lr": rates,
+        "stage_lr": lrs,
         "head_lr": 0.02,
         "epochs": 2,
         "batch_size": 16,
@@ -93,7 +93,7 @@ def plan(bench, *phases, **changes):
 
 
 def start(bench):
-    """The weights that all plans begin with."""
+    """The initial weights of all plans."""
     return bench.catalogue.build(bench.catalogue.network("tiny:net@random", seed=0)).state_dict()
 
 
@@ -102,7 +102,7 @@ def weights(fitted):
 
 
 def of(stage):
-    """Which names in the state belong to a stage."""
+    """Whether a name in the state belongs to a stage."""
     return lambda key: key.startswith(stage.partition(".")[0] + ".")
 
 
@@ -127,7 +127,7 @@ class Recorder(Nobody):
 
 
 class OneValue:
-    """A network whose last batch-norm sees one place of each image."""
+    """A network whose last batch-norm has one position per image."""
 
     def names(self):
         return ["net"]
@@ -141,8 +141,8 @@ class OneValue:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_batch_that_leaves_batch_norm_one_value_is_said_before_the_first_step(host, bench, batch_size, monkeypatch):
-    """Also where it is the last of an epoch: of an odd number of images in twos."""
+def test_a_batch_with_one_value_for_batch_norm_is_an_error_before_the_first_step(host, bench, batch_size, monkeypatch):
+    """Also for the last batch of an epoch: an odd number of images in batches of two."""
 
     class Plugin:
         @hookimpl
@@ -160,18 +160,18 @@ def test_a_batch_that_leaves_batch_norm_one_value_is_said_before_the_first_step(
 
     fit(one("eval", batch_size), bench)
     fit(one("train", batch_size + 2), bench)
-    monkeypatch.setattr(trainee, "SCALING_IMAGES", 10)  # fewer than there are, so that it does not come across the last
+    monkeypatch.setattr(trainee, "SCALING_IMAGES", 10)  # fewer than there are: without the last batch
     monkeypatch.setattr(Descent, "update", None)
     with pytest.raises(PlanError, match=f"batch_size of {batch_size} a batch here is one image.*set a larger"):
         fit(one("train", batch_size), bench)
 
 
-# What is trained, and at which rate
+# What is trained, and at which learning rate
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
 @pytest.mark.parametrize("frozen", [None, "0.2", "1.2", "2.1"])
-def test_frozen_stages_stay_bit_by_bit_and_the_others_change(bench, frozen, batch_norm):
+def test_frozen_stages_stay_bit_equal_and_the_others_change(bench, frozen, batch_norm):
     before = start(bench)
     after = weights(fit(plan(bench, PROBE, phase(frozen, batch_norm=batch_norm)), bench))
     first = NAMES.index(frozen) + 1 if frozen else 0
@@ -179,7 +179,7 @@ def test_frozen_stages_stay_bit_by_bit_and_the_others_change(bench, frozen, batc
         assert same(before, after, stage)
     for stage in NAMES[first:]:
         changed = {key for key in filter(of(stage), before) if not torch.equal(before[key], after[key])}
-        # The bias of a convolution before a batch-norm that goes by the batch has no effect and no gradient.
+        # The bias of a convolution before a batch-norm with batch statistics has no effect and no gradient.
         assert any(key.endswith("weight") for key in changed)
         if stage != "2.1":
             statistics = {key for key in changed if "running" in key}
@@ -187,11 +187,11 @@ def test_frozen_stages_stay_bit_by_bit_and_the_others_change(bench, frozen, batc
 
 
 @pytest.mark.parametrize("part", [*NAMES, "head"])
-def test_each_part_moves_in_proportion_to_its_rate_and_moves_no_other(bench, part):
+def test_each_part_moves_in_proportion_to_its_learning_rate_and_moves_no_other(bench, part):
     def after_one_step(factor):
-        rates = {part: factor * 0.02} if part in NAMES else {}
+        lrs = {part: factor * 0.02} if part in NAMES else {}
         head_lr = factor * 0.02 if part == "head" else 0.05
-        tuned = phase(rates=rates, head_lr=head_lr, epochs=1, **ONE_STEP)
+        tuned = phase(lrs=lrs, head_lr=head_lr, epochs=1, **ONE_STEP)
         fitted = fit(plan(bench, PROBE, tuned), bench)
         return weights(fitted), fitted.model.head
 
@@ -220,15 +220,15 @@ def test_the_head_alone_can_be_trained_and_learns(bench):
     observer = Recorder()
     tuned = phase("2.1", head_lr=0.5, epochs=30)
     fitted = fit(plan(bench, tuned), bench, observer)
-    assert not fitted.model.trained  # its features are those of the store
+    assert not fitted.model.trained  # its features come from the store
     losses = [facts["train.loss"] for _, _, facts in observer.epochs]
     accuracies = [facts["train.accuracy"] for _, _, facts in observer.epochs]
     assert accuracies[0] < accuracies[-1] <= 1
-    assert losses[0] < math.log(3) + 0.1  # a head at zero guesses
+    assert losses[0] < math.log(3) + 0.1  # a head of zeros guesses
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_training_the_stages_beats_the_head_alone(bench):
+def test_training_the_stages_is_better_than_the_head_alone(bench):
     options = {"optimizer": sgd(0.9), "schedule": "cosine"}
     tuned = phase(epochs=15, **options)
     fitted = fit(plan(bench, tuned), bench)
@@ -240,7 +240,7 @@ def test_weights_decay_and_norms_and_biases_do_not(bench):
     before = start(bench)
 
     def after_one_step(weight_decay):
-        tuned = phase(rates=dict.fromkeys(NAMES, rate), epochs=1, **ONE_STEP, weight_decay=weight_decay)
+        tuned = phase(lrs=dict.fromkeys(NAMES, rate), epochs=1, **ONE_STEP, weight_decay=weight_decay)
         return weights(fit(plan(bench, PROBE, tuned), bench))
 
     without, decayed = after_one_step(0.0), after_one_step(decay)
@@ -252,7 +252,7 @@ def test_weights_decay_and_norms_and_biases_do_not(bench):
 
 
 def test_what_a_network_exempts_from_weight_decay_does_not_decay():
-    """In timm's transformers: position embeddings and tokens that are learned."""
+    """In timm's transformers: learned position embeddings and tokens."""
     stages = split(timm.create_model("test_vit3"), 160)
     for part in (stages, stages.cut(stages.names[0])):
         training = phase(stage_lr=dict.fromkeys(part.names, 0.1), weight_decay=0.3).training
@@ -275,7 +275,7 @@ def test_what_a_network_exempts_from_weight_decay_does_not_decay():
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_rates_rise_and_fall_as_the_schedule_says(bench, monkeypatch, optimizer, schedule):
+def test_learning_rates_follow_the_schedule(bench, monkeypatch, optimizer, schedule):
     made = []
     base = []
     seen = []
@@ -297,10 +297,10 @@ def test_rates_rise_and_fall_as_the_schedule_says(bench, monkeypatch, optimizer,
             assert facts["learning_rate"] == seen[-1][0.004]
 
     options = {"optimizer": Component(name=optimizer), "schedule": schedule, "warm_up": 0.25}
-    rates = {"0.2": 0.001, "1.2": 0.002, "2.1": 0.003}
-    tuned = phase(rates=rates, head_lr=0.004, epochs=10, **options)
+    lrs = {"0.2": 0.001, "1.2": 0.002, "2.1": 0.003}
+    tuned = phase(lrs=lrs, head_lr=0.004, epochs=10, **options)
     fit(plan(bench, tuned), bench, Watching())
-    for rate in (*rates.values(), 0.004):
+    for rate in (*lrs.values(), 0.004):
         shares = [step[rate] / rate for step in seen]
         top = len(shares) // 4
         assert shares[0] < 1.5 / top
@@ -318,7 +318,7 @@ def test_clipping_bounds_the_step(bench):
     before = start(bench)
 
     def moved(clip):
-        tuned = phase(rates=dict.fromkeys(NAMES, 1.0), head_lr=0.0, epochs=1, **ONE_STEP, clip=clip)
+        tuned = phase(lrs=dict.fromkeys(NAMES, 1.0), head_lr=0.0, epochs=1, **ONE_STEP, clip=clip)
         after = weights(fit(plan(bench, PROBE, tuned), bench))
         return math.sqrt(sum((after[key] - before[key]).double().square().sum().item() for key in before))
 
@@ -345,24 +345,24 @@ def test_clipping_bounds_the_step(bench):
         ({"adapter": Component(name="lore")}, "Unknown adapter 'lore'. Did you mean 'lora'"),
     ],
 )
-def test_a_phase_that_says_too_little_or_too_much_is_refused(bench, wrong, says):
+def test_a_phase_with_missing_or_superfluous_fields_is_refused(bench, wrong, says):
     with pytest.raises(PlanError, match=says) as error:
         fit(plan(bench, phase("0.2", **wrong)), bench)
     assert "\n" not in str(error.value)
 
 
-def test_patience_needs_a_split_to_be_judged_on(bench):
+def test_patience_needs_an_early_stop_split(bench):
     patient = phase(stop=Stop(patience=2))
     with pytest.raises(PlanError, match="stops by the loss on 'early_stop'"):
         fit(plan(bench, patient, train_on=("train", "early_stop")), bench)
 
 
-# When it ends, and with what
+# When it ends, and with which weights
 
 
 def test_the_best_epoch_is_restored_and_the_training_ends_when_patience_does(bench):
     observer = Recorder()
-    tuned = phase(epochs=60, rates=SLOW, stop=Stop(patience=3), optimizer=sgd(0.9))
+    tuned = phase(epochs=60, lrs=SLOW, stop=Stop(patience=3), optimizer=sgd(0.9))
     fitted = fit(plan(bench, tuned), bench, observer)
     losses = [facts["early_stop.loss"] for _, _, facts in observer.epochs]
     best = int(np.argmin(losses))
@@ -380,14 +380,14 @@ def test_the_best_epoch_is_restored_and_the_training_ends_when_patience_does(ben
 
 def test_without_patience_the_last_epoch_stays(bench):
     observer = Recorder()
-    tuned = phase(epochs=12, rates=SLOW, optimizer=sgd(0.9))
+    tuned = phase(epochs=12, lrs=SLOW, optimizer=sgd(0.9))
     fitted = fit(plan(bench, tuned), bench, observer)
     assert fitted.metrics["phase1.best_epoch"] == 12
     judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
     assert judged == pytest.approx(observer.epochs[-1][2]["early_stop.loss"], rel=1e-4)
 
 
-def test_weights_are_copied_where_an_earlier_epoch_may_be_wanted_alone(bench, monkeypatch):
+def test_weights_are_copied_only_if_an_earlier_epoch_may_be_restored(bench, monkeypatch):
     really, copied = Best._copies, []
     monkeypatch.setattr(Best, "_copies", lambda best: copied.append(really(best)) or copied[-1])
 
@@ -400,16 +400,16 @@ def test_weights_are_copied_where_an_earlier_epoch_may_be_wanted_alone(bench, mo
         may_have_enough = True
 
     assert copies() == 0
-    assert copies(Limited()) == 5  # with what the phase begins with, before and after it was judged
-    assert copies(rates=SLOW, stop=Stop(patience=3)) >= 2
+    assert copies(Limited()) == 5  # with the initial weights, before and after their evaluation
+    assert copies(lrs=SLOW, stop=Stop(patience=3)) >= 2
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
-def test_what_a_phase_only_makes_worse_is_left_as_it_was(bench, batch_norm):
+def test_a_phase_that_only_makes_the_model_worse_is_undone(bench, batch_norm):
     observer = Recorder()
     ruin = phase(
         epochs=6,
-        rates=dict.fromkeys(NAMES, 3.0),
+        lrs=dict.fromkeys(NAMES, 3.0),
         head_lr=3.0,
         stop=Stop(patience=2),
         clip=5.0,
@@ -445,7 +445,7 @@ def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, mo
 
     monkeypatch.setattr(loop, "Trainee", Spied)
     options = {"optimizer": ADAMW, "schedule": "cosine", "warm_up": 0.2, "dropout": 0.3}
-    tuned = phase(epochs=5, **options, batch_norm="train", rates=dict.fromkeys(NAMES, 0.005))
+    tuned = phase(epochs=5, **options, batch_norm="train", lrs=dict.fromkeys(NAMES, 0.005))
     observer = Keeping()
     fit(plan(bench, PROBE, tuned), bench, observer)
     state, weight, bias = observer.kept
@@ -457,7 +457,7 @@ def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, mo
 
 
 class Impatient(Nobody):
-    """Has enough of phase `number` at step `step` after the end of epoch `epoch`; at step 0 at once."""
+    """Ends phase `number` at step `step` after the end of epoch `epoch`; with step 0 right after that epoch."""
 
     may_have_enough = True
 
@@ -482,14 +482,14 @@ PATH = Phase.linear_probe("2.1")
 @pytest.mark.parametrize(
     ("phases", "observer", "kept"),
     [
-        ((phase(epochs=6, rates=SLOW, stop=Stop(patience=6), **TUNED),), Impatient(1, 3, 2), 1),
+        ((phase(epochs=6, lrs=SLOW, stop=Stop(patience=6), **TUNED),), Impatient(1, 3, 2), 1),
         ((phase(epochs=6, **TUNED),), Impatient(1, 3, 0), 1),
         ((phase("1.2", epochs=3, **TUNED), phase("0.2", batch_norm="train", **TUNED)), Impatient(2, 0, 3), 2),
         ((PATH, phase(epochs=4, stop=Stop(patience=4), **TUNED), phase("0.2")), Impatient(2, 0, 2), 2),
     ],
     ids=["within an epoch", "after an epoch, without a patience", "in a second phase", "after a head"],
 )
-def test_a_training_that_is_cut_off_leaves_a_model_and_the_plan_that_gives_it_again(bench, phases, observer, kept):
+def test_a_training_that_is_cut_off_gives_a_model_and_its_plan(bench, phases, observer, kept):
     whole = plan(bench, *phases)
     cut = fit(whole, bench, observer)
     assert cut.plan != whole
@@ -504,7 +504,7 @@ def test_a_training_that_is_cut_off_leaves_a_model_and_the_plan_that_gives_it_ag
     assert fit(on_all_images(cut.plan, cut.metrics, bench), bench).plan.train_on == ("train", "early_stop", "val")
 
 
-def test_a_training_that_is_cut_off_before_its_first_step_leaves_the_head_that_was_fitted_before(bench, monkeypatch):
+def test_a_training_that_is_cut_off_before_its_first_step_keeps_the_fitted_head(bench, monkeypatch):
     def once(*args):
         if len(cut) == 0:
             cut.append(args)
@@ -523,8 +523,8 @@ def test_a_training_that_is_cut_off_before_its_first_step_leaves_the_head_that_w
         fit(plan(bench, phase(epochs=4)), bench)
 
 
-def test_the_last_training_repeats_the_epochs_that_were_best_on_every_image(bench):
-    patient = phase(epochs=30, rates=SLOW, stop=Stop(patience=3), optimizer=sgd(0.9))
+def test_the_refit_repeats_the_best_number_of_epochs_on_all_images(bench):
+    patient = phase(epochs=30, lrs=SLOW, stop=Stop(patience=3), optimizer=sgd(0.9))
     fitted = fit(plan(bench, patient), bench)
     best = int(fitted.metrics["phase1.best_epoch"])
     everything = on_all_images(fitted.plan, fitted.metrics, bench)
@@ -538,12 +538,12 @@ def test_the_last_training_repeats_the_epochs_that_were_best_on_every_image(benc
     assert not same(weights(last), weights(fitted))
 
 
-# The same again, and otherwise
+# Repeatability
 
 
 def test_a_plan_gives_the_same_bits_twice_and_another_seed_does_not(bench, host, stripes, tmp_path):
     options = {"optimizer": ADAMW, "dropout": 0.3}
-    tuned = phase("0.2", epochs=3, **options, views=2, rates={"1.2": 0.003, "2.1": 0.003})
+    tuned = phase("0.2", epochs=3, **options, views=2, lrs={"1.2": 0.003, "2.1": 0.003})
     flip = Component(name="flip")
     torch.manual_seed(1)
     first = fit(plan(bench, tuned, augmentation=flip), bench)
@@ -558,10 +558,10 @@ def test_a_plan_gives_the_same_bits_twice_and_another_seed_does_not(bench, host,
     assert first.metrics["val.loss"] != other.metrics["val.loss"]
 
 
-def test_a_phase_goes_on_from_what_the_one_before_it_left(bench):
+def test_a_phase_continues_from_the_result_of_the_one_before(bench):
     def still(frozen):
         trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
-        return phase(frozen, rates=dict.fromkeys(trained, 0.0), head_lr=0.0)
+        return phase(frozen, lrs=dict.fromkeys(trained, 0.0), head_lr=0.0)
 
     one = fit(plan(bench, phase("1.2")), bench)
     three = fit(plan(bench, phase("1.2"), still("0.2"), still(None)), bench)
@@ -570,8 +570,8 @@ def test_a_phase_goes_on_from_what_the_one_before_it_left(bench):
     torch.testing.assert_close(three.model.head.weight, one.model.head.weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(three.model.head.bias, one.model.head.bias, rtol=1e-4, atol=1e-4)
 
-    # Only what is unfrozen anew moves on.
-    middle = fit(plan(bench, phase("1.2"), phase("0.2", rates={"2.1": 0.0})), bench)
+    # Only newly unfrozen stages change.
+    middle = fit(plan(bench, phase("1.2"), phase("0.2", lrs={"2.1": 0.0})), bench)
     assert same(weights(middle), weights(one), "2.1") and same(weights(middle), weights(one), "0.2")
     assert not same(weights(middle), weights(one), "1.2")
     whole = fit(plan(bench, phase("1.2"), phase("0.2"), phase(None)), bench)
@@ -584,7 +584,7 @@ def test_a_phase_goes_on_from_what_the_one_before_it_left(bench):
 
 @pytest.fixture
 def memory(monkeypatch):
-    """Lets no more images than `memory(n)` through the stages at once; by default while gradients are wanted."""
+    """`memory(n)`: the stages fail on batches of more than n images; by default only if gradients are needed."""
 
     def limit(most, always=False):
         really = Stages.forward
@@ -599,7 +599,7 @@ def memory(monkeypatch):
     return limit
 
 
-def test_a_batch_that_does_not_fit_goes_through_in_parts(bench, memory):
+def test_a_batch_that_does_not_fit_is_split(bench, memory):
     tuned = phase("0.2", epochs=1, batch_size=30, clip=1.0, label_smoothing=0.1)
     whole = fit(plan(bench, PROBE, tuned), bench)
     assert "phase2.micro_batch" not in whole.metrics
@@ -615,8 +615,8 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(bench, memory):
     torch.testing.assert_close(parts.model.head.weight, whole.model.head.weight, rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_only_looked_at_goes_through_in_parts_too(bench, memory):
-    """Frozen stages, the scale of the features, the split that judges."""
+def test_batches_without_gradients_are_split_too(bench, memory):
+    """Frozen stages, the scale of the features, the evaluation on `early_stop` and `val`."""
     tuned = phase("0.2", epochs=1, batch_size=30)
     whole = fit(plan(bench, PROBE, tuned), bench)
     bench.activations.clear()
@@ -626,15 +626,15 @@ def test_what_is_only_looked_at_goes_through_in_parts_too(bench, memory):
     assert parts.metrics["val.loss"] == pytest.approx(whole.metrics["val.loss"], rel=1e-4)
 
 
-def test_training_leaves_the_generators_of_gpus_that_it_does_not_use_alone(bench, monkeypatch):
-    """Building a network and seeding a phase are the CPU's; `torch.manual_seed` would seed every GPU."""
+def test_training_does_not_seed_gpus_that_it_does_not_use(bench, monkeypatch):
+    """Building a network and seeding a phase happen on the CPU; `torch.manual_seed` would seed every GPU."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's generator was seeded"))
     before = torch.get_rng_state()
     fit(plan(bench, phase(epochs=1, dropout=0.5)), bench)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_where_not_even_one_image_fits_the_training_fails(bench, memory):
+def test_if_not_even_one_image_fits_the_training_fails(bench, memory):
     memory(0)
     with pytest.raises(TrainingError, match="not even one image fits"):
         fit(plan(bench, phase()), bench)
@@ -643,8 +643,8 @@ def test_where_not_even_one_image_fits_the_training_fails(bench, memory):
 @pytest.mark.parametrize(("rate", "train_on"), [(1e30, ("train",)), (1e300, ("train", "early_stop", "val"))])
 @pytest.mark.parametrize("epochs", [4, 1])
 def test_a_loss_that_is_not_finite_is_an_error_with_its_epoch(bench, epochs, rate, train_on):
-    """Even where it is the last step that spoils the weights."""
-    wild = phase(rates=dict.fromkeys(NAMES, rate), head_lr=rate, epochs=epochs, **ONE_STEP)
+    """Even if the last step is the one that spoils the weights."""
+    wild = phase(lrs=dict.fromkeys(NAMES, rate), head_lr=rate, epochs=epochs, **ONE_STEP)
     with pytest.raises(TrainingError, match="loss became (nan|inf) in epoch [12]"):
         fit(plan(bench, PROBE, wild, train_on=train_on), bench)
 
@@ -693,7 +693,7 @@ def test_decoding_for_another_size_may_be_ended_too(bench, monkeypatch):
     assert bench.features.pixels.rows(larger.input).missing(bench.shas("train"))
 
 
-def test_features_of_a_network_that_was_trained_can_be_gone_on_from_by_gradient(bench):
+def test_features_of_a_trained_network_allow_gradients(bench):
     model = fit(plan(bench, PROBE, phase(epochs=1)), bench).model
     assert model.trained
     weight = torch.zeros(model.features("train").shape[1], requires_grad=True)
@@ -701,12 +701,12 @@ def test_features_of_a_network_that_was_trained_can_be_gone_on_from_by_gradient(
     assert weight.grad is not None
 
 
-# In what is multiplied
+# Precision
 
 
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
-def test_bfloat16_trains_as_well_and_what_is_measured_is_float32(bench, host, tmp_path, memory_format):
-    tuned = phase("0.2", epochs=4, rates={"1.2": 0.0005, "2.1": 0.0005})
+def test_bfloat16_trains_as_well_and_metrics_are_computed_in_float32(bench, host, tmp_path, memory_format):
+    tuned = phase("0.2", epochs=4, lrs={"1.2": 0.0005, "2.1": 0.0005})
     exact = fit(plan(bench, PROBE, tuned), bench)
     half = {"compute_dtype": "bfloat16", "boundary_dtype": "bfloat16", "memory_format": memory_format}
     rounded = fit(plan(bench, PROBE, tuned, **half), bench)
@@ -731,8 +731,8 @@ def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, 
     network = catalogue.network(backbone, seed=0)
     bench = Bench.open(stripes, [network.input], catalogue, cuda, seed=0)
     names = catalogue.info(backbone).names
-    rates = dict.fromkeys(names, 0.001)
-    tuned = phase(epochs=3, stage_lr=rates, dropout=0.3)
+    lrs = dict.fromkeys(names, 0.001)
+    tuned = phase(epochs=3, stage_lr=lrs, dropout=0.3)
     made = plan(bench, tuned, backbone=backbone, cut=names[-1], compute_dtype=dtype)
     one, other = fit(made, bench), fit(made, bench)
     assert one.metrics["val.loss"] == other.metrics["val.loss"]
@@ -741,7 +741,7 @@ def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, 
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_path, cuda):
+def test_on_a_gpu_stored_values_equal_recomputed_ones(host, stripes, tmp_path, cuda):
     bench = make_bench(host, stripes, tmp_path / "cache", cuda)
     flip = Component(name="flip")
     tuned = phase("0.2", epochs=4, views=2)
@@ -761,13 +761,13 @@ def test_on_a_gpu_what_is_stored_is_what_is_computed_again(host, stripes, tmp_pa
     assert kept and not not_kept
     assert stored.device.type == "cuda"
     assert torch.equal(stored, computed)
-    # A GPU adds up gradients in no fixed order.
+    # A GPU sums gradients in no fixed order.
     assert computed_fit.metrics["val.loss"] == pytest.approx(stored_fit.metrics["val.loss"], rel=0.05)
     assert math.isfinite(stored_fit.metrics["val.loss"])
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_batch_that_does_not_fit_goes_through_in_parts(host, stripes, tmp_path, cuda):
+def test_on_a_gpu_a_batch_that_does_not_fit_is_split(host, stripes, tmp_path, cuda):
     catalogue = Catalogue(host, tmp_path / "cache")
     network = catalogue.network("autotl:resnet10", seed=0)
     large = network.input.at(128)
@@ -785,7 +785,7 @@ def test_on_a_gpu_a_batch_that_does_not_fit_goes_through_in_parts(host, stripes,
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "phase1.micro_batch" not in whole.metrics
     assert 1 <= parted.metrics["phase1.micro_batch"] < ONE_STEP["batch_size"] / 4
-    # Gradients that are added up in parts differ in their last digits.
+    # Gradients that are summed in parts differ in their last digits.
     assert parted.metrics["val.loss"] == pytest.approx(whole.metrics["val.loss"], rel=0.05)
 
 
@@ -822,7 +822,7 @@ def test_an_adapter_changes_what_it_chooses_and_nothing_else(bench, host, tmp_pa
 
 def test_lora_learns(bench):
     lora = Component(name="lora", params={"rank": 4, "alpha": 8.0})
-    tuned = phase(adapter=lora, epochs=20, optimizer=sgd(0.9), schedule="cosine", rates=dict.fromkeys(NAMES, 0.01))
+    tuned = phase(adapter=lora, epochs=20, optimizer=sgd(0.9), schedule="cosine", lrs=dict.fromkeys(NAMES, 0.01))
     fitted, alone = fit(plan(bench, tuned), bench), fit(plan(bench, phase("2.1", epochs=20)), bench)
     assert fitted.metrics["phase1.train.accuracy"] > 0.9
     assert fitted.metrics["phase1.train.loss"] < alone.metrics["phase1.train.loss"] - 0.2
@@ -830,7 +830,7 @@ def test_lora_learns(bench):
 
 def test_an_average_of_the_weights_is_judged_and_kept(bench):
     observer = Recorder()
-    noisy = phase(epochs=8, rates=dict.fromkeys(NAMES, 0.02), ema=0.8, batch_norm="train")
+    noisy = phase(epochs=8, lrs=dict.fromkeys(NAMES, 0.02), ema=0.8, batch_norm="train")
     fitted = fit(plan(bench, noisy), bench, observer)
     judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
     assert judged == pytest.approx(observer.epochs[-1][2]["early_stop.loss"], rel=1e-4)

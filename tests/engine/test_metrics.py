@@ -35,7 +35,7 @@ def test_wilsons_interval_is_the_published_one():
 
 
 @pytest.mark.parametrize("name", metrics.METRICS)
-def test_intervals_hold_the_value_and_narrow_with_more_images(name, guesses):
+def test_intervals_contain_the_value_and_narrow_with_more_images(name, guesses):
     labels, predicted = guesses
     few, many = (metrics.score(name, labels[:n], predicted[:n], np.arange(n)) for n in (60, 300))
     for score in (few, many):
@@ -44,7 +44,7 @@ def test_intervals_hold_the_value_and_narrow_with_more_images(name, guesses):
 
 
 @pytest.mark.parametrize("name", metrics.METRICS)
-def test_a_few_images_without_an_error_prove_little(name):
+def test_the_interval_of_a_few_images_without_an_error_is_wide(name):
     labels = np.arange(12) % 2
     score = metrics.score(name, labels, labels, np.arange(12))
     assert (score.value, score.high) == (1.0, pytest.approx(1.0))
@@ -63,8 +63,8 @@ def test_a_few_images_without_an_error_prove_little(name):
         ((5,) * 10, (0.9,) * 10),
     ],
 )
-def test_of_150_intervals_as_many_hold_the_truth_as_they_say(name, images, recalls):
-    """Nine in ten at least: of 150 intervals that hold it at 95 %, fewer do so by chance once in 200 times."""
+def test_150_intervals_have_their_nominal_coverage(name, images, recalls):
+    """At least 90 %: with a coverage of 95 %, fewer of 150 intervals contain the value by chance once in 200 times."""
     draw, n, recalls = np.random.default_rng(4), np.array(images), np.array(recalls)
     labels = np.repeat(np.arange(len(n)), n)
     both = n * recalls
@@ -96,7 +96,7 @@ SIZES = {
 
 
 def chances(draw, share, alike, count):
-    """For each unit the chance that an image of it is right, `share` on average, further apart the more `alike`."""
+    """For each unit the probability that an image of it is right: on average `share`, with a spread by `alike`."""
     if alike in (0, 1):
         return np.full(count, share) if alike == 0 else (draw.random(count) < share).astype(float)
     return draw.beta(share * (1 - alike) / alike, (1 - share) * (1 - alike) / alike, count)
@@ -106,8 +106,8 @@ def chances(draw, share, alike, count):
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("count", [8, 40])
 @pytest.mark.parametrize("name", [*metrics.METRICS, "difference"])
-def test_intervals_hold_the_truth_where_units_have_several_images(monkeypatch, name, count, sizes, alike):
-    """Units of one class each, as where a lot of a product is all good or all bad: nine in ten at least, as above."""
+def test_intervals_have_their_nominal_coverage_if_units_have_several_images(monkeypatch, name, count, sizes, alike):
+    """Units of one class each, as if a batch of a product is all good or all bad: at least 90 %, as above."""
     monkeypatch.setattr(metrics, "RESAMPLES", 200)
     draw, shares, held = np.random.default_rng(5), np.array([0.9, 0.8]), 0
     given = shares + 1 - shares[::-1]
@@ -127,7 +127,7 @@ def test_intervals_hold_the_truth_where_units_have_several_images(monkeypatch, n
     assert held >= 135
 
 
-def test_a_unit_counts_as_one_image_where_its_images_are_all_alike():
+def test_a_unit_counts_as_one_image_if_its_images_are_all_right_or_all_wrong():
     right, units = np.arange(40) % 5 > 0, np.repeat(np.arange(40), 10)
     alone = metrics.wilson(0.8, 40)
     assert metrics.share_interval(np.repeat(right, 10), units) == pytest.approx(alone, abs=0.02)
@@ -146,7 +146,7 @@ def test_images_that_are_units_of_their_own_make_no_interval_wider(name, guesses
 
 
 @pytest.mark.parametrize("name", metrics.METRICS)
-def test_one_unit_alone_tells_nothing_of_others(name):
+def test_one_unit_alone_gives_the_widest_interval(name):
     labels, units = np.arange(20) % 2, np.zeros(20, int)
     score = metrics.score(name, labels, labels, units)
     assert (score.value, score.low, score.high, score.images, score.units) == (1.0, 0.0, 1.0, 20, 1)
@@ -154,9 +154,9 @@ def test_one_unit_alone_tells_nothing_of_others(name):
 
 
 def test_few_errors_do_not_prove_that_a_units_images_are_independent():
-    """The interval narrows as errors scatter over units, step by step."""
+    """The interval narrows as errors spread over units, step by step."""
     units, widths = np.repeat(np.arange(8), 10), []
-    for wrong in range(5):  # each in another unit
+    for wrong in range(5):  # each in a different unit
         low, high = metrics.share_interval(~np.isin(np.arange(80), 10 * np.arange(wrong)), units)
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
@@ -164,7 +164,7 @@ def test_few_errors_do_not_prove_that_a_units_images_are_independent():
     assert all(before < 1.5 * after for before, after in pairwise(widths))
 
 
-def test_what_each_class_got_is_told_and_what_the_most_frequent_alone_would_give():
+def test_the_recall_of_each_class_and_the_share_of_the_most_frequent():
     labels = np.array([0] * 19 + [2])
     assert metrics.most_frequent("accuracy", labels) == 0.95
     assert metrics.most_frequent("balanced-accuracy", labels) == 0.5

@@ -25,7 +25,7 @@ def fastest(catalogue):
 
 @pytest.fixture
 def take(monkeypatch):
-    """Lets a step of each way take so many seconds."""
+    """Let a step of each way take the given seconds."""
 
     def pretend(seconds):
         def step(stages, images, dtype, device):
@@ -43,7 +43,7 @@ def take(monkeypatch):
 
 
 def times(**faster):
-    """A second for every way but those named."""
+    """One second for every way except those named."""
     ways = [(dtype, layout) for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels_last")]
     return {(dtype, layout): [faster.get(f"{dtype}_{layout}", 1.0)] for dtype, layout in ways}
 
@@ -66,12 +66,12 @@ def test_the_usual_way_stays_unless_another_is_clearly_faster(fastest, take):
 
 def test_the_shortest_of_several_steps_counts(fastest, take):
     seconds = times()
-    seconds["bfloat16", "channels_last"] = [9.0, 0.2, 9.0]  # a busy moment, then as it is
+    seconds["bfloat16", "channels_last"] = [9.0, 0.2, 9.0]  # slow once, then as usual
     take(seconds)
     assert fastest() == Arithmetic("bfloat16", "channels_last", 0.2 / precision.BATCH["cpu"])
 
 
-def test_what_a_device_cannot_do_is_not_chosen(fastest, catalogue, monkeypatch):
+def test_a_precision_that_a_device_does_not_support_is_not_chosen(fastest, catalogue, monkeypatch):
     really = Stages.forward
 
     def forward(self, images, to=None, *, start=None):
@@ -90,13 +90,13 @@ def test_what_a_device_cannot_do_is_not_chosen(fastest, catalogue, monkeypatch):
     assert 0 < precision._step_seconds(stages, images, "float32", "cpu") < 5
 
 
-def test_a_computer_without_memory_is_not_taken_for_one_that_cannot_do_it(fastest, monkeypatch):
+def test_a_lack_of_memory_does_not_count_as_unsupported(fastest, monkeypatch):
     monkeypatch.setattr(Stages, "forward", lambda *_, **__: torch.empty(10**15))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         fastest()
 
 
-def test_where_the_memory_does_not_do_fewer_images_are_timed(fastest, monkeypatch):
+def test_if_memory_is_short_fewer_images_are_timed(fastest, monkeypatch):
     seen = []
     really = Stages.forward
 

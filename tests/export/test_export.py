@@ -39,7 +39,7 @@ STRATEGIES = ("linear-probe", "fine-tune", "lp-ft", "gradual-unfreeze", "full", 
 
 def searched(host, data, **values) -> Study:
     values = {"backbones": ("autotl:resnet10",), "trials": 1, "compare": False, "device": "cpu", **values}
-    alone = {"reruns": 0, "refit": False}  # a winner is as good to export without
+    alone = {"reruns": 0, "refit": False}  # exporting needs neither
     search = Search(Settings(data=data, **alone, **values), host, Silent(), time.monotonic())
     result = search.run()
     return Study(search.folder, bundle.load(search.folder.bundle, search.catalogue), result)
@@ -64,12 +64,12 @@ def test_an_export_gives_every_test_image_the_class_that_the_model_gives(host, s
         run = formats.FORMATS[kind].load(made.file)
         prepare = runpy.run_path(str(made.folder / "preprocess.py"))["prepare"]
         pixels = np.stack([prepare(file) for file in test])
-        for batch in (pixels, pixels[:1], pixels[:7]):  # of any size
+        for batch in (pixels, pixels[:1], pixels[:7]):  # batches of any size
             np.testing.assert_allclose(run(batch), wanted[: len(batch)], atol=1e-4)
         assert (run(pixels).argmax(1) == wanted.argmax(1)).all()
 
 
-def test_what_is_said_of_an_export_is_so(model, tmp_path):
+def test_the_facts_about_an_export_are_true(model, tmp_path):
     made = model.export("onnx", tmp_path / "onnx")
     assert made.bytes == made.file.stat().st_size
     assert made.parameters == model.metrics["validation"]["parameters"]
@@ -81,22 +81,22 @@ def test_what_is_said_of_an_export_is_so(model, tmp_path):
     }  # fmt: skip
 
 
-def test_a_file_that_is_passed_on_alone_says_its_classes_and_its_terms(model, tmp_path):
+def test_a_single_file_contains_its_classes_and_its_terms(model, tmp_path):
     texts = {"classes": model.classes, "licence": model.bundle.licence}
     session = onnxruntime.InferenceSession(model.export("onnx", tmp_path / "onnx").file)
-    told = session.get_modelmeta().custom_metadata_map
-    assert {"classes": tuple(json.loads(told["classes"])), "licence": told["licence"]} == texts
+    stated = session.get_modelmeta().custom_metadata_map
+    assert {"classes": tuple(json.loads(stated["classes"])), "licence": stated["licence"]} == texts
     assert [each.shape[0] for each in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
-    told = {"classes": "", "licence": ""}
-    torch.export.load(model.export("torch-export", tmp_path / "torch").file, extra_files=told)
-    assert {"classes": tuple(json.loads(told["classes"])), "licence": told["licence"]} == texts
+    stated = {"classes": "", "licence": ""}
+    torch.export.load(model.export("torch-export", tmp_path / "torch").file, extra_files=stated)
+    assert {"classes": tuple(json.loads(stated["classes"])), "licence": stated["licence"]} == texts
 
 
-def test_the_terms_of_the_weights_and_a_model_card_go_with_every_export(host, stripes, tmp_path):
+def test_every_export_includes_the_terms_of_the_weights_and_a_model_card(host, stripes, tmp_path):
     model = searched(host, stripes, strategies=("linear-probe",))
     for kind, use in (("bundle", "autotl predict . photo.jpg"), ("torch-export", "needs torch, pillow")):
         folder = model.export(kind, tmp_path / kind).folder
-        terms, told, test = (folder / "LICENSE").read_text(), (folder / "README.md").read_text(), model.result.test
+        terms, stated, test = (folder / "LICENSE").read_text(), (folder / "README.md").read_text(), model.result.test
         for what in ("autotl:resnet10", "Tiny ImageNet", (shipped.WEIGHTS / "LICENSE").read_text().strip(), "(*.py)"):
             assert what in terms
         for what in (
@@ -106,14 +106,14 @@ def test_the_terms_of_the_weights_and_a_model_card_go_with_every_export(host, st
             "    checks: 6 of 6 correct\n",
             use,
         ):
-            assert what in told
+            assert what in stated
 
 
 def test_random_weights_have_no_terms_of_others(model):
     assert "derive from no other weights" in model.bundle.licence
 
 
-def test_nothing_that_a_bundle_points_to_is_exported(model, host, stripes, tmp_path):
+def test_links_in_a_bundle_are_not_exported(model, host, stripes, tmp_path):
     forged = tmp_path / "forged"
     model.export("bundle", forged)
     (tmp_path / "secret").write_text("PRIVATE")
@@ -144,10 +144,10 @@ def test_a_transformer_is_traced_as_well(host, stripes, tmp_path):
     model = searched(
         host, stripes, backbones=("timm:deit_tiny_patch16_224.fb_in1k@random",), strategies=("linear-probe",)
     )
-    assert model.export("onnx", tmp_path / "made").difference < 1e-4  # by way of torch-export
+    assert model.export("onnx", tmp_path / "made").difference < 1e-4  # via torch-export
 
 
-def test_an_export_that_disagrees_is_refused_and_nothing_is_left(model, tmp_path, monkeypatch):
+def test_an_export_that_disagrees_is_refused_and_removed(model, tmp_path, monkeypatch):
     form = formats.FORMATS["torch-export"]
 
     def skewed(graph, texts, file):
@@ -161,7 +161,7 @@ def test_an_export_that_disagrees_is_refused_and_nothing_is_left(model, tmp_path
     assert not target.exists() and not list(tmp_path.glob(".made*"))
 
 
-def test_a_reference_that_reads_images_otherwise_is_found_out(model, tmp_path, monkeypatch):
+def test_a_script_that_reads_images_differently_is_noticed(model, tmp_path, monkeypatch):
     wrong = tmp_path / "standalone"
     wrong.mkdir()
     for file in export.STANDALONE.glob("*.py"):
@@ -199,7 +199,7 @@ def test_a_bundle_that_was_exported_is_the_model(model, host, stripes, tmp_path)
     np.testing.assert_array_equal(Model(made.folder, again).predict_proba(files), model.predict_proba(files))
 
 
-def test_what_is_missing_is_said(model, tmp_path, monkeypatch, stripes):
+def test_missing_packages_are_named(model, tmp_path, monkeypatch, stripes):
     with pytest.raises(StudyError, match="Unknown format 'onxx'. Did you mean 'onnx'"):
         model.export("onxx", tmp_path / "made")
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxscript" else name)
@@ -211,11 +211,11 @@ def test_what_is_missing_is_said(model, tmp_path, monkeypatch, stripes):
     model.export("torch-export", tmp_path / "made", stripes.with_name("moved"))
 
 
-# Where there is no autotl
+# Without autotl
 
 
 def _linked(folder: Path, *names: str) -> None:
-    """Makes `folder` an environment of nothing but these distributions and what they require, by links."""
+    """Make `folder` an environment of only these distributions and their requirements, with links."""
     folder.mkdir()
     wanted, seen = list(names), set()
     while wanted:
@@ -279,13 +279,13 @@ def test_an_export_predicts_without_autotl(model, stripes, tmp_path, kind, runti
     assert [row[1] for row in rows] == model.predict(files)
     np.testing.assert_allclose([float(row[2]) for row in rows], model.predict_proba(files).max(1), atol=1e-5)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as unread:
-        unread.stdout.close()  # as `head` does when it has enough
+        unread.stdout.close()  # as `head` does after some lines
         assert "Traceback" not in unread.stderr.read()
     assert unread.returncode == -signal.SIGPIPE
 
 
 def _photos():
-    """Files of every kind that is decoded in a way of its own."""
+    """Files of every kind that has a decoding of its own."""
     draw = np.random.default_rng(1)
 
     def noise(*shape):
@@ -327,7 +327,7 @@ def _photos():
         (31, 40, {"mode": "pad", "bits": 15}),
     ],
 )
-def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size, resize, others):
+def test_the_script_reads_images_as_autotl_does(tmp_path, interpolation, size, resize, others):
     wanted = Input(
         size=size, resize=resize, interpolation=interpolation, mean=(0.1, 0.5, 0.9), std=(0.2,) * 3, **others
     )
@@ -352,11 +352,11 @@ def test_the_reference_reads_images_as_autotl_does(tmp_path, interpolation, size
         prepare(tmp_path / "tiny.png")
 
 
-def test_the_reference_says_what_reads_heic(tmp_path, monkeypatch):
+def test_the_scripts_error_about_heic_says_what_to_install(tmp_path, monkeypatch):
     shutil.copyfile(export.STANDALONE / "preprocess.py", tmp_path / "preprocess.py")
     wanted = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
     (tmp_path / "preprocessing.json").write_text(wanted.to_json())
-    images.plugins()  # where pillow-heif is introduced to Pillow
+    images.plugins()  # which registers pillow-heif with Pillow
     Image.new("RGB", (64, 64)).save(tmp_path / "phone.heic")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF")
@@ -365,7 +365,7 @@ def test_the_reference_says_what_reads_heic(tmp_path, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_model_on_a_gpu_is_exported_from_the_cpu_and_goes_back(host, stripes, tmp_path):
+def test_a_model_on_a_gpu_is_exported_from_the_cpu_and_moved_back(host, stripes, tmp_path):
     model = searched(host, stripes, strategies=("full",), device="cuda")
     model.bundle.to("cuda")
     wanted = model.predict_proba(stripes)

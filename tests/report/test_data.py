@@ -9,14 +9,14 @@ from autotl.report.data import DataReport, checks, report
 
 
 def photo(number, size=(96, 64)):
-    """An uneven picture that no other number gives."""
+    """An uneven picture, different for each number."""
     coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Forty cats, ten dogs, and one of everything that a user should know of."""
+    """Forty cats, ten dogs, and one of everything that the report mentions."""
     root = tmp_path / "pets"
     for label, count, start in (("cat", 40, 0), ("dog", 10, 100)):
         (root / label).mkdir(parents=True)
@@ -33,12 +33,12 @@ def data(tmp_path):
     return root
 
 
-def looked_at(data, tmp_path, columns=BY_NAME):
+def reported(data, tmp_path, columns=BY_NAME):
     return report(data, columns, "together", tmp_path / "cache")
 
 
 def test_everything_is_known_as_data(data, tmp_path):
-    made = looked_at(data, tmp_path)
+    made = reported(data, tmp_path)
     assert made.error is None and DataReport.from_json(made.to_json()) == made
     found, contents = made.found, made.contents
     assert found.layout == "class folders" and found.files == 54
@@ -48,13 +48,13 @@ def test_everything_is_known_as_data(data, tmp_path):
     assert sum(contents.splits.values()) == 53 and contents.splits["test"]
     assert contents.width == (96, 96, 96) and contents.height == (64, 64, 64)
     assert contents.cut_away == pytest.approx(1 / 3)
-    assert (contents.deep, contents.bits) in ((1, 12), (1, 16))  # the range is that of the train images alone
+    assert (contents.deep, contents.bits) in ((1, 12), (1, 16))  # the bits of the train images only
     assert contents.same == (("cat/00.png", "cat/same.bmp"),) and contents.near == (("cat/01.png", "cat/near.jpg"),)
     assert contents.groups == 0 and contents.units == 51
 
 
 def test_every_fact_has_a_line(data, tmp_path):
-    lines = {check.what: f"{check.found} {check.advice}" for check in checks(looked_at(data, tmp_path))}
+    lines = {check.what: f"{check.found} {check.advice}" for check in checks(reported(data, tmp_path))}
     for what, said in {
         "layout": "class folders",
         "files": "54",
@@ -74,25 +74,25 @@ def test_every_fact_has_a_line(data, tmp_path):
         "splits": "train ",
     }.items():
         assert said in lines[what], what
-    assert not any(check.wrong for check in checks(looked_at(data, tmp_path)))
+    assert not any(check.wrong for check in checks(reported(data, tmp_path)))
 
 
-def test_bright_images_that_make_the_others_dark_are_said(data, tmp_path):
+def test_bright_images_that_make_the_others_dark_are_reported(data, tmp_path):
     for number in range(30):
         deep = np.random.default_rng(number).integers(0, 1024 if number % 5 else 4096, (16, 16)).astype(np.uint16)
         Image.fromarray(deep).save(data / "dog" / f"deep{number}.png")
-    (line,) = [check for check in checks(looked_at(data, tmp_path)) if check.what == "bit depth"]
+    (line,) = [check for check in checks(reported(data, tmp_path)) if check.what == "bit depth"]
     assert "their values use 12, those of the median one 10" in line.found and "brightest" in line.advice
 
 
-def test_what_is_set_aside_is_counted_for_every_reason(data, tmp_path):
+def test_excluded_images_are_counted_for_every_reason(data, tmp_path):
     for number in range(7):
         Image.new("I", (8, 8), -1 - number).save(data / "dog" / f"signed{number}.tif")
-    told = [check.found for check in checks(looked_at(data, tmp_path)) if check.what == "excluded"]
-    assert sum(int(found.split()[0].rstrip(":")) for found in told) == 8 and told[-1] == "3 for other reasons"
+    counted = [check.found for check in checks(reported(data, tmp_path)) if check.what == "excluded"]
+    assert sum(int(found.split()[0].rstrip(":")) for found in counted) == 8 and counted[-1] == "3 for other reasons"
 
 
-def test_near_copies_in_several_splits_are_said(data, tmp_path):
+def test_near_copies_in_several_splits_are_reported(data, tmp_path):
     for number in range(40):
         photo(number).save(data / "cat" / f"{number:02d}.jpg", quality=80)
     for near_copies, lines in (("apart", 1), ("together", 0)):
@@ -101,11 +101,11 @@ def test_near_copies_in_several_splits_are_said(data, tmp_path):
         assert sum(check.what == "near-copies apart" for check in checks(made)) == lines
 
 
-def test_names_of_classes_that_differ_in_case_are_said(data, tmp_path):
+def test_names_of_classes_that_differ_in_case_are_reported(data, tmp_path):
     (data / "bird").rename(data / "Cat")
     for number in range(3):
         photo(200 + number).save(data / "Cat" / f"{number}.png")
-    assert any("upper and lower case: 'Cat', 'cat'" in note for note in looked_at(data, tmp_path).contents.notes)
+    assert any("upper and lower case: 'Cat', 'cat'" in note for note in reported(data, tmp_path).contents.notes)
 
 
 def test_groups_and_columns_of_a_manifest(data, tmp_path):
@@ -114,18 +114,18 @@ def test_groups_and_columns_of_a_manifest(data, tmp_path):
         for path in sorted(data.glob("*/[0-9]*.png"))
     ]
     (data / "list.csv").write_text("\n".join(["file;what;group", *rows]))
-    made = looked_at(data / "list.csv", tmp_path, Columns("file", "what"))
+    made = reported(data / "list.csv", tmp_path, Columns("file", "what"))
     assert made.found.layout == "manifest" and made.found.read_as["what"] == "label"
     assert made.contents.groups == 20 and made.contents.units == 20
 
 
-def test_what_keeps_a_search_from_beginning_is_an_error_beside_what_is_known(data, tmp_path):
+def test_what_prevents_a_search_is_an_error_beside_the_other_facts(data, tmp_path):
     for path in sorted(data.glob("dog/*"))[2:]:
         path.unlink()
-    made = looked_at(data, tmp_path)
+    made = reported(data, tmp_path)
     assert made.found.files == 45 and made.contents is None and "'dog' is too small" in made.error
     (wrong,) = [check for check in checks(made) if check.wrong]
     assert wrong.found == made.error
     (tmp_path / "nothing").mkdir()
-    nothing = looked_at(tmp_path / "nothing", tmp_path)
+    nothing = reported(tmp_path / "nothing", tmp_path)
     assert nothing.found is None and nothing.error

@@ -12,7 +12,7 @@ TEXT = "Winner: autotl:resnet10, cut after layer4.0, features averaged, by full.
 
 
 @pytest.mark.parametrize("indent", ["", "    "])
-def test_lines_end_between_words_and_where_there_is_no_width_a_line_stays_a_line(indent):
+def test_lines_break_between_words_and_only_if_there_is_a_width(indent):
     lines = layout.wrapped(indent + TEXT, 30).splitlines()
     assert " ".join(map(str.strip, lines)) == TEXT
     assert max(map(len, lines)) <= 30 and lines[0].startswith(indent)
@@ -28,7 +28,7 @@ def test_a_command_at_the_end_stays_whole(command):
         assert layout.wrapped(line, 10) == line
 
 
-def test_what_is_said_of_a_name_stands_beside_it_or_below():
+def test_the_text_about_a_name_is_beside_it_or_below():
     rows = [("resnet", "not here"), ("a name that takes half of the width", "one two three four five six seven")]
     assert list(layout.listed(rows, 40)) == [
         "resnet  not here",
@@ -39,7 +39,7 @@ def test_what_is_said_of_a_name_stands_beside_it_or_below():
     assert next(layout.listed(rows, None)) == f"{'resnet':<37}not here"
 
 
-def test_the_width_is_what_a_terminal_has_or_columns_says_of_it(monkeypatch):
+def test_the_width_is_that_of_the_terminal_or_of_columns(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     ours, theirs = os.openpty()
     with open(theirs, "w") as terminal, os.fdopen(ours):

@@ -25,12 +25,12 @@ LATIN = os.fsdecode(b"caf\xe9.png")
         ("two\nlines, naïve → ✓ \u200d", "two\nlines, naïve → ✓ \u200d"),
     ],
 )
-def test_what_would_steer_a_terminal_or_is_no_text_is_escaped(text, shown):
+def test_control_characters_and_invalid_text_are_escaped(text, shown):
     assert output.printable(text) == shown
 
 
 class TerminalLike(io.TextIOWrapper):
-    """A terminal in strict UTF-8 that keeps what it is sent."""
+    """A terminal in strict UTF-8 that keeps what is written to it."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
@@ -47,7 +47,7 @@ def test_tables_notes_and_progress_are_escaped_and_keep_their_own_colours():
     stream = TerminalLike()
     console = tables.Console(file=stream, force_terminal=True, width=120)
     table = Table(box=None)
-    table.add_column("set aside", style="bold")
+    table.add_column("excluded", style="bold")
     table.add_row(f"{HOSTILE} {LATIN}")
     console.print(table)
     with Terminal(console, brief=False) as terminal:
@@ -77,6 +77,6 @@ def test_an_encoding_that_lacks_characters_ends_no_command(tmp_path):
     assert "\\u2192 yet" in done.stdout
 
 
-def test_what_click_finds_wrong_is_escaped():
+def test_errors_of_click_are_escaped():
     done = CliRunner().invoke(main, ["studies", f"--{HOSTILE}"])
     assert done.exit_code == 2 and "\x1b" not in done.stderr and "Usage: " in done.stderr

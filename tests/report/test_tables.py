@@ -32,7 +32,7 @@ def record(number, value, loss, flops):
     )
 
 
-def test_a_star_marks_what_nothing_cheaper_matches():
+def test_a_star_marks_plans_that_no_cheaper_one_matches():
     board = [record(0, 0.9, 0.1, 5e6), record(1, 0.9, 0.2, 4e6), record(2, 0.8, 0.3, 4.5e6), record(3, 0.7, 0.4, 1e6)]
     console = Console(width=tables.PLAIN_WIDTH)
     with console.capture() as shown:

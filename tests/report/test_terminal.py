@@ -13,14 +13,14 @@ from autotl.report.terminal import TRIALS, Terminal
 
 @pytest.fixture
 def log(monkeypatch):
-    """A search's output where there is no terminal, which breaks silences at once; `brief` as for `--json`."""
+    """A search's output without a terminal, which shows progress after 0.05 s; `brief` as for `--json`."""
     monkeypatch.setattr(terminal, "QUIET", 0.05)
 
-    def begin(brief=False):
+    def start(brief=False):
         file = io.StringIO()
         return Terminal(Console(file=file, width=160), brief=brief), file
 
-    return begin
+    return start
 
 
 def until(file, pattern):
@@ -30,7 +30,7 @@ def until(file, pattern):
         time.sleep(0.02)
 
 
-def test_long_phases_say_what_is_done_and_what_is_left_of_the_budget(log):
+def test_long_phases_show_progress_and_the_rest_of_the_budget(log):
     made, file = log()
     with made:
         until(file, r"^working, 0\.\d s so far\n")
@@ -48,7 +48,7 @@ def test_long_phases_say_what_is_done_and_what_is_left_of_the_budget(log):
     assert file.getvalue() == said
 
 
-def test_who_wants_the_result_alone_hears_nothing_in_between(log):
+def test_brief_output_shows_no_progress(log):
     made, file = log(brief=True)
     with made:
         made.trial_planned(3, "linear-probe tiny:net → 2.1", 2, 10)
@@ -66,7 +66,7 @@ def test_who_wants_the_result_alone_hears_nothing_in_between(log):
         (math.inf, "reading images", "about 0:15 to go"),
     ],
 )
-def test_no_time_is_foretold_that_nobody_can_know(left, task, says):
+def test_no_remaining_time_is_shown_if_it_is_unknown(left, task, says):
     now = [0.0]
     progress = Progress(disable=True, get_time=lambda: now[0])
     number = progress.add_task(task, total=1 if "seed" in task else 6)
@@ -79,7 +79,7 @@ def test_no_time_is_foretold_that_nobody_can_know(left, task, says):
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_each_task_that_is_under_way_takes_one_line(width):
+def test_each_running_task_takes_one_line(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     made = Terminal(console, brief=False)
     made.budget(lambda: 3725.0)

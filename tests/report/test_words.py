@@ -50,44 +50,44 @@ def result(plans, validation, test, **metrics):
     ],
     ids=["chosen", "as good in the test", "better in the test", "nothing to choose", "its penalty chosen"],
 )
-def test_a_number_that_chose_the_winner_comes_with_a_caution_unless_the_test_came_out_higher(found, cautions):
+def test_a_number_that_chose_the_winner_has_a_caution_unless_the_test_is_higher(found, cautions):
     (line,) = [line for line in words.summary(found) if line.startswith("Validation accuracy 98.0%.")]
     assert ("expect less on new images" in line) is cautions
 
 
-def told(**changes):
+def summary_of(**changes):
     return "\n".join(words.summary(result(plans=5, validation=0.9, test=0.95).model_copy(update=changes)))
 
 
-def test_beside_the_accuracy_stands_what_each_class_got_and_what_the_most_frequent_alone_would_give():
-    said = told(test=of_test(ok=(57, 57), rare=(0, 3)))
+def test_the_summary_has_the_recall_of_each_class_and_the_share_of_the_most_frequent():
+    said = summary_of(test=of_test(ok=(57, 57), rare=(0, 3)))
     assert "Always predicting the most frequent class would give 50.0%.\n" in said
     assert "\nRecall: rare 0.0% (0 of 3), ok 100.0% (57 of 57).\n" in said
     many = of_test(**{f"class {number}": (9 - number, 10) for number in range(9)})
-    assert "\nLowest recall, 5 of 9 classes: class 8 10.0% (1 of 10), class 7" in told(test=many)
+    assert "\nLowest recall, 5 of 9 classes: class 8 10.0% (1 of 10), class 7" in summary_of(test=many)
 
 
-def test_near_copies_of_test_images_in_other_splits_are_said_beside_the_figure():
+def test_near_copies_of_test_images_in_other_splits_are_reported_with_the_accuracy():
     said = "12 of these images have a near-copy in another split"
-    assert said in told(test=of_test().model_copy(update={"near_apart": 12}))
-    assert "near-copy" not in told()
+    assert said in summary_of(test=of_test().model_copy(update={"near_apart": 12}))
+    assert "near-copy" not in summary_of()
 
 
-def test_how_many_groups_there_were_is_said_where_images_share_them():
-    assert "(50 test images)." in told()
-    assert "(50 test images in 8 groups; copies of an image are one group)." in told(test=of_test(units=8))
+def test_the_number_of_groups_is_shown_if_images_share_them():
+    assert "(50 test images)." in summary_of()
+    assert "(50 test images in 8 groups; copies of an image are one group)." in summary_of(test=of_test(units=8))
 
 
 @pytest.mark.parametrize(
     ("imbalance", "metric", "says"), [(3.0, "accuracy", False), (19.0, "accuracy", True), (19.0, "macro-f1", False)]
 )
-def test_another_metric_is_recommended_where_classes_are_unequal(imbalance, metric, says):
-    said = told(imbalance=imbalance, test=of_test().model_copy(update={"metric": metric}))
+def test_another_metric_is_recommended_if_classes_are_unequal(imbalance, metric, says):
+    said = summary_of(imbalance=imbalance, test=of_test().model_copy(update={"metric": metric}))
     assert ("The largest class has 19 times the train images of the smallest" in said) is says
     assert ("--metric balanced-accuracy" in said) is says
 
 
-def test_that_classes_weigh_alike_is_said_of_a_head():
+def test_balanced_class_weights_of_a_head_are_shown():
     plan = PLAN.model_copy(update={"phases": (Phase.linear_probe("2.1", "balanced"),)})
     assert list(words.trained(plan)) == ["  Head: logistic on the frozen features, balanced class weights."]
     assert "balanced" not in "".join(words.trained(PLAN))

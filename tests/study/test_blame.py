@@ -24,7 +24,7 @@ STRATEGIES = ["a", "b", "c", "d", "bad"]
 
 
 def fails(trial):
-    """`bad` at once, all others as it comes: the trial's blame, or None."""
+    """Which part of a trial fails: always the strategy `bad` and the backbone `broken`; else None."""
     if trial.suggest_categorical("strategy", STRATEGIES) == "bad":
         return "strategy", "bad"
     if trial.suggest_categorical("backbone", ["one", "two", "broken"]) == "broken":
@@ -35,7 +35,7 @@ def fails(trial):
 
 def run(*parts):
     storage = optuna.storages.InMemoryStorage()
-    for trials in parts:  # a new process would make everything anew, so does each part
+    for trials in parts:  # each part creates everything again, as a new process would
         study = optuna.create_study(
             study_name="s", storage=storage, sampler=NumberedSampler(3), direction="maximize", load_if_exists=True
         )
@@ -50,7 +50,7 @@ def run(*parts):
     return study.trials
 
 
-def test_what_always_fails_is_drawn_three_times_and_no_more():
+def test_a_part_that_always_fails_is_drawn_three_times():
     trials = run(60)
     drawn = Counter(trial.params["strategy"] for trial in trials)
     assert drawn["bad"] == 3
@@ -59,7 +59,7 @@ def test_what_always_fails_is_drawn_three_times_and_no_more():
     assert out_of(trials) == {"strategy": {"bad"}, "backbone": {"broken"}, "augmentation": set()}
 
 
-def test_a_search_that_goes_on_draws_what_an_uninterrupted_one_would():
+def test_a_resumed_search_draws_what_an_uninterrupted_one_would():
     assert [trial.params for trial in run(40)] == [trial.params for trial in run(4, 9, 27)]
 
 
@@ -95,7 +95,7 @@ def test_one_success_is_enough_to_stay():
         (RuntimeError(), ("strategy", "s")),
     ],
 )
-def test_whom_an_error_names_is_to_blame_and_else_the_strategy(error, whom):
+def test_the_part_that_an_error_names_is_blamed_or_else_the_strategy(error, whom):
     study = optuna.create_study()
 
     def ask():
@@ -109,7 +109,7 @@ def test_whom_an_error_names_is_to_blame_and_else_the_strategy(error, whom):
         trial = ask()
         trial.set_user_attr(BLAMED, whom)
         study.tell(trial, state=TrialState.FAIL)
-    assert blamed(ask(), error) == ("strategy", "s")  # what is out was drawn nonetheless
+    assert blamed(ask(), error) == ("strategy", "s")  # the removed part was drawn nevertheless
 
 
 class Raises:
@@ -143,7 +143,7 @@ class Borrows(Raises):
 
 
 class Forges(LinearProbe):
-    """Suggests a plan that was never looked at."""
+    """Suggests a plan that was never validated."""
 
     first_guess = {}
 
@@ -152,7 +152,7 @@ class Forges(LinearProbe):
 
 
 class Strays(LinearProbe):
-    """Suggests a plan for a backbone that the study does not have."""
+    """Suggests a plan for a backbone that is not in the study."""
 
     first_guess = {}
 
@@ -172,7 +172,7 @@ BROKEN = {
 
 
 class Tired(nn.ReLU):
-    """Fails on images that it was not tried out on."""
+    """Fails on images other than the ones of the first check."""
 
     seen = 0
 
@@ -218,7 +218,7 @@ def search(host, data, watcher=None, backbones=("tiny:net",), **settings):
     return Search(Settings(data=data, **quick, **settings), host, watcher or Recorder(), time.monotonic())
 
 
-def test_a_search_goes_on_without_what_always_fails_and_says_so(host, stripes, monkeypatch):
+def test_a_search_continues_without_parts_that_always_fail_with_a_note(host, stripes, monkeypatch):
     monkeypatch.setattr(patience, "ANSWER", 0.2)
     watcher = Recorder()
     made = search(host, stripes, watcher, strategies=("linear-probe", *BROKEN), trials=18)
@@ -256,7 +256,7 @@ def test_a_backbone_that_fails_on_some_images_does_not_end_the_search_nor_the_ne
     assert "Backbone 'tires:net' is not tried any more: it failed in 3 trials and succeeded in none." in watcher.notes
 
 
-def test_a_search_in_which_nothing_is_left_ends_with_the_reason(host, stripes):
+def test_a_search_in_which_every_part_fails_ends_with_the_reason(host, stripes):
     made = search(host, stripes, strategies=("raises", "eats"), trials=40)
     with pytest.raises(StudyError, match=r"No strategy of study 'stripes' is left: .*ZeroDivisionError: never today"):
         made.run()

@@ -31,7 +31,7 @@ class Notes(Silent):
 
 
 def search(host, data, used=0.0, watcher=None, **settings):
-    """A search of whose minute some seconds are used already."""
+    """A search with a budget of one minute, of which some seconds are used."""
     values = {
         "data": data,
         "budget": 60.0,
@@ -54,10 +54,10 @@ def search(host, data, used=0.0, watcher=None, **settings):
         ({"tiny:net": 2.0, "tiny:deep": 1.0}, 60.0, "tiny:deep"),
     ],
 )
-def test_trainings_begin_with_the_best_backbone_that_the_budget_has_time_for(
+def test_trainings_start_with_the_best_backbone_that_the_budget_allows(
     host, stripes, monkeypatch, seconds, budget, first
 ):
-    """Of two that are too dear, with the cheaper one."""
+    """Of two that are too expensive, with the cheaper one."""
     monkeypatch.setattr(Suggestions, "image_seconds", lambda self, name: seconds[name])
     names = ("tiny:net", "tiny:deep")
     watcher = Notes()
@@ -83,7 +83,7 @@ def test_a_search_ends_with_its_budget_and_leaves_a_tested_bundle(host, stripes)
     assert bundle.plan_of(made.folder.bundle) == result.final
 
 
-def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, stripes, monkeypatch):
+def test_skipped_steps_are_named_and_the_best_trial_is_kept(host, stripes, monkeypatch):
     made = search(host, stripes, trials=3, strategies=("fine-tune",))
     with monkeypatch.context() as patch:
 
@@ -91,16 +91,16 @@ def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, str
             patch.setattr(Budget, "left", lambda budget: -1.0)
             return finish.finish(*args)
 
-        patch.setattr(searching, "finish", late)  # the trials have used up all there was
+        patch.setattr(searching, "finish", late)  # the trials used all of the budget
         result = made.run()
     assert result.final == result.best.plan == bundle.plan_of(made.folder.bundle)
     assert result.final.train_on == ("train",)
-    told = " ".join(result.left_out)
-    assert "2 of 2 reruns of the best plans with new seeds" in told
-    assert "the refit of the winner, trial 1: the bundle is that of trial 1" in told
-    assert "the comparison with reference:pixels" in told
+    not_done = " ".join(result.left_out)
+    assert "2 of 2 reruns of the best plans with new seeds" in not_done
+    assert "the refit of the winner, trial 1: the bundle is that of trial 1" in not_done
+    assert "the comparison with reference:pixels" in not_done
     assert result.comparisons == {}
-    # With more time the same command makes up for it.
+    # With more time the same command does the rest.
     more = search(host, stripes, trials=3, strategies=("fine-tune",), budget=None).run()
     assert more.left_out == ()
     assert more.final.train_on == ("train", "early_stop", "val")
@@ -108,18 +108,18 @@ def test_what_there_is_no_time_for_is_named_and_the_best_trial_remains(host, str
     assert more.comparisons
 
 
-def test_the_time_that_was_kept_for_the_test_goes_into_it(host, stripes, monkeypatch):
+def test_the_time_reserved_for_the_test_is_used_for_it(host, stripes, monkeypatch):
     really = finish._End.judge
 
     def late(*args):
-        monkeypatch.setattr(Budget, "left", lambda budget: -1.0)  # all but what was kept is used up
+        monkeypatch.setattr(Budget, "left", lambda budget: -1.0)  # only the reserve is left
         return really(*args)
 
     monkeypatch.setattr(finish._End, "judge", late)
     assert "reference:pixels" in search(host, stripes, trials=2, reruns=0).run().comparisons
 
 
-def test_a_plan_that_breaks_down_with_another_seed_does_not_win_because_the_time_is_up(host, stripes, monkeypatch):
+def test_a_plan_whose_rerun_fails_does_not_win_when_time_runs_out(host, stripes, monkeypatch):
     seen = []
 
     def run_again(end, contender, turn):
@@ -133,11 +133,11 @@ def test_a_plan_that_breaks_down_with_another_seed_does_not_win_because_the_time
     assert result.best.trial == seen[1]
 
 
-def test_without_time_for_a_new_winner_the_bundle_of_an_earlier_one_remains(host, stripes, monkeypatch):
+def test_without_time_for_a_new_winner_the_earlier_bundle_is_kept(host, stripes, monkeypatch):
     first = search(host, stripes, trials=3, budget=None, reruns=0).run()
 
     def others(end, best):
-        """As though fresh seeds had put other trials in front, and used up the time."""
+        """As if reruns with new seeds had preferred other trials, and used all of the time."""
         monkeypatch.setattr(Budget, "left", lambda budget: -1.0)
         records = [record for record in best if record.number != first.best.trial]
         return [finish._Contender(record, (end._own_run(record),)) for record in records]
@@ -149,9 +149,7 @@ def test_without_time_for_a_new_winner_the_bundle_of_an_earlier_one_remains(host
     assert f"the bundle is that of trial {first.best.trial}" in " ".join(later.left_out)
 
 
-def test_a_winner_that_was_not_trained_on_all_images_is_compared_with_controls_that_were_not(
-    host, stripes, monkeypatch
-):
+def test_a_winner_without_a_refit_is_compared_with_controls_without_one(host, stripes, monkeypatch):
     def fit(end, plan, task):
         if task.startswith("refit of the winner"):
             raise OutOfTime
@@ -166,14 +164,14 @@ def test_a_winner_that_was_not_trained_on_all_images_is_compared_with_controls_t
     assert set(seen) == {("train",)}
 
 
-def test_images_that_take_longer_than_the_budget_are_said(host, stripes):
+def test_images_that_take_longer_than_the_budget_are_an_error(host, stripes):
     watcher = Notes()
     with pytest.raises(StudyError, match="Reading the images takes longer than --budget"):
         search(host, stripes, used=59, watcher=watcher).run()
     assert watcher.left() <= 1
 
 
-def test_backbones_too_expensive_for_the_budget_are_left_out_and_the_study_goes_on_without(host, stripes, monkeypatch):
+def test_backbones_too_expensive_for_the_budget_are_skipped_and_stay_so_in_the_study(host, stripes, monkeypatch):
     both = ("tiny:net", "reference:edges")
     cost = {"tiny:net": 1_000.0, "reference:edges": 1.0}
     with monkeypatch.context() as patch:
@@ -186,12 +184,12 @@ def test_backbones_too_expensive_for_the_budget_are_left_out_and_the_study_goes_
     assert {record.plan.backbone for record in made.folder.log.records()} == {"reference:edges"}
 
 
-def test_a_budget_counts_from_the_beginning_and_keeps_a_share_for_the_end():
+def test_a_budget_counts_from_the_start_and_reserves_a_share_for_the_end():
     budget = Budget(100.0, began=time.monotonic() - 55)
     budget.check_search()
     assert 45 - MARGIN - 1 < budget.left() <= 45 - MARGIN
     budget.keep(1e6)
-    budget.check_search()  # never more than its share is kept
+    budget.check_search()  # the reserve is never more than its share
     assert budget.kept_for_the_end == END_SHARE * 100
     late = Budget(100.0, began=time.monotonic() - 71)
     late.check_search()
@@ -207,10 +205,10 @@ def test_a_budget_counts_from_the_beginning_and_keeps_a_share_for_the_end():
 FEW = {"reruns": 0, "compare": False, "refit": False}
 
 
-def test_a_training_gets_as_many_epochs_as_there_is_time_for_and_what_it_took_corrects_the_next(
+def test_a_training_gets_the_epochs_that_there_is_time_for_and_its_time_corrects_the_estimate(
     host, stripes, monkeypatch
 ):
-    monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 0.1)  # a busy moment, for a tiny network
+    monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 0.1)  # a slow moment, for a tiny network
     watcher = Notes()
     made = search(host, stripes, trials=3, strategies=("linear-probe", "fine-tune", "full"), watcher=watcher, **FEW)
     made.run()
@@ -222,7 +220,7 @@ def test_a_training_gets_as_many_epochs_as_there_is_time_for_and_what_it_took_co
     assert f"Trial 1 is trained for {training.epochs} of its 20 epochs: there is no time for more." in watcher.notes
 
 
-def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next_run(host, stripes, monkeypatch):
+def test_trainings_that_there_is_no_time_for_wait_for_the_next_run(host, stripes, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Suggestions, "image_seconds", lambda *_: 10.0)
         made = search(host, stripes, trials=5, strategies=("linear-probe", "fine-tune", "full"), **FEW)
@@ -237,13 +235,13 @@ def test_trainings_that_there_is_no_time_for_are_not_begun_and_wait_for_the_next
     assert [again.folder.log.read(record.number).params for record in waiting] == [each.params for each in waiting]
 
 
-def test_as_long_as_there_is_no_model_a_training_is_begun_however_long_it_may_take(host, stripes, monkeypatch):
+def test_without_a_model_a_training_starts_however_long_it_may_take(host, stripes, monkeypatch):
     monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 1_000.0)
     made = search(host, stripes, trials=1, strategies=("fine-tune",), **FEW)
     assert made.run().best.plan.epochs() == 1
 
 
-def test_a_training_that_the_budget_cuts_off_is_a_candidate_and_its_plan_gives_it_again(host, stripes, monkeypatch):
+def test_a_training_that_the_budget_cuts_off_may_win_and_its_plan_gives_it_again(host, stripes, monkeypatch):
     really = _TrialObserver.epoch
 
     def late(observer, phase, epoch, facts):
@@ -269,7 +267,7 @@ def test_a_training_that_the_budget_cuts_off_is_a_candidate_and_its_plan_gives_i
     }
 
 
-def test_the_first_model_may_take_the_time_that_others_keep_for_the_end(host, stripes):
+def test_the_first_model_may_use_the_reserve_for_the_end(host, stripes):
     class Best:
         pass
 
@@ -282,7 +280,7 @@ def test_the_first_model_may_take_the_time_that_others_keep_for_the_end(host, st
     assert trials.seconds_left() < 0
 
 
-def test_a_model_is_there_even_while_a_trial_of_a_worker_is_the_best(host, stripes, monkeypatch):
+def test_there_is_a_bundle_even_while_a_trial_of_a_worker_is_the_best(host, stripes, monkeypatch):
     monkeypatch.setattr(Trials, "_is_best", lambda *_: False)
     monkeypatch.setattr(Budget, "left", lambda budget: -1.0 if budget.used > 1e6 else 1e6)
     made = search(host, stripes, trials=1, strategies=("linear-probe",), **FEW)
@@ -290,7 +288,7 @@ def test_a_model_is_there_even_while_a_trial_of_a_worker_is_the_best(host, strip
     assert bundle.plan_of(made.folder.bundle) == next(made.folder.log.records()).plan
 
 
-def test_the_last_training_is_expected_to_take_as_long_as_its_best_epochs_on_more_images(host, stripes, monkeypatch):
+def test_the_estimate_for_the_refit_is_for_its_best_epochs_on_more_images(host, stripes, monkeypatch):
     end = finish._End.__new__(finish._End)
     end.settings, end.bench = Settings(data=stripes), type("Bench", (), {"refit_factor": 1.5})
     training = Training(epochs=20, batch_size=1, head_lr=0.1, stop=Stop(patience=5))

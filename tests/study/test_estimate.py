@@ -26,17 +26,17 @@ def of_epochs(plan, *seconds):
     return record(plan, epochs=({"phase": 1, "epoch": 0}, *epochs))
 
 
-def test_before_a_backbone_was_trained_a_few_steps_say_how_long_it_takes(lab):
+def test_before_a_backbone_was_trained_the_estimate_comes_from_a_few_steps(lab):
     pace = Pace(lab.bench, {"tiny:net": 0.01}.__getitem__)
     images = len(lab.bench.shas("train"))
     assert pace.epoch_seconds("tiny:net") == pytest.approx(0.01 * images)
     ten, twenty = (pace.seconds(lab.plan(sgd(None, NAMES, epochs=epochs))) for epochs in (10, 20))
-    assert twenty - ten == pytest.approx(10 * 0.01 * images, rel=0.2)  # and what judges each epoch
+    assert twenty - ten == pytest.approx(10 * 0.01 * images, rel=0.2)  # and the evaluation of each epoch
     frozen = pace.seconds(lab.plan(sgd("1.2", NAMES[2:], epochs=20)))
     assert frozen < twenty / 2
 
 
-def test_what_trials_took_corrects_it_and_one_busy_moment_does_not(lab):
+def test_times_of_trials_correct_the_estimate_and_one_slow_epoch_does_not(lab):
     pace = Pace(lab.bench, {"tiny:net": 1_000.0, "tiny:deep": 1_000.0}.__getitem__)
     plan = lab.plan(sgd(None, NAMES, epochs=20))
     for _ in range(3):
@@ -48,7 +48,7 @@ def test_what_trials_took_corrects_it_and_one_busy_moment_does_not(lab):
     assert pace.seconds(lab.plan(sgd(None, (), epochs=20), backbone="tiny:deep")) > 1_000
 
 
-def test_heads_take_what_heads_like_them_took(lab):
+def test_the_estimate_for_a_head_comes_from_similar_heads(lab):
     pace = Pace(lab.bench, {}.__getitem__)
     probe = lab.plan(Phase.linear_probe("2.1"))
     assert pace.seconds(probe) == 0
@@ -57,7 +57,7 @@ def test_heads_take_what_heads_like_them_took(lab):
     assert pace.seconds(probe.model_copy(update={"cut": "0.2"})) == pytest.approx(3.0)  # 8 features instead of 16
 
 
-def test_trials_on_other_images_say_nothing(lab):
+def test_trials_on_other_images_are_ignored(lab):
     pace = Pace(lab.bench, {"tiny:net": 0.01}.__getitem__)
     plan = lab.plan(sgd(None, NAMES))
     before = pace.seconds(plan)

@@ -32,7 +32,7 @@ class Recorder(Silent):
         ({"backbone": "autotl:resnet10", "cut": 1.0}, ""),
     ],
 )
-def test_what_a_first_guess_gets_wrong_is_said(host, stripes, guess, says, recwarn):
+def test_mistakes_in_a_first_guess_are_reported(host, stripes, guess, says, recwarn):
     class Picky(LinearProbe):
         first_guess = guess
 

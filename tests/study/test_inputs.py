@@ -28,7 +28,7 @@ def catalogue(host, tmp_path):
 
 
 @pytest.mark.parametrize("ratio", [1, 4 / 3, 3 / 2])
-def test_ordinary_photos_are_seen_as_the_training_images_were(catalogue, ratio):
+def test_ordinary_photos_are_cropped_as_in_pretraining(catalogue, ratio):
     inputs = Inputs(catalogue, Shapes(image_size=300, cut_away=1 - 1 / ratio))
     own = catalogue.card(SHIPPED).input
     assert not inputs.searched and not list(inputs.notes())
@@ -37,14 +37,14 @@ def test_ordinary_photos_are_seen_as_the_training_images_were(catalogue, ratio):
     assert {input.mode for input in inputs.sizes(SHIPPED, own.mode)} == {"crop"}
 
 
-def test_of_long_images_the_whole_is_seen_first(catalogue):
+def test_the_first_guesses_squash_long_images(catalogue):
     inputs = Inputs(catalogue, Shapes(image_size=64, cut_away=2 / 3))
     own, first = catalogue.card(SHIPPED).input, inputs.first(SHIPPED)
     assert inputs.searched and "cut away 67% of an image" in next(inputs.notes())
     assert (first.mode, first.size, first.resize) == ("squash", own.size, own.size)
     assert inputs.guess(SHIPPED) == {"input_size": 0.0, "input_mode": "squash"}
     assert inputs.network(SHIPPED, 0).input == first
-    # Of whole images there is more to see in a larger input.
+    # A larger input shows more of whole images.
     assert len(inputs.sizes(SHIPPED, "pad")) > len(inputs.sizes(SHIPPED, "crop")) == 1
 
 
@@ -70,7 +70,7 @@ def context(catalogue, trial, cut_away):
     )
 
 
-def test_the_mode_is_drawn_where_the_shapes_call_for_it(catalogue):
+def test_the_mode_is_drawn_if_a_crop_would_remove_much(catalogue):
     for mode in MODES:
         trial = optuna.trial.FixedTrial({"backbone": "tiny:net", "input_mode": mode})
         assert context(catalogue, trial, 0.6).input().mode == mode
@@ -79,7 +79,7 @@ def test_the_mode_is_drawn_where_the_shapes_call_for_it(catalogue):
     assert "input_mode" not in trial.params
 
 
-def test_a_strategy_that_asks_for_no_input_sees_what_the_probe_sees(catalogue):
+def test_a_strategy_that_asks_for_no_input_gets_that_of_the_probe(catalogue):
     made = context(catalogue, optuna.trial.FixedTrial({"backbone": "tiny:net"}), 0.6)
     plan = made.plan(cut="1.2", head=Head(pooling="avg"), phases=[Phase.linear_probe("1.2")])
     assert (plan.input.mode, plan.input.bits) == ("squash", 12)
@@ -87,7 +87,7 @@ def test_a_strategy_that_asks_for_no_input_sees_what_the_probe_sees(catalogue):
 
 @pytest.fixture
 def scans(tmp_path):
-    """Two classes of 30 grey images of 96 x 32 px and 12 bits, told apart by a patch near an end."""
+    """Two classes of 30 grey images of 96 x 32 px and 12 bits, which differ in a patch near an end."""
     draw = np.random.default_rng(0)
     for name in ("ok", "defect"):
         (tmp_path / "scans" / name).mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_a_defect_at_the_end_of_a_dark_long_image_is_found_by_the_first_guess(ho
     written = json.loads((search.folder.bundle / "preprocessing.json").read_text())
     assert (written["mode"], written["bits"]) == ("squash", 12)
     assert "values of integer images are scaled from 12 bits" in (search.folder.bundle / "README.md").read_text()
-    # New images are scaled alike, also where they use more bits.
+    # New images are scaled in the same way, even if they use more bits.
     model = bundle.load(search.folder.bundle, search.catalogue)
     brighter = Image.fromarray(np.full((32, 96), 60_000, np.uint16))
     seen = images.fit(images.upright(brighter), model.plan.input)

@@ -9,7 +9,7 @@ from autotl.study.machine import one_line_each
 
 
 def no_memory():
-    """What torch says where a computer's own memory is used up."""
+    """The error of torch if the computer's own memory is full."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
     return caught.value
@@ -30,7 +30,7 @@ def no_memory():
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_what_a_user_can_put_right_is_one_line_and_says_that_nothing_is_lost(error, says):
+def test_an_error_that_a_user_can_fix_is_one_line_that_says_that_nothing_is_lost(error, says):
     with pytest.raises(StudyError, match=says) as caught, one_line_each("mine"):
         raise error
     assert "Finished trials are saved" in str(caught.value)
@@ -38,7 +38,7 @@ def test_what_a_user_can_put_right_is_one_line_and_says_that_nothing_is_lost(err
 
 
 @pytest.mark.parametrize("error", [PlanError("a plan"), RuntimeError("a bug"), KeyboardInterrupt()])
-def test_all_else_comes_through(error):
+def test_all_other_errors_are_raised(error):
     with pytest.raises(type(error)) as caught, one_line_each("mine"):
         raise error
     assert caught.value is error

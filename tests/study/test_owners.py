@@ -27,7 +27,7 @@ class Listening(Silent):
 
 
 class Extra:
-    """A strategy, a family and an augmentation, none of which comes first in a search."""
+    """A strategy, a family and an augmentation that a search does not use first."""
 
     @hookimpl
     def register_strategies(self, register):
@@ -51,8 +51,8 @@ def host(extra=None, tiny="1.0"):
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A study of one trial, a linear probe on the cheapest backbone, that may use a plugin more."""
+def started(tmp_path_factory):
+    """A study of one trial, a linear probe on the cheapest backbone, which has one plugin more."""
     place = tmp_path_factory.mktemp("owners")
     write_stripes(place / "stripes")
     return search(place, host("1.0"), trials=1).run() and place
@@ -78,12 +78,12 @@ def search(place, host, **settings):
 
 
 @pytest.fixture
-def place(begun, tmp_path):
-    shutil.copytree(begun, tmp_path / "copy")
+def place(started, tmp_path):
+    shutil.copytree(started, tmp_path / "copy")
     return tmp_path / "copy"
 
 
-def test_a_study_goes_on_without_a_plugin_that_no_trial_has_used_and_with_it_when_it_is_back(place):
+def test_a_study_resumes_without_a_plugin_that_no_trial_has_used_and_with_it_later(place):
     made = search(place, host(), trials=8)
     without, state = (
         "Warning: the search continues without",
@@ -93,7 +93,7 @@ def test_a_study_goes_on_without_a_plugin_that_no_trial_has_used_and_with_it_whe
         f"{without} {what} {state}" for what in ("backbone family 'other'", "strategy 'extra'")
     ]
     result = made.run()
-    assert result.trials["complete"] == 8  # what is not here is not drawn either
+    assert result.trials["complete"] == 8  # missing parts are not drawn
     records = list(made.folder.log.records())
     assert {record.params["strategy"] for record in records} == {"linear-probe"}
     assert {record.plan.backbone for record in records} == {"tiny:net"}
@@ -121,7 +121,7 @@ def test_a_plugin_that_no_trial_has_used_may_be_updated(place):
     assert made.folder.definition.owners["strategies extra"] == {"autotl-extra": "2.0"}
 
 
-def test_a_plugin_that_a_trial_has_used_must_be_as_it_was(place):
+def test_a_plugin_that_a_trial_has_used_must_have_its_version(place):
     with pytest.raises(StudyError) as error:
         search(place, host("1.0", tiny="2.0"), trials=2)
     assert str(error.value) == (
@@ -130,7 +130,7 @@ def test_a_plugin_that_a_trial_has_used_must_be_as_it_was(place):
     )
 
 
-def test_what_the_user_names_must_be_here(place):
+def test_what_the_user_names_must_be_installed(place):
     with pytest.raises(StudyError, match="uses strategy 'extra' of autotl-extra 1.0, which is not installed"):
         search(place, host(), trials=2, strategies=("linear-probe", "extra"))
     with pytest.raises(StudyError, match="uses backbone family 'other' of autotl-extra 1.0, which is not installed"):

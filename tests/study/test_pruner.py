@@ -3,7 +3,7 @@ import optuna
 from autotl.study.pruner import IMAGES, RUNG, SameImagesPruner
 
 
-def test_a_trial_competes_with_those_on_the_same_images_alone():
+def test_a_trial_competes_only_with_those_on_the_same_images():
     study = optuna.create_study(direction="maximize", pruner=SameImagesPruner())
 
     def falls_behind(images, value):

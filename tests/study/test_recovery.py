@@ -19,7 +19,7 @@ from autotl.testing.lab import TinyPlugin, write_stripes
 from autotl.tracking.folder import StudyFolder
 
 RANDOM, BEFORE, TOTAL = 4, 8, 10
-"""Trials that are drawn at random or guessed, those that there are before something is lost, and those in the end."""
+"""Numbers of trials: drawn at random or guessed, run before something is lost, and in the end."""
 
 
 class Listening(Silent):
@@ -57,11 +57,11 @@ def drawn(made):
 
 
 def in_storage(folder):
-    """Everything that Optuna must know of the trials, to draw and to prune as before."""
+    """Everything that Optuna needs of the trials, to draw and to prune as before."""
     study = optuna.load_study(study_name=folder.definition.optuna, storage=folder.storage)
 
     def attrs(trial):
-        """Without who carried it out, and what was of use while it was drawn."""
+        """Without the worker, and what was needed only while the trial was drawn."""
         kept = {name: value for name, value in trial.user_attrs.items() if name != "worker"}
         return kept | {name: value for name, value in trial.system_attrs.items() if name.startswith("completed_rung")}
 
@@ -78,30 +78,30 @@ def _fewer_at_random():
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A study of some trials, as it was, as Optuna knew it, and what it would have drawn in the end."""
+def started(tmp_path_factory):
+    """The images, a study of some trials, Optuna's record of it, and the draws of an uninterrupted study."""
     place = tmp_path_factory.mktemp("recovery")
     stripes = write_stripes(place / "stripes")
-    made = search(stripes, place / "begun", BEFORE)
+    made = search(stripes, place / "started", BEFORE)
     made.run()
-    shutil.copytree(place / "begun", place / "whole")
+    shutil.copytree(place / "started", place / "whole")
     whole = search(stripes, place / "whole")
     whole.run()
     assert {state for _, state, *_ in drawn(whole)} == {"complete", "pruned"}
-    return stripes, place / "begun", in_storage(made.folder), drawn(whole)
+    return stripes, place / "started", in_storage(made.folder), drawn(whole)
 
 
 @pytest.fixture
-def study(begun, tmp_path):
+def study(started, tmp_path):
     """A copy of the study, to be damaged."""
-    shutil.copytree(begun[1], tmp_path / "home")
+    shutil.copytree(started[1], tmp_path / "home")
     return StudyFolder(tmp_path / "home" / "stripes")
 
 
 @pytest.fixture
-def goes_on(begun, study):
-    """`goes_on()`: the search goes on and draws what it would have drawn; the warnings that it gave."""
-    stripes, _, _, whole = begun
+def resumes(started, study):
+    """`resumes()`: the search resumes and draws what it would have drawn; returns its warnings."""
+    stripes, _, _, whole = started
 
     def run():
         made = search(stripes, study.path.parent)
@@ -184,24 +184,24 @@ def _with_nonsense(file):
         _without_a_table,
     ],
 )
-def test_a_database_that_is_lost_or_damaged_is_made_again_from_the_logs(begun, study, damage):
+def test_a_database_that_is_lost_or_damaged_is_rebuilt_from_the_logs(started, study, damage):
     damage(study.database)
     (said,) = opened(study)
     assert f"rebuilt from the logs of {BEFORE} trials" in said and "\n" not in said
-    assert in_storage(study) == begun[2]
+    assert in_storage(study) == started[2]
     assert (study.path / "former-optuna.db").exists() == (damage != _deleted)
     assert opened(study) == []
 
 
-def test_a_search_goes_on_from_the_logs_alone_as_if_nothing_had_been_lost(study, goes_on):
+def test_a_search_resumes_from_the_logs_alone_as_if_nothing_were_lost(study, resumes):
     _deleted(study.database)
-    (said,) = goes_on()
+    (said,) = resumes()
     assert "optuna.db was missing. Optuna's storage was rebuilt from the logs" in said
-    assert goes_on() == []
+    assert resumes() == []
 
 
 @pytest.mark.parametrize("damage", [_deleted, _emptied, _no_database, _a_folder, _a_pipe])
-def test_a_study_file_that_is_lost_or_damaged_is_made_again_from_the_database(begun, study, damage):
+def test_a_study_file_that_is_lost_or_damaged_is_rebuilt_from_the_database(started, study, damage):
     file = study.path / "study.json"
     before = study.definition
     damage(file)
@@ -211,13 +211,13 @@ def test_a_study_file_that_is_lost_or_damaged_is_made_again_from_the_database(be
     assert "\n" not in said[0]
 
 
-def test_trials_whose_logs_are_lost_are_carried_out_again_under_their_numbers(study, goes_on):
+def test_trials_whose_logs_are_lost_are_run_again_under_their_numbers(study, resumes):
     definition = study.definition
     (study.path / "study.json").unlink()
     (study.path / "trials" / "00004.jsonl").unlink()
     log = study.path / "trials" / "00006.jsonl"
     log.write_bytes(log.read_bytes()[:-20])  # its last line
-    said = goes_on()
+    said = resumes()
     assert "study.json is missing" in said[0]
     assert "The log of trial 4 does not record how it ended" in said[1] and "To be run again: trial 4, 6." in said[1]
     assert study.definition == definition
@@ -231,7 +231,7 @@ def test_without_study_file_and_database_nothing_is_guessed(study):
     assert not study.database.exists()
 
 
-def test_logs_that_do_not_say_what_was_drawn_from_are_not_made_a_database_of(study):
+def test_logs_without_the_ranges_of_the_draws_are_not_made_a_database_of(study):
     for file in study.log.files():
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps({**line, "distributions": {}}) + "\n" for line in lines))

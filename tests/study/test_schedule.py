@@ -36,7 +36,7 @@ def test_the_longest_schedule_that_fits_is_found(most, least, found):
     assert (chosen and epochs(chosen)[0]) == found
 
 
-def test_a_head_alone_fits_as_it_is_or_not_at_all():
+def test_a_plan_without_epochs_fits_unchanged_or_not_at_all():
     probe = plan(Phase.linear_probe("2.1"))
     assert longest(probe, lambda plan: True, SHORTEST).phases == probe.phases
     assert longest(probe, lambda plan: False, SHORTEST) is None

@@ -80,9 +80,9 @@ def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
     assert result.best.validation == board[0].value == max(record.value for record in board)
     stored = optuna.load_study(study_name=made.folder.definition.optuna, storage=made.folder.storage)
     for trial, record in zip(stored.trials, made.folder.log.records(), strict=True):
-        told = {"cut": record.plan.cut, "frozen": record.plan.cut, "log-loss": record.metrics["val.loss"]}
-        told |= {"parameters": record.metrics["parameters"], "FLOPs": record.metrics["flops"]}
-        assert told.items() <= trial.user_attrs.items()
+        attributes = {"cut": record.plan.cut, "frozen": record.plan.cut, "log-loss": record.metrics["val.loss"]}
+        attributes |= {"parameters": record.metrics["parameters"], "FLOPs": record.metrics["flops"]}
+        assert attributes.items() <= trial.user_attrs.items()
     assert 0 <= result.test.low <= result.test.value <= result.test.high <= 1
     assert result.test.images == 18
     assert "reference:pixels" in result.comparisons
@@ -109,7 +109,7 @@ def test_features_are_computed_once_for_all_trials(host, stripes, monkeypatch):
     assert counts == [2 * 90, 0]
 
 
-def test_a_damaged_cache_changes_no_number_and_is_said_in_one_line_each(host, stripes):
+def test_a_damaged_cache_changes_no_number_and_gives_one_note_each(host, stripes):
     first = search(host, stripes, trials=1, backbones=("tiny:net",), compare=False).run()
     caches = list((cache_dir(None)).glob("*/*/rows.bin"))
     assert {file.parent.parent.name for file in caches} == {"pixels", "pictures", "features"}
@@ -122,7 +122,7 @@ def test_a_damaged_cache_changes_no_number_and_is_said_in_one_line_each(host, st
     assert sorted(said) == sorted(set(said)) and len(said) == len(caches)
 
 
-def test_pixels_for_a_comparison_that_is_not_made_are_not_decoded(host, stripes):
+def test_pixels_for_a_skipped_comparison_are_not_decoded(host, stripes):
     def stores():
         return len(list((cache_dir(None) / "pixels").glob("*/rows.bin")))
 
@@ -131,7 +131,7 @@ def test_pixels_for_a_comparison_that_is_not_made_are_not_decoded(host, stripes)
         assert stores() == expected
 
 
-def test_the_test_images_are_not_all_in_memory_at_once(host, stripes, monkeypatch):
+def test_the_test_images_are_read_in_parts(host, stripes, monkeypatch):
     read, batches, most = PixelStore.read, [], 0
 
     def watched(*args):
@@ -165,11 +165,11 @@ def test_the_same_command_again_adds_nothing_and_a_larger_total_adds_the_rest(ho
     more = search(host, stripes, watcher, trials=7).run()
     assert [number for number, _, _ in watcher.ended] == [4, 5, 6]
     assert +Counter(more.trials) == {"complete": 7}
-    # The test is opened again only for another winner, and the report says so.
+    # The test is opened again only for another winner, and the result counts it.
     assert more.test_opened == (1 if more.final == first.final else 2)
 
 
-def test_what_had_no_time_is_made_up_for_without_opening_the_test_for_the_rest_again(host, stripes, monkeypatch):
+def test_a_skipped_comparison_is_done_later_without_testing_the_rest_again(host, stripes, monkeypatch):
     def openings():
         return len(made.folder.test_openings.read_text().splitlines())
 
@@ -178,9 +178,9 @@ def test_what_had_no_time_is_made_up_for_without_opening_the_test_for_the_rest_a
             raise OutOfTime
         return really(end, control, on_all)
 
-    really = finishing._End._carry_out
+    really = finishing._End._train_control
     with monkeypatch.context() as patch:
-        patch.setattr(finishing._End, "_carry_out", no_time)
+        patch.setattr(finishing._End, "_train_control", no_time)
         made = search(host, stripes, trials=4)
         first = made.run()
         again = search(host, stripes, trials=4).run()
@@ -215,7 +215,7 @@ def test_an_interrupted_study_draws_what_an_uninterrupted_one_draws(host, stripe
     assert drawn[0] == drawn[1]
 
 
-def test_a_study_that_was_begun_otherwise_is_not_continued(host, stripes):
+def test_a_study_that_was_started_with_other_settings_is_not_resumed(host, stripes):
     search(host, stripes, trials=1).run()
     with pytest.raises(StudyError, match=r"metric accuracy → macro-f1.*--study NAME"):
         search(host, stripes, trials=2, metric="macro-f1").run()
@@ -237,7 +237,7 @@ def test_new_images_join_train_and_only_new_trials_count(host, stripes):
     assert {row["split"] for row in rows if row["path"].endswith("new.png")} == {"train"}
 
 
-def test_images_that_are_gone_are_said_and_what_to_do(host, stripes):
+def test_missing_images_are_reported_with_what_to_do(host, stripes):
     search(host, stripes, trials=1).run()
     (stripes / "across" / "3.png").unlink()
     watcher = Recorder()
@@ -246,7 +246,7 @@ def test_images_that_are_gone_are_said_and_what_to_do(host, stripes):
     assert any("(1 gone ('across/3.png'))" in note for note in watcher.notes)
 
 
-def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes, monkeypatch):
+def test_a_kill_between_the_last_trial_and_the_result_loses_nothing(host, stripes, monkeypatch):
     search(host, stripes, trials=2).run()
     with monkeypatch.context() as patch:
         patch.setattr(searching, "finish", lambda *_: 1 / 0)
@@ -258,7 +258,7 @@ def test_a_kill_between_the_last_trial_and_the_result_is_made_good(host, stripes
     assert as_in_trial.train_on == ("train",)
 
 
-def test_a_study_goes_on_with_what_it_was_begun_with(host, stripes):
+def test_a_study_resumes_with_its_own_settings(host, stripes):
     search(host, stripes, trials=2).run()
     more = search(host, stripes, trials=4, backbones=("reference:edges", "tiny:net")).run()  # in another order
     assert +Counter(more.trials) == {"complete": 4}
@@ -269,7 +269,7 @@ def test_a_study_goes_on_with_what_it_was_begun_with(host, stripes):
         search(host, stripes, trials=6, storage="sqlite:///elsewhere.db").run()
 
 
-def test_a_storage_that_cannot_be_used_is_said_before_any_trial(host, stripes):
+def test_a_storage_that_cannot_be_used_is_an_error_before_any_trial(host, stripes):
     for url, says in (("nonsense", "not a database URL"), ("sqlite:////nowhere/at/all.db", "cannot use the storage")):
         with pytest.raises(StudyError, match=says):
             search(host, stripes, storage=url).run()
@@ -290,7 +290,7 @@ def test_a_strategy_that_suggests_no_plan_is_named(host, stripes):
         search(host, stripes, strategies=("empty",), trials=1).run()
 
 
-def test_a_study_without_trials_is_begun_anew(host, stripes, monkeypatch):
+def test_a_study_without_trials_starts_again(host, stripes, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_try_out", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -298,7 +298,7 @@ def test_a_study_without_trials_is_begun_anew(host, stripes, monkeypatch):
     assert search(host, stripes, trials=1).run().test.metric == "accuracy"
 
 
-def test_images_that_cannot_be_used_are_said_before_anything_is_asked_for_or_written(host, tmp_path, monkeypatch):
+def test_images_that_cannot_be_used_are_an_error_before_anything_is_downloaded_or_written(host, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(searching.pools, "choose", lambda *_: 1 / 0)
     with pytest.raises(DataError, match="has no images"):
@@ -306,7 +306,7 @@ def test_images_that_cannot_be_used_are_said_before_anything_is_asked_for_or_wri
     assert not (tmp_path / "studies").exists()
 
 
-def test_linear_probes_come_before_trainings(host, stripes):
+def test_linear_probes_run_before_trainings(host, stripes):
     made = search(host, stripes, strategies=("fine-tune", "linear-probe"), trials=3, reruns=0, compare=False)
     made.run()
     drawn = [record.params for record in made.folder.log.records()]
@@ -314,14 +314,14 @@ def test_linear_probes_come_before_trainings(host, stripes):
     assert {params["backbone"] for params in drawn[:2]} == {"tiny:net", "reference:edges"}
 
 
-def test_a_first_guess_on_a_backbone_that_the_study_does_not_have_is_tried_on_one_that_it_has(host, stripes):
+def test_a_first_guess_for_a_backbone_outside_the_study_is_tried_on_another(host, stripes):
     class Picky(LinearProbe):
         first_guess: ClassVar = {"backbone": "timm:resnet18", "cut": 0.0}
 
     class Plugin:
         @hookimpl
         def register_strategies(self, register):
-            register("picky", Picky, summary="wants what is not there")
+            register("picky", Picky, summary="wants a backbone outside the study")
 
     host.add(Plugin(), "picky-plugin")
     made = search(host, stripes, backbones=("tiny:net",), strategies=("picky",), trials=1, reruns=0, compare=False)
@@ -331,7 +331,7 @@ def test_a_first_guess_on_a_backbone_that_the_study_does_not_have_is_tried_on_on
     assert (record.state, record.plan.backbone, record.plan.cut) == ("complete", "tiny:net", best.cut)
 
 
-def test_images_that_go_away_end_the_search_and_not_its_trial(host, stripes, monkeypatch):
+def test_images_that_disappear_end_the_search_and_not_its_trial(host, stripes, monkeypatch):
     def gone(*_):
         raise DataError("it has changed since the data was opened")
 
@@ -344,14 +344,14 @@ def test_images_that_go_away_end_the_search_and_not_its_trial(host, stripes, mon
     assert +Counter(search(host, stripes, trials=2).run().trials) == {"complete": 2}
 
 
-def test_a_study_that_is_being_searched_is_left_alone(host, stripes):
+def test_a_study_of_a_running_search_is_not_changed(host, stripes):
     made = search(host, stripes)
     with made.folder.lock(), pytest.raises(StudyError, match="being searched by another process"):
         search(host, stripes).run()
 
 
 def _end_in_trial(host, end, number, times=1):
-    """Makes the strategy `linear-probe` end its process, or its training, in one trial, so many times."""
+    """Make the strategy `linear-probe` call `end` in one trial, the given number of times."""
     probe = host.strategies["linear-probe"].item
     suggest = probe.suggest
     ended = []
@@ -370,7 +370,7 @@ def _drawn(made):
     return [(r.number, r.state, r.params, r.plan.hash) for r in made.folder.log.records()]
 
 
-def test_ctrl_c_keeps_what_was_done_and_the_trial_goes_on_as_the_same(host, stripes):
+def test_ctrl_c_keeps_finished_work_and_the_trial_runs_again_with_its_draws(host, stripes):
     whole = search(host, stripes, trials=9, study="whole")
     whole.run()
 
@@ -387,7 +387,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_trial_goes_on_as_the_same(host, stri
 
 
 def _killed(host, data, kill, **settings):
-    """Runs a search in a process of its own until `kill` ends it."""
+    """Run a search in a process of its own until `kill` ends it."""
     child = os.fork()
     if child == 0:
         kill(host)
@@ -412,7 +412,7 @@ def test_a_killed_search_draws_what_an_uninterrupted_one_draws(host, stripes):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("most", [3, 1])
-def test_a_trial_that_kills_its_process_so_often_at_the_same_place_has_failed(host, stripes, most):
+def test_a_trial_that_kills_its_process_too_often_at_the_same_point_has_failed(host, stripes, most):
     kill = partial(_end_in_trial, end=lambda: os._exit(9), number=2)
     for _ in range(most):
         _killed(host, stripes, kill, trials=4)
@@ -478,7 +478,7 @@ def test_a_failing_strategy_fails_its_trials_and_not_the_search(host, stripes):
     assert {record.reason for record in failed} == {reason}
 
 
-def test_a_search_without_a_single_good_trial_says_why(host, stripes):
+def test_a_search_in_which_every_trial_fails_says_why(host, stripes):
     class Never:
         def suggest(self, trial, context):
             raise LookupError("nothing to suggest")
@@ -509,19 +509,19 @@ def test_a_search_without_a_single_good_trial_says_why(host, stripes):
          WeightsError, "the file does not exist"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_searched_is_said_before_anything_is_done(host, stripes, settings, error, says, tmp_path):
+def test_what_cannot_be_searched_is_an_error_at_the_start(host, stripes, settings, error, says, tmp_path):
     with pytest.raises(error, match=says):
         search(host, stripes, **settings)
     assert not (tmp_path / "studies").exists()
 
 
-def test_where_the_device_has_memory_for_a_few_images_at_once_it_is_searched_all_the_same(host, stripes, little_memory):
+def test_a_search_works_on_a_device_with_memory_for_few_images(host, stripes, little_memory):
     little_memory()
     assert search(host, stripes, budget=600.0, trials=3).run().trials["complete"] == 3
 
 
 class Odd(TinyFamily):
-    """Networks of which one works, one cannot be split, one fails on images and one gives no numbers."""
+    """Networks: one works, one cannot be split, one fails on images and one gives values that are not finite."""
 
     more = {"net": 0, "decides": 0, "fails": 0, "refuses": 0}
 
@@ -561,7 +561,7 @@ class OddPlugin:
         register("linear-guess", lambda: 1 / 0, summary="For a test")
 
 
-def test_what_a_glob_names_and_does_not_work_is_left_out_and_the_same_command_goes_on(host, stripes):
+def test_a_broken_backbone_that_a_glob_matches_is_skipped_and_the_same_command_resumes(host, stripes):
     host.add(OddPlugin(), "odd-plugin")
     watcher = Recorder()
     chosen = {"backbones": ("odd:*",), "strategies": ("linear-*",)}
@@ -582,7 +582,7 @@ def test_what_a_glob_names_and_does_not_work_is_left_out_and_the_same_command_go
 
 
 @pytest.mark.parametrize("name", ["decides", "fails"])
-def test_what_is_named_in_full_and_does_not_work_ends_the_search_before_its_first_trial(host, stripes, name):
+def test_a_broken_backbone_that_is_named_in_full_ends_the_search_before_its_first_trial(host, stripes, name):
     host.add(OddPlugin(), "odd-plugin")
     named = ("odd:net", f"odd:{name}")
     with pytest.raises(PluginError, match=f"'odd:{name}' of plugin 'odd-plugin'"):
@@ -590,7 +590,7 @@ def test_what_is_named_in_full_and_does_not_work_ends_the_search_before_its_firs
     assert search(host, stripes, trials=2, backbones=("odd:net",)).run().trials["complete"] == 2
 
 
-def test_a_study_that_is_begun_anew_forgets_what_the_probe_saw(host, stripes, monkeypatch):
+def test_a_study_that_starts_again_forgets_the_earlier_probe(host, stripes, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
@@ -603,24 +603,24 @@ def test_a_study_that_is_begun_anew_forgets_what_the_probe_saw(host, stripes, mo
     assert {row.backbone for row in read_probe(made.folder)} == {"tiny:deep"}
 
 
-def test_a_study_goes_on_with_another_device_of_its_kind(host, stripes):
-    begun = search(host, stripes, trials=2)
-    begun.run()
-    assert begun.folder.definition.device == "cpu"
+def test_a_study_resumes_with_another_device_of_its_kind(host, stripes):
+    earlier = search(host, stripes, trials=2)
+    earlier.run()
+    assert earlier.folder.definition.device == "cpu"
     assert search(host, stripes, trials=3, device="cpu:0").run().trials["complete"] == 3
-    assert begun.folder.definition.device == "cpu"
+    assert earlier.folder.definition.device == "cpu"
 
 
 @pytest.mark.parametrize("metric", ["balanced-accuracy", "macro-f1"])
-def test_other_metrics_choose_and_are_tested(host, stripes, metric):
+def test_other_metrics_select_the_winner_and_are_tested(host, stripes, metric):
     made = search(host, stripes, metric=metric, trials=3)
     result = made.run()
     assert result.test.metric == metric
     assert result.best.validation == result.best.metrics[f"val.{metric}"]
 
 
-def test_the_test_labels_choose_nothing(host, stripes):
-    """With other labels in the test split alone, all that is decided before it is opened is the same."""
+def test_the_test_labels_have_no_influence(host, stripes):
+    """With other labels in the test split alone, everything before the test is the same."""
     rows = [(file.relative_to(stripes), file.parent.name) for file in sorted(stripes.rglob("*.png"))]
     wrong = {"across": "down", "down": "checks", "checks": "across"}
     found = {}
@@ -639,7 +639,7 @@ def test_the_test_labels_choose_nothing(host, stripes):
     assert found["right"][1].value > found["wrong"][1].value
 
 
-def test_a_study_on_disk_is_shown_without_its_data(host, stripes, capsys):
+def test_a_study_is_shown_without_its_data(host, stripes, capsys):
     made = search(host, stripes, trials=3)
     result = made.run()
     shutil.rmtree(stripes)
@@ -651,7 +651,7 @@ def test_a_study_on_disk_is_shown_without_its_data(host, stripes, capsys):
 
 
 def test_the_test_counts_groups_and_classes(host, stripes):
-    """Five images of a group each: what one of them gets the others get, too."""
+    """Groups of five images, which get the same predictions."""
     rows = [
         f"{file.relative_to(stripes)},{file.parent.name},{file.parent.name}{int(file.stem) // 5}"
         for file in sorted(stripes.rglob("*.png"))
@@ -674,7 +674,7 @@ def test_the_test_counts_groups_and_classes(host, stripes):
 
 
 @pytest.mark.parametrize(("metric", "first"), [("accuracy", "none"), ("balanced-accuracy", "balanced")])
-def test_classes_weigh_at_first_as_the_metric_says_where_they_are_unequal(host, stripes, metric, first):
+def test_if_classes_are_unequal_the_metric_sets_the_first_class_weights(host, stripes, metric, first):
     for number in range(7, 30):
         (stripes / "checks" / f"{number}.png").unlink()
     made = search(host, stripes, trials=1, backbones=("tiny:net",), metric=metric)

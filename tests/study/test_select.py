@@ -1,7 +1,7 @@
 from autotl.study.select import order
 
 
-def test_equal_values_are_ordered_by_log_loss_as_it_is_shown_and_then_by_cost():
+def test_equal_values_are_ordered_by_the_shown_log_loss_and_then_by_cost():
     def place(value, loss, flops):
         return order(value, {"val.loss": loss, "flops": flops})
 

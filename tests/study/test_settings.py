@@ -19,20 +19,20 @@ SAID = {
 }
 
 
-def test_what_is_told_of_a_search_is_a_command_that_says_the_same_without_secrets(tmp_path, monkeypatch):
-    told = Settings.of(SAID).told()
-    assert "secret" not in str(told)
-    assert told["options"]["trials"] == 7 and told["options"]["budget"] == 300
+def test_the_logged_command_gives_the_same_search_without_secrets(tmp_path, monkeypatch):
+    logged = Settings.of(SAID).logged()
+    assert "secret" not in str(logged)
+    assert logged["options"]["trials"] == 7 and logged["options"]["budget"] == 300
     monkeypatch.chdir(tmp_path)
     for name in ("a folder", "net.safetensors"):
         Path(name).touch()
     heard = {}
     monkeypatch.setattr(command, "callback", lambda as_json, **values: heard.update(values))
-    done = CliRunner().invoke(command, shlex.split(told["command"])[2:])
+    done = CliRunner().invoke(command, shlex.split(logged["command"])[2:])
     assert done.exit_code == 0, done.output
     secrets = {"storage", "tracking_uri"}
     assert Settings.of(heard).model_dump(exclude=secrets) == Settings.of(SAID).model_dump(exclude=secrets)
 
 
-def test_what_is_the_default_is_not_said():
-    assert Settings(data=Path("digits")).told()["command"] == "autotl search digits"
+def test_the_logged_command_has_no_defaults():
+    assert Settings(data=Path("digits")).logged()["command"] == "autotl search digits"

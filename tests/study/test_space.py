@@ -79,11 +79,11 @@ def own(host):
     return OwnTrial(trial, host.strategies["nosy"], "Strategy 'nosy'", host), trial
 
 
-def test_a_plugin_draws_under_its_own_names(own):
+def test_a_plugin_draws_names_of_its_own(own):
     seen, trial = own
     seen.suggest_float("nosy.rate", 1e-3, 1, log=True)
     seen.suggest_int("noisy.steps", 1, 9, step=2)  # a name of its augmentation
-    seen.suggest_categorical("nosy-together.kind", ["a", "b"])  # which nobody has registered
+    seen.suggest_categorical("nosy-together.kind", ["a", "b"])  # a name that is not registered
     assert seen.params == trial.params and len(trial.params) == 3
     assert seen.number == trial.number
 
@@ -99,7 +99,7 @@ def test_a_plugin_draws_under_its_own_names(own):
         ("nosy.", "call it 'nosy.nosy'"),
     ],
 )
-def test_a_plugin_that_draws_what_is_not_its_own_is_refused(own, name, says):
+def test_a_plugin_that_draws_another_name_is_refused(own, name, says):
     seen, trial = own
     with pytest.raises(PluginError, match=rf"^Strategy 'nosy' of plugin 'nosy-plugin' .* asks for '{name}', .*{says}"):
         seen.suggest_categorical(name, ["a", "b"])
@@ -107,18 +107,18 @@ def test_a_plugin_that_draws_what_is_not_its_own_is_refused(own, name, says):
 
 
 @pytest.mark.parametrize("name", ["report", "should_prune", "set_user_attr", "study", "storage"])
-def test_a_plugin_has_no_other_part_of_optunas_trial(own, name):
+def test_a_plugin_cannot_use_the_rest_of_optunas_trial(own, name):
     with pytest.raises(AttributeError, match=f"a plugin's trial has no '{name}': it has suggest_float"):
         getattr(own[0], name)
 
 
-def test_what_a_strategy_does_not_ask_for_is_not_sampled(context_of):
+def test_parameters_that_a_strategy_does_not_ask_for_are_not_sampled(context_of):
     trial = optuna.create_study().ask()
     context_of(trial).cut()
     assert set(trial.params) == {"backbone", "cut"}
 
 
-def test_the_host_fills_in_what_the_strategy_need_not_know(context_of):
+def test_the_host_adds_the_parts_of_a_plan_that_the_strategy_does_not_give(context_of):
     trial = optuna.trial.FixedTrial({"backbone": "tiny:net", "cut": 0.5, "augmentation": "none"})
     context = context_of(trial)
     plan = context.plan(
@@ -157,7 +157,7 @@ def test_a_plan_names_the_version_of_the_plugin_whose_augmentation_it_uses(host,
     assert "autotl-same" not in context.plan(cut="1.2", head=Head(pooling="avg"), phases=phases).requires
 
 
-def test_how_a_network_is_trained_is_said_of_what_is_trained_alone(context_of):
+def test_precision_and_memory_format_are_set_only_if_stages_are_trained(context_of):
     context = context_of(optuna.trial.FixedTrial({"backbone": "tiny:net"}))
 
     def dtypes(*phases):
@@ -204,9 +204,7 @@ def test_input_sizes_are_searched_up_to_that_of_the_images(host, tmp_path):
 
 
 @pytest.mark.parametrize(("largest", "drawn"), [(36, False), (37, True)])
-def test_class_weights_are_searched_where_one_class_has_over_three_times_the_images_of_another(
-    context_of, largest, drawn
-):
+def test_class_weights_are_searched_if_a_class_has_over_three_times_the_images_of_another(context_of, largest, drawn):
     trial = optuna.trial.FixedTrial({"class_weights": "balanced"})
     context = context_of(trial)
     context.data = replace(context.data, smallest_class=12, largest_class=largest)
@@ -223,7 +221,7 @@ def _objective(trial):
 
 def test_a_resumed_search_draws_what_an_uninterrupted_one_draws(tmp_path):
     def run(name, *parts):
-        for trials in parts:  # a new process would make everything anew, so does each part
+        for trials in parts:  # each part creates everything again, as a new process would
             study = optuna.create_study(
                 study_name=name,
                 storage=f"sqlite:///{tmp_path / name}.db",
@@ -239,7 +237,7 @@ def test_a_resumed_search_draws_what_an_uninterrupted_one_draws(tmp_path):
     assert len({trial["x"] for trial in whole}) == 25
 
 
-def test_another_seed_draws_otherwise():
+def test_another_seed_draws_other_values():
     draws = []
     for seed in (1, 2):
         study = optuna.create_study(sampler=NumberedSampler(seed), direction="maximize")

@@ -78,7 +78,7 @@ def search(place, watcher=None, **options):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A study `first`, whose network was trained from a file of weights and cut before its last stage."""
+    """A study `first`, whose network started from a file of weights and was cut before its last stage."""
     folder = tmp_path_factory.mktemp("place")
     write_stripes(folder / "stripes")
     torch.manual_seed(7)
@@ -90,7 +90,7 @@ def place(tmp_path_factory):
 
 
 def shorten(folder: Path) -> None:
-    """Make of a bundle one that was cut after the second stage, and whose weights were trained on."""
+    """Change a bundle to one that was cut after the second stage, with weights as after training."""
     files = {name: (folder / name).read_bytes() for name in bundle.CARRIED}
     plan = json.loads(files["plan.json"])
     plan["cut"] = "1.2"
@@ -102,7 +102,7 @@ def shorten(folder: Path) -> None:
     bundle._write(folder, files)
 
 
-def test_the_winner_of_a_study_is_the_backbone_of_the_next_as_far_as_it_was_cut(place, tmp_path):
+def test_the_winner_of_a_study_is_the_backbone_of_the_next_up_to_its_cut(place, tmp_path):
     watcher = Notes()
     made = search(place, watcher, study="second", from_study="first")
     assert made.pool.backbones == (NAME,)
@@ -123,7 +123,7 @@ def test_the_winner_of_a_study_is_the_backbone_of_the_next_as_far_as_it_was_cut(
     command = json.loads(again.folder.searches.read_text().splitlines()[0])["command"]
     assert f"--weights {NAME}={first.bundle}" in command
 
-    # Its own bundle has all that it needs, and the terms of what it was made from.
+    # Its own bundle is complete, with the terms of the weights that it started from.
     moved = tmp_path / "moved"
     shutil.copytree(again.folder.bundle, moved)
     loaded = bundle.load(moved, Catalogue(stored_host(), tmp_path / "elsewhere"))
@@ -137,7 +137,7 @@ def test_the_winner_of_a_study_is_the_backbone_of_the_next_as_far_as_it_was_cut(
         assert loaded.licence.count(once) == 1
 
 
-def test_a_bundle_is_named_as_weights_by_itself_or_beside_other_backbones(place):
+def test_a_bundle_is_given_as_weights_alone_or_with_other_backbones(place):
     first = place / "studies" / "first" / "bundle"
     made = search(place, study="third", backbones=("reference:edges",), from_study="first")
     assert made.pool.backbones == ("reference:edges", NAME)
@@ -148,7 +148,7 @@ def test_a_bundle_is_named_as_weights_by_itself_or_beside_other_backbones(place)
 def test_a_network_is_not_tested_on_images_that_another_study_has_trained_it_on(place):
     first = place / "studies" / "first" / "bundle"
     other = {"backbones": (NAME,), "weights": {NAME: first}, "trials": 1, "seed": 5}
-    assert search(place, study="frozen", **other).run().test  # its linear probe has trained no stage
+    assert search(place, study="frozen", **other).run().test  # its linear probe trained no stage
 
     plan = json.loads((first / "plan.json").read_text())
     files = {name: (first / name).read_bytes() for name in bundle.CARRIED}
@@ -163,7 +163,7 @@ def test_a_network_is_not_tested_on_images_that_another_study_has_trained_it_on(
     bundle._write(first, files)
 
 
-def test_what_a_search_cannot_start_from_is_said_before_it_begins(place, tmp_path):
+def test_what_a_search_cannot_start_from_is_an_error_at_the_start(place, tmp_path):
     first = place / "studies" / "first" / "bundle"
     with pytest.raises(StudyError, match="Unknown study 'frist'. Did you mean 'first'"):
         search(place, study="new", from_study="frist")

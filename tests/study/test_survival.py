@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 TRIALS_ALONE = {"reruns": 0, "compare": False, "refit": False}
-"""For tests of what happens in the trials: a search that trains nothing after them."""
+"""For tests of the trials alone: a search that trains nothing after them."""
 
 
 def search(host, data, **settings):
@@ -83,7 +83,7 @@ def _die_at(write):
 
 
 def test_kills_at_random_writes_change_nothing(host, stripes):
-    # Without gradient descent: torch cannot go on with that in a forked process. One trial may well be hit three times.
+    # Without gradient descent: torch cannot continue it in a forked process. One trial may be hit three times.
     again = partial(search, host, stripes, strategies=("linear-probe",), trials=25, max_kills=99)
     whole = again(study="whole")
     expected = whole.run()
@@ -111,7 +111,7 @@ def test_kills_at_random_writes_change_nothing(host, stripes):
     assert all(trial.state.is_finished() for trial in stored.trials)
 
 
-def test_a_trial_is_run_again_with_the_epochs_that_it_had(host, stripes, monkeypatch):
+def test_a_trial_is_run_again_with_its_number_of_epochs(host, stripes, monkeypatch):
     """A trial that is interrupted in the middle of its training ends as it would have."""
     whole = search(host, stripes, study="whole", trials=4, **TRIALS_ALONE)
     whole.run()
@@ -135,7 +135,7 @@ def test_a_trial_is_run_again_with_the_epochs_that_it_had(host, stripes, monkeyp
 
 
 def test_a_usable_model_is_there_after_the_first_trial(host, stripes, monkeypatch):
-    """Before the second backbone's features are computed, a linear probe's bundle lies in the study."""
+    """Before the second backbone's features are computed, the study has the bundle of a linear probe."""
     seen = []
     filled = []
     run = Crew.run
@@ -153,7 +153,7 @@ def test_a_usable_model_is_there_after_the_first_trial(host, stripes, monkeypatc
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_a_read_only_workspace_is_said_at_once(host, stripes, tmp_path):
+def test_a_read_only_workspace_is_an_error_at_the_start(host, stripes, tmp_path):
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     with pytest.raises(AutotlError, match="cannot be written to .*locked.*--home"):
@@ -182,16 +182,16 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(host, stripes):
 
 
 def _from_trial(made, number, happens):
-    """A context in which something happens before a trial is carried out."""
+    """A context in which `happens` is called before a trial is run."""
     patch = pytest.MonkeyPatch()
-    really = Trials._carry_out
+    really = Trials._run_claimed
 
-    def carry_out(trials, trial, hold):
+    def run_claimed(trials, trial, hold):
         if trial.number == number:
             happens()
         really(trials, trial, hold)
 
-    patch.setattr(Trials, "_carry_out", carry_out)
+    patch.setattr(Trials, "_run_claimed", run_claimed)
 
     class _Undo:
         def __enter__(self):
@@ -203,7 +203,7 @@ def _from_trial(made, number, happens):
     return _Undo()
 
 
-def test_a_locked_database_fails_in_one_line_and_the_search_goes_on_later(host, stripes, monkeypatch):
+def test_a_locked_database_fails_in_one_line_and_the_search_resumes_later(host, stripes, monkeypatch):
     monkeypatch.setattr(storage, "BUSY", 1)
     search(host, stripes, trials=2, **TRIALS_ALONE).run()
     made = search(host, stripes, trials=4, **TRIALS_ALONE)
@@ -241,7 +241,7 @@ def test_a_computer_without_memory_ends_the_search_and_costs_no_trial(host, stri
     assert search(host, stripes, **few).run().trials["complete"] == 2
 
 
-def test_a_training_that_breaks_down_fails_its_trial_alone(host, stripes, monkeypatch):
+def test_an_error_in_training_fails_only_its_trial(host, stripes, monkeypatch):
     from autotl.engine import train
 
     loss = train._Training._loss
@@ -259,7 +259,7 @@ def test_a_training_that_breaks_down_fails_its_trial_alone(host, stripes, monkey
     assert "The loss became nan in epoch 1" in failed.reason
 
 
-def test_trials_that_fall_behind_are_stopped_and_linear_probes_never(host, stripes):
+def test_trials_that_fall_behind_are_pruned_and_linear_probes_never(host, stripes):
     made = search(host, stripes, trials=14, **TRIALS_ALONE)
     made.run()
     records = list(made.folder.log.records())
@@ -273,7 +273,7 @@ def test_trials_that_fall_behind_are_stopped_and_linear_probes_never(host, strip
 
 
 @pytest.mark.parametrize("breaks", ["with seed 1", "whose refit failed", "the same frozen backbone at random"])
-def test_a_training_that_breaks_down_after_the_trials_is_left_out_and_said(host, stripes, monkeypatch, breaks):
+def test_an_error_in_a_training_after_the_trials_skips_it_with_a_note(host, stripes, monkeypatch, breaks):
     from autotl.errors import TrainingError
     from autotl.study import finish
 

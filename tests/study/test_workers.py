@@ -41,7 +41,7 @@ def _binaries():
 
 @pytest.fixture
 def postgresql(tmp_path_factory):
-    """The URL of a fresh database on a server of our own."""
+    """The URL of a new database on a server of our own."""
     binaries = _binaries()
     if binaries is None:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
@@ -64,20 +64,20 @@ def postgresql(tmp_path_factory):
 
 @pytest.fixture
 def start(tmp_path, tiny_installed, gate):
-    """Starts `autotl …` in a process of its own, its output in a file; none is left at the end."""
-    begun = []
+    """Starts `autotl …` in a process of its own with its output in a file, and ends it after the test."""
+    running = []
 
     def run(*words, **environment):
-        output = open(tmp_path / f"{len(begun)}-{words[0]}.txt", "w+")  # noqa: SIM115
+        output = open(tmp_path / f"{len(running)}-{words[0]}.txt", "w+")  # noqa: SIM115
         words = [sys.executable, "-m", "autotl", *map(str, words)]
         env = {**os.environ, **environment}
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, text=True, env=env)
-        process.told = lambda: Path(output.name).read_text()
-        begun.append(process)
+        process.printed = lambda: Path(output.name).read_text()
+        running.append(process)
         return process
 
     yield run
-    for process in begun:
+    for process in running:
         process.kill()
         process.wait()
 
@@ -91,7 +91,7 @@ def _until(condition, seconds=120):
 
 
 def _joined(start, folder, *words, **environment):
-    """A worker, once the search that it joins has written what it is."""
+    """A worker, started when its search has written its definition."""
     _until(lambda: (folder.path / "study.json").exists())
     time.sleep(1)
     return start("worker", "stripes", *words, **environment)
@@ -109,22 +109,22 @@ def test_workers_on_sqlite_share_the_trials_of_a_search(start, gate, stripes, tm
     search = start("search", stripes, "--trials", TRIALS, *OPTIONS)
     workers = [_joined(start, folder) for _ in range(2)]
     _together(gate)
-    assert search.wait(240) == 0, search.told()
-    assert [worker.wait(60) for worker in workers] == [0, 0], [worker.told() for worker in workers]
+    assert search.wait(240) == 0, search.printed()
+    assert [worker.wait(60) for worker in workers] == [0, 0], [worker.printed() for worker in workers]
 
     records = list(folder.log.records())
     assert [record.number for record in records] == list(range(TRIALS))
     assert Counter(record.state for record in records) == {"complete": TRIALS}
     hands = Counter(attempts(file)[-1][0]["worker"] for file in folder.log.files())
     assert len(hands) == 3, hands
-    told = sum(int(worker.told().split(" trials done")[0].rpartition("\n")[2]) for worker in workers)
-    assert told == TRIALS - hands["search"]
+    printed = sum(int(worker.printed().split(" trials done")[0].rpartition("\n")[2]) for worker in workers)
+    assert printed == TRIALS - hands["search"]
     assert all(record.epochs for record in records)
-    assert all(f"/{TRIALS}] trial {record.number}  " in search.told() for record in records)
+    assert all(f"/{TRIALS}] trial {record.number}  " in search.printed() for record in records)
 
 
 def test_a_worker_that_is_killed_leaves_the_total_exact(start, gate, stripes, tmp_path, postgresql):
-    """Two workers on PostgreSQL, which know nothing of the study's folder; one is killed within a trial."""
+    """Two workers on PostgreSQL, without the study's folder; one is killed during a trial."""
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     join = ("--storage", postgresql, "--home", tmp_path / "elsewhere", "--data", stripes)
     gate.shut()
@@ -145,8 +145,8 @@ def test_a_worker_that_is_killed_leaves_the_total_exact(start, gate, stripes, tm
 
     killed = _until(in_a_training_of_the_second)
     workers[1].send_signal(signal.SIGKILL)
-    assert search.wait(240) == 0, search.told()
-    assert workers[0].wait(60) == 0, workers[0].told()
+    assert search.wait(240) == 0, search.printed()
+    assert workers[0].wait(60) == 0, workers[0].printed()
 
     records = list(folder.log.records())
     assert [record.number for record in records] == list(range(TRIALS))
@@ -154,14 +154,14 @@ def test_a_worker_that_is_killed_leaves_the_total_exact(start, gate, stripes, tm
     known = shared.get_trials()
     assert [trial.state for trial in known[:TRIALS]] == [TrialState.COMPLETE] * TRIALS
     assert [trial.value for trial in known[:TRIALS]] == [record.value for record in records]
-    # Two that claim at the same moment draw one number too many; it waits for a larger total.
+    # Two that claim at the same moment may create one trial too many; it waits for a larger total.
     assert all(trial.state == TrialState.WAITING for trial in known[TRIALS:])
-    # The trial was run again under its number, and its log tells of both attempts.
+    # The trial was run again under its number, and its log has both attempts.
     first, second = attempts(folder.log.files()[killed])
     assert first[0]["worker"].endswith(f":{workers[1].pid}")
     assert second[-1]["state"] == "complete"
     assert not (tmp_path / "elsewhere").exists()
-    # The password-less URL is kept, and one worker's log lies nowhere but in the study.
+    # The URL without a password is kept, and the workers have written no logs of their own.
     assert json.loads((folder.path / "study.json").read_text())["storage"] == postgresql
 
 
@@ -170,7 +170,7 @@ def test_a_worker_that_is_killed_leaves_the_total_exact(start, gate, stripes, tm
 
 @pytest.fixture
 def joining(host, stripes, tmp_path):
-    """A worker of a search that has ended; what the search says of itself may be changed."""
+    """A worker of a search that has ended; parts of the search's definition may be changed."""
     settings = Settings(data=stripes, trials=2, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
     search = Search(settings, host, Silent(), time.monotonic())
     search.run()
@@ -186,13 +186,13 @@ def joining(host, stripes, tmp_path):
     return join
 
 
-def test_a_worker_carries_out_what_is_left_and_ends(joining, host, stripes):
+def test_a_worker_runs_the_remaining_trials_and_ends(joining, host, stripes):
     worker = joining()
     assert worker.run() == 2
     assert worker.run() == 0
     events = [[event["event"] for event in trial.user_attrs["events"]] for trial in worker.study.trials()[2:]]
     assert events == [["begin", "plan", "end"]] * 2
-    # The search takes in what it did.
+    # The search adds the worker's trials to its logs.
     settings = Settings(data=stripes, trials=4, backbones=("tiny:net",), strategies=("linear-probe",), device="cpu")
     again = Search(settings, host, Silent(), time.monotonic())
     assert sum(again.run().trials.values()) == 4
@@ -210,13 +210,13 @@ def test_a_strict_search_ends_with_what_a_plugin_got_wrong_at_a_worker(joining, 
     strict = Search(Settings(data=stripes, strict_plugins=True, **options), host, Silent(), time.monotonic())
     with pytest.raises(PluginError, match=r"^Trial 2 failed: Strategy 'moody' fails: no plan today\. Fix it, or"):
         strict.run()
-    # It is in the log now, and who searches on has seen it.
+    # It is in the log now, and does not end another search.
     again = Search(Settings(data=stripes, **options), host, Silent(), time.monotonic())
     trials = again.run().trials
     assert (trials["complete"], trials["failed"]) == (3, 1)
 
 
-def test_a_worker_whose_numbers_would_be_others_does_not_begin(joining, stripes, tmp_path):
+def test_a_worker_that_would_give_other_numbers_does_not_start(joining, stripes, tmp_path):
     with pytest.raises(StudyError, match="The search runs on cuda, this worker on cpu. Use --device cuda"):
         joining({"device": "cuda"})
     with pytest.raises(StudyError, match=r"The search uses torch 0\.1, this worker .*Install the same version"):
@@ -249,8 +249,8 @@ def test_a_worker_knows_the_columns_of_a_manifest(joining, stripes):
     assert joining(said).columns == BY_NAME  # a folder has none
 
 
-def test_images_that_came_later_are_where_the_search_has_them(host, stripes, tmp_path):
-    """The images alone would divide otherwise: what has come since the study was begun is trained on."""
+def test_images_that_were_added_later_are_in_the_search_s_splits(host, stripes, tmp_path):
+    """A new split of the images would differ: images added after the start of the study are in train."""
     options = {"backbones": ("tiny:net",), "strategies": ("linear-probe",), "device": "cpu"}
     Search(Settings(data=stripes, trials=2, **options), host, Silent(), time.monotonic()).run()
     for number in range(12):
@@ -269,7 +269,7 @@ def test_images_that_came_later_are_where_the_search_has_them(host, stripes, tmp
 
 @pytest.fixture
 def study(tmp_path):
-    """A study in a database, as the search sees it, and a way to see it as a worker."""
+    """A study in a database, as the search opens it, and a function that opens it as a worker."""
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     made = SharedStudy.create(url, "flowers-1234", seed=0)
     made.agree({"definition": "{}", "seed": 0, "prune": True}, None)
@@ -277,7 +277,7 @@ def study(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_waiting_trial_is_claimed_by_one_process_alone(study, tmp_path):
+def test_a_waiting_trial_is_claimed_by_one_process_only(study, tmp_path):
     search, join = study
     for number in range(40):
         search.optuna.enqueue_trial({"cut": number / 40})
@@ -304,7 +304,7 @@ def test_a_trial_that_was_taken_away_ends_here_and_counts_there(study):
     search, join = study
     worker = join()
     trial = worker.claim(5)
-    worker.give_back(trial.number)  # as the search does with one that is silent for too long
+    worker.give_back(trial.number)  # as the search does if there is no heartbeat for too long
     again = search.claim(5)
     with pytest.raises(TakenAway):
         worker.end(trial, "complete", 0.9, [])
@@ -312,12 +312,12 @@ def test_a_trial_that_was_taken_away_ends_here_and_counts_there(study):
     with pytest.raises(TakenAway):
         worker.end(trial, "complete", 0.9, [])
     assert [each.value for each in search.trials()] == [0.5]
-    worker.give_back(trial.number)  # comes too late, and changes nothing
+    worker.give_back(trial.number)  # too late, so it changes nothing
     assert [each.state for each in search.trials()] == [TrialState.COMPLETE]
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
-def test_no_trial_beyond_the_total_is_carried_out(study):
+def test_no_trial_beyond_the_total_is_run(study):
     search, join = study
     worker = join()
     claimed = [claim.number for who in (search, worker, search) if (claim := who.claim(3))]
@@ -325,26 +325,26 @@ def test_no_trial_beyond_the_total_is_carried_out(study):
     assert search.claim(3) is None
     assert worker.claim(3) is None
     assert len(search.trials()) == 3
-    # Two that ask at one moment: the one that comes too late gives its trial back, for a larger total.
+    # Two that ask at one moment: the later one gives its trial back, for a larger total.
     late = worker.optuna.ask()
     worker.give_back(late.number)
     assert search.claim(3) is None
     assert worker.claim(4).number == 3
 
 
-def test_a_trial_that_a_worker_ends_at_the_last_moment_is_taken_in(study, tmp_path):
+def test_a_trial_that_a_worker_ends_at_the_last_moment_is_logged(study, tmp_path):
     search, join = study
     worker = join()
     folder = StudyFolder(tmp_path / "flowers")
     taken_in = []
 
-    def none_is_left_to_begin(total):
-        """And now, before the search looks for whom it has to wait, the last trial ends."""
+    def none_is_left_to_start(total):
+        """The last trial ends now, before the search checks whether to wait for a worker."""
         if worker.is_mine(last):
             worker.end(last, "complete", 0.5, [{"event": "end", "state": "complete", "value": 0.5}])
         return False
 
-    crew = Crew(search, folder, SimpleNamespace(carry_out_one=none_is_left_to_begin, tell=taken_in.append))
+    crew = Crew(search, folder, SimpleNamespace(run_one=none_is_left_to_start, tell=taken_in.append))
     last = worker.claim(1)
     crew.run(1)
     assert [(record.number, record.value) for record in folder.log.records()] == [(0, 0.5)]
@@ -363,7 +363,7 @@ def test_a_trial_that_is_given_back_is_claimed_under_its_number_with_its_draws(s
     assert search.is_mine(again)
 
 
-def test_only_the_dead_leave_trials_behind(study, monkeypatch):
+def test_only_trials_of_dead_processes_are_left_behind(study, monkeypatch):
     search, join = study
     worker = join()
     own, others = search.claim(5), worker.claim(5)
@@ -372,26 +372,26 @@ def test_only_the_dead_leave_trials_behind(study, monkeypatch):
         who.arrived(trial, 2, 3)
     with worker.alive(others):
         time.sleep(0.2)
-        # What the search itself is said to run was run by one before it, which held the lock.
+        # A trial under the name of the search is one of an earlier search, because this one has the lock.
         assert search.left_behind() == [LeftBehind(own.number, "search", None)]
     monkeypatch.setattr(search._storage, "grace_period", 1)
     time.sleep(2.5)
     assert search.left_behind()[1:] == [LeftBehind(others.number, worker.who, (2, 3))]
-    # Claimed again, it is not taken for dead because of the signs of life of the one before.
+    # Claimed again, it is not taken for dead because of the earlier worker's heartbeats.
     search.give_back(others.number)
     assert worker.claim(5).number == others.number
     assert search.left_behind() == [LeftBehind(own.number, "search", None)]
     assert worker.optuna.trials[others.number].user_attrs["place"] is None
 
 
-def test_a_worker_hears_what_becomes_of_its_trial(study, monkeypatch):
+def test_a_worker_notices_what_becomes_of_its_trial(study, monkeypatch):
     monkeypatch.setattr(storages, "BEAT", 0.05)
     search, join = study
     worker = join()
     search.open(5)
     trial = worker.claim(5)
     with worker.alive(trial) as hold:
-        search.agree(search.terms, None)  # the search was killed, and begins again
+        search.agree(search.terms, None)  # the search was killed, and starts again
         time.sleep(0.3)
         assert hold == Hold()
         search.open(5)
@@ -408,7 +408,7 @@ def test_a_worker_hears_what_becomes_of_its_trial(study, monkeypatch):
         _until(lambda: hold.closed, 5)
 
 
-def test_what_cannot_be_joined_is_said(study, tmp_path):
+def test_errors_about_studies_that_cannot_be_joined(study, tmp_path):
     _, join = study
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     with pytest.raises(StudyError, match="Unknown study 'flower'. Did you mean 'flowers'"):

@@ -80,7 +80,7 @@ class Borrowed(Probe):
 
 
 class Impatient(Probe):
-    """Stops by a split that may not be there."""
+    """Stops early on a split that may be missing."""
 
     def suggest(self, trial, context):
         names = context.backbone().names
@@ -123,7 +123,7 @@ class Outsider(Probe):
 
 
 class Tosses(Probe):
-    """Draws one of two, which two seeds often draw alike."""
+    """Draws one of two values; two seeds often draw the same."""
 
     def suggest(self, trial, context):
         penalty = trial.suggest_float("mine.penalty", 1e-3, 1.0, log=True)
@@ -167,7 +167,7 @@ class Wrong(Probe):
 
 
 class Moves:
-    """A strategy that trains the upper half and is fine on sound backbones."""
+    """A correct strategy that trains the upper half."""
 
     def suggest(self, trial, context):
         names = context.backbone().names
@@ -180,12 +180,12 @@ class Moves:
 @pytest.mark.parametrize(
     ("strategy", "check", "says"),
     [
-        (Idle, "test_every_parameter_that_is_asked_for_is_used", "draws mine.momentum but never uses it"),
-        (IdleCut, "test_every_parameter_that_is_asked_for_is_used", "draws cut but never uses it"),
-        (Bare, "test_its_own_parameters_carry_a_prefix", "call it 'mine.penalty'"),
-        (Borrowed, "test_its_own_parameters_carry_a_prefix", "call it 'mine.rate'"),
-        (Impatient, "test_its_plans_can_be_carried_out", "context.data.has_early_stop is False"),
-        (Lost, "test_its_plans_can_be_carried_out", "cannot be trained: Unknown stage of tiny"),
+        (Idle, "test_every_parameter_that_it_draws_is_used", "draws mine.momentum but never uses it"),
+        (IdleCut, "test_every_parameter_that_it_draws_is_used", "draws cut but never uses it"),
+        (Bare, "test_its_own_parameters_have_a_prefix", "call it 'mine.penalty'"),
+        (Borrowed, "test_its_own_parameters_have_a_prefix", "call it 'mine.rate'"),
+        (Impatient, "test_its_plans_can_be_trained", "context.data.has_early_stop is False"),
+        (Lost, "test_its_plans_can_be_trained", "cannot be trained: Unknown stage of tiny"),
         (Moody, "test_equal_parameters_give_equal_plans", "different plans for the same parameters"),
         (Tuples, "test_its_plans_survive_json", "changes by conversion to JSON and back: phases was"),
         (Tosses, "test_equal_parameters_give_equal_plans", "different plans for the same parameters"),
@@ -211,7 +211,7 @@ def test_a_sound_strategy_passes(lab_for, strategy):
         getattr(StrategyTests(), check)(lab, "mine")
 
 
-def test_the_augmentation_of_another_author_is_not_this_ones_business(lab_for):
+def test_errors_in_another_authors_augmentation_do_not_fail_a_strategy(lab_for):
     class Broken:
         def suggest(self, trial, context):
             raise ZeroDivisionError
@@ -242,7 +242,7 @@ class Restless(nn.BatchNorm2d):
 
 
 class Noisy(nn.Conv2d):
-    """Gives something else each time."""
+    """Gives another result each time."""
 
     def forward(self, value):
         return super().forward(value + torch.rand_like(value))
@@ -264,10 +264,25 @@ def network(at, module):
 @pytest.mark.parametrize(
     ("module", "at", "check", "says"),
     [
-        (lambda: Restless(8), 0, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "belongs to a frozen stage"),
-        (lambda: Deaf(12, 16, 3, stride=2), 2, "test_what_is_frozen_stays_and_what_has_a_rate_moves", "did not change"),
+        (
+            lambda: Restless(8),
+            0,
+            "test_frozen_stages_stay_and_stages_with_a_learning_rate_change",
+            "belongs to a frozen stage",
+        ),
+        (
+            lambda: Deaf(12, 16, 3, stride=2),
+            2,
+            "test_frozen_stages_stay_and_stages_with_a_learning_rate_change",
+            "did not change",
+        ),
         (lambda: Noisy(12, 16, 3, stride=2), 2, "test_its_stages_are_the_network", "not close"),
-        (lambda: Deaf(12, 16, 3, stride=2), 2, "test_a_stage_moves_by_its_rate", "does not reach the optimizer"),
+        (
+            lambda: Deaf(12, 16, 3, stride=2),
+            2,
+            "test_a_stage_changes_in_proportion_to_its_learning_rate",
+            "does not reach the optimizer",
+        ),
     ],
 )
 def test_networks(lab_for, module, at, check, says):
@@ -289,7 +304,7 @@ def test_training_that_is_not_repeatable(lab_for):
             return ["net"]
 
         def build(self, name, weights):
-            Family.seen += 1  # another network each time, whatever torch's seed
+            Family.seen += 1  # another network each time, for the same seed of torch
             torch.manual_seed(Family.seen)
             return TinyNetwork()
 
@@ -330,7 +345,7 @@ class Blind(Stored):
 
 
 class Absent(Stored):
-    """Its weights should have come in its package."""
+    """Its weights should be in its package."""
 
     def card(self, name):
         own = super().card(name)
@@ -353,7 +368,7 @@ class Chatty(Stored):
 
 
 class OneSize(TinyFamily):
-    """Says that it takes another size, and does not."""
+    """States that it accepts another size, and does not."""
 
     def names(self):
         return ["net"]
@@ -390,8 +405,8 @@ def test_families(lab_for, tmp_path):
     quiet = tests.test_it_prints_nothing_and_leaves_global_generators_alone
     quiet(lab_for("backbones", Stored()), "mine")
     refused(quiet, lab_for("backbones", Chatty()), "prints 'building …")
-    refused(tests.test_weights_that_come_with_it_are_there, lab_for("backbones", Absent()), "report this to its author")
-    refused(tests.test_it_takes_every_size_on_its_card, lab_for("backbones", OneSize()), "does not work with 64 px")
+    refused(tests.test_shipped_weights_exist, lab_for("backbones", Absent()), "report this to its author")
+    refused(tests.test_it_works_at_every_size_on_its_card, lab_for("backbones", OneSize()), "does not work with 64 px")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Nameless()), "lists no names")
     refused(tests.test_every_name_has_a_card, lab_for("backbones", Untold()), "lacks its source or its licence")
     refused(tests.test_an_unknown_name_is_a_key_error, lab_for("backbones", Careless()), "raise KeyError")
@@ -399,7 +414,7 @@ def test_families(lab_for, tmp_path):
 
 @pytest.mark.parametrize("layout", ["module.", "net/", "nested"])
 def test_a_family_is_tried_with_its_real_file(lab_for, tmp_path, layout):
-    """The one that is published, which need not be laid out as the network's own state is."""
+    """The published file, whose layout may differ from the network's own state."""
     state = TinyNetwork().state_dict()
     file = tmp_path / "published.pth"
     named = {key if layout == "nested" else f"{layout}{key}": value for key, value in state.items()}
@@ -473,7 +488,7 @@ class LuckyBrighter(Brighter):
 
 
 class FickleBrighter(Brighter):
-    """Draws one of two when it is built, which two seeds often draw alike."""
+    """Draws one of two values when it is built; two seeds often draw the same."""
 
     def build(self, params):
         return super().build({"most": params["most"] * random.choice([1, 2])})
@@ -492,8 +507,8 @@ class TupleBrighter(Brighter):
 @pytest.mark.parametrize(
     ("augmentation", "check", "says"),
     [
-        (IdleBrighter(), "test_every_parameter_that_is_asked_for_is_used", "draws mine.gamma but never uses it"),
-        (BareBrighter(), "test_its_own_parameters_carry_a_prefix", "call it 'mine.most'"),
+        (IdleBrighter(), "test_every_parameter_that_it_draws_is_used", "draws mine.gamma but never uses it"),
+        (BareBrighter(), "test_its_own_parameters_have_a_prefix", "call it 'mine.most'"),
         (TupleBrighter(), "test_its_parameters_survive_json", "after conversion to JSON"),
         (
             brighter(lambda images, draw, _: images * 1.5),
@@ -501,15 +516,15 @@ class TupleBrighter(Brighter):
             "returns .* torch.float32 for",
         ),
         (brighter(lambda images, draw, _: images[:, :, 1:]), "test_it_keeps_shape_and_type", "returns"),
-        (brighter(in_place), "test_its_input_stays_as_it_is", "change a copy"),
+        (brighter(in_place), "test_it_does_not_change_its_input", "change a copy"),
         (
             brighter(lambda images, draw, _: images ^ torch.randint(0, 9, images.shape, dtype=torch.uint8)),
-            "test_nothing_but_the_draw_is_left_to_chance",
+            "test_the_draw_is_the_only_source_of_randomness",
             "draws from a global generator",
         ),
         (ChoosyBrighter(), "test_one_study_can_hold_its_trials", "draws 'mine.stage' from"),
         (LuckyBrighter(), "test_equal_draws_give_equal_parameters", "for the same draws"),
-        (FickleBrighter(), "test_nothing_but_the_draw_is_left_to_chance", "the same draw gives different results"),
+        (FickleBrighter(), "test_the_draw_is_the_only_source_of_randomness", "the same draw gives different results"),
         (brighter(seeded), "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: torch"),
         (
             brighter(lambda images, draw, _: print("!") or images),
@@ -518,7 +533,7 @@ class TupleBrighter(Brighter):
         ),
         (
             brighter(lambda images, draw, _: images.roll(1, 0)),
-            "test_an_image_changes_alike_in_any_company",
+            "test_an_image_does_not_depend_on_the_batch",
             "depending on others in the batch",
         ),
         (
@@ -602,7 +617,7 @@ class Sideways(Regression):
 
 
 class Binary(Regression):
-    """Gives one row for two classes, as some libraries do."""
+    """Returns one row for two classes, as some libraries do."""
 
     def fit(self, features, labels, classes, options, step):
         heads = super().fit(features, labels, classes, options, step)
@@ -617,7 +632,7 @@ class Loud(Regression):
 
 
 class Endless(Regression):
-    """Gives the head of the strongest penalty under every name when asked for one alone."""
+    """Asked for one value alone, returns the head of the strongest penalty under its name."""
 
     def penalties(self, options):
         return options["penalty"] if len(options["penalty"]) > 1 else [1000.0]
@@ -634,13 +649,13 @@ class TestMethods:
             (Binary, "test_its_heads_fit_the_features", "for 24 features and 2 classes"),
             (Loud, "test_it_prints_nothing_and_leaves_global_generators_alone", "prints 'fitting …"),
             (Lucky, "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: torch"),
-            (Zero, "test_it_learns_what_is_easy", "whose 3 classes are far apart"),
+            (Zero, "test_it_learns_separable_classes", "whose 3 classes are far apart"),
             (Stubborn, "test_every_alternative_gives_another_head", "never uses the option 'penalty'"),
-            (Endless, "test_what_was_chosen_gives_that_head_alone", "returns another head for"),
-            (Lucky, "test_nothing_is_left_to_chance", "draws from a global generator"),
-            (Relabelling, "test_its_input_stays_as_it_is", "changes its input labels"),
+            (Endless, "test_a_chosen_value_alone_gives_its_head", "returns another head for"),
+            (Lucky, "test_it_is_deterministic", "draws from a global generator"),
+            (Relabelling, "test_it_does_not_change_its_input", "changes its input labels"),
             (Wordy, "test_every_alternative_gives_another_head", "in 'chosen': the values must be numbers"),
-            (Scaling, "test_its_input_stays_as_it_is", "changes its input features"),
+            (Scaling, "test_it_does_not_change_its_input", "changes its input features"),
             (Sleepy, "test_it_can_be_stopped", "never calls step"),
         ],
     )
@@ -651,7 +666,7 @@ class TestMethods:
         class Others(MethodTests):
             options = {"mine": {"penalty": [1.0], "shrink": 0.1}}
 
-        refused(Others().test_its_options_are_the_ones_it_names, lab_for("methods", Regression()), "has the options")
+        refused(Others().test_it_uses_the_options_that_it_names, lab_for("methods", Regression()), "has the options")
 
     def test_a_sound_method_passes(self, lab_for):
         lab = lab_for("methods", Regression())

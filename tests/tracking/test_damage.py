@@ -88,13 +88,13 @@ CONTENTS = (b"", b"\xff\xfe", b"{", b"[" * 100_000, b"7", b"null", b'{"seed": 0}
 
 @pytest.mark.parametrize("damage", [*map(_bytes, CONTENTS), _folder, _pipe])
 @pytest.mark.parametrize("name", READERS)
-def test_a_file_that_does_not_hold_what_it_should_is_named(folder, name, damage):
+def test_a_file_with_wrong_contents_is_named(folder, name, damage):
     damage(folder.path / name)
     with pytest.raises(DamagedFile, match=f"{name} is damaged: .*Delete it and rerun the same search") as error:
         READERS[name](folder)
     assert "\n" not in str(error.value)
-    code, told = autotl("show", "flowers")
-    assert code == 2 and told.splitlines()[-1] == f"Error: {error.value}"
+    code, printed = autotl("show", "flowers")
+    assert code == 2 and printed.splitlines()[-1] == f"Error: {error.value}"
 
 
 LINES = [
@@ -114,7 +114,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_line_of_a_log_that_is_none_is_named(folder, line):
+def test_an_invalid_line_of_a_log_is_named(folder, line):
     file = folder.log.files()[1]
     file.write_bytes(file.read_bytes() + line + b"\n")
     with pytest.raises(DamagedFile, match=r"00001\.jsonl is damaged: ") as error:
@@ -132,7 +132,7 @@ def test_a_log_that_is_no_file_is_named(folder, damage):
 
 
 @pytest.mark.parametrize("half", [b"\xff", b'{"time": 1, "eve', b"\0\0\0\0", b'{"event": "end", "reason": "\xc3'])
-def test_half_a_line_is_none_and_what_is_written_next_is_one(folder, half):
+def test_half_a_line_is_ignored_and_the_next_one_is_read(folder, half):
     file = folder.log.files()[1]
     file.write_bytes(file.read_bytes() + half)
     assert folder.log.read(1).value == 0.75
@@ -140,7 +140,7 @@ def test_half_a_line_is_none_and_what_is_written_next_is_one(folder, half):
     assert folder.log.read(1).state == "running"
 
 
-def test_what_is_no_log_of_a_trial_is_none_of_the_logs(folder):
+def test_other_files_are_not_taken_for_logs(folder):
     shutil.copy(folder.log.files()[0], folder.log.folder / "copy of 00000.jsonl")
     assert [record.number for record in folder.log.records()] == [0, 1]
 
@@ -159,20 +159,20 @@ def test_one_damaged_study_hides_no_other(folder, damage):
     other = folder.path.with_name("roses")
     shutil.copytree(folder.path, other)
     damage(folder)
-    code, told = autotl("studies")
+    code, printed = autotl("studies")
     assert code == 0
-    row, problem = told.splitlines()[-2:]
+    row, problem = printed.splitlines()[-2:]
     assert row.split() == ["roses", "2", "2", "accuracy"]
     assert problem.startswith("Study 'flowers' cannot be read: ") and str(folder.path) in problem
 
 
-def test_a_study_without_its_study_file_says_how_it_is_made_again(folder):
+def test_the_error_about_a_missing_study_file_says_how_to_rebuild_it(folder):
     (folder.path / "study.json").unlink()
-    code, told = autotl("show", "flowers")
-    assert code == 2 and told.endswith("study.json is missing. Rerun the same search to recreate it.\n")
+    code, printed = autotl("show", "flowers")
+    assert code == 2 and printed.endswith("study.json is missing. Rerun the same search to recreate it.\n")
 
 
-def test_trials_are_in_order_of_their_numbers_however_many_they_are(tmp_path):
+def test_trials_are_sorted_by_number_even_if_there_are_many(tmp_path):
     log = TrialLog(tmp_path)
     for number in (100_000, 99_999):
         log.begin(number, "search")

@@ -42,10 +42,10 @@ def test_a_trial_that_was_killed_is_running_until_it_is_run_again(tmp_path):
     log.begin(3, "search")
     log.end(3, "complete", value=0.5)
     assert log.read(3).value == 0.5
-    assert log.read(3).params == {}  # of the last attempt alone
+    assert log.read(3).params == {}  # those of the last attempt
 
 
-def test_kills_are_counted_by_where_they_happened(tmp_path):
+def test_kills_are_counted_by_the_point_where_they_happened(tmp_path):
     log = TrialLog(tmp_path)
     for epoch in (2, 7, 4, 7, None):
         log.begin(3, "search")

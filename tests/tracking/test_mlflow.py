@@ -28,6 +28,7 @@ from autotl.testing.lab import TinyPlugin, write_stripes
 from autotl.tracking import shipping
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.mlflow import Projection
+from autotl.tracking.mlflow.projection import _note
 from autotl.tracking.result import load
 
 mlflow = pytest.importorskip("mlflow")
@@ -41,7 +42,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A search that has ended: to be copied, not to be changed."""
+    """A search that has ended; tests copy it and do not change it."""
     place = tmp_path_factory.mktemp("finished")
     settings = Settings(
         data=write_stripes(place / "stripes"),
@@ -79,7 +80,7 @@ def made(finished, tmp_path):
     log.planned(6, complete.params, complete.plan)
     log.epoch(6, 1, 1, {"train.loss": 3.0})
     log.end(6, "complete", value=0.25, metrics=complete.metrics, seconds=2.0)
-    search.folder.result.touch()  # the result comes after all trials
+    search.folder.result.touch()  # the result is written after all trials
     return search
 
 
@@ -101,8 +102,8 @@ def projection(folder, uri):
     return Projection(folder, uri)
 
 
-class Told(Outcome):
-    """What the command tells of a study, with the plugins that the tests have."""
+class Shown(Outcome):
+    """What the command logs of a study, with the plugins of the tests."""
 
     def __init__(self, search):
         super().__init__(search.folder, search.cache_dir)
@@ -113,7 +114,7 @@ class Told(Outcome):
 
 
 def everything(uri, name="autotl-stripes"):
-    """All that a server has of the one study of this name, as plain values; run ids and the model's time left out."""
+    """All that a server has of the one study of this name, as plain values without run ids and the model's time."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(name)
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -137,13 +138,13 @@ def everything(uri, name="autotl-stripes"):
 
 
 def _in_order(run):
-    """The study's run first, then what came after the trials, then the trials."""
+    """The study's run first, then the trainings after the trials, then the trials."""
     tags = run[3]
     return run[1] is not None, int(tags.get("autotl.trial", -1)), int(tags.get("autotl.attempt", 0))
 
 
 def test_every_trial_is_a_run_below_the_study_s(made, uri):
-    projection(made.folder, uri).end(Told(made))
+    projection(made.folder, uri).end(Shown(made))
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("autotl-stripes").experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
@@ -196,7 +197,7 @@ def test_every_training_after_the_trials_is_a_run_too(made, uri):
             }
         )
     )
-    projection(made.folder, uri).end(Told(made))
+    projection(made.folder, uri).end(Shown(made))
     result = load(made.folder)
     after = {run[0]: run for run in everything(uri) if run[1] and "autotl.trial" not in run[3]}
     rerun = next(run for name, run in after.items() if name.startswith("0 with seed 7: "))
@@ -223,7 +224,7 @@ def test_the_first_page_has_the_columns_that_matter_and_the_study_how_it_was_sea
     for column in view["selectedColumns"]:
         kind, _, name = column.partition(".")
         shown = {"metrics": run[5], "params": run[4]}[kind]
-        assert name.strip("`") in {*shown, "test/accuracy"}  # which the winner and its controls have
+        assert name.strip("`") in {*shown, "test/accuracy"}  # a metric of the winner and its controls
 
     (parent,) = (run for run in everything(uri) if not run[1])
     assert (parent[3]["search.trials"], parent[3]["search.prune"]) == ("4", "True")
@@ -237,8 +238,8 @@ def test_the_first_page_has_the_columns_that_matter_and_the_study_how_it_was_sea
     assert parent[3]["search.command"] == "autotl search there"
 
 
-def test_what_did_not_end_well_is_never_a_success(made, uri):
-    projection(made.folder, uri).end(Told(made))
+def test_trials_that_did_not_complete_are_never_a_success(made, uri):
+    projection(made.folder, uri).end(Shown(made))
     ends = {
         (run[3]["autotl.trial"], run[3]["autotl.attempt"]): (
             run[2],
@@ -254,11 +255,16 @@ def test_what_did_not_end_well_is_never_a_success(made, uri):
     assert ends["6", "1"] == ("FINISHED", "complete", "")
 
 
-def test_a_study_that_was_killed_is_closed_and_goes_on_when_it_does(made, uri):
+def test_the_description_of_a_run_does_not_repeat_its_state():
+    assert _note("pruned", "pruned at 27 % of its epochs") == "**pruned**: at 27 % of its epochs"
+    assert _note("failed", "no memory") == "**failed**: no memory"
+
+
+def test_the_run_of_a_killed_study_is_closed_and_reopened_on_resuming(made, uri):
     made.folder.log.begin(7, "search")
     result = made.folder.result.read_text()
     made.folder.result.unlink()
-    projection(made.folder, uri).end(Told(made))
+    projection(made.folder, uri).end(Shown(made))
     parent, *_, last = sorted(everything(uri), key=_in_order)
     assert (parent[2], last[2]) == ("KILLED", "KILLED")
 
@@ -269,30 +275,30 @@ def test_a_study_that_was_killed_is_closed_and_goes_on_when_it_does(made, uri):
     assert [run[2] for run in (runs[0], *runs[-2:])] == ["RUNNING", "KILLED", "RUNNING"]
     made.folder.log.end(7, "failed", reason="it was to be")
     made.folder.result.write_text(result)
-    again.end(Told(made))
+    again.end(Shown(made))
     runs = sorted(everything(uri), key=_in_order)
     assert [run[2] for run in (runs[0], *runs[-2:])] == ["FINISHED", "KILLED", "FAILED"]
 
 
-def test_of_a_study_that_is_searched_nothing_is_closed(made, uri):
+def test_runs_of_a_running_search_are_not_closed(made, uri):
     made.folder.log.begin(7, "search")
     with StudyFolder(made.folder.path).lock():
-        projection(made.folder, uri).end(Told(made))
+        projection(made.folder, uri).end(Shown(made))
     runs = sorted(everything(uri), key=_in_order)
     assert (runs[0][2], runs[-1][2]) == ("RUNNING", "RUNNING")
-    # One that was taken for killed, and was not, is what it came to.
-    projection(made.folder, uri).end(Told(made))
+    # A trial that was wrongly taken for killed gets its real end.
+    projection(made.folder, uri).end(Shown(made))
     assert sorted(everything(uri), key=_in_order)[-1][0] == "7 (interrupted)"
     made.folder.log.end(7, "complete", value=0.5, metrics={"val.accuracy": 0.5}, seconds=1.0)
-    projection(made.folder, uri).end(Told(made))
+    projection(made.folder, uri).end(Shown(made))
     last = sorted(everything(uri), key=_in_order)[-1]
     assert (last[0], last[2], last[3]["mlflow.note.content"]) == ("7", "FINISHED", "")
 
 
-def test_shipping_again_changes_nothing_wherever_it_broke_off(made, uri, tmp_path, monkeypatch):
-    projection(made.folder, uri).end(Told(made))
+def test_shipping_again_changes_nothing_wherever_it_failed(made, uri, tmp_path, monkeypatch):
+    projection(made.folder, uri).end(Shown(made))
     whole = everything(uri)
-    projection(made.folder, uri).end(Told(made))
+    projection(made.folder, uri).end(Shown(made))
     assert everything(uri) == whole
 
     draw = random.Random(0)
@@ -314,7 +320,7 @@ def test_shipping_again_changes_nothing_wherever_it_broke_off(made, uri, tmp_pat
             patch.setattr(MlflowClient, name, breaking)
         while broken < 200:
             try:
-                projection(made.folder, other).end(Told(made))
+                projection(made.folder, other).end(Shown(made))
                 break
             except ConnectionError:
                 broken += 1
@@ -322,27 +328,27 @@ def test_shipping_again_changes_nothing_wherever_it_broke_off(made, uri, tmp_pat
     assert everything(other) == whole
 
 
-def test_what_was_deleted_in_mlflow_is_told_again_and_no_trial_is_left_without_its_study(made, uri):
-    projection(made.folder, uri).end(Told(made))
+def test_runs_deleted_in_mlflow_are_logged_again_and_no_trial_is_without_its_study(made, uri):
+    projection(made.folder, uri).end(Shown(made))
     whole, client = everything(uri), MlflowClient(uri)
     experiment, study = projection(made.folder, uri).find()
     (rerun_or_trial, *_) = client.search_runs([experiment], "tags.`autotl.trial` = '1'")
     for run in (study, rerun_or_trial.info.run_id):
         client.delete_run(run)
     assert projection(made.folder, uri).find() is None
-    projection(made.folder, uri).end(Told(made))
+    projection(made.folder, uri).end(Shown(made))
     assert everything(uri) == whole
     _, again = projection(made.folder, uri).find()
     assert again != study
-    client.restore_run(study)  # somebody changed their mind: now there are two
-    projection(made.folder, uri).end(Told(made))
+    client.restore_run(study)  # the deleted run is restored: now there are two
+    projection(made.folder, uri).end(Shown(made))
     parents = {run.data.tags.get("mlflow.parentRunId") for run in client.search_runs([experiment])}
     assert parents == {None, projection(made.folder, uri).find()[1]}
 
 
 def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeypatch):
-    projection(made.folder, uri).end(Told(made))
-    projection(made.folder, uri).end(Told(made))
+    projection(made.folder, uri).end(Shown(made))
+    projection(made.folder, uri).end(Shown(made))
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     client = MlflowClient(uri)
     (version,) = client.search_model_versions("name = 'autotl-stripes'")
@@ -351,7 +357,7 @@ def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeyp
     mlflow.set_registry_uri(uri)
     model = mlflow.pytorch.load_model("models:/autotl-stripes@champion")
     served = mlflow.pyfunc.load_model("models:/autotl-stripes@champion")
-    own = Told(made).model()
+    own = Shown(made).model()
     draw = np.random.default_rng(0)
     import torch
 
@@ -369,42 +375,42 @@ def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeyp
     assert next(place.rglob("LICENSE")).read_text().startswith("Terms of the weights")
 
 
-def test_an_unreachable_server_is_one_line_and_ends_with_the_search(made, monkeypatch):
+def test_an_unreachable_server_costs_one_line_and_its_process_ends_with_the_search(made, monkeypatch):
     monkeypatch.setattr(shipping, "EVERY", 0.1)
     monkeypatch.setattr(shipping, "LAST_TRIES", (0.1, 0.1))
     monkeypatch.setattr(os, "nice", lambda by: by)
-    told = []
+    notes = []
     reading, writing = os.pipe()
     end = time.monotonic() + 8
     import threading
 
     threading.Timer(8, lambda: os.close(writing)).start()
     arrived = shipping.follow(
-        projection(made.folder, "http://127.0.0.1:9"), Told(made), told.append, os.fdopen(reading)
+        projection(made.folder, "http://127.0.0.1:9"), Shown(made), notes.append, os.fdopen(reading)
     )
     assert not arrived
     assert time.monotonic() - end < 20
-    assert len(told) == 2
-    assert told[0].startswith("MLflow at http://127.0.0.1:9 fails; the search continues without it: ")
-    assert "has received nothing of this search" in told[1]
+    assert len(notes) == 2
+    assert notes[0].startswith("MLflow at http://127.0.0.1:9 fails; the search continues without it: ")
+    assert "has received nothing of this search" in notes[1]
 
 
-def test_a_folder_as_the_store_is_refused_with_what_to_do_and_works_where_it_is_allowed(made, tmp_path, monkeypatch):
+def test_a_folder_as_the_store_is_refused_with_what_to_do_and_works_if_it_is_allowed(made, tmp_path, monkeypatch):
     monkeypatch.setattr(shipping, "EVERY", 0.1)
     monkeypatch.setattr(os, "nice", lambda by: by)
     folder = projection(made.folder, str(tmp_path / "mlruns"))
     reading, writing = os.pipe()
-    told = []
+    notes = []
 
     def say(text):
-        if not told:
+        if not notes:
             os.close(writing)  # the search is over
-        told.append(text)
+        notes.append(text)
 
-    assert not shipping.follow(folder, Told(made), say, os.fdopen(reading))
-    assert len(told) == 2
-    assert "migrate-filestore" in told[0] and "MLFLOW_ALLOW_FILE_STORE=true" in told[0]
-    assert told[1].endswith(
+    assert not shipping.follow(folder, Shown(made), say, os.fdopen(reading))
+    assert len(notes) == 2
+    assert "migrate-filestore" in notes[0] and "MLFLOW_ALLOW_FILE_STORE=true" in notes[0]
+    assert notes[1].endswith(
         "has received nothing of this search. It is all in the study's folder; send it later with autotl log."
     )
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -412,7 +418,7 @@ def test_a_folder_as_the_store_is_refused_with_what_to_do_and_works_where_it_is_
     assert sum("autotl.trial" in run[3] for run in everything(folder.uri)) == 8
 
 
-# With a server, as users have it
+# With a real server
 
 
 def _free_port():
@@ -475,7 +481,7 @@ def server(tmp_path):
     made.stop()
 
 
-def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp_path, server, tiny_installed, gate):
+def test_a_server_that_was_restarted_has_everything_at_the_end(stripes, tmp_path, server, tiny_installed, gate):
     server.start()
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     words = ["search", str(stripes), "--trials", "12", "--backbones", "tiny:net", "--no-prune", "--reruns", "0"]
@@ -530,6 +536,6 @@ def test_a_server_that_goes_and_comes_back_lacks_nothing_at_the_end(stripes, tmp
 
 def _metric_keys(uri):
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("autotl-stripes")  # none before its first run has arrived
+    experiment = client.get_experiment_by_name("autotl-stripes")  # it does not exist before the first run
     runs = client.search_runs([experiment.experiment_id]) if experiment else []
     return {key for run in runs for key in run.data.metrics}

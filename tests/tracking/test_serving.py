@@ -14,13 +14,13 @@ def server(tmp_path):
     return lambda host, *names: Server("sqlite://", tmp_path, host, port, names)
 
 
-def test_unless_more_is_asked_for_the_pages_are_this_machine_s_alone_and_mlflow_s_own_checks_hold(server):
+def test_by_default_the_pages_are_local_and_mlflow_s_own_checks_apply(server):
     for host in ("127.0.0.1", "localhost"):
         assert server(host).is_local
         assert not [name for name in server(host)._environment() if name.startswith("MLFLOW_SERVER_ALL")]
 
 
-def test_on_all_addresses_they_answer_to_this_machine_s_names_and_no_others(server):
+def test_on_all_addresses_the_pages_answer_to_this_machine_s_names_only(server):
     everywhere = server("0.0.0.0", "*.example.org")
     assert not everywhere.is_local
     assert everywhere.here == f"http://127.0.0.1:{everywhere.port}"
@@ -33,13 +33,13 @@ def test_on_all_addresses_they_answer_to_this_machine_s_names_and_no_others(serv
     assert origins == [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts]
 
 
-def test_what_mlflow_was_told_by_its_own_variables_stands_where_no_names_are_said(server, monkeypatch):
+def test_mlflow_s_own_variable_applies_if_no_hosts_are_given(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "proxy.example.org")
     assert server("0.0.0.0")._environment()["MLFLOW_SERVER_ALLOWED_HOSTS"] == "proxy.example.org"
     assert "gpu1:*" in server("0.0.0.0", "gpu1")._environment()["MLFLOW_SERVER_ALLOWED_HOSTS"]
 
 
-def test_an_address_of_six_is_written_as_urls_have_it(server):
+def test_an_ipv6_address_is_written_as_in_urls(server):
     if not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"):
         pytest.skip("no IPv6 here")
     assert server("::1").is_local

@@ -19,10 +19,10 @@ starts.write_text(str(number := int(starts.read_text()) + 1 if starts.exists() e
 
 @pytest.fixture
 def ship(tmp_path, monkeypatch):
-    """`ship(program)`: what runs the program, which knows its `number` of starts, and what it says."""
+    """`ship(program)`: runs the program, which knows its `number` of starts; returns the process and its notes."""
     monkeypatch.chdir(tmp_path)
 
-    def begin(program):
+    def start(program):
         (file := tmp_path / "python").write_text(BEGIN + program)
         file.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(file))
@@ -31,7 +31,7 @@ def ship(tmp_path, monkeypatch):
         said = []
         return shipping.Shipping(folder, "sqlite:///mlflow.db", tmp_path, said.append), said
 
-    return begin
+    return start
 
 
 def until(happens):
@@ -41,7 +41,7 @@ def until(happens):
         time.sleep(0.01)
 
 
-def test_a_process_that_dies_is_started_again_and_told_of_at_once(ship):
+def test_a_process_that_dies_is_restarted_with_a_note(ship):
     shipped, said = ship(
         "os.kill(os.getpid(), signal.SIGKILL) if number == 1 else print('here', flush=True)\n"
         "sys.exit(bool(sys.stdin.read()))"
@@ -53,14 +53,14 @@ def test_a_process_that_dies_is_started_again_and_told_of_at_once(ship):
     assert shipped.wait(20) and not shipped.failed
 
 
-def test_one_that_dies_after_the_search_has_left_is_told_that_too(ship):
+def test_a_process_that_dies_after_the_end_of_the_search_is_restarted_too(ship):
     shipped, said = ship("sys.stdin.read()\nos.kill(os.getpid(), signal.SIGKILL) if number == 1 else print('all')")
     shipped.leave()
     assert shipped.wait(20) and not shipped.failed
     assert said[-1] == "all"
 
 
-def test_one_that_dies_whenever_it_is_started_is_given_up(ship):
+def test_a_process_that_dies_after_every_start_is_given_up(ship):
     shipped, said = ship("sys.exit('no such module')")
     assert shipped.wait(20) and shipped.failed
     assert len(said) == shipping.RESTARTS + 1
@@ -69,7 +69,7 @@ def test_one_that_dies_whenever_it_is_started_is_given_up(ship):
     shipped.leave()
 
 
-def test_one_that_has_said_what_mlflow_lacks_is_not_started_again(ship):
+def test_a_process_that_has_reported_missing_entries_is_not_restarted(ship):
     shipped, said = ship(f"print('lacks it')\nsys.exit({shipping.NOT_ALL})")
     assert shipped.wait(20) and shipped.failed
     assert said == ["lacks it"]

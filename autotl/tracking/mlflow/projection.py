@@ -293,7 +293,7 @@ class Projection:
         name = re.sub(r" \(\w+\)$", "", str(self._server.client.get_run(shown.run).info.run_name))
         tags = {STATE: state, NAME: name, NOTE: ""}
         if state != "complete":
-            tags |= {NAME: f"{name} ({state})", NOTE: f"**{state}**: {reason}"}
+            tags |= {NAME: f"{name} ({state})", NOTE: _note(state, reason)}
         self._server.log(shown.run, tags=tags)
         self._server.client.set_terminated(shown.run, STATUS[state], end_time=milliseconds(at))
         shown.open = False
@@ -422,6 +422,11 @@ class Projection:
 def _parent_of(runs: Sequence[Run]) -> Run | None:
     """The run of the study itself among its runs; None if it was never created, or was deleted."""
     return next((run for run in runs if PARENT not in run.data.tags), None)
+
+
+def _note(state: str, reason: str) -> str:
+    """The description of a run that did not complete: `**pruned**: at 27 % of its epochs`."""
+    return f"**{state}**: {reason.removeprefix(f'{state} ')}"
 
 
 def _what(strategy: str, plan: TransferPlan) -> str:

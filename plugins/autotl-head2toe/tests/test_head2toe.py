@@ -41,7 +41,7 @@ class TestMethodByRidge(MethodTests):
 
 
 def data(images=200, width=60, classes=4):
-    """[N, D] and [N]: the first features tell the classes apart, the others are noise of another scale."""
+    """[N, D] and [N]: the first features separate the classes, the others are noise of another scale."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % classes
     features = torch.randn(images, width, generator=draw)
@@ -51,14 +51,14 @@ def data(images=200, width=60, classes=4):
 
 @pytest.mark.parametrize("scores", SCORES)
 @pytest.mark.parametrize("images", [40, 200])  # fewer images than features, and more
-def test_features_that_tell_classes_apart_score_highest(scores, images):
+def test_features_that_separate_classes_score_highest(scores, images):
     features, labels = data(images)
     target = F.one_hot(labels, 4).float()
     found = SCORES[scores](standardised(features), target, 0.1, lambda: None)
     assert set(found.topk(INFORMATIVE - 1).indices.tolist()) <= set(range(INFORMATIVE))
 
 
-def test_ridge_is_that_of_the_normal_equations_either_way():
+def test_ridge_solves_the_normal_equations_with_few_or_many_features():
     for images in (30, 200):
         features, labels = data(images)
         features, target = standardised(features).double(), F.one_hot(labels, 4).double()
@@ -78,7 +78,7 @@ def test_group_lasso_is_at_its_minimum():
     assert 0 < scores.count_nonzero() < 30
 
     weight = torch.zeros(60, 4, dtype=torch.float64, requires_grad=True)
-    for _ in range(3000):  # plain proximal gradient, slow and sure
+    for _ in range(3000):  # plain proximal gradient, slow but reliable
         loss = F.cross_entropy(features @ weight + bias, labels)
         (gradient,) = torch.autograd.grad(loss, weight)
         with torch.no_grad():
@@ -88,7 +88,7 @@ def test_group_lasso_is_at_its_minimum():
     torch.testing.assert_close(scores, weight.detach().norm(dim=1), atol=1e-3, rtol=1e-2)
 
 
-def test_a_strength_of_nearly_one_leaves_the_feature_that_tells_most():
+def test_a_strength_of_nearly_one_keeps_the_most_informative_feature():
     features, labels = data()
     options = {
         "scores": ["group-lasso"],
@@ -103,7 +103,7 @@ def test_a_strength_of_nearly_one_leaves_the_feature_that_tells_most():
     assert [head.weight.any(0).nonzero().flatten().tolist() for head in heads] == [[most], [most]]
 
 
-def test_only_what_is_kept_has_weight_and_constant_features_never_have():
+def test_only_kept_features_have_weights_and_constant_ones_have_none():
     features, labels = data()
     features[:, 7] = 3.0
     options = {"scores": ["ridge"], "strength": [0.1], "keep": [0.1, 1.0], "penalty": [0.1], "class_weights": ["none"]}
