@@ -146,7 +146,7 @@ class Study(Model):
 
 
 def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
-    """Find the best transfer setup for the images in `data`, or resume an earlier search of the study.
+    """Find the best transfer-learning setup for the images in `data`, or resume an earlier search of the study.
 
     `options` are those of `autotl search`, with underscores in their names: `trials=50`, `budget="30m"`,
     `backbones=["timm:resnet*"]`, `metric="macro-f1"`, `study="flowers"` and so on. With `verbose=False` nothing is

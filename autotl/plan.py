@@ -1,4 +1,4 @@
-"""The plan: one complete, immutable transfer setup as plain data, enough to train it again.
+"""The plan: one complete, immutable transfer-learning setup as plain data, enough to train it again.
 
 Above the plan everything knows about search and nothing about tensors; below it everything knows
 about tensors and nothing about search.
@@ -171,7 +171,7 @@ class Training(Record):
     """The learning rate of every trained stage by name."""
     optimizer: Component = Component(name="adamw")
     objective: Component = Component(name="cross-entropy")
-    """The loss that is minimised. Epochs are judged by cross-entropy and the metrics, whatever the objective is."""
+    """The loss that is minimised. Epochs are evaluated by cross-entropy and the metrics with every objective."""
     adapter: Component = Component(name="all")
     """Which parameters of the trained stages are trained."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -240,7 +240,7 @@ class Network:
 
 
 class TransferPlan(Record):
-    """A complete transfer setup. Anything that can change a number is in it."""
+    """A complete transfer-learning setup. Anything that can change a number is in it."""
 
     schema_: Literal[1] = Field(default=1, alias="schema")
     backbone: str

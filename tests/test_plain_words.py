@@ -48,6 +48,11 @@ INSTEAD = {
     r"straddle(s|d)?": "is in several splits",
     r"polite (kill|end)|politely": "SIGTERM",
     r"closed[- ]form|stage rates?|head rates?": "logistic, stage_lr, head_lr",
+    r"(without( a)?|needs? no|(is|has) no|machine with) network(?=[.,:;)]| (run|needed)|$)": "internet access",
+    r"fall(s|ing)?( to [\w ]+)? with depth": "falls from the last stage to the first",
+    r"(its|the|their|all|train the|best) controls": "baselines",
+    r"trainings": "training runs, training twice",
+    r"cuts? away": "removes",
 }
 ANY = "|".join(f"(?P<w{at}>{turn})" for at, turn in enumerate(INSTEAD))
 TURNS = re.compile(rf"(?<![\w-])(?:{ANY})(?![\w-])", re.IGNORECASE)
@@ -130,6 +135,10 @@ def test_no_text_that_people_read_has_a_forbidden_turn():
         ("Each is dear; the others are left\n  out, for they are many.", ["dear", "left out", "for they"]),
         ("It is left out, set aside and told to MLflow.", ["left out", "set aside", "told"]),
         ("A rate of its own, and the learning rate.", ["rate"]),
+        (
+            "Run trainings on a machine with network: learning rates fall with depth.",
+            ["trainings", "machine with network", "fall with depth"],
+        ),
         ("By leave-one-out, with a standard learning rate, of no more than 3 endeared layers.", []),
     ],
 )

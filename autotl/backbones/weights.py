@@ -95,7 +95,7 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
     except Exception as error:
         raise WeightsError(
             f"The weights of '{name}' are not on this machine, and {server(source)} is out of reach or refuses: "
-            f"{one_line(error, 200).rstrip('.')}. On a machine with network run: autotl weights fetch {name}   "
+            f"{one_line(error, 200).rstrip('.')}. On a machine with internet access run: autotl weights fetch {name}   "
             f"then copy the file that it prints to this machine and use --weights {name}=FILE"
         ) from error
     try:

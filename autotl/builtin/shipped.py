@@ -37,7 +37,7 @@ class Shipped:
             licence=facts["licence"],
             sizes=SIZES,
             libraries=("timm",),
-            note=f"{facts['top1']:.1%} top-1 on it ({low:.1%} to {high:.1%}){distilled}",
+            note=f"{facts['top1']:.1%} top-1 accuracy on it ({low:.1%} to {high:.1%}){distilled}",
         )
 
     def build(self, name, weights):

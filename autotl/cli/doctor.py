@@ -82,4 +82,4 @@ def _show(found: "Iterable[Check]") -> None:
             rows.append(("", f"→ {check.advice}"))
     output.echo_list(rows)
     output.echo()
-    output.echo(f"{wrong} to fix." if wrong else "Nothing is wrong.")
+    output.echo(f"{wrong} {'problem' if wrong == 1 else 'problems'} to fix." if wrong else "No problem found.")

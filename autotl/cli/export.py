@@ -16,9 +16,11 @@ from autotl.report import output
     type=click.Choice(["bundle", "torch-export", "onnx"]),
     default="onnx",
     show_default=True,
-    help="bundle: for autotl; torch-export: a traced graph for PyTorch; onnx: for ONNX Runtime and others.",
+    help="bundle: for autotl; torch-export: a graph by torch.export; onnx: for ONNX Runtime and others.",
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write. [default: NAME-FORMAT]")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write. [default: as in digits-onnx]"
+)
 @click.option(
     "--images",
     type=click.Path(exists=True, path_type=Path),

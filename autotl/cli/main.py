@@ -15,17 +15,17 @@ from autotl.errors import AutotlError, unknown
 from autotl.report import output
 
 COMMANDS = {
-    "search": "Find the best transfer setup for a folder of images.",
+    "search": "Find the best transfer-learning setup for a folder of images.",
     "predict": "Classify images with the model of a study.",
     "export": "Export the model for use without autotl.",
-    "ui": "Browse studies and trials in MLflow.",
+    "ui": "Browse studies and trials in the MLflow UI.",
     "log": "Log a study to MLflow again, or to another server.",
-    "worker": "Run trials of a search in another process.",
+    "worker": "Run trials of a search in another process or on another machine.",
     "train": "Train one plan on a folder of images.",
     "studies": "List the studies of the workspace.",
     "show": "Show a study: leaderboard, winner, trade-offs.",
     "plugins": "List backbones, augmentations and strategies; start a plugin.",
-    "weights": "List and fetch pretrained weights.",
+    "weights": "List and download pretrained weights.",
     "doctor": "Check the installation, devices, weights and plugins, or a data set.",
     "unpack": "Convert an archive or a data set of another library to a folder of images.",
     "sample": "Write a small real data set for a first try.",
@@ -72,7 +72,8 @@ class Commands(click.Group):
             _end(ctx, f"Error: {error}", error.exit_code)
         except click.UsageError as error:
             if not ctx.meta[JSON]:
-                raise click.UsageError(output.printable(error.format_message()), error.ctx) from None
+                message = error.format_message().replace("\n\t", " ")  # click lists choices in lines that a tab indents
+                raise click.UsageError(output.printable(message), error.ctx) from None
             _end(ctx, error.format_message(), error.exit_code)
         except OSError as error:
             if error.errno in (None, errno.EPIPE):  # the reader of a pipe is gone, which click handles
@@ -108,7 +109,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="autotl")
 def main() -> None:
-    """Find the best image classifier that transfer learning can give you.
+    """Find the best image classifier for your images by transfer learning.
 
     \b
     autotl sample digits data/digits

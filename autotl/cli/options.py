@@ -47,7 +47,7 @@ tracking_uri = click.option(
 
 
 def _weights(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | dict[str, str]) -> dict[str, Path]:
-    """`NAME=FILE` or `NAME=BUNDLE`, repeated, or a table in a study file."""
+    """`NAME=FILE` or `NAME=BUNDLE`, repeated, or a table in the file of --config."""
     if isinstance(values, dict):
         return {name: Path(file) for name, file in values.items()}
     named = {}

@@ -19,9 +19,7 @@ from autotl.report import output
 
 TEMPLATE = Path(__file__).parent / "template"
 """The distribution autotl-late-probe, the template of a new one."""
-HELP = {
-    "backbones": "List families of backbones, or the backbones that match GLOB; for a full name its stages and costs."
-}
+HELP = {"backbones": "List families of backbones, or backbones by GLOB. A full name lists its stages and their costs."}
 FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late_probe.py")
 
 

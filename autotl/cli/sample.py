@@ -10,10 +10,10 @@ from autotl.report import output
 
 
 @click.command()
-@click.argument("name", type=click.Choice(["digits"]))
+@click.argument("name", metavar="NAME", type=click.Choice(["digits"]))
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def command(name: str, folder: Path) -> None:
-    """Write the data set NAME into FOLDER as an image folder.
+    """Write the data set NAME into FOLDER, a new or empty folder, with a sub-folder for each class.
 
     digits: scikit-learn's 1,797 handwritten digits, 8 x 8 px, ten classes (Alpaydin and Kaynak 1998).
 

@@ -1,4 +1,4 @@
-"""`autotl search`: searches the best transfer setup for a data set."""
+"""`autotl search`: searches the best transfer-learning setup for a data set."""
 
 import time
 import tomllib
@@ -19,7 +19,7 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
     try:
         values = tomllib.loads(file.read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyError(f"The study file {file} cannot be read: {error}") from None
+        raise StudyError(f"{file} cannot be read: {error}") from None
     known = {str(parameter.name) for parameter in ctx.command.params} - {"config", "yes", "as_json"}
     values = {key.replace("-", "_"): value for key, value in values.items()}
     for key, value in values.items():
@@ -60,7 +60,8 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     is_eager=True,
     expose_value=False,
     callback=_study_file,
-    help="A study file: any of these options as TOML keys.",
+    help="A TOML file with data and these options as keys, except --config, --yes and --json; paths in it are relative "
+    "to its folder.",
 )
 @options.path_column
 @options.label_column
@@ -75,7 +76,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     "--prune/--no-prune",
     default=True,
     show_default=True,
-    help="Prune trials that fall behind.",
+    help="Prune trials that are worse than half of the others at the same share of their epochs.",
 )
 @options.names("--backbones", help="Backbones to search over. [default: those of --pool]")
 @click.option(
@@ -120,7 +121,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     "--compare/--no-compare",
     default=True,
     show_default=True,
-    help="Train the controls to compare the winner with: a linear probe, pixels, the best training from scratch.",
+    help="Train and test baselines for the winner: a linear probe, raw pixels, the best training from scratch.",
 )
 @click.option(
     "--refit/--no-refit",
@@ -133,7 +134,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="Number of kills in the same epoch after which a trial counts as failed.",
+    help="Count a trial as failed if its process was killed this many times in the same epoch.",
 )
 @options.device
 @click.option("--study", shell_complete=completion.studies, help="Name of the study. [default: the folder's name]")
@@ -169,11 +170,11 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 @click.option("--yes", is_flag=True, help="Download large weights without asking.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
 def command(as_json: bool, **values: Any) -> None:
-    """Find the best transfer setup for the images in DATA.
+    """Find the best transfer-learning setup for the images in DATA.
 
     DATA is a folder with a sub-folder for each class, or with train/, val/ and test/ of such folders (val
-    and test may be missing), or a CSV or Parquet file with the columns path, label and, if wanted, split
-    and group.
+    and test may be missing), or a manifest: a CSV or Parquet file with the columns path, label and,
+    optionally, split and group.
 
     The same command resumes an interrupted search; a larger --trials adds trials to the study.
 

@@ -51,7 +51,7 @@ def command(
     tracking_uri: str | None,
     home: Path | None,
 ) -> None:
-    """Browse all studies, or STUDY, in MLflow's own pages.
+    """Browse all studies, or STUDY, in the MLflow UI.
 
     The pages are served until Ctrl-C, only on this machine unless --host is given. MLflow asks for no
     password.

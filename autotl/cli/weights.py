@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """List and fetch pretrained weights.
+    """List and download pretrained weights.
 
     \b
     autotl weights list
@@ -23,7 +23,15 @@ def command() -> None:
 @command.command("list")
 @click.argument("patterns", nargs=-1)
 def list_(patterns: tuple[str, ...]) -> None:
-    """List where the weights of PATTERNS are; without PATTERNS those of the default pools."""
+    """List where the weights of backbones are.
+
+    PATTERNS are names of backbones, with * and ? for any characters; without PATTERNS, the backbones that a search
+    uses by default are listed.
+
+    \b
+    autotl weights list
+    autotl weights list 'timm:resnet18*'
+    """
     from autotl.report import backbones
     from autotl.study.pool import LARGE, SHIPPED, SMALL
 
@@ -35,12 +43,15 @@ def list_(patterns: tuple[str, ...]) -> None:
 @command.command()
 @click.argument("patterns", nargs=-1, required=True)
 def fetch(patterns: tuple[str, ...]) -> None:
-    """Download the weights of PATTERNS to the caches of the Hugging Face hub or of torch, and print each path.
+    """Download the weights of backbones, and print each path.
+
+    PATTERNS are names of backbones, with * and ? for any characters. The files are written to the caches of the
+    Hugging Face hub and of torch.
 
     \b
     autotl weights fetch timm:resnet18.a1_in1k
 
-    For a machine without network: run this on another machine, copy the files, and use
+    For a machine without internet access: run this on another machine, copy the files, and use
     --weights NAME=FILE in the search.
     """
     catalogue = _catalogue()

@@ -37,10 +37,10 @@ def command(
     home: Path | None,
     cache_dir: Path | None,
 ) -> None:
-    """Run trials of STUDY in this process, beside the search that started it.
+    """Run trials of STUDY in this process, in parallel with the search that started STUDY.
 
     Start at most one worker per core (OMP_NUM_THREADS=1 for each) or per GPU (--device cuda:1; auto is the first
-    one). Workers on other machines need the images and a database (--storage) that both sides reach. If a worker
+    one). Workers on other machines need the images and a database (--storage) that all machines reach. If a worker
     dies, the search runs its trial again. A worker ends when no trial is left to start.
 
     \b

@@ -56,8 +56,8 @@ def read_folder(root: Path) -> Listing:
     # Unlike the other names of splits, `train` may be a class.
     if level.labelled and any(splits[top].labelled or top.casefold() != "train" for top in named):
         raise DataError(
-            f"{str(root)!r} is ambiguous: {some(named)} look like splits, {some(classes)} like classes. "
-            f"Move or rename one of them."
+            f"{str(root)!r} is ambiguous: it has names of splits ({some(named)}) and other names ({some(classes)}). "
+            "Move or rename the folders of one kind."
         )
     if named and not level.labelled:
         return _splits(walk, {top: splits[top] for top in named}, [*level.classes, *(splits.keys() - named)], beside)

@@ -20,11 +20,11 @@ def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType
     sizes = ", ".join(map(str, known.sizes))
     facts = {
         "backbone": name,
-        "of": str(catalogue.owner(name)),
+        "plugin": str(catalogue.owner(name)),
         "trained on": "; ".join(part for part in (known.source, known.note) if part),
         "licence": known.licence,
         "weights": where(catalogue, name),
-        "input": f"{known.input.size} px, {known.input.mode}" + (f"; it takes {sizes} px too" if sizes else ""),
+        "input": f"{known.input.size} px, {known.input.mode}" + (f"; also {sizes} px" if sizes else ""),
         "cost": f"{count(info.parameters(last))} parameters, {count(info.flops(last))} FLOPs per image",
     }
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -55,4 +55,4 @@ def where(catalogue: Catalogue, name: str) -> str:
     file = catalogue.file(name)
     if file:
         return f"{file.path}  {file.path.stat().st_size / 1e6:.1f} MB  sha256 {file.sha256[:12]}…  ({file.origin})"
-    return "needs none" if catalogue.available(name) else f"not here: autotl weights fetch {name}"
+    return "needs none" if catalogue.available(name) else f"not on this machine: autotl weights fetch {name}"

@@ -39,7 +39,8 @@ def checks(host: Host, home: Path, cache_dir: Path) -> Iterator[Check]:
     yield Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from _libraries()
     yield from _devices()
-    yield _folder("workspace", home, f"{len(list(studies(home)))} studies")
+    found = len(list(studies(home)))
+    yield _folder("workspace", home, f"{found} {'study' if found == 1 else 'studies'}")
     yield _folder("cache", cache_dir, f"{_bytes(cache_dir) / 1e9:.1f} GB")
     catalogue = Catalogue(host, cache_dir)
     yield from _weights(catalogue)
@@ -127,7 +128,7 @@ def _weights(catalogue: Catalogue) -> Iterator[Check]:
             yield Check(name, one_line(error), "reinstall autotl", wrong=True)
             continue
         if file:
-            yield Check(name, f"here ({file.origin}), {file.path.stat().st_size / 1e6:.1f} MB")
+            yield Check(name, f"on this machine ({file.origin}), {file.path.stat().st_size / 1e6:.1f} MB")
         else:
             yield Check(name, "not on this machine", f"autotl weights fetch {name}")
     for problem in broken:

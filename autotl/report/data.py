@@ -157,7 +157,7 @@ def checks(report: DataReport) -> Iterator[Check]:
     if report.contents:
         yield from _of_images(report.contents)
     if report.error:
-        yield Check("error", report.error, "fix it: a search stops with the same error", wrong=True)
+        yield Check("error", report.error, "a search stops with the same error; fix it first", wrong=True)
 
 
 def _of_files(found: Found) -> Iterator[Check]:
@@ -213,10 +213,11 @@ def _of_classes(contents: Contents) -> Iterator[Check]:
     ranked = sorted(totals, key=lambda name: (-totals[name], name))
     if len(ranked) > SHOWN:
         names = [*ranked[: SHOWN // 2], *ranked[-SHOWN // 2 :]]
-        shown = ", ".join(f"{name} {totals[name]:,}" for name in names)
-        yield Check("classes", f"{len(ranked):,}; the largest and the smallest: {shown}")
+        shown = ", ".join(f"'{name}' {totals[name]:,}" for name in names)
+        yield Check("classes", f"{len(ranked):,}; images of the largest and the smallest: {shown}")
     else:
-        yield Check("classes", f"{len(ranked)}: {', '.join(f'{name} {totals[name]:,}' for name in ranked)}")
+        shown = ", ".join(f"'{name}' {totals[name]:,}" for name in ranked)
+        yield Check("classes", f"{len(ranked)}; images of each: {shown}")
     largest, smallest = totals[ranked[0]], totals[ranked[-1]]
     if largest > UNEQUAL * smallest:
         share = largest / contents.images
@@ -232,7 +233,7 @@ def _of_sizes(contents: Contents) -> Iterator[Check]:
     for what, (low, middle, high) in (("width", contents.width), ("height", contents.height)):
         yield Check(what, f"{low:,} px" if low == high else f"{low:,} to {high:,} px, median {middle:,} px")
     if contents.cut_away >= 0.005:
-        yield Check("cropping", f"to a square cuts away {contents.cut_away:.0%} of the median image")
+        yield Check("cropping", f"a square crop removes {contents.cut_away:.0%} of the median image")
     if contents.bits and contents.bits_of_median:
         darker = contents.bits_of_median < contents.bits
         of_median = f", those of the median one {contents.bits_of_median}" * darker

@@ -61,7 +61,9 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
         axes.scatter(rows["flops"], rows[metric], label=str(strategy), alpha=0.8)
     points = zip(board.index, board[[metric, "flops"]].itertuples(index=False, name=None), strict=True)
     front = shown[shown.index.isin(select.front(dict(points)))].sort_values("flops")
-    axes.plot(front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="no cheaper plan is as good")
+    axes.plot(
+        front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="none with fewer FLOPs is as good"
+    )
     for _, rows in (shown if len(shown) <= FEW else front).groupby(["flops", metric]):
         place = (rows["flops"].iloc[0], rows[metric].iloc[0])
         axes.annotate(", ".join(map(str, sorted(rows.index))), place, xytext=(4, 4), textcoords="offset points")

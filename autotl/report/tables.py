@@ -58,11 +58,11 @@ def dataset(data: "Dataset") -> Table:
     if totals[smallest] == totals[largest]:
         table.add_row("each class", f"{totals[largest]:,} images")
     else:
-        table.add_row("smallest class", f"{smallest} ({totals[smallest]:,})")
-        table.add_row("largest class", f"{largest} ({totals[largest]:,})")
+        table.add_row("smallest class", f"'{smallest}', {totals[smallest]:,} images")
+        table.add_row("largest class", f"'{largest}', {totals[largest]:,} images")
     table.add_row("sizes", _sizes([(image.width, image.height) for image in data.images]))
     if f"{data.shapes.cut_away:.0%}" != "0%":
-        table.add_row("cropping", f"to a square cuts away {data.shapes.cut_away:.0%} of the median image")
+        table.add_row("cropping", f"a square crop removes {data.shapes.cut_away:.0%} of the median image")
     table.add_row("splits", ", ".join(f"{name} {count:,}" for name, count in splits.items() if count))
     for note in data.notes:
         table.add_row("note", note)
@@ -127,7 +127,7 @@ def probe(rows: Sequence[ProbeRow], width: int) -> Table:
 
 
 def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: int = 10) -> Table:
-    """The best plans with their cost per image; `*` marks plans that no cheaper plan matches.
+    """The best plans with their cost per image; `*` marks plans that no plan with fewer FLOPs matches.
 
     If `width`, in characters, is small, only the most important columns are shown, and names are shortened.
     """

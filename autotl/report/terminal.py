@@ -230,7 +230,7 @@ def show_result(folder: StudyFolder) -> None:
     console.print(table)
     plans = "plan" if len(board) == 1 else "different plans"
     stars = any(not column.header for column in table.columns)  # a narrow table has none
-    meaning = "; * no cheaper plan is as good" if stars else ""
+    meaning = "; *: no plan with fewer FLOPs is as good" if stars else ""
     say(console, f"{len(board)} {plans} trained in {len(records)} trials{meaning}")
     console.print()
     now = [record for record in records if not record.plan or record.plan.data.fingerprint == definition.fingerprint]

@@ -14,11 +14,11 @@ from autotl.tracking.result import Comparison, Result, Test
 MODES = {"crop": "", "squash": " on squashed images", "pad": " on padded images"}
 POOLING = {"avg": "average pooling", "max": "max pooling", "token": "class token"}
 WORST = 5
-"""Of more classes than this, only those with the lowest recall are listed."""
+"""Of more classes than this, only those with the lowest recall below 100% are listed."""
 
 
 def summary(result: Result) -> Iterator[str]:
-    """The winner, its test result, and its gain over the controls, in a few lines."""
+    """The winner, its test result, and its gain over the baselines, in a few lines."""
     plan, test = result.best.plan, result.test
     metrics = result.best.metrics
     yield (
@@ -26,6 +26,7 @@ def summary(result: Result) -> Iterator[str]:
         f"{POOLING[plan.head.pooling]}, strategy {result.best.strategy} (trial {result.best.trial}); "
         f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs per image."
     )
+    yield from trained(plan)
     in_groups = f" in {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
     yield (
         f"Test {test.metric} {test.value:.1%}, 95 % confidence interval {test.low:.1%} to {test.high:.1%} "
@@ -40,35 +41,42 @@ def summary(result: Result) -> Iterator[str]:
     if result.imbalance > UNEQUAL and test.metric == "accuracy":
         yield (
             f"The largest class has {result.imbalance:.3g} times the train images of the smallest. "
-            "If every class matters equally, search with --metric balanced-accuracy or macro-f1."
+            "If every class matters equally, search with --study NAME --metric balanced-accuracy (or macro-f1)."
         )
     for name, comparison in result.comparisons.items():
         yield against(name, test.metric, comparison)
     runs = [f"{run.value:.1%}" for run in result.best.runs]
     mean = f"{result.best.validation:.1%}, the mean over {len(runs)} seeds ({', '.join(runs)})"
     yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
-    yield from trained(plan)
     for what in result.left_out:
         yield f"Skipped: {what}."
     if result.test_opened > 1:
         yield (
-            f"The test split was opened for {result.test_opened} models in this study. "
-            "Choices made after the first make this figure optimistic."
+            f"The test images were used for {result.test_opened} models in this study. "
+            "If you chose anything by the first result, this figure is optimistic."
         )
 
 
 def by_class(test: Test) -> Iterator[str]:
-    """The result of always predicting the most frequent class, and the recall of each class, or of the worst ones."""
-    yield f"Always predicting the most frequent class would give {test.most_frequent:.1%}."
-    worst = sorted(test.classes.items(), key=lambda item: item[1].recall)[:WORST]
-    which = f"Lowest recall, {len(worst)} of {len(test.classes)} classes" if len(test.classes) > WORST else "Recall"
-    each = [f"{name} {found.recall:.1%} ({found.right:,} of {found.images:,})" for name, found in worst]
-    yield f"{which}: {', '.join(each)}."
+    """The metric of always predicting the most frequent class, and the recall of the classes, or of the worst ones."""
+    yield f"Always predicting the most frequent class would give {test.metric} {test.most_frequent:.1%}."
+    ranked = sorted(test.classes.items(), key=lambda item: item[1].recall)
+    short = [item for item in ranked if item[1].right < item[1].images]
+    if not short:
+        yield "Recall is 100% for every class."
+        return
+    shown = ranked if len(ranked) <= WORST else short[:WORST]
+    each = [f"'{name}' {found.recall:.1%} ({found.right:,} of {found.images:,} images)" for name, found in shown]
+    rest = len(ranked) - len(shown)
+    if rest and len(short) > WORST:
+        yield f"Lowest recall, {len(shown)} of {len(ranked)} classes: {', '.join(each)}."
+    else:
+        yield f"Recall of each class: {', '.join(each)}{'; 100% for all others' if rest else ''}."
 
 
 def against(name: str, metric: str, comparison: Comparison) -> str:
-    """A control, and the gain of the winner over it."""
-    return f"Against {name}, {metric} {comparison.value:.1%}: {_gain(comparison)}"
+    """A baseline, and the gain of the winner over it."""
+    return f"Compared with {name}, {metric} {comparison.value:.1%}: {_gain(comparison)}"
 
 
 def trained(plan: TransferPlan) -> Iterator[str]:
@@ -106,12 +114,12 @@ def _caution(result: Result) -> str:
 
 def _gain(comparison: Comparison) -> str:
     points = f"{100 * comparison.difference:+.1f} points of accuracy"
-    interval = f"({100 * comparison.low:+.1f} to {100 * comparison.high:+.1f})"
+    interval = f"(95 % confidence interval {100 * comparison.low:+.1f} to {100 * comparison.high:+.1f})"
     if comparison.low > 0:
         return f"{points} {interval}."
     if comparison.high < 0:
-        return f"{points} {interval}: the winner is worse."
-    return f"{points} {interval}: no significant difference."
+        return f"{points} {interval}; the winner is worse."
+    return f"{points} {interval}; no significant difference."
 
 
 def exported(found: Exported) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The controls that a winner is compared with: a linear probe, raw pixels, training from random weights."""
+"""The baselines that a winner is compared with: a linear probe, raw pixels, training from random weights."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,9 +57,9 @@ def controls_of(
         yield Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])
     elif won.trainings:
         # Learning rates for pretrained weights are too low for random ones: the comparison would not be fair.
-        note("The winner is not compared with training from scratch: the study has no trial of that strategy.")
+        note("The winner is not compared with training from scratch: no finished trial started from random weights.")
     elif at_random := _at_random(won, catalogue):
-        yield Control("the same frozen backbone at random", at_random, None, seconds)
+        yield Control("the same frozen backbone with random weights", at_random, None, seconds)
 
 
 def _at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:

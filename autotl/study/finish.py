@@ -1,4 +1,4 @@
-"""The end of a search: reruns of the best plans, refit of the winner, controls, the test, the bundle."""
+"""The end of a search: reruns of the best plans, refit of the winner, baselines, the test, the bundle."""
 
 import json
 import time
@@ -52,7 +52,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     end.left_out += [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
     ended = sum(record.state in ENDED for record in records)
     if ended < settings.trials:
-        end.left_out.append(f"{settings.trials - ended} of {settings.trials} trials: no time")
+        end.left_out.append(f"no time for {settings.trials - ended} of {settings.trials} trials")
     winner, final = end.train(end.contenders(board[:BEST]), board)
     test, comparisons = (known.test, known.comparisons) if known and known.final == final else (None, {})
     if settings.compare:
@@ -201,7 +201,8 @@ class _End:
                         contenders.remove(contender)
                 contenders = ran
         except OutOfTime:
-            self.left_out.append(f"{turns - turn + 1} of {turns} reruns of the best plans with new seeds: no time")
+            rounds = f"{turns - turn + 1} of {turns} rounds"
+            self.left_out.append(f"no time for {rounds} of reruns of the best plans with new seeds")
         return sorted(contenders, key=lambda contender: -contender.mean)
 
     def _keep_for_the_test(self, best: Sequence[TrialRecord]) -> None:
@@ -261,7 +262,7 @@ class _End:
         for winner, final in self._possible_bundles(contenders, board):
             if there == final:
                 self.left_out.append(
-                    f"the {self._last} of the winner, trial {best}: the bundle is that of trial {winner.record.number}"
+                    f"the {self._last} of the winner, trial {best}; the bundle is that of trial {winner.record.number}"
                 )
                 return winner, final
         if in_time:
@@ -332,7 +333,7 @@ class _End:
             try:
                 yield control.name, self._train_control(control, on_all)
             except OutOfTime:
-                self.left_out.append(f"the comparison with {control.name}: no time")
+                self.left_out.append(f"no time for the comparison with {control.name}")
             except _Failed as failed:
                 self.left_out.append(f"the comparison with {control.name}, which failed: {failed}")
 

@@ -99,7 +99,7 @@ class Guesses:
 
 
 def affordable(best: Sequence[ProbeRow], epoch_seconds: Callable[[str], float], seconds: float) -> ProbeRow:
-    """The first of these cuts whose backbone trains a first guess within `seconds`; else the cheapest one.
+    """The first of these cuts whose backbone trains a first guess within `seconds`; else the fastest one.
 
     `epoch_seconds(backbone)`: seconds for an epoch of the whole network; called only as often as needed.
     """

@@ -54,7 +54,7 @@ class Inputs:
         """What a user should know of how images are prepared."""
         if self.searched:
             yield (
-                f"A crop would cut away {self._shapes.cut_away:.0%} of an image. The first trials use the whole "
+                f"A square crop would remove {self._shapes.cut_away:.0%} of an image. The first trials use the whole "
                 "image, and the search tries crop, squash and pad."
             )
         if self._shapes.bits < BITS:

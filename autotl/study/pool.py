@@ -96,8 +96,8 @@ def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
     """
     if pool.left_out:
         watcher.note(
-            f"Skipped, because their weights are not here and the hub cannot be reached: {', '.join(pool.left_out)} "
-            "(see autotl weights list)"
+            "Skipped, because their weights are not on this machine and the hub cannot be reached: "
+            f"{', '.join(pool.left_out)}. How to get them: autotl weights list"
         )
     for name, size in pool.downloads.items():
         watcher.note(f"Downloading {name}: {size / 1e6:.0f} MB" if size else f"Downloading {name}")

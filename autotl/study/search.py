@@ -420,7 +420,7 @@ class Search:
         units = bench.units("train", "early_stop")[seen]
         shas, labels = [shas[i] for i in seen], labels.cpu()[seen]
         cells = [(stage.name, pooling) for stage in self.catalogue.info(name).stages for pooling in stage.poolings]
-        progress = self.budget.watched(self.watcher, f"probing cuts of {name}")
+        progress = self.budget.watched(self.watcher, f"probing cuts and poolings of {name}")
         rows = []
         for done, (cut, pooling) in enumerate(cells, 1):
             features = bench.features.read(self._network(name), cut, pooling, shas)
@@ -444,8 +444,8 @@ class Search:
         for_each = FIRST_TRAININGS * self.budget.left() / len(self.strategies)
         chosen = guesses.affordable(best, trials.epoch_seconds, for_each)
         if chosen != best[0]:
-            what = f"Training starts with {chosen.backbone}"
-            self.watcher.note(f"{what}: --budget is too short for {best[0].backbone}.")
+            slower = ", ".join(row.backbone for row in best[: best.index(chosen)])
+            self.watcher.note(f"Training starts with {chosen.backbone}: --budget is too short for {slower}.")
         return chosen
 
 

@@ -1,4 +1,4 @@
-"""The settings of a search: the same names as options of the command, in a study file and from Python."""
+"""The settings of a search: the same names as options of the command, in the file of --config and from Python."""
 
 import math
 import re

@@ -93,7 +93,7 @@ class AugmentationTests(PluginTests):
             off = (alone[0].int() - together[row].int()).abs().max().item()
             assert off <= 1, f"'{name}' changes an image depending on others in the batch: use each image's own draw."
 
-    def test_two_trainings_with_it_are_equal(self, lab: Lab, name: str) -> None:
+    def test_training_twice_gives_equal_weights(self, lab: Lab, name: str) -> None:
         params, _ = _suggested(lab, name, {}, 0)
         info = lab.catalogue.info("tiny:net")
         plan = lab.plan(sgd(None, info.names), augmentation=Component(name=name, params=params))

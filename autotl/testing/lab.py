@@ -252,17 +252,17 @@ def state_before(lab: Lab, plan: TransferPlan) -> dict[str, Tensor]:
 
 
 def assert_same(first: Fitted, second: Fitted, what: str) -> None:
-    """Assert that two trainings of one plan gave the same weights and the same metrics."""
+    """Assert that training one plan twice gave the same weights and the same metrics."""
     one, two = first.model, second.model
     assert one.head is not None
     assert two.head is not None
     same = torch.equal(one.head.weight, two.head.weight) and torch.equal(one.head.bias, two.head.bias)
     states = one.stages.state_dict(), two.stages.state_dict()
     same = same and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert same, f"{what}: two trainings of the same plan, with the same seed, gave different weights."
+    assert same, f"{what}: training the same plan twice, with the same seed, gave different weights."
     numbers = [{name: value for name, value in each.metrics.items() if name not in TIMES} for each in (first, second)]
     same = numbers[0] == numbers[1]
-    assert same, f"{what}: two trainings of the same plan, with the same seed, gave different metrics."
+    assert same, f"{what}: training the same plan twice, with the same seed, gave different metrics."
 
 
 def assert_only_trained_moves(lab: Lab, fitted: Fitted, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,14 @@ class _SuggestedTests(PluginTests):
 
     def test_one_study_can_hold_its_trials(self, lab: Lab, name: str) -> None:
         """For every backbone, and when images are added to the data."""
-        trials = [self.suggested(lab, name, {}, seed, facts)[2] for seed in range(DRAWS) for facts in (FACTS, FEWER)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Inconsistent parameter values")
+            try:
+                trials = [self.suggested(lab, name, {}, s, facts)[2] for s in range(DRAWS) for facts in (FACTS, FEWER)]
+            except RuntimeWarning as error:
+                raise AssertionError(
+                    f"'{name}' draws a parameter from two ranges in one trial: give it two names. {error}"
+                ) from None
         assert_one_study(trials, name)
 
     def test_equal_draws_give_equal_parameters_that_survive_json(self, lab: Lab, name: str) -> None:
@@ -73,7 +81,7 @@ class _SuggestedTests(PluginTests):
             with well_behaved(f"'{name}'", draws):
                 self.result(lab, name, self.suggested(lab, name, {}, seed)[0])
 
-    def test_two_trainings_with_it_are_equal(self, lab: Lab, name: str) -> None:
+    def test_training_twice_gives_equal_weights(self, lab: Lab, name: str) -> None:
         plan = lab.plan(self.phase(lab, name, self.suggested(lab, name, {}, 0)[0]))
         stir(1)
         try:
@@ -201,7 +209,7 @@ class AdapterTests(_SuggestedTests):
             idle = [number for number, each in enumerate(adapted.parameters) if each.grad is None]
             assert not idle, f"'{name}' returns parameters that have no effect on the network: numbers {idle}."
 
-    def test_what_is_frozen_stays(self, lab: Lab, name: str) -> None:
+    def test_frozen_stages_stay(self, lab: Lab, name: str) -> None:
         params = self.suggested(lab, name, {}, 0)[0]
         names = lab.catalogue.info("tiny:net").names
         fitted = lab.fit(lab.plan(self.phase(lab, name, params)))
@@ -235,7 +243,7 @@ class GradientMethodTests(_SuggestedTests):
             start = _Batch(name).parameters[0].detach().square().sum()
             assert end < start, f"'{name}' moves away from the minimum."
 
-    def test_what_is_frozen_stays_and_what_has_a_rate_moves(self, lab: Lab, name: str) -> None:
+    def test_frozen_stages_stay_and_stages_with_a_learning_rate_change(self, lab: Lab, name: str) -> None:
         fitted = lab.fit(lab.plan(self.phase(lab, name, self.suggested(lab, name, {}, 0)[0])))
         assert_only_trained_moves(lab, fitted, f"'{name}'")
 

@@ -234,6 +234,8 @@ def find_study(home: Path, name: str) -> StudyFolder:
     """Raises: StudyError for an unknown study, with the nearest name; DamagedFile."""
     folder = StudyFolder(home / name)
     if not folder.exists:
-        raise StudyError(unknown("study", name, [study.name for study in studies(home)], f"Looked in {home}."))
+        known = [study.name for study in studies(home)]
+        hint = f"Looked in {home}. List them: autotl studies{home_option(home)}"
+        raise StudyError(unknown("study", name, known, hint))
     folder.require_definition()
     return folder

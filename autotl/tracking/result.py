@@ -63,7 +63,7 @@ class Test(Record):
 
 
 class Comparison(Record):
-    """A control on the same test images: its metric, and the gain in accuracy of the winner over it.
+    """A baseline on the same test images: its metric, and the gain in accuracy of the winner over it.
 
     `low` and `high` are the 95 % confidence interval of the difference, paired over the images and over their units.
     """

@@ -1,4 +1,4 @@
-"""The process that serves MLflow's own pages for `autotl ui`."""
+"""The process that serves the MLflow UI for `autotl ui`."""
 
 import errno
 import os

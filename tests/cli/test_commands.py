@@ -94,7 +94,8 @@ def test_the_output_is_plain_lines_outside_a_terminal(autotl, stripes):
     assert re.search("images +90 in 3 classes", out)
     assert "Features will take about" in out
     assert out.count("linear-probe reference:edges → ") == 3
-    for words in ("Winner: reference:edges", "Test accuracy", "95 % confidence", "Against reference:pixels", "Next:"):
+    compared = "Compared with reference:pixels"
+    for words in ("Winner: reference:edges", "Test accuracy", "95 % confidence", compared, "Next:"):
         assert words in out
 
 
@@ -128,7 +129,7 @@ def test_class_names_are_shown_as_they_are(autotl, stripes):
     (stripes / "down").rename(stripes / "[b]ünlikely [red] name")
     (stripes / "checks" / "0.png").unlink()
     out = autotl("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE)
-    assert "[b]ünlikely [red] name (30)" in out
+    assert "'[b]ünlikely [red] name', 30 images" in out
 
 
 def test_suggested_commands_work_for_all_names_of_data_and_workspace(autotl, stripes, tmp_path):
@@ -301,6 +302,7 @@ def test_a_folder_that_json_cannot_name_is_refused_before_anything_starts(autotl
         (["show", "nothing"], "Unknown study 'nothing'"),
         (["train", "bad.json", "stripes"], "bad.json is not a valid TransferPlan"),
         (["sample", "digits", "stripes"], "not empty"),
+        (["sample"], "Missing argument 'NAME'. Choose from: digits"),
         (["plugins", "backbones", "timm:zzz*"], "No backbone matches"),
     ],
 )
@@ -323,7 +325,7 @@ def test_listings_name_the_owner(autotl):
 
 def test_one_backbone_is_shown_with_its_stages_and_their_costs(autotl):
     printed = autotl("plugins", "backbones", "autotl:resnet10")
-    for what in ("Tiny ImageNet", "% top-1 on it", "ImageNet's terms of access", "resnet10.safetensors", "64 px"):
+    for what in ("Tiny ImageNet", "top-1 accuracy on it", "ImageNet's terms", "resnet10.safetensors", "64 px"):
         assert what in printed
     assert "1.23 M parameters, 46.5 M FLOPs per image" in printed
     rows = [" ".join(line.split()) for line in printed.partition("cut ")[2].splitlines()[1:]]
@@ -332,7 +334,7 @@ def test_one_backbone_is_shown_with_its_stages_and_their_costs(autotl):
     printed = autotl("plugins", "backbones", "autotl:resnet10@random")
     assert "nothing: random weights" in printed and "needs none" in printed and "top-1" not in printed
     absent = autotl("plugins", "backbones", "timm:vit_tiny_patch16_224")
-    assert "not here: autotl weights fetch timm:vit_tiny_patch16_224" in absent and "avg, max, token" in absent
+    assert "this machine: autotl weights fetch timm:vit_tiny_patch16_224" in absent and "avg, max, token" in absent
     assert "Unknown backbone 'autotl:resnet'. Did you mean 'autotl:resnet10'" in autotl(
         "plugins", "backbones", "autotl:resnet", code=2
     )
@@ -341,7 +343,7 @@ def test_one_backbone_is_shown_with_its_stages_and_their_costs(autotl):
 def test_weights_list_shows_where_the_files_are(autotl):
     listing = autotl("weights", "list")
     assert "shipped" in listing
-    assert "not here: autotl weights fetch timm:resnet18.a1_in1k" in listing
+    assert "not on this machine: autotl weights fetch timm:resnet18.a1_in1k" in listing
     assert "out of reach" in autotl("weights", "fetch", "timm:resnet18.a1_in1k", code=2)
 
 

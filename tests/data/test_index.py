@@ -145,7 +145,7 @@ def test_split_names_may_be_classes_beside_others(tmp_path):
 @pytest.mark.parametrize("name", ["test", "Test1", "Training", "val2017"])
 def test_a_split_without_class_folders_is_no_class_beside_others(tmp_path, name):
     tree(tmp_path, "cat/1", "dog/2", f"{name}/3")
-    refused(tmp_path, "ambiguous", f"{name!r} look like splits", "'cat', 'dog' like classes")
+    refused(tmp_path, "ambiguous", f"names of splits ({name!r})", "other names ('cat', 'dog')")
 
 
 def test_folders_named_by_data_set_and_split_are_no_classes(tmp_path):
@@ -346,7 +346,7 @@ def test_a_class_without_train_images(tmp_path):
 
 def test_splits_beside_classes(tmp_path):
     tree(tmp_path, "train/a/1", "train/b/2", "cat/3", "dog/4")
-    refused(tmp_path, "ambiguous", "'train' look like splits", "'cat', 'dog' like classes", "rename")
+    refused(tmp_path, "ambiguous", "names of splits ('train')", "other names ('cat', 'dog')", "rename")
 
 
 def test_two_folders_for_one_split(tmp_path):

@@ -63,7 +63,7 @@ def test_every_fact_has_a_line(data, tmp_path):
         "ignored": "Thumbs.db",
         "images": "53 can be used",
         "excluded": "cat/broken.png",
-        "classes": "cat 42, dog 11",
+        "classes": "'cat' 42, 'dog' 11",
         "imbalanced classes": "3.82 times the images of 'dog'",
         "width": "96 px",
         "cropping": "33%",

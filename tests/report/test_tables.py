@@ -95,7 +95,7 @@ def test_large_numbers_are_counted_in_thousands(number, says):
     assert tables.count(number) == says
 
 
-@pytest.mark.parametrize(("width", "says"), [(40, "to a square cuts away 25% of the median image"), (30, None)])
+@pytest.mark.parametrize(("width", "says"), [(40, "a square crop removes 25% of the median image"), (30, None)])
 def test_the_data_summary_says_what_a_crop_cuts_away(tmp_path, width, says):
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)

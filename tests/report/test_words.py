@@ -61,10 +61,17 @@ def summary_of(**changes):
 
 def test_the_summary_has_the_recall_of_each_class_and_the_share_of_the_most_frequent():
     said = summary_of(test=of_test(ok=(57, 57), rare=(0, 3)))
-    assert "Always predicting the most frequent class would give 50.0%.\n" in said
-    assert "\nRecall: rare 0.0% (0 of 3), ok 100.0% (57 of 57).\n" in said
+    assert "Always predicting the most frequent class would give accuracy 50.0%.\n" in said
+    assert "\nRecall of each class: 'rare' 0.0% (0 of 3 images), 'ok' 100.0% (57 of 57 images).\n" in said
     many = of_test(**{f"class {number}": (9 - number, 10) for number in range(9)})
-    assert "\nLowest recall, 5 of 9 classes: class 8 10.0% (1 of 10), class 7" in summary_of(test=many)
+    assert "\nLowest recall, 5 of 9 classes: 'class 8' 10.0% (1 of 10 images), 'class 7'" in summary_of(test=many)
+
+
+def test_the_recall_of_many_classes_lists_only_those_with_an_error():
+    right = {f"{number}": (10, 10) for number in range(9)}
+    one = summary_of(test=of_test(**right | {"7": (9, 10)}))
+    assert "\nRecall of each class: '7' 90.0% (9 of 10 images); 100% for all others.\n" in one
+    assert "\nRecall is 100% for every class.\n" in summary_of(test=of_test(**right))
 
 
 def test_near_copies_of_test_images_in_other_splits_are_reported_with_the_accuracy():

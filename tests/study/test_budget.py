@@ -96,8 +96,8 @@ def test_skipped_steps_are_named_and_the_best_trial_is_kept(host, stripes, monke
     assert result.final == result.best.plan == bundle.plan_of(made.folder.bundle)
     assert result.final.train_on == ("train",)
     not_done = " ".join(result.left_out)
-    assert "2 of 2 reruns of the best plans with new seeds" in not_done
-    assert "the refit of the winner, trial 1: the bundle is that of trial 1" in not_done
+    assert "no time for 2 of 2 rounds of reruns of the best plans with new seeds" in not_done
+    assert "the refit of the winner, trial 1; the bundle is that of trial 1" in not_done
     assert "the comparison with reference:pixels" in not_done
     assert result.comparisons == {}
     # With more time the same command does the rest.

@@ -40,7 +40,7 @@ def test_ordinary_photos_are_cropped_as_in_pretraining(catalogue, ratio):
 def test_the_first_guesses_squash_long_images(catalogue):
     inputs = Inputs(catalogue, Shapes(image_size=64, cut_away=2 / 3))
     own, first = catalogue.card(SHIPPED).input, inputs.first(SHIPPED)
-    assert inputs.searched and "cut away 67% of an image" in next(inputs.notes())
+    assert inputs.searched and "would remove 67% of an image" in next(inputs.notes())
     assert (first.mode, first.size, first.resize) == ("squash", own.size, own.size)
     assert inputs.guess(SHIPPED) == {"input_size": 0.0, "input_mode": "squash"}
     assert inputs.network(SHIPPED, 0).input == first
@@ -116,7 +116,7 @@ def test_a_defect_at_the_end_of_a_dark_long_image_is_found_by_the_first_guess(ho
     assert result.test.value > 0.9
     assert (result.final.input.mode, result.final.input.bits) == ("squash", 12)
     assert any("Integer images use 12 of 16 bits: values from 0 to 4,095" in note for note in watcher.notes)
-    assert any("A crop would cut away 67% of an image" in note for note in watcher.notes)
+    assert any("A square crop would remove 67% of an image" in note for note in watcher.notes)
     written = json.loads((search.folder.bundle / "preprocessing.json").read_text())
     assert (written["mode"], written["bits"]) == ("squash", 12)
     assert "values of integer images are scaled from 12 bits" in (search.folder.bundle / "README.md").read_text()

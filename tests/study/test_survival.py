@@ -272,14 +272,16 @@ def test_trials_that_fall_behind_are_pruned_and_linear_probes_never(host, stripe
     assert unpruned.trials["pruned"] == 0
 
 
-@pytest.mark.parametrize("breaks", ["with seed 1", "whose refit failed", "the same frozen backbone at random"])
+@pytest.mark.parametrize(
+    "breaks", ["with seed 1", "whose refit failed", "the same frozen backbone with random weights"]
+)
 def test_an_error_in_a_training_after_the_trials_skips_it_with_a_note(host, stripes, monkeypatch, breaks):
     from autotl.errors import TrainingError
     from autotl.study import finish
 
     def fit(plan, bench, observer=None):
         what = "whose refit failed" if "val" in plan.train_on else "with seed 1" if plan.seed == 1 else "as it was"
-        broken = plan.backbone.endswith("@random") if breaks.endswith("random") else what == breaks
+        broken = plan.backbone.endswith("@random") if breaks.endswith("random weights") else what == breaks
         if broken and not plan.backbone.startswith("reference:"):
             raise TrainingError("The loss became nan.")
         return really(plan, bench, observer)
@@ -287,7 +289,7 @@ def test_an_error_in_a_training_after_the_trials_skips_it_with_a_note(host, stri
     really = finish.fit
     monkeypatch.setattr(finish, "fit", fit)
     pretrained = {"backbones": ("autotl:resnet10",), "strategies": ("linear-probe",)}
-    values = pretrained if breaks.endswith("random") else {"strategies": ("linear-probe", "full")}
+    values = pretrained if breaks.endswith("random weights") else {"strategies": ("linear-probe", "full")}
     result = search(host, stripes, trials=2, prune=False, **values).run()
     assert any(breaks in what and "The loss became nan" in what for what in result.left_out)
     assert 0 < result.test.value <= 1

@@ -538,8 +538,8 @@ class TupleBrighter(Brighter):
         ),
         (
             brighter(lambda images, draw, _: images ^ random.randrange(9)),
-            "test_two_trainings_with_it_are_equal",
-            "two trainings of the same plan, with the same seed, gave different weights",
+            "test_training_twice_gives_equal_weights",
+            "training the same plan twice, with the same seed, gave different weights",
         ),
     ],
 )

@@ -208,7 +208,7 @@ def test_every_training_after_the_trials_is_a_run_too(made, uri):
         run = after.pop(f"comparison: {name}")
         assert run[4]["backbone"] == comparison.plan.backbone
         assert run[5]["test/accuracy"][0][2] == comparison.value
-        assert run[3]["mlflow.note.content"].startswith(f"Against {name}, accuracy ")
+        assert run[3]["mlflow.note.content"].startswith(f"Compared with {name}, accuracy ")
     assert all(run[1] == "stripes" and run[2] == "FINISHED" and run[7] == ["plan.json"] for run in after.values())
     (parent,) = (run for run in everything(uri) if not run[1])
     assert not [name for name in parent[5] if name.startswith("gain")]
