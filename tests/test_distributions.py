@@ -55,8 +55,8 @@ def run(installed, tmp_path):
     return call
 
 
-def test_there_are_two_distributions():
-    assert DISTRIBUTIONS == ["autotl-head2toe", "autotl-late-probe"]
+def test_these_are_the_distributions():
+    assert DISTRIBUTIONS == ["autotl-head2toe", "autotl-late-probe", "autotl-ssf"]
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -65,7 +65,7 @@ def test_it_passes_its_own_tests(name, run):
 
 
 def test_a_search_uses_them_under_their_own_names(run, stripes):
-    listed = run("-m", "autotl", "plugins", "strategies")
+    listed = run("-m", "autotl", "plugins")
     for name in DISTRIBUTIONS:
         facts = tomllib.loads((PLUGINS / name / "pyproject.toml").read_text())["project"]
         assert f"({name} {facts['version']})" in listed
@@ -81,3 +81,16 @@ def test_a_search_uses_them_under_their_own_names(run, stripes):
         assert f" {strategy}  " in out
     exported = run("-m", "autotl", "export", "mine", "--format", "torch-export")
     assert "no probability differs by more than" in exported
+
+
+def test_a_search_draws_the_adapter_and_the_objective_of_a_plugin(run, stripes):
+    own = ["--strategies", "full", "--backbones", "autotl:resnet10", "--augmentations", "none", "--no-mlflow"]
+    own += ["--adapters", "ssf", "--objectives", "cross-entropy,poly-1", "--reruns", 0, "--no-compare"]
+    run("-m", "autotl", "search", stripes, "--trials", 3, *own, "--device", "cpu", "--study", "mine")
+    records = Path(os.environ["AUTOTL_HOME"], "mine", "trials").glob("*.jsonl")
+    plans = [json.loads(line)["plan"] for file in records for line in file.read_text().splitlines() if '"plan"' in line]
+    trainings = [plan["phases"][0]["training"] for plan in plans]
+    assert {training["adapter"]["name"] for training in trainings} == {"ssf"}
+    assert "poly-1" in {training["objective"]["name"] for training in trainings}
+    assert all(plan["requires"]["autotl-ssf"] == "0.1.0" for plan in plans)
+    assert "no probability differs by more than" in run("-m", "autotl", "export", "mine", "--format", "onnx")

@@ -211,7 +211,12 @@ def test_every_command_is_in_the_readme():
 
 def lines():
     """Every command line of autotl in the documentation."""
-    for text in (TUTORIAL, README, (ROOT / "plugins/autotl-head2toe/README.md").read_text()):
+    for text in (
+        TUTORIAL,
+        README,
+        (ROOT / "plugins/autotl-head2toe/README.md").read_text(),
+        (ROOT / "plugins/autotl-ssf/README.md").read_text(),
+    ):
         for block in text.split("```")[1::2]:
             for line in block.splitlines():
                 if found := re.match(r"(?:[A-Z_]+=\S+ )*autotl ([^|]+)", line):

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "plugins/README.md", "studies/README.md", "plugins/autotl-head2toe/README.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "plugins/README.md",
+    "studies/README.md",
+    "plugins/autotl-head2toe/README.md",
+    "plugins/autotl-ssf/README.md",
+)
 PUBLIC = ("__init__.py", "api.py", "contracts.py", "hookspecs.py", "plan.py", "errors.py", "cli/", "testing/")
 """Modules of autotl whose docstrings users and authors of plugins read, `--help` included."""
 
