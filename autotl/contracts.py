@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from autotl.plan import BITS, ClassWeights, Component, Head, Input, Phase, Pooling, Record, TransferPlan
+from autotl.plan import BITS, ClassWeights, Component, Head, Input, Phase, Pooling, Record, Technique, TransferPlan
 
 if TYPE_CHECKING:
     import torch
@@ -191,6 +191,8 @@ class Context(Protocol):
 
     data: DataFacts
     seed: int
+    techniques: frozenset[Technique]
+    """The techniques whose strengths the user wants searched; see the fields of `Training`."""
 
     def backbone(self) -> BackboneInfo:
         """The backbone of this trial."""

@@ -24,6 +24,8 @@ NearCopies = Literal["together", "apart"]
 ClassWeights = Literal["none", "balanced", "effective"]
 """How images are weighted in a loss: all equally, so that every class has the same total weight, or in between, by the
 effective number of images of its class (Cui et al. 2019, arXiv 1901.05555)."""
+Technique = Literal["mixup", "cutmix", "l2-sp", "ema"]
+"""Techniques of training that are searched only if the user names them."""
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
 

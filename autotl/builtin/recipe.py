@@ -51,18 +51,22 @@ class Recipe:
     lr: float
     epochs: int
     method: Any
+    backbone: Any
     values: dict[str, Any]
     """The other fields of a phase's training."""
 
     def phase(self, frozen, stage_lr, *, epochs, stop, augmented):
         """A phase with this recipe; `stop`: whether there is a split to choose the epoch on."""
+        values = self.values
+        if frozen and "cutmix" in values and self.backbone.stage(frozen).layout == "tokens":
+            values = {**values, "cutmix": 0.0}  # the values to train on have no height and width
         training = Training(
             epochs=epochs,
             stage_lr=stage_lr,
             views=min(epochs, MOST_VIEWS) if frozen and augmented else 0,
             # At high learning rates the loss first rises, and falls only when they do: a short patience would miss it.
             stop=Stop(patience=max(3, round(epochs / 2))) if stop else None,
-            **self.values,
+            **values,
         )
         return Phase(method=self.method.name, frozen=frozen, training=training, options=self.method.params)
 
@@ -77,6 +81,7 @@ def suggest(trial, context, *, pretrained=True):
         # A share between the fewest and the most, so that it stays comparable when images are added.
         epochs=round(fewest * (most / fewest) ** trial.suggest_float("recipe.length", 0.0, 1.0)),
         method=context.method(),
+        backbone=context.backbone(),
         values={
             "optimizer": chosen.optimizer,
             "head_lr": chosen.head_lr,
@@ -93,8 +98,23 @@ def suggest(trial, context, *, pretrained=True):
             "label_smoothing": trial.suggest_float("recipe.label_smoothing", 0.0, 0.2),
             "dropout": trial.suggest_float("recipe.dropout", 0.0, 0.5),
             "clip": CLIP,
+            **techniques(trial, context.techniques, pretrained),
         },
     )
+
+
+def techniques(trial, wanted, pretrained):
+    """The strengths of the techniques that the user wants searched."""
+    found = {}
+    if "mixup" in wanted:  # Zhang et al. 2018 use 0.1 to 0.4, timm 0.8
+        found["mixup"] = trial.suggest_float("recipe.mixup", 0.0, 0.8)
+    if "cutmix" in wanted:  # Yun et al. 2019 use 1
+        found["cutmix"] = trial.suggest_float("recipe.cutmix", 0.0, 1.0)
+    if "l2-sp" in wanted and pretrained:  # the grid of Li et al. 2018
+        found["l2_sp"] = trial.suggest_float("recipe.l2_sp", 1e-4, 1.0, log=True)
+    if "ema" in wanted:
+        found["ema"] = 1 - 1 / trial.suggest_float("recipe.averaged_steps", 5, 500, log=True)
+    return found
 
 
 def epochs(train_images):

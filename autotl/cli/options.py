@@ -70,11 +70,11 @@ weights = click.option(
 )
 
 
-def names(*flags: str, help: str, default: str = "") -> Callable[[Any], Any]:
+def names(*flags: str, help: str) -> Callable[[Any], Any]:
     """An option for names and globs of registered plugins, repeated or separated by commas."""
 
     def split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | str) -> tuple[str, ...]:
-        values = (values,) if isinstance(values, str) else values or (default,)
+        values = (values,) if isinstance(values, str) else values
         return tuple(part for value in values for part in value.split(",") if part)
 
     complete = completion.registered(flags[0].removeprefix("--"))

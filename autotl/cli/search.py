@@ -52,6 +52,10 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
         raise click.BadParameter(str(error)) from None
 
 
+def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else tuple(value)
+
+
 @click.command()
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -89,15 +93,19 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 )
 @options.names("--strategies", help="Strategies to search over. [default: all]")
 @options.names("--augmentations", help="Augmentations to search over. [default: all]")
-@options.names("--optimizers", default="adamw,sgd", help="Optimizers to search over. [default: adamw,sgd]")
-@options.names("--objectives", default="cross-entropy", help="Losses to search over. [default: cross-entropy]")
+@options.names("--optimizers", help="Optimizers to search over. [default: adamw,sgd]")
+@options.names("--objectives", help="Losses to search over. [default: cross-entropy]")
 @options.names(
     "--adapters",
-    default="all",
     help="What is trained of each stage, to search over: all, norm, bias, lora … [default: all]",
 )
-@options.names(
-    "--methods", default="gradient-descent", help="Gradient methods to search over. [default: gradient-descent]"
+@options.names("--methods", help="Gradient methods to search over. [default: gradient-descent]")
+@click.option(
+    "--techniques",
+    metavar="NAME,…",
+    default="",
+    callback=_split,
+    help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema. [default: none]",
 )
 @click.option(
     "--metric",

@@ -31,7 +31,7 @@ from autotl.study.finish import finish
 from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, missing, owners_of, used_by
-from autotl.study.settings import Settings
+from autotl.study.settings import UNNAMED, Settings
 from autotl.study.space import DRAWN
 from autotl.study.storage import GUESS, SharedStudy, check_url
 from autotl.study.suggestions import Suggestions
@@ -73,13 +73,17 @@ class Search:
         self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
         # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
+        if before and not settings.techniques:
+            self.settings = settings.model_copy(update={"techniques": before.techniques})
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
             missing(host, before.owners, self._used | self._asked_for(), watcher.note) if before else frozenset()
         )
         self.strategies = self._chosen("strategies", settings.strategies, before.strategies if before else None)
         self.drawn = {
-            kind: self._chosen(kind, getattr(settings, kind), getattr(before, kind) if before else None)
+            kind: self._chosen(kind, getattr(settings, kind) or UNNAMED.get(kind, ()), None)
+            if before is None
+            else self._chosen(kind, getattr(settings, kind), getattr(before, kind))
             for kind in DRAWN.values()
         }
         for name, entry in self.drawn["methods"].items():
@@ -316,6 +320,7 @@ class Search:
             objectives=tuple(self.drawn["objectives"]),
             adapters=tuple(self.drawn["adapters"]),
             methods=tuple(self.drawn["methods"]),
+            techniques=tuple(sorted(set(self.settings.techniques))),
             owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn) | theirs,
             metric=self.settings.metric,
             seed=self.settings.seed,

@@ -13,10 +13,17 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from autotl.data.listing import Columns
 from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
-from autotl.plan import NearCopies, Record
+from autotl.plan import NearCopies, Record, Technique
 
 OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
 """Settings that the next search of a study may change, and that can change its result."""
+UNNAMED = {
+    "optimizers": ("adamw", "sgd"),
+    "objectives": ("cross-entropy",),
+    "adapters": ("all",),
+    "methods": ("gradient-descent",),
+}
+"""What a new study considers of a kind if none is named; of other kinds all that is installed."""
 UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
@@ -57,6 +64,9 @@ def _seconds(text: str) -> float | None:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]
+Techniques = Annotated[
+    tuple[Technique, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+]
 
 
 def _text(path: Path) -> Path:
@@ -90,14 +100,16 @@ class Settings(Record):
     """Names or globs of the strategies to consider; empty: all."""
     augmentations: Names = ()
     """Names or globs of the augmentations to consider; empty: all."""
-    optimizers: Names = ("adamw", "sgd")
-    """Names or globs of the optimizers to consider."""
-    objectives: Names = ("cross-entropy",)
-    """Names or globs of the objectives to consider."""
-    adapters: Names = ("all",)
-    """Names or globs of the adapters, which choose what of a stage is trained; `all`: all parameters."""
-    methods: Names = ("gradient-descent",)
-    """Names or globs of the gradient methods to consider."""
+    optimizers: Names = ()
+    """Names or globs of the optimizers to consider; empty: adamw and sgd."""
+    objectives: Names = ()
+    """Names or globs of the objectives to consider; empty: cross-entropy."""
+    adapters: Names = ()
+    """Names or globs of the adapters to consider, which choose what of a stage is trained; empty: all parameters."""
+    methods: Names = ()
+    """Names or globs of the gradient methods to consider; empty: gradient-descent."""
+    techniques: Techniques = ()
+    """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema; empty: none."""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """The metric to maximise: accuracy, balanced-accuracy or macro-f1."""
     near_copies: NearCopies = "together"

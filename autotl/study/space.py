@@ -21,6 +21,7 @@ from autotl.plan import (
     Input,
     Phase,
     Pooling,
+    Technique,
     TransferPlan,
 )
 from autotl.registry import Entry
@@ -131,10 +132,12 @@ class SearchContext:
         data_ref: DataRef,
         seed: int,
         arithmetic: Callable[[str], Arithmetic],
+        techniques: Sequence[Technique] = (),
     ) -> None:
         """`drawn`: the entries to draw from, by kind and name."""
         self.data = data
         self.seed = seed
+        self.techniques = frozenset(techniques)
         self._trial = trial
         self._catalogue = catalogue
         self._inputs = Inputs(catalogue, data)

@@ -74,6 +74,7 @@ class Suggestions:
             ),
             seed=self.settings.seed,
             arithmetic=self._arithmetic,
+            techniques=self.settings.techniques,
         )
         what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
         limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))

@@ -101,6 +101,7 @@ class Worker:
                 "metric": definition.metric,
                 "seed": definition.seed,
                 "near_copies": definition.near_copies,
+                "techniques": definition.techniques,
                 "prune": self.study.terms["prune"],
                 "strict_plugins": self.study.terms["strict_plugins"],
             }

@@ -7,7 +7,7 @@ from functools import cached_property
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import optuna
@@ -22,7 +22,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
-from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Input, Phase, Training, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Input, Phase, Technique, Training, TransferPlan
 from autotl.study.space import DRAWN, OwnTrial, SearchContext
 
 SEED = 7
@@ -147,6 +147,7 @@ class Lab:
             data_ref=DataRef(fingerprint=self.bench.dataset.fingerprint, split_seed=SEED),
             seed=SEED,
             arithmetic=lambda name: Arithmetic(),
+            techniques=get_args(Technique),
         )
 
     def plan(self, *phases: Phase, backbone: str = "tiny:net", augmentation: Component | None = None) -> TransferPlan:

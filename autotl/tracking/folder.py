@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from autotl.errors import DamagedFile, PlanError, StudyError, unknown
 from autotl.files import is_utf8, read, write
-from autotl.plan import NearCopies, Record
+from autotl.plan import NearCopies, Record, Technique
 from autotl.tracking.log import TrialLog
 
 
@@ -41,6 +41,7 @@ class Definition(Record):
     objectives: tuple[str, ...]
     adapters: tuple[str, ...]
     methods: tuple[str, ...]
+    techniques: tuple[Technique, ...] = ()
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, that provides each plugin item, by kind and name."""
     metric: str

@@ -1,0 +1,107 @@
+"""A search over optimizers, objectives, adapters, gradient methods and techniques."""
+
+import time
+
+import numpy as np
+import pytest
+
+from autotl.api import Study
+from autotl.errors import StudyError
+from autotl.export import bundle
+from autotl.study.search import Search
+from autotl.study.settings import Settings
+from autotl.study.watch import Silent
+from autotl.tracking.mlflow.projection import CHOSEN
+
+CHOICES = {
+    "optimizers": ("adamw", "sgd"),
+    "objectives": ("cross-entropy", "focal"),
+    "adapters": ("all", "norm", "bias", "lora"),
+    "methods": ("gradient-descent", "sam"),
+}
+TECHNIQUES = {"mixup": "mixup", "cutmix": "cutmix", "l2-sp": "l2_sp", "ema": "ema"}
+
+
+def search(host, data, **settings):
+    values = {
+        "data": data,
+        "trials": 1,
+        "backbones": ("autotl:resnet10",),
+        "strategies": ("full",),
+        "augmentations": ("none",),
+        "reruns": 0,
+        "refit": False,
+        "compare": False,
+        "device": "cpu",
+        "prune": False,
+        **settings,
+    }
+    return Search(Settings.of(values), host, Silent(), began=time.monotonic())
+
+
+def test_one_search_draws_all_of_them(host, stripes):
+    made = search(host, stripes, trials=14, backbones=("tiny:net",), techniques=tuple(TECHNIQUES), **CHOICES)
+    result = made.run()
+    assert result.trials["complete"] == 14
+    plans = [record.plan for record in made.folder.log.records()]
+    trainings = [plan.phases[0].training for plan in plans]
+    assert {training.optimizer.name for training in trainings} == set(CHOICES["optimizers"])
+    assert {training.objective.name for training in trainings} == set(CHOICES["objectives"])
+    assert {training.adapter.name for training in trainings} == set(CHOICES["adapters"])
+    assert {plan.phases[0].method for plan in plans} == set(CHOICES["methods"])
+    for field in TECHNIQUES.values():
+        assert len({getattr(training, field) for training in trainings}) > 5
+    for record in made.folder.log.records():
+        training = record.plan.phases[0].training
+        assert record.params["optimizer"] == training.optimizer.name
+        assert record.params["recipe.mixup"] == training.mixup
+        assert (record.params.get("focal.gamma") is not None) == (training.objective.name == "focal")
+    definition = made.folder.definition
+    assert {kind: getattr(definition, kind) for kind in CHOICES} == CHOICES
+    assert set(CHOSEN) >= set(CHOICES)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"objectives": ("focal",)},
+        {"adapters": ("norm",)},
+        {"adapters": ("bias",)},
+        {"adapters": ("lora",)},
+        {"methods": ("sam",)},
+        {"optimizers": ("sgd",)},
+        {"techniques": tuple(TECHNIQUES)},
+    ],
+    ids=lambda choice: "-".join(value for values in choice.values() for value in values),
+)
+def test_the_winner_of_each_is_exported_with_equal_outputs(host, stripes, tmp_path, choice):
+    made = search(host, stripes, **choice)
+    result = made.run()
+    model = Study(made.folder, bundle.load(made.folder.bundle, made.catalogue), result)
+    files = sorted(stripes.rglob("*.png"))[::9]
+    model.export("onnx", tmp_path / "out")  # which compares the two
+    loaded = bundle.load(made.folder.bundle, made.catalogue)
+    np.testing.assert_allclose(list(loaded.predict(files)), model.predict_proba(files), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"methods": ("logistic",)}, "--methods: 'logistic' fits a head. Name methods that train by gradient descent."),
+        ({"adapters": ("lore",)}, "Unknown adapter 'lore'. Did you mean 'lora'"),
+        ({"techniques": ("mixupp",)}, "techniques"),
+    ],
+)
+def test_a_wrong_choice_is_reported_before_any_image_is_read(host, stripes, settings, says):
+    with pytest.raises((StudyError, Exception), match=says):
+        search(host, stripes, **settings)
+
+
+def test_a_resumed_study_keeps_its_choices(host, stripes):
+    search(host, stripes, adapters=("norm", "all")).run()
+    with pytest.raises(StudyError, match="started with adapter norm, all, not lora"):
+        search(host, stripes, adapters=("lora",), trials=2).run()
+    with pytest.raises(StudyError, match="techniques"):
+        search(host, stripes, adapters=("norm", "all"), techniques=("ema",), trials=2).run()
+    again = search(host, stripes, trials=2)  # without naming them
+    assert again.run().trials["complete"] == 2
