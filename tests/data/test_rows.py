@@ -144,6 +144,19 @@ def test_a_damaged_row_is_noticed_and_written_again_in_its_place(tmp_path, file,
     assert (tmp_path / "s/rows.bin").stat().st_size == 4 * 12
 
 
+def test_rows_that_a_power_cut_lost_are_missing(tmp_path):
+    """The file system kept the keys and the length of the rows, whose last part reads as zeros."""
+    filled(tmp_path / "s", 1, 2, 3)
+    file = tmp_path / "s/rows.bin"
+    file.write_bytes(file.read_bytes()[:12] + bytes(24))
+    store = RowStore(tmp_path / "s", (3,), "float32")
+    with pytest.raises(DamagedRows, match="in 2 places"):
+        store.read(keys(1, 2, 3))
+    assert store.missing(keys(1, 2, 3)) == keys(2, 3)
+    store.append(keys(2, 3), rows(2, 3))
+    np.testing.assert_array_equal(RowStore(tmp_path / "s", (3,), "float32").read(keys(3, 2, 1)), rows(3, 2, 1))
+
+
 def test_a_row_in_the_place_of_another_counts_as_damaged(tmp_path):
     filled(tmp_path / "s", 1, 2)
     data = (tmp_path / "s/rows.bin").read_bytes()
