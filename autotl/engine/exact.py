@@ -12,6 +12,10 @@ from autotl.engine.device import kind
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """The environment variable that makes cuBLAS deterministic."""
+MODE = "warn"
+"""Torch's deterministic mode: an operation without a deterministic kernel gives a warning, not an error."""
+ATTENTION = "_scaled_dot_product_efficient_attention_backward"
+"""The backward pass of the memory-efficient attention."""
 
 
 def exact(device: str) -> AbstractContextManager[None]:
@@ -55,7 +59,7 @@ def _in_fixed_order() -> Iterator[None]:
     deterministic = torch.utils.deterministic
     filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     os.environ.setdefault(WORKSPACE, ":4096:8")
-    torch.set_deterministic_debug_mode("warn")
+    torch.set_deterministic_debug_mode(MODE)
     # Not needed: nothing here reads uninitialised memory.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
@@ -68,8 +72,11 @@ def _in_fixed_order() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Use only the math kernel of attention: the others' backward passes are not deterministic in this mode."""
+def _attention_in_fixed_order() -> Iterator[None]:
+    """Use the memory-efficient kernel of attention, and the math kernel for what it does not support.
+
+    The flash kernel was the slower of the two when its sums have a fixed order.
+    """
     cuda = torch.backends.cuda
     kinds = {
         cuda.enable_math_sdp: cuda.math_sdp_enabled(),
@@ -78,12 +85,38 @@ def _plain_attention() -> Iterator[None]:
         cuda.enable_cudnn_sdp: cuda.cudnn_sdp_enabled(),
     }
     for enable in kinds:
-        enable(enable is cuda.enable_math_sdp)
+        enable(enable in (cuda.enable_math_sdp, cuda.enable_mem_efficient_sdp))
     try:
-        yield
+        with _strictly(ATTENTION, "CUDA") if cuda.is_built() else nullcontext():
+            yield
     finally:
         for enable, before in kinds.items():
             enable(before)
+
+
+@contextmanager
+def _strictly(operator: str, key: str) -> Iterator[None]:
+    """In this context one of torch's operators on devices of the kind `key` runs in the mode "error".
+
+    The backward pass of fused attention adds up in a fixed order only in that mode, and says so in a warning in the
+    mode "warn". For a whole training that mode would be an error with every network that has an operation without a
+    deterministic kernel.
+    """
+    kernel = torch.library.get_kernel(f"aten::{operator}", key)
+
+    def run(keys: Any, *given: Any, **named: Any) -> Any:
+        torch.set_deterministic_debug_mode("error")
+        try:
+            return kernel.call_boxed(keys, *given, **named)
+        finally:
+            torch.set_deterministic_debug_mode(MODE)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl(operator, run, key, with_keyset=True, allow_override=True)
+    try:
+        yield
+    finally:
+        del library  # which restores torch's own kernel
 
 
 class _Computing:
@@ -97,7 +130,7 @@ class _Computing:
     def __enter__(self) -> None:
         with self._lock:
             if not self._within:
-                for settings in (_without_tf32(), _in_fixed_order(), _plain_attention()):
+                for settings in (_without_tf32(), _in_fixed_order(), _attention_in_fixed_order()):
                     self._settings.enter_context(settings)
             self._within += 1
 

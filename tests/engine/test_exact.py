@@ -23,7 +23,7 @@ SWITCHES = (
 )
 WITHIN = {
     "precision": ["none"] * 5,
-    "attention": (True, False, False, False),
+    "attention": (True, False, True, False),
     "deterministic": (1, False),
     "workspace": ":4096:8",
 }
@@ -133,6 +133,92 @@ def test_the_last_of_several_threads_restores():
         seen.append(settings())
     assert seen == [WITHIN]
     assert settings() == before
+
+
+CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu_backward"
+
+
+def gradients(device, dtype, masked, shape=(8, 6, 197, 64)):
+    """Of queries, keys and values, and of the mask if there is one."""
+    draw = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=draw).to(device, dtype).requires_grad_() for _ in range(3)]
+    mask = torch.randn(shape[-2], shape[-2], generator=draw).to(device, dtype) if masked else None
+    if mask is not None:
+        given.append(mask.expand(shape[0], shape[1], -1, -1).contiguous().requires_grad_())
+    found = torch.nn.functional.scaled_dot_product_attention(*given[:3], attn_mask=given[3] if masked else None)
+    found.float().square().sum().backward()
+    return [each.grad for each in given]
+
+
+def test_an_operator_runs_in_the_strict_mode_alone(monkeypatch):
+    modes, really = [], torch.set_deterministic_debug_mode
+    given = {"device": "cpu", "dtype": torch.float32, "masked": False, "shape": (2, 3, 17, 64)}
+    with exact("cuda"):
+        torch.backends.cuda.enable_flash_sdp(True)  # the name of the CPU's fused kernel, too
+        usual = gradients(**given)
+        monkeypatch.setattr(torch, "set_deterministic_debug_mode", lambda mode: modes.append(mode) or really(mode))
+        for _ in range(2):
+            with room._strictly(CPU_ATTENTION, "CPU"):
+                assert all(map(torch.equal, gradients(**given), usual))
+            assert modes == ["error", "warn"]
+            assert settings()["deterministic"] == WITHIN["deterministic"]
+            gradients(**given)
+            assert modes == ["error", "warn"]  # torch's own kernel again
+            modes.clear()
+
+
+def test_the_operator_of_attention_gets_and_gives_what_torch_passes():
+    """On the CPU, which has no kernel of its own for it: without a mask torch passes None, and gets None for it."""
+    seen, one = [], torch.ones(2)
+
+    def kernel(
+        gradient, query, key, value, mask, out, sums, seed, offset, dropout, wanted, causal=False, *, scale=None
+    ):
+        seen.append((mask, dropout, wanted, causal, scale, torch.get_deterministic_debug_mode()))
+        return gradient, 2 * gradient, 3 * gradient, None
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl(room.ATTENTION, kernel, "CPU")
+    with exact("cuda"), room._strictly(room.ATTENTION, "CPU"):
+        operator = getattr(torch.ops.aten, room.ATTENTION)
+        found = operator(one, one, one, one, None, one, one, one, one, 0.1, [True, True, True, False], scale=0.5)
+        assert settings() == WITHIN
+    assert seen == [(None, 0.1, [True, True, True, False], False, 0.5, 2)]
+    assert [value if value is None else value[0].item() for value in found] == [1, 2, 3, None]
+
+
+def test_an_error_in_an_operator_leaves_the_mode():
+    operator, value = getattr(torch.ops.aten, CPU_ATTENTION), torch.randn(1, 1, 4, 8)
+    with exact("cuda"), room._strictly(CPU_ATTENTION, "CPU"):
+        with pytest.raises((RuntimeError, IndexError)):
+            operator(value[0, 0], value[0, 0], value[0, 0], value[0, 0], value, value, 0.0, False)
+        assert settings() == WITHIN
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_on_a_gpu_attention_has_the_same_gradients_twice(cuda, dtype, masked, recwarn):
+    with exact(cuda):
+        first = gradients(cuda, dtype, masked)
+        for _ in range(5):
+            assert all(map(torch.equal, gradients(cuda, dtype, masked), first))
+        assert settings() == WITHIN
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            by_math = gradients(cuda, dtype, masked)
+    assert not any("non-deterministic" in str(warning.message) for warning in recwarn)
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    for one, other in zip(first, by_math, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_attention_is_fused(cuda):
+    """A kernel that is allowed but does not support the values would be replaced by the math kernel without a word."""
+    draw = torch.randn(8, 6, 197, 64, device=cuda, requires_grad=True)
+    with exact(cuda):
+        found = torch.nn.functional.scaled_dot_product_attention(draw, draw, draw)
+    assert "EfficientAttention" in found.grad_fn.name()
 
 
 @pytest.fixture
