@@ -1,13 +1,12 @@
-"""The store of activations: for each image the output of the frozen stages, which training reads.
+"""Activations, the output of the frozen stages for each image, which training reads.
 
-Activations are kept in memory and shared by all trials if they fit; otherwise they are computed for each batch. Both
-give bit-identical numbers, because the frozen stages always get full batches of one size (unless a GPU's memory is too
-small for such a batch).
+They are kept in memory and shared by all trials if they fit; otherwise they are computed for each batch. Both give
+bit-identical numbers, because the frozen stages always get full batches of one size (unless a GPU's memory is too small
+for such a batch).
 """
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from autotl.contracts import BatchTransform
 from autotl.data.split import Split
 from autotl.engine import feed, precision
-from autotl.engine.device import free_memory, in_parts, kind, release
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
 from autotl.engine.feed import to_device
@@ -25,49 +23,6 @@ from autotl.plan import digest
 
 if TYPE_CHECKING:
     from autotl.engine.model import Model
-
-MOST = 4_000_000_000
-"""The most bytes of activations kept in main memory."""
-
-
-class Activations:
-    """Tensors by key; the least recently used are evicted when all together exceed `room` bytes."""
-
-    def __init__(self, budget: int, free: Callable[[], int] | None = None) -> None:
-        """`budget`: the most bytes; `free`: returns how many bytes are free, if others use the same memory."""
-        self.budget = budget
-        self._free = free
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-
-    @classmethod
-    def on(cls, device: str) -> "Activations":
-        """A store with a suitable budget for the device: on a GPU half of the free memory."""
-        if kind(device) == "cuda":
-            release()  # torch's cached memory counts as free
-            return cls(torch.cuda.mem_get_info(device)[0] // 2)
-        return cls(MOST, free_memory)
-
-    @property
-    def room(self) -> int:
-        """Bytes for all tensors: the budget, but at most a quarter of what would be free without them."""
-        return min(self.budget, (self._free() + self._used) // 4) if self._free else self.budget
-
-    @property
-    def _used(self) -> int:
-        return sum(map(_bytes, self._kept.values()))
-
-    def get(self, key: str, size: int, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor for this key; if there is none, `make` creates it with `size` bytes."""
-        if key not in self._kept:
-            room = self.room
-            while self._kept and self._used + size > room:
-                self._kept.popitem(last=False)
-            self._kept[key] = make()
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def clear(self) -> None:
-        self._kept.clear()
 
 
 class Source:
@@ -96,7 +51,9 @@ class Source:
         self._chunk = batch_size(model.plan.input, bench.device)
         self.labels = bench.labels(*splits)
         self.kept = self._can_be_kept()
+        """Whether the values are read from memory; no longer once the memory was needed for something else."""
         self._key = self._identity() if self.kept else ""
+        self._made: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._shas)
@@ -108,23 +65,35 @@ class Source:
         """
         view = 0 if self._transform is None else (epoch - 1) % self._views if self._views else epoch - 1
         order = to_device(rows, self.labels.device)
-        values = self._stored(order, steps, view) if self.kept else self._computed_batches(rows, steps, view)
+        values = self._values(rows.tensor_split(steps), order.tensor_split(steps), view)
         for value, labels in zip(values, self.labels[order].tensor_split(steps), strict=True):
             yield value.float(), labels
 
-    def _stored(self, order: Tensor, steps: int, view: int) -> Iterator[Tensor]:
-        everything = torch.arange(len(self))
-        for batch in order.tensor_split(steps):
-            kept = self._bench.activations.get(
-                f"{self._key}/{view}", self._bytes, lambda: next(self._computed([everything], view))
-            )
-            yield self._laid_out(kept[batch])
+    def _values(self, batches: tuple[Tensor, ...], order: tuple[Tensor, ...], view: int) -> Iterator[Tensor]:
+        """The values of each batch, which is given as indices on the CPU and on the device."""
+        for number, on_device in enumerate(order):
+            value = self._stored(on_device, view)
+            if value is None:
+                yield from self._computed_batches(batches[number:], view)
+                return
+            yield value
 
-    def _computed_batches(self, rows: Tensor, steps: int, view: int) -> Iterator[Tensor]:
+    def _stored(self, batch: Tensor, view: int) -> Tensor | None:
+        """A batch of the values that are kept; None if they are not."""
+        key, memory = f"{self._key}/{view}", self._bench.memory
+        if view in self._made and key not in memory:  # computing all of them again would take the memory again
+            self.kept = False
+        if not self.kept:
+            return None
+        kept = memory.keep(key, self._bytes, lambda: next(self._computed([torch.arange(len(self))], view)))
+        self._made.add(view)
+        self.kept = kept is not None
+        return None if kept is None else self._laid_out(kept[batch])
+
+    def _computed_batches(self, batches: tuple[Tensor, ...], view: int) -> Iterator[Tensor]:
         # Frozen stages get full batches, regardless of the batch size of training.
-        batches = rows.tensor_split(steps)
         together = 1 if self._frozen is None else max(1, self._chunk // len(batches[0]))
-        groups = [batches[first : first + together] for first in range(0, steps, together)]
+        groups = [batches[first : first + together] for first in range(0, len(batches), together)]
         for group, values in zip(groups, self._computed(list(map(torch.cat, groups)), view), strict=True):
             yield from values.split(list(map(len, group)))
 
@@ -172,10 +141,8 @@ class Source:
             return normalise(images, plan.input, memory_format)
         padded = torch.cat([images, images[-1:].expand(self._chunk - len(images), -1, -1, -1)])
         with precision.computing(plan.compute_dtype, self._bench.device):
-            value = in_parts(
-                lambda part: self._model.stages(normalise(part, plan.input, memory_format), to=self._frozen),
-                padded,
-                self._bench.make_room,
+            value = self._bench.memory.in_parts(
+                lambda part: self._model.stages(normalise(part, plan.input, memory_format), to=self._frozen), padded
             )
         return value[: len(images)].to(precision.DTYPES[plan.boundary_dtype])
 
@@ -191,7 +158,7 @@ class Source:
         if self._frozen is None or (self._transform is not None and not self._views):
             return False
         # The rest is for the split that is evaluated, which is read alternately with this one.
-        return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.activations.room
+        return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.memory.room
 
     @cached_property
     def _bytes(self) -> int:
@@ -214,7 +181,3 @@ class Source:
                 "images": self._shas,
             }
         )
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.itemsize

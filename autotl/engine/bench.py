@@ -11,22 +11,19 @@ from autotl.data.dataset import Dataset, open_dataset
 from autotl.data.listing import BY_NAME, Columns
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import SPLITS, Split
-from autotl.engine.activations import Activations
-from autotl.engine.device import release
 from autotl.engine.features import FeatureStore
 from autotl.plan import Input, NearCopies, TransferPlan
 
 
 class Bench:
-    """A data set with the feature store and the activations of its images."""
+    """A data set with the feature store of its images, and the memory of the device that plans are trained on."""
 
     def __init__(self, dataset: Dataset, features: FeatureStore) -> None:
         self.dataset = dataset
         self.features = features
         self.catalogue = features.catalogue
         self.device = features.device
-        self.activations = Activations.on(features.device)
-        features.make_room = self.make_room
+        self.memory = features.memory
         features.pixels.locate = dataset.locate
 
     @classmethod
@@ -85,11 +82,6 @@ class Bench:
         Raises: DataError for a file that has changed since the data set was opened.
         """
         self.features.pixels.add(self.dataset.files(*SPLITS), [input], progress)
-
-    def make_room(self) -> None:
-        """Free all memory of the GPU whose content can be computed again."""
-        self.activations.clear()
-        release()
 
     def judges(self, plan: TransferPlan) -> list[Split]:
         """The splits on which a training of this plan is evaluated, first the one that chooses the epoch."""

@@ -1,24 +1,15 @@
-"""Chooses the device, and handles too little memory on it."""
+"""Chooses the device."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TypeVar
 
-import psutil
 import torch
-from torch import Tensor
 
-from autotl.errors import StudyError, TrainingError
+from autotl.errors import StudyError
 
 T = TypeVar("T")
-CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files with a container's memory limit on Linux: of cgroup v2 and v1."""
 OTHERWISE = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps"}
 """Common names of devices, with torch's names."""
-TOO_LITTLE = (
-    "Out of memory: not even one image fits into the device's memory. "
-    "Use --backbones without the largest ones, or another --device."
-)
 
 
 def resolve(name: str) -> str:
@@ -45,38 +36,6 @@ def kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def release() -> None:
-    """Free the GPU memory that torch has cached."""
-    torch.cuda.empty_cache()
-
-
 def of_kind(values: Mapping[str, T], device: str) -> T:
     """The value for this kind of device; the one for a CPU if it has none."""
     return values.get(kind(device), values["cpu"])
-
-
-def free_memory() -> int:
-    """Free bytes of main memory, at most the container's limit."""
-    limits = [file.read_text().strip() for file in CONTAINER if file.exists()]
-    return min(psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdecimal()))
-
-
-def in_parts(run: Callable[[Tensor], Tensor], values: Tensor, make_room: Callable[[], None] = release) -> Tensor:
-    """`run(values)`, [N, …] → [N, …] row by row; on out of memory, repeatedly in halves.
-
-    The last digits may depend on the size of the parts. `make_room` is called if not even one row fits.
-
-    Raises: TrainingError if that does not help.
-    """
-    try:
-        return run(values)
-    except torch.OutOfMemoryError:
-        pass  # leaving the handler drops the error, which would keep the memory referenced
-    if len(values) > 1:
-        release()
-        return torch.cat([in_parts(run, part, make_room) for part in values.tensor_split(2)])
-    make_room()
-    try:
-        return run(values)
-    except torch.OutOfMemoryError:
-        raise TrainingError(TOO_LITTLE) from None

@@ -16,7 +16,8 @@ from autotl.data.pixels import PixelStore
 from autotl.data.rows import FORMAT as ROWS
 from autotl.data.rows import DamagedRows, RowStore
 from autotl.engine import feed
-from autotl.engine.device import in_parts, kind, of_kind, release
+from autotl.engine.device import kind, of_kind
+from autotl.engine.memory import Memory
 from autotl.plan import Head, Input, Network, Pooling, digest
 from autotl.registry import Owner
 
@@ -44,8 +45,7 @@ class FeatureStore:
         self.pixels = pixels
         self.device = device
         self.computed = 0
-        self.make_room: Callable[[], None] = release
-        """Called if not even one image fits into a GPU's memory."""
+        self.memory = Memory(device, cache_dir)
         self._stores: dict[str, RowStore] = {}
         self._tried_out: set[Network] = set()
 
@@ -138,7 +138,7 @@ class FeatureStore:
             return rows.read(shas, columns)
 
     def _extractor(self, network: Network) -> Callable[[Tensor], Tensor]:
-        return extractor(self.catalogue.build(network), network, self.catalogue, self.device, self.make_room)
+        return extractor(self.catalogue.build(network), network, self.catalogue, self.memory)
 
     def _rows(self, network: Network) -> RowStore:
         facts = self.catalogue.facts(network.backbone, network.input)
@@ -162,20 +162,18 @@ class FeatureStore:
         return self._stores[key]
 
 
-def extractor(
-    stages: Stages, network: Network, catalogue: Catalogue, device: str, make_room: Callable[[], None]
-) -> Callable[[Tensor], Tensor]:
+def extractor(stages: Stages, network: Network, catalogue: Catalogue, memory: Memory) -> Callable[[Tensor], Tensor]:
     """The function that computes rows of images: [N, 3, S, S] uint8 → [N, sum of D] float32 on the CPU.
 
-    A batch that is too large for a GPU's memory is split; `make_room` is called if not even one image fits.
+    A batch that is too large for a GPU's memory is split.
     """
     info, owner = catalogue.info(network.backbone, network.input), catalogue.owner(network.backbone)
-    ready = on_device(stages, device)
+    ready = on_device(stages, memory.device)
 
     def features(images: Tensor) -> Tensor:
         return every_feature(ready, info, normalise(images, network.input), owner)
 
-    return lambda images: in_parts(features, images.to(device), make_room).cpu()
+    return lambda images: memory.in_parts(features, images.to(memory.device)).cpu()
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from autotl.data.split import Split
 from autotl.engine import metrics
 from autotl.engine.activations import Source
 from autotl.engine.best import Best
-from autotl.engine.device import TOO_LITTLE
+from autotl.engine.memory import TOO_LITTLE
 from autotl.engine.model import Model
 from autotl.engine.objective import Objective
 from autotl.engine.observe import Enough
@@ -179,10 +179,12 @@ class _Run:
     def gradients(self, values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the gradients of a batch; returns its mean objective, and the predicted class of each image.
 
-        A batch that does not fit into a GPU's memory is split, and gradients are accumulated.
+        A batch that does not fit into a GPU's memory, even when nothing is kept there, is split, and gradients are
+        accumulated.
         """
         while (found := self._accumulated(values, targets)) is None:
-            self._halve()
+            if not self._model.bench.memory.recover():
+                self._halve()
         return found
 
     def _accumulated(self, values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -212,7 +214,6 @@ class _Run:
             f"Training continues with micro-batches of {self._micro_batch} whose gradients are accumulated."
         )
         self.descent.zero_grad()
-        self._model.bench.make_room()
 
 
 class _Batch:

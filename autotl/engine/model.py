@@ -9,7 +9,6 @@ from autotl.backbones.stages import Stages
 from autotl.data.split import Split
 from autotl.engine import feed
 from autotl.engine.bench import Bench
-from autotl.engine.device import in_parts
 from autotl.engine.features import batch_size, normalise, on_device, seen_by
 from autotl.engine.heads import LinearHead
 from autotl.engine.observe import Observer
@@ -66,7 +65,7 @@ class Model:
 
         with torch.no_grad():  # not inference mode: a method may use them in gradient descent
             images = feed.images(pixels, batches, self.bench.device)
-            return torch.cat([in_parts(see, batch, self.bench.make_room) for batch in images])
+            return torch.cat([self.bench.memory.in_parts(see, batch) for batch in images])
 
     def logits(self, *splits: Split) -> Tensor:
         """[N, C] for the images of these splits, in the data set's order."""

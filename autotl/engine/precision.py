@@ -7,9 +7,10 @@ take twice as long in bfloat16 on a processor that has instructions for it. So i
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
-from autotl.engine.device import TOO_LITTLE, kind, of_kind, release
+from autotl.engine.device import kind, of_kind
+from autotl.engine.memory import TOO_LITTLE, Memory
 from autotl.errors import TrainingError, out_of_memory
 from autotl.files import seal, unseal
 from autotl.plan import Input, MemoryFormat, Precision, digest
@@ -54,56 +56,44 @@ def computing(dtype: Precision, device: str) -> Iterator[None]:
         yield
 
 
-def choose(
-    catalogue: Catalogue, backbone: str, device: str, cache_dir: Path, make_room: Callable[[], None] = release
-) -> Arithmetic:
+def choose(catalogue: Catalogue, backbone: str, memory: Memory, cache_dir: Path) -> Arithmetic:
     """The fastest way to train a backbone on this device; measured once per machine, then read from `cache_dir`.
 
-    Raises: TrainingError if a step does not fit into the device's memory, even after `make_room`.
+    Raises: TrainingError if a step does not fit into the device's memory.
     """
     input = catalogue.card(backbone).input
     facts, versions = catalogue.facts(backbone, input), catalogue.requires(backbone)
     code = [versions, facts.graph, facts.source]
-    key = digest([backbone, input.model_dump(mode="json"), code, device, _name_of(device)])
+    key = digest([backbone, input.model_dump(mode="json"), code, memory.device, _name_of(memory.device)])
     file = cache_dir / "arithmetic" / key
     if stored := unseal(file):
         return Arithmetic(**json.loads(stored))
-    chosen = fastest(catalogue.structure(backbone, input), input, device, make_room)
+    chosen = fastest(catalogue.structure(backbone, input), input, memory)
     seal(file, json.dumps(asdict(chosen)))
     return chosen
 
 
-def image_seconds(
-    catalogue: Catalogue, backbone: str, arithmetic: Arithmetic, device: str, make_room: Callable[[], None] = release
-) -> float:
+def image_seconds(catalogue: Catalogue, backbone: str, arithmetic: Arithmetic, memory: Memory) -> float:
     """Seconds for one image forward and backward, measured now: the machine may have been busy at the first time.
 
     Raises: TrainingError if a step does not fit into the device's memory.
     """
     input = catalogue.card(backbone).input
     way = (arithmetic.compute_dtype, arithmetic.memory_format)
-    return fastest(catalogue.structure(backbone, input), input, device, make_room, [way]).image_seconds
+    return fastest(catalogue.structure(backbone, input), input, memory, [way]).image_seconds
 
 
-def fastest(
-    stages: Stages,
-    input: Input,
-    device: str,
-    make_room: Callable[[], None] = release,
-    ways: Sequence[Way] = WAYS,
-) -> Arithmetic:
+def fastest(stages: Stages, input: Input, memory: Memory, ways: Sequence[Way] = WAYS) -> Arithmetic:
     """The fastest way, measured with as large a batch as fits into memory, at least 2 images because of batch norm.
 
     Raises: TrainingError if 2 images do not fit.
     """
-    stages = stages.train().to(device)
-    batch = of_kind(BATCH, device)
+    stages = stages.train().to(memory.device)
+    batch = of_kind(BATCH, memory.device)
     while batch > 1:
-        try:
-            return _fastest(stages, input, device, batch, ways)
-        except torch.OutOfMemoryError:
-            batch //= 2
-        make_room()
+        if found := memory.attempt(partial(_fastest, stages, input, memory.device, batch, ways)):
+            return found
+        batch //= 2
     raise TrainingError(TOO_LITTLE)
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from autotl.engine import precision
 from autotl.engine.activations import Source
-from autotl.engine.device import in_parts
 from autotl.engine.features import pool
 from autotl.engine.heads import LinearHead, Scaling
 from autotl.engine.model import Model
@@ -64,7 +63,7 @@ class Trainee:
 
     def in_parts(self, value: Tensor, run: str = "logits") -> Tensor:
         """`logits` or `pooled`, in parts if out of memory."""
-        return in_parts(getattr(self, run), value, self._model.bench.make_room)
+        return self._model.bench.memory.in_parts(getattr(self, run), value)
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that the phase changes, by name; not copied."""

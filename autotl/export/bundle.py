@@ -25,10 +25,10 @@ from autotl.backbones.weights import Given
 from autotl.data import images
 from autotl.data.images import UnreadableImage
 from autotl.data.pixels import read_file
-from autotl.engine.device import in_parts
 from autotl.engine.exact import exact
 from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
+from autotl.engine.memory import Memory
 from autotl.errors import PlanError, PluginError, StudyError, WeightsError, one_line
 from autotl.export import card
 from autotl.export.graph import Graph
@@ -96,8 +96,9 @@ class Bundle:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """[N, 3, S, S] uint8, prepared according to `plan.input` → [N, classes]; each row sums to 1."""
-        with exact(str(self.graph.device)), torch.inference_mode(), on_stderr():
-            return in_parts(self.graph, images.to(self.graph.device))
+        device = str(self.graph.device)
+        with exact(device), torch.inference_mode(), on_stderr():
+            return Memory(device).in_parts(self.graph, images.to(device))
 
     def predict(self, sources: Sequence[Source]) -> Iterator["np.ndarray | str"]:
         """For each image its probabilities, [classes], or the reason why it has none."""

@@ -43,7 +43,7 @@ def pass_seconds(network: Network, bench: Bench) -> float:
     if not missing:
         return 0.0
     catalogue, input = bench.catalogue, network.input
-    extract = extractor(catalogue.structure(network.backbone, input), network, catalogue, bench.device, bench.make_room)
+    extract = extractor(catalogue.structure(network.backbone, input), network, catalogue, bench.memory)
     batch = batch_size(input, bench.device)
     images = torch.zeros(batch, 3, input.size, input.size, dtype=torch.uint8)
     seconds = []

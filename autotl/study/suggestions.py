@@ -131,9 +131,7 @@ class Suggestions:
             bench = self.bench
             owner = bench.catalogue.owner(backbone)
             with patience.paused(), owner.answers_for(f"Backbone '{backbone}'", "fails in training"):
-                chosen = precision.choose(
-                    bench.catalogue, backbone, bench.device, bench.features.cache_dir, bench.make_room
-                )
+                chosen = precision.choose(bench.catalogue, backbone, bench.memory, bench.features.cache_dir)
             if earlier := self._trained_on(backbone):
                 chosen = replace(chosen, compute_dtype=earlier.compute_dtype, memory_format=earlier.memory_format)
             self.watcher.note(
@@ -156,7 +154,7 @@ class Suggestions:
             bench, arithmetic = self.bench, self._arithmetic(backbone)
             with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
                 self._image_seconds[backbone] = precision.image_seconds(
-                    bench.catalogue, backbone, arithmetic, bench.device, bench.make_room
+                    bench.catalogue, backbone, arithmetic, bench.memory
                 )
         return self._image_seconds[backbone]
 

@@ -206,7 +206,7 @@ def measured_bench(name: str, work: Path) -> Iterator[Bench]:
     catalogue = Catalogue(Host(), work / "cache")
     bench = Bench.open(work / "crops", [catalogue.card(f"timm:{name}").input], catalogue, "cuda", seed=0)
     yield bench
-    bench.make_room()
+    bench.memory.clear()
 
 
 def training(name: str, bench: Bench) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def features(name: str, bench: Bench) -> dict[str, Any]:
     """Features of every cut, of the same images repeatedly: the speed of a feature pass without its store."""
     catalogue = bench.catalogue
     network = catalogue.network(f"timm:{name}@random", 0)
-    extract = extractor(catalogue.build(network), network, catalogue, bench.device, bench.make_room)
+    extract = extractor(catalogue.build(network), network, catalogue, bench.memory)
     images = torch.randint(256, (FEATURE_BATCH, 3, SIZE, SIZE), dtype=torch.uint8, device="cuda")
     return rate(lambda: extract(images), FEATURE_BATCH)
 

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from autotl.backbones.stages import Stages
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
 from autotl.engine import activations
-from autotl.engine.activations import Activations, Source
+from autotl.engine.activations import Source
 from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore
 from autotl.engine.fit import fit
@@ -142,7 +143,7 @@ def test_stored_and_computed_again_give_the_same_bits(
     stored = fit(made, bench)
     once = len(calls)
     calls.clear()
-    bench.activations.budget = 0
+    bench.memory.most = 0
     computed = fit(made, bench)
     assert len(calls) > once  # it was computed again
     assert {*calls} == {CHUNK}  # only full batches of one size
@@ -167,11 +168,11 @@ def test_frozen_stages_see_each_image_once(bench, calls):
 def test_a_prefix_that_an_earlier_phase_trained_is_not_that_of_the_untrained(bench):
     first, second = phase(None, rate=0.01), phase("1.2")
     made = plan(bench, first, second)
-    bench.activations.budget = 0
+    bench.memory.most = 0
     computed = fit(made, bench)
-    bench.activations.budget = 10**9
+    bench.memory.most = 10**9
     fit(plan(bench, second), bench)  # fills the store with the untrained prefix
-    assert bench.activations._kept
+    assert bench.memory.held
     assert equal(fit(made, bench), computed)
     other = fit(plan(bench, phase(None, rate=0.02), second), bench)  # trained with other settings
     assert not equal(other, computed)
@@ -198,44 +199,8 @@ def test_everything_that_changes_a_value_is_part_of_its_key(bench, changes):
     fit(plan(bench, tuned), bench)
     fit(plan(bench, tuned, augmentation=ZOOM), bench)
     after = fit(plan(bench, tuned, **changes), bench)
-    bench.activations = Activations(10**9)
+    bench.memory.clear()
     assert equal(after, fit(plan(bench, tuned, **changes), bench))
-
-
-def test_values_used_longest_ago_are_dropped():
-    store = Activations(budget=3 * 40)
-    made = []
-
-    def get(key):
-        return store.get(key, 40, lambda: made.append(key) or torch.full((10,), float(ord(key))))
-
-    for key in "abcab":
-        assert get(key)[0] == ord(key)
-    assert made == ["a", "b", "c"]
-    get("d")  # c is dropped
-    for key in "abd":
-        get(key)
-    assert made == ["a", "b", "c", "d"]
-    get("c")  # a is dropped
-    get("b")
-    get("a")
-    assert made == ["a", "b", "c", "d", "c", "a"]
-    assert store.get("large", 4000, lambda: torch.zeros(1000)).shape == (1000,)
-
-
-def test_at_most_a_quarter_of_the_free_memory_is_used():
-    free = 400
-    store = Activations(budget=1000, free=lambda: free)
-    assert store.room == 100
-    for key in "ab":
-        store.get(key, 40, lambda: torch.zeros(10))
-        free -= 40
-    assert store.room == 100  # its own values count as free
-    free = 80  # other programs use the rest
-    made = []
-    for key in "bca":
-        store.get(key, 40, lambda key=key: made.append(key) or torch.zeros(10))
-    assert made == ["c", "a"]
 
 
 # Augmentation
@@ -276,7 +241,7 @@ def test_views_are_used_in_turn_and_are_the_same_each_time(bench, augment, froze
             drawn.setdefault(image.numpy().tobytes(), []).append(value)
         return images
 
-    bench.activations.budget = 0
+    bench.memory.most = 0
     model = Model(plan(bench, phase(frozen, views=views), augmentation=augment(watch)), bench, Nobody())
     bench.decode(model.plan.input)
     source = Source(model, frozen, ("train",), transform=watch, views=views)
@@ -318,7 +283,7 @@ def test_values_and_labels_are_in_the_requested_order(bench):
     rows = torch.tensor([5, 3, 40, 0, 7, 22, 11])
     labels = bench.labels("train")
     for budget in (10**9, 0):
-        bench.activations.budget = budget
+        bench.memory.most = budget
         source = Source(model, "0.2", ("train",))
         assert source.kept == bool(budget)
         batches = list(source.batches(rows, 3))
@@ -326,3 +291,89 @@ def test_values_and_labels_are_in_the_requested_order(bench):
         assert torch.equal(torch.cat([label for _, label in batches]), labels[rows])
         alone = [next(iter(source.batches(rows[at : at + 1], 1)))[0] for at in range(len(rows))]
         assert torch.equal(torch.cat([values for values, _ in batches]), torch.cat(alone))
+
+
+# When the memory is needed for something else
+
+
+def test_values_that_are_given_up_in_the_middle_of_an_epoch_are_computed_from_then_on(bench, calls):
+    model = Model(plan(bench, phase("0.2")), bench, Nobody())
+    bench.decode(model.plan.input)
+    rows = torch.arange(48).flip(0)
+    whole = torch.cat([values for values, _ in Source(model, "0.2", ("train",)).batches(rows, 8)])
+    source, found = Source(model, "0.2", ("train",)), []
+    calls.clear()
+    for number, (values, labels) in enumerate(source.batches(rows, 8)):
+        found.append((values, labels))
+        if number == 2:
+            assert not calls  # they are there from before
+            bench.memory.clear()
+    assert not source.kept and not bench.memory.held
+    assert torch.equal(torch.cat([values for values, _ in found]), whole)
+    assert torch.equal(torch.cat([labels for _, labels in found]), bench.labels("train")[rows])
+    assert calls
+
+
+def test_nothing_refers_to_what_is_given_up(bench):
+    """A batch that training uses is a copy: the rest of the memory is free again while the batch is trained on."""
+    model = Model(plan(bench, phase("0.2")), bench, Nobody())
+    bench.decode(model.plan.input)
+    batches = Source(model, "0.2", ("train",)).batches(torch.arange(48), 8)
+    next(batches)
+    (kept,) = map(weakref.ref, bench.memory._kept.values())
+    bench.memory.clear()
+    assert kept() is None
+    assert len(list(batches)) == 7
+
+
+def test_a_training_gives_the_same_numbers_when_its_memory_is_taken_away(bench):
+    class Taker(Facts):
+        def epoch(self, phase, epoch, facts):
+            super().epoch(phase, epoch, facts)
+            assert bench.memory.held == 0 if epoch > 1 else bench.memory.held > 0
+            bench.memory.clear()
+
+    made, usual, taken = plan(bench, phase("0.2", epochs=3)), Facts(), Taker()
+    stored = fit(made, bench, usual)
+    bench.memory.clear()
+    assert equal(fit(made, bench, taken), stored)
+    assert taken.reported == usual.reported
+
+
+def test_values_that_do_not_fit_when_they_are_made_are_computed_for_each_batch(bench, monkeypatch):
+    """Another process may have taken the memory since the phase has started."""
+    model = Model(plan(bench, phase("0.2")), bench, Nobody())
+    bench.decode(model.plan.input)
+    rows = torch.arange(48)
+    whole = torch.cat([values for values, _ in Source(model, "0.2", ("train",)).batches(rows, 8)])
+    bench.memory.clear()
+    really, asked = torch.empty, []
+
+    def empty(shape, **how):
+        if shape[0] == len(bench.shas("train")):
+            asked.append(shape)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return really(shape, **how)
+
+    source = Source(model, "0.2", ("train",))
+    assert source.kept
+    monkeypatch.setattr(torch, "empty", empty)
+    assert torch.equal(torch.cat([values for values, _ in source.batches(rows, 8)]), whole)
+    assert len(asked) == 1 and not source.kept
+
+
+def test_a_step_without_memory_gets_that_of_the_store_before_its_batch_is_split(bench, monkeypatch):
+    made, really, failed = plan(bench, phase("0.2", epochs=3)), Stages.forward, []
+    usual = fit(made, bench)
+
+    def forward(self, images, to=None, *, start=None):
+        if torch.is_grad_enabled() and bench.memory.held:
+            failed.append(bench.memory.held)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return really(self, images, to, start=start)
+
+    monkeypatch.setattr(Stages, "forward", forward)
+    fitted = fit(made, bench)
+    assert failed == sorted(failed, reverse=True) and failed
+    assert "phase1.micro_batch" not in fitted.metrics
+    assert equal(fitted, usual)

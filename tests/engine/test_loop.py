@@ -619,7 +619,7 @@ def test_batches_without_gradients_are_split_too(bench, memory):
     """Frozen stages, the scale of the features, the evaluation on `early_stop` and `val`."""
     tuned = phase("0.2", epochs=1, batch_size=30)
     whole = fit(plan(bench, PROBE, tuned), bench)
-    bench.activations.clear()
+    bench.memory.clear()
     memory(4, always=True)
     parts = fit(plan(bench, PROBE, tuned), bench)
     assert parts.metrics["phase2.early_stop.loss"] == pytest.approx(whole.metrics["phase2.early_stop.loss"], rel=1e-4)
@@ -756,7 +756,7 @@ def test_on_a_gpu_stored_values_equal_recomputed_ones(host, stripes, tmp_path, c
         return source.kept, torch.cat([value for value, _ in source.batches(rows, 5, epoch=2)])
 
     (kept, stored), stored_fit = values(), fit(made, bench)
-    bench.activations.budget = 0
+    bench.memory.most = 0
     (not_kept, computed), computed_fit = values(), fit(made, bench)
     assert kept and not not_kept
     assert stored.device.type == "cuda"
@@ -776,7 +776,7 @@ def test_on_a_gpu_a_batch_that_does_not_fit_is_split(host, stripes, tmp_path, cu
     tuned = phase(stage_lr=dict.fromkeys(names, 0.001), **ONE_STEP)
     made = plan(bench, tuned, backbone="autotl:resnet10", cut=names[-1], input=large)
     whole = fit(made, bench)
-    bench.make_room()
+    bench.memory.clear()
     allowed = torch.cuda.memory_reserved() + 96 * 2**20
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.mem_get_info()[1])
     try:

@@ -6,6 +6,7 @@ import torch
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.engine import precision
+from autotl.engine.memory import Memory
 from autotl.engine.precision import WORTH, Arithmetic
 from autotl.errors import TrainingError
 
@@ -20,7 +21,7 @@ def catalogue(host, tmp_path):
 @pytest.fixture
 def fastest(catalogue):
     input = catalogue.card("tiny:net").input
-    return lambda: precision.fastest(catalogue.structure("tiny:net", input), input, "cpu")
+    return lambda: precision.fastest(catalogue.structure("tiny:net", input), input, Memory("cpu"))
 
 
 @pytest.fixture
@@ -125,21 +126,21 @@ def test_steps_go_forward_and_backward_and_leave_no_gradients(catalogue):
 
 
 def test_a_network_without_parameters_can_be_timed(catalogue):
-    chosen = precision.choose(catalogue, "reference:edges", "cpu", catalogue.cache_dir)
+    chosen = precision.choose(catalogue, "reference:edges", Memory("cpu"), catalogue.cache_dir)
     assert 0 < chosen.image_seconds < 1
 
 
 def test_a_machine_is_measured_once(host, tmp_path, monkeypatch):
     measured = []
 
-    def fastest(stages, input, device, make_room):
-        measured.append(device)
+    def fastest(stages, input, memory):
+        measured.append(memory.device)
         return Arithmetic("bfloat16", "contiguous", 0.125 * len(measured))
 
     monkeypatch.setattr(precision, "fastest", fastest)
 
     def choose(name="tiny:net"):
-        return precision.choose(Catalogue(host, tmp_path / "cache"), name, "cpu", tmp_path / "cache")
+        return precision.choose(Catalogue(host, tmp_path / "cache"), name, Memory("cpu"), tmp_path / "cache")
 
     assert choose() == choose() == Arithmetic("bfloat16", "contiguous", 0.125)
     assert len(measured) == 1
