@@ -1,6 +1,6 @@
 """The feature store: pooled features at every boundary of a backbone, computed once and shared by all trials."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -59,27 +59,35 @@ class FeatureStore:
 
         `progress(done, total)` is called after every batch.
         """
-        if network not in self._tried_out and shas:
-            self.try_out(network, shas)
-        rows = self._rows(network)
-        missing = rows.missing(shas)
-        if not missing:
+        if not shas or (network in self._tried_out and not self.missing(network, shas)):
             return
         extract = self._extractor(network)
+        if network not in self._tried_out:
+            self._compare(network, shas, extract)
+        rows = self._rows(network)  # another one, if building the network showed that the facts about it are outdated
+        missing = rows.missing(shas)
         batch = batch_size(network.input, self.device)
         pixels = partial(self.pixels.read, network.input)
         batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+
+        def computed() -> Iterator[Tensor]:
+            for images in feed.images(pixels, batches, self.device):
+                # The last batch is padded, so that an image's features do not depend on which other images were
+                # missing. Only a batch that is too large for a GPU's memory is split.
+                full = images if len(images) == batch else _padded(images, batch)
+                yield extract(full)[: len(images)]
+
+        def write(keys: Sequence[str], features: np.ndarray) -> None:
+            check(features, network, self.catalogue)
+            rows.append(keys, features)
+
         done = 0
         with ThreadPoolExecutor(1) as writer:  # writes one batch while the next is computed
             written: Future[None] | None = None
-            for keys, images in zip(batches, feed.images(pixels, batches, self.device), strict=True):
-                # The last batch is padded, so that an image's features do not depend on which other images were
-                # missing. Only a batch that is too large for a GPU's memory is split.
-                padded = torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
-                features = extract(padded)[: len(keys)].numpy()
+            for keys, features in zip(batches, feed.results(computed(), self.device), strict=True):
                 if written:
                     written.result()
-                written = writer.submit(rows.append, keys, features)
+                written = writer.submit(write, keys, features.numpy())
                 self.computed += len(keys)
                 done += len(keys)
                 if progress:
@@ -94,11 +102,17 @@ class FeatureStore:
 
         Raises: WeightsError, PluginError or TrainingError if the backbone cannot be used.
         """
+        self._compare(network, shas, self._extractor(network))
+
+    def _compare(self, network: Network, shas: Sequence[str], extract: Callable[[Tensor], Tensor]) -> None:
+        """As `try_out`, with the network that `extract` runs."""
         rows = self._rows(network)
         rows.refresh()
         sha = next((sha for sha in shas if sha in rows), shas[0])
-        found = self._extractor(network)(torch.from_numpy(self.pixels.read(network.input, [sha]))).numpy()[0]
-        rows = self._rows(network)  # another one, if building the network showed that the facts about it are outdated
+        image = torch.from_numpy(self.pixels.read(network.input, [sha])).to(self.device)
+        features = extract(image).cpu().numpy()
+        check(features, network, self.catalogue)
+        found = features[0]
         if sha in rows and not self._alike(network, found, self._read(network, [sha])[0]):
             self.pixels.note(
                 f"Warning: {network.backbone} gives other features than the stored ones. All are computed again."
@@ -163,9 +177,10 @@ class FeatureStore:
 
 
 def extractor(stages: Stages, network: Network, catalogue: Catalogue, memory: Memory) -> Callable[[Tensor], Tensor]:
-    """The function that computes rows of images: [N, 3, S, S] uint8 → [N, sum of D] float32 on the CPU.
+    """The function that computes rows of images: [N, 3, S, S] uint8 → [N, sum of D] float32, both on the device.
 
-    A batch that is too large for a GPU's memory is split.
+    It does not wait for a GPU. A batch that is too large for its memory is split. `check` the rows before they are
+    used.
     """
     info, owner = catalogue.info(network.backbone, network.input), catalogue.owner(network.backbone)
     ready = on_device(stages, memory.device)
@@ -173,15 +188,21 @@ def extractor(stages: Stages, network: Network, catalogue: Catalogue, memory: Me
     def features(images: Tensor) -> Tensor:
         return every_feature(ready, info, normalise(images, network.input), owner)
 
-    return lambda images: memory.in_parts(features, images.to(memory.device)).cpu()
+    return partial(memory.in_parts, features)
+
+
+def check(features: np.ndarray, network: Network, catalogue: Catalogue) -> None:
+    """Raises: PluginError if features of a network, [N, D], are not finite."""
+    if not np.isfinite(features).all():
+        how = "returns values that are not finite. Use --backbones without it."
+        raise catalogue.owner(network.backbone).fault(f"Backbone '{network.backbone}'", how)
 
 
 @torch.inference_mode()
 def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Owner) -> Tensor:
     """The features of every boundary with every pooling, in the order of `_columns`: normalised images → [N, sum of D].
 
-    Raises: PluginError, naming the `owner`, if the network fails, or returns values that are not finite or do not fit
-    its stages.
+    Raises: PluginError, naming the `owner`, if the network fails, or returns values that do not fit its stages.
     """
     with owner.answers_for(f"Backbone '{info.name}'", "fails on images"):
         values = [
@@ -194,10 +215,12 @@ def every_feature(stages: Stages, info: BackboneInfo, images: Tensor, owner: Own
     if features.shape[1] != width:
         how = f"returns {features.shape[1]} features per image, but the stages that were traced have {width}."
         raise owner.fault(f"Backbone '{info.name}'", how)
-    if not features.isfinite().all():
-        how = "returns values that are not finite. Use --backbones without it."
-        raise owner.fault(f"Backbone '{info.name}'", how)
     return features
+
+
+def _padded(images: Tensor, batch: int) -> Tensor:
+    """`batch` images: these and repetitions of the last."""
+    return torch.cat([images, images[-1:].expand(batch - len(images), -1, -1, -1)])
 
 
 def batch_size(preparation: Input, device: str) -> int:

@@ -1,4 +1,4 @@
-"""The feed: copies stored pixels to the device, on a GPU ahead of its computation."""
+"""The feed: copies stored pixels to the device and results back, on a GPU while it computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,9 +49,43 @@ def images(pixels: Reader, batches: Iterable[Sequence[str]], device: str) -> Ite
         yield copied
 
 
+def results(values: Iterable[Tensor], device: str) -> Iterator[Tensor]:
+    """Each of the `values`, which iterating over them computes on the device, on the CPU, in turn.
+
+    A GPU computes the next one while the CPU waits for one and uses it.
+    """
+    if kind(device) == "cuda":
+        yield from _one_behind(map(_copied_back, values))
+    else:
+        yield from (value.cpu() for value in values)
+
+
 def to_device(value: Tensor, device: str | torch.device) -> Tensor:
     """A small tensor on the device, without waiting for the device's computation."""
     return value.to(device, non_blocking=True)
+
+
+def _copied_back(value: Tensor) -> Callable[[], Tensor]:
+    """Starts to copy a GPU's tensor into pinned memory; returns a function that waits for the copy."""
+    copy = value.to("cpu", non_blocking=True)
+    done = torch.cuda.current_stream(value.device).record_event()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return wait
+
+
+def _one_behind(waits: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The result of each function in order; each is called when the next one exists, so that two are in flight."""
+    last: Callable[[], T] | None = None
+    for wait in waits:
+        if last:
+            yield last()
+        last = wait
+    if last:
+        yield last()
 
 
 def _read_ahead(read: Callable[[K], T], keys: Iterable[K]) -> Iterator[T]:

@@ -12,6 +12,7 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import StageInfo
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
+from autotl.engine import features
 from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore, normalise, pool
 from autotl.engine.fit import fit, on_all_images
@@ -325,6 +326,42 @@ def test_a_batch_that_does_not_fit_into_memory_is_split(bench, tmp_path, little_
     assert other.computed == len(shas)
 
 
+def test_a_network_is_built_once_for_all_that_is_computed(bench, monkeypatch):
+    built, build = [], bench.catalogue.build
+    monkeypatch.setattr(bench.catalogue, "build", lambda network: built.append(network) or build(network))
+    shas = bench.shas("train")
+    bench.features.fill(network(bench), shas[:20])
+    bench.features.read(network(bench), "2.1", "avg", shas[:20])
+    assert len(built) == 1
+    bench.features.fill(network(bench), shas)
+    assert len(built) == 2
+    later = FeatureStore(bench.features.cache_dir, bench.catalogue, bench.features.pixels, "cpu")
+    later.fill(network(bench), shas)  # compares one image
+    later.fill(network(bench), shas)
+    assert len(built) == 3 and later.computed == 0
+
+
+def test_features_that_are_not_finite_are_not_stored(bench, monkeypatch):
+    """Here of the second batch, when the first has been stored."""
+    shas = bench.shas("train")
+    bench.features.fill(network(bench), shas[:1])
+    really = features.every_feature
+
+    def broken(stages, info, images, owner):
+        found = really(stages, info, images, owner)
+        bad.append(len(images))
+        return found if len(bad) < 2 else found.index_fill(0, torch.tensor([0]), torch.nan)
+
+    bad = []
+    monkeypatch.setattr(features, "every_feature", broken)
+    monkeypatch.setattr(features, "batch_size", lambda input, device: 16)
+    with pytest.raises(PluginError, match="'tiny:net'.*not finite"):
+        bench.features.fill(network(bench), shas)
+    monkeypatch.setattr(features, "every_feature", really)
+    assert bench.features.missing(network(bench), shas) == len(shas) - 16
+    assert torch.isfinite(bench.features.read(network(bench), "2.1", "avg", shas)).all()
+
+
 @pytest.mark.gpu
 def test_features_on_a_gpu_are_those_of_the_cpu(bench, tmp_path, cuda):
     gpu = FeatureStore(tmp_path / "cache", bench.features.catalogue, bench.features.pixels, cuda)
@@ -332,5 +369,26 @@ def test_features_on_a_gpu_are_those_of_the_cpu(bench, tmp_path, cuda):
     there = gpu.read(network(bench), "2.1", "avg", shas)
     assert there.device.type == "cuda"
     assert gpu.computed == len(shas)
+    here = bench.features.read(network(bench), "2.1", "avg", shas)
+    torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_between_two_batches_nothing_waits_for_the_gpu(bench, tmp_path, cuda, monkeypatch):
+    """From the second batch on: the first one loads kernels and copies constants."""
+    monkeypatch.setattr(features, "batch_size", lambda input, device: 8)
+    gpu = FeatureStore(tmp_path / "cache", bench.features.catalogue, bench.features.pixels, cuda)
+    shas, done = bench.shas("train"), []
+
+    def progress(count, total):
+        done.append(count)
+        torch.cuda.set_sync_debug_mode("error" if count < total - 8 else "default")
+
+    try:
+        gpu.fill(network(bench), shas, progress)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(done) > 4 and gpu.computed == len(shas)
+    there = gpu.read(network(bench), "2.1", "avg", shas)
     here = bench.features.read(network(bench), "2.1", "avg", shas)
     torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=1e-3)

@@ -51,6 +51,26 @@ def test_an_error_of_a_reader_is_raised_for_the_caller():
         next(ahead)
 
 
+def test_a_result_is_waited_for_when_the_next_is_started():
+    happened = []
+
+    def start(number):
+        happened.append(f"start {number}")
+        return lambda: happened.append(f"wait {number}") or number
+
+    assert list(feed._one_behind(map(start, range(3)))) == [0, 1, 2]
+    assert happened == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "wait 2"]
+    assert list(feed._one_behind([])) == []
+
+
+def test_a_cpu_gives_each_result_before_it_computes_the_next():
+    happened = []
+    values = (happened.append(n) or torch.full((2,), n) for n in range(3))
+    for seen, value in enumerate(feed.results(values, "cpu")):
+        assert value.tolist() == [seen, seen]
+        assert happened == [*range(seen + 1)]
+
+
 @pytest.mark.gpu
 def test_a_gpu_gets_the_same_pixels(pixels, cuda):
     batches = [[f"{n % 10:064x}" for n in range(start, start + 4)] for start in range(40)]
@@ -59,3 +79,18 @@ def test_a_gpu_gets_the_same_pixels(pixels, cuda):
     ):
         assert there.device.type == "cuda"
         assert torch.equal(there.cpu(), here)
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_results_are_those_that_it_computed(cuda):
+    def values():
+        for number in range(20):
+            value = torch.full((256, 1000), float(number), device=cuda)
+            for _ in range(50):
+                value = value @ torch.eye(1000, device=cuda)
+            yield value
+
+    for number, value in enumerate(feed.results(values(), cuda)):
+        assert value.device.type == "cpu" and value.is_pinned()
+        assert bool((value == number).all())
+    assert number == 19
