@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +26,7 @@ LARGEST_FILE = 1 << 30
 
 _HUGE = 1 << 25
 """Pixels. Larger images are decoded one at a time, because several of the largest would fill the memory."""
+_one_huge_image = Lock()
 _CHUNK_BYTES = 64_000_000
 
 Progress = Callable[[int, int], None]
@@ -188,7 +189,6 @@ class _Pass:
         self.fresh: dict[RowStore, dict[str, np.ndarray]] = {store: {} for store in stores}
         self._claimed: set[str] = set()
         self._lock = Lock()
-        self._one_huge_image = Lock()
 
     def look(self, path: Path) -> Seen | str:
         try:
@@ -218,8 +218,7 @@ class _Pass:
         lacking = [store for store in self.stores if sha not in store]
         if not lacking:
             return
-        huge = image.width * image.height > _HUGE
-        with self._one_huge_image if huge else nullcontext():
+        with alone_if_huge(image):
             self._fill(sha, image, lacking)
 
     def _fill(self, sha: str, image: Image, lacking: Sequence[RowStore]) -> None:
@@ -232,6 +231,11 @@ class _Pass:
             self.fresh[store][sha] = self.stores[store](image)
         with self._lock:
             self.decoded += 1
+
+
+def alone_if_huge(image: Image) -> AbstractContextManager[object]:
+    """The context in which a thread decodes an image."""
+    return _one_huge_image if image.width * image.height > _HUGE else nullcontext()
 
 
 def read_file(path: Path) -> bytes:

@@ -5,10 +5,15 @@ It includes the SHA-256 of its files. Loading checks all of its content, because
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
@@ -24,7 +29,7 @@ from autotl.backbones.catalogue import RANDOM, Catalogue
 from autotl.backbones.weights import Given
 from autotl.data import images
 from autotl.data.images import UnreadableImage
-from autotl.data.pixels import read_file
+from autotl.data.pixels import alone_if_huge, read_file
 from autotl.engine.exact import exact
 from autotl.engine.fit import Fitted
 from autotl.engine.heads import LinearHead
@@ -62,6 +67,8 @@ LARGEST_TEXT = 1 << 24
 
 Source = Path | Image.Image
 """An image file, or an image in memory."""
+_one_in_memory = Lock()
+"""Images in memory are prepared one at a time: two of them may be the same object, which is decoded when it is used."""
 T = TypeVar("T")
 
 
@@ -102,14 +109,16 @@ class Bundle:
 
     def predict(self, sources: Sequence[Source]) -> Iterator["np.ndarray | str"]:
         """For each image its probabilities, [classes], or the reason why it has none."""
-        for start in range(0, len(sources), BATCH):
-            with images.without_warnings():
-                pixels = [_pixels(source, self.plan.input) for source in sources[start : start + BATCH]]
-            readable = [value for value in pixels if not isinstance(value, str)]
-            if readable:
-                rows = iter(self.probabilities(torch.from_numpy(np.stack(readable))).cpu().numpy())
-            for value in pixels:
-                yield value if isinstance(value, str) else _finite(next(rows))
+        prepared = partial(_pixels, preparation=self.plan.input)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(sources), BATCH):
+                with images.without_warnings():
+                    pixels = list(pool.map(prepared, sources[start : start + BATCH]))
+                readable = [value for value in pixels if not isinstance(value, str)]
+                if readable:
+                    rows = iter(self.probabilities(torch.from_numpy(np.stack(readable))).cpu().numpy())
+                for value in pixels:
+                    yield value if isinstance(value, str) else _finite(next(rows))
 
 
 def check_target(folder: Path) -> None:
@@ -310,7 +319,8 @@ def _sha256(content: bytes) -> str:
 def _pixels(source: Source, preparation: Input) -> "np.ndarray | str":
     try:
         image = images.open_image(read_file(source)) if isinstance(source, Path) else source
-        return images.fit(images.upright(image), preparation)
+        with nullcontext() if isinstance(source, Path) else _one_in_memory, alone_if_huge(image):
+            return images.fit(images.upright(image), preparation)
     except UnreadableImage as error:
         return str(error)
 

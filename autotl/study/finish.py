@@ -4,12 +4,13 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from autotl.data.dataset import Dataset, Opening
-from autotl.engine import metrics
+from autotl.engine import feed, metrics
 from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit, on_all_images
 from autotl.engine.observe import Nobody
@@ -378,11 +379,10 @@ class _End:
         """The predictions of the saved bundle for the test images: [N] class numbers."""
         loaded = bundle.load(self.folder.bundle, self.bench.catalogue).to(self.bench.device)
         self.bench.decode(loaded.plan.input)
-        pixels, shas = self.bench.features.pixels, self.bench.shas("test")
-        found = []
-        for start in range(0, len(shas), bundle.BATCH):
-            images = pixels.read(loaded.plan.input, shas[start : start + bundle.BATCH])
-            found.append(loaded.probabilities(torch.from_numpy(images)).argmax(1))
+        pixels = partial(self.bench.features.pixels.read, loaded.plan.input)
+        shas = self.bench.shas("test")
+        batches = [shas[start : start + bundle.BATCH] for start in range(0, len(shas), bundle.BATCH)]
+        found = [loaded.probabilities(images).argmax(1) for images in feed.images(pixels, batches, self.bench.device)]
         return torch.cat(found).cpu().numpy()
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import threading
 import time
 
 import numpy as np
@@ -285,3 +286,40 @@ def test_an_image_without_a_prediction_has_a_reason(found, catalogue, stripes, t
     np.testing.assert_array_equal(answers[0], answers[4])
     loaded.graph.bias.fill_(float("nan"))
     assert list(loaded.predict([good])) == ["the model gives NaN instead of probabilities for it"]
+
+
+def test_files_are_decoded_by_several_threads_and_no_more_than_a_batch_of_them_ahead(
+    found, catalogue, stripes, monkeypatch
+):
+    loaded = bundle.load(found, catalogue)
+    files = [stripes / "down" / f"{number % 30}.png" for number in range(2 * bundle.BATCH + 3)]
+    alone = [next(loaded.predict([file])) for file in files]
+    together, seen, really = threading.Barrier(2, timeout=10), [], bundle._pixels
+
+    def prepared(source, preparation):
+        seen.append(source)
+        if len(seen) <= 2:
+            together.wait()  # which a single thread would do for ever
+        return really(source, preparation)
+
+    monkeypatch.setattr(bundle, "_pixels", prepared)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    answers = loaded.predict(files)
+    rows = [next(answers)]
+    assert len(seen) == bundle.BATCH
+    rows.extend(answers)
+    assert len(seen) == len(files)
+    np.testing.assert_allclose(rows, alone, atol=1e-5)
+
+
+def test_an_image_in_memory_may_be_given_twice(found, catalogue, stripes, monkeypatch):
+    """It is decoded when it is first used, which two threads must not do at the same time."""
+    loaded = bundle.load(found, catalogue)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for number in range(5):
+        file = stripes / "down" / f"{number}.png"
+        rows = list(loaded.predict([Image.open(file)] * 8))
+        same = Image.open(file)
+        rows += list(loaded.predict([same] * 8))
+        expected = next(loaded.predict([file]))
+        np.testing.assert_allclose(rows, [expected] * 16, atol=1e-5)
