@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench
@@ -36,10 +37,12 @@ from autotl.plan import NO_AUGMENTATION, DataRef, Head, Phase, Training, Transfe
 TESTS = Path(__file__).parents[2] / "tests"
 NETWORKS = ("resnet50.a1_in1k", "vit_small_patch16_224.augreg_in21k_ft_in1k")
 BATCH, FEATURE_BATCH = 128, 256
-IMAGES = 3_000
+IMAGES = 5_000
 """Crops of two photos; four fifths of them are for training."""
 EPOCHS = 4
 STEPS, WARM_UP = 20, 10
+ENDS = 3
+"""How many batches at each end of a feature pass do not count."""
 SIZE = 224
 
 
@@ -112,8 +115,9 @@ def measure_exactly(report: Report, work: Path) -> None:
     for name in NETWORKS:
         report.measure(f"{name}: bare training step, deterministic", lambda name=name: bare_training(name))
         report.measure(f"{name}: bare forward, float32", lambda name=name: bare_forward(name))
-    report.measure("fused attention in a fixed order", lambda: fused_attention(NETWORKS[-1]))
-    autotls = {"training": training, "features, not stored": features, "feature pass": feature_pass}
+    for kernel in (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION):
+        report.measure(f"training step with {kernel.name}", lambda kernel=kernel: attention(NETWORKS[-1], kernel))
+    autotls = {"training": training, "features, kept on the GPU": features, "feature pass": feature_pass}
     for name in NETWORKS:
         with measured_bench(name, work) as bench:
             for what, run in autotls.items():
@@ -137,27 +141,23 @@ def bare_training(name: str) -> dict[str, Any]:
     return rate(step, BATCH)
 
 
-def fused_attention(name: str) -> dict[str, Any]:
-    """Whether torch's fused attention is deterministic if required to be, and how fast a training step is with it."""
-    attention = (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp)
+def attention(name: str, kernel: SDPBackend) -> dict[str, Any]:
+    """Whether a kernel of attention is deterministic if required to be, and how fast a training step is with it."""
     torch.use_deterministic_algorithms(True)
-    for enable in attention:
-        enable(True)
     try:
-        model = timm.create_model(name, num_classes=2).cuda().train()
-        images = torch.rand(BATCH, 3, SIZE, SIZE, device="cuda")
-        gradients = []
-        for _ in range(2):
-            model.zero_grad()
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = model(images).float().square().mean()
-            loss.backward()
-            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-        same = all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-        return {"same gradients twice": same, **bare_training(name)}
+        with sdpa_kernel(kernel):
+            model = timm.create_model(name, num_classes=2).cuda().train()
+            images = torch.rand(BATCH, 3, SIZE, SIZE, device="cuda")
+            gradients = []
+            for _ in range(2):
+                model.zero_grad()
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = model(images).float().square().mean()
+                loss.backward()
+                gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+            same = all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+            return {"same gradients twice": same, **bare_training(name)}
     finally:
-        for enable in attention:
-            enable(False)
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -239,11 +239,11 @@ def training(name: str, bench: Bench) -> dict[str, Any]:
 
     fit(plan, bench, Epochs())
     images = len(bench.shas(*plan.train_on))
-    return spread([images / each for each in seconds[1:]])
+    return spread([images / each for each in seconds[1:] or seconds])
 
 
 def features(name: str, bench: Bench) -> dict[str, Any]:
-    """Features of every cut, of the same images repeatedly: the speed of a feature pass without its store."""
+    """Features of every cut, of the same images repeatedly: a feature pass without reading, copying and storing."""
     catalogue = bench.catalogue
     network = catalogue.network(f"timm:{name}@random", 0)
     extract = extractor(catalogue.build(network), network, catalogue, bench.memory)
@@ -252,18 +252,34 @@ def features(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def feature_pass(name: str, bench: Bench) -> dict[str, Any]:
-    """Every image through the network, with features of every cut stored; the first pass does not count."""
+    """Every image through the network, with features of every cut stored: the rate of the batches in the middle.
+
+    What happens before the second batch is reported as seconds: the network is built and tried on one image, and
+    kernels are loaded. The first pass does not count.
+    """
     backbone = f"timm:{name}@random"
-    rates = []
+    shas = bench.shas("train", "early_stop", "val")
+    rates, starts, builds = [], [], []
     for seed in range(4):
         network = bench.catalogue.network(backbone, seed)
-        shas = bench.shas("train", "early_stop", "val")
-        bench.catalogue.info(backbone, network.input)
-        torch.cuda.synchronize()
         began = time.perf_counter()
-        bench.features.fill(network, shas)
-        rates.append(len(shas) / (time.perf_counter() - began))
-    return spread(rates[1:])
+        bench.catalogue.build(network)
+        builds.append(time.perf_counter() - began)
+        ends: list[tuple[float, int]] = []
+
+        def progress(done: int, total: int, ends: list[tuple[float, int]] = ends) -> None:
+            ends.append((time.perf_counter(), done))
+
+        began = time.perf_counter()
+        bench.features.fill(network, shas, progress)
+        starts.append(ends[0][0] - began)
+        (first, before), (last, after) = ends[ENDS - 1], ends[-1 - ENDS]
+        rates.append((after - before) / (last - first))
+    whole = {
+        "building s": round(statistics.median(builds[1:]), 2),
+        "first batch s": round(statistics.median(starts[1:]), 2),
+    }
+    return {**spread(rates[1:]), **whole}
 
 
 # Searches
