@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from autotl.api import load as load
     from autotl.api import search as search
     from autotl.backbones.weights import load_weights as load_weights
+    from autotl.backbones.weights import read_state as read_state
     from autotl.contracts import Adapted as Adapted
     from autotl.contracts import Adapter as Adapter
     from autotl.contracts import Augmentation as Augmentation
@@ -52,7 +53,7 @@ _HOME = {
     "Host": "autotl.host",
     "PlanError": "autotl.errors",
     "hookimpl": "autotl.hookspecs",
-    "load_weights": "autotl.backbones.weights",
+    **dict.fromkeys(("load_weights", "read_state"), "autotl.backbones.weights"),
     **dict.fromkeys(("logistic_path", "standardised"), "autotl.engine.heads"),
     **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
     **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "Training", "TransferPlan"), "autotl.plan"),

@@ -21,6 +21,7 @@ from autotl.errors import WeightsError, one_line
 
 State = Mapping[str, Tensor]
 Convert = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+Rename = Mapping[str, str] | Callable[[str], str]
 
 DEPTH = 8
 """How deep dicts with tensors may be nested in a checkpoint."""
@@ -69,9 +70,12 @@ def listed(names: Collection[str]) -> str:
     return f"{len(names)}: {', '.join(shown)}{' …' if len(names) > SHOWN else ''}"
 
 
-def fill(model: nn.Module, file: Path, ignore: Sequence[str], convert: Convert | None) -> None:
+def fill(
+    model: nn.Module, file: Path, ignore: Sequence[str], convert: Convert | None, rename: Rename | None = None
+) -> None:
     """The implementation of `load_weights`."""
-    place, state, elsewhere = _found(_content(file), model.state_dict(), file)
+    tables = [(keys, _renamed(tensors, rename, file)) for keys, tensors in _tables(_content(file))]
+    place, state, elsewhere = _found(tables, model.state_dict(), file)
     fitted: tuple[str, ...] = ()
     if convert:
         converted = dict(convert(dict(state)))
@@ -95,6 +99,48 @@ def fill(model: nn.Module, file: Path, ignore: Sequence[str], convert: Convert |
     computed = {name for name, _ in model.named_buffers()}  # some are not in a state dict, because they never change
     left_over = tuple(name for name in state if name not in wanted and name not in computed)
     setattr(model, READING, Reading(file, place, len(fitting), differ, fitted, left_over, elsewhere))
+
+
+def state_in(file: Path, key: str | None) -> dict[str, Tensor]:
+    """The implementation of `read_state`."""
+    found = list(_tables(_content(file)))
+    if key is not None:
+        named = [(keys, tensors) for keys, tensors in found if ".".join(keys) == key]
+        if not named:
+            raise WeightsError(f"{file} has no state dict at '{key}'. It has some at: {_places(found)}.")
+        return _unwrapped(named[0][1])
+    largest = _largest(found)
+    (_, tensors), *others = largest
+    if any(not _same(tensors, other) for _, other in others):
+        raise WeightsError(f"{file} has several state dicts of the same size: {_places(largest)}. Name one: key=…")
+    return _unwrapped(tensors)
+
+
+def _places(found: Iterable[tuple[tuple[str, ...], State]]) -> str:
+    return ", ".join(f"'{'.'.join(keys)}'" if keys else "the top level" for keys, _ in found)
+
+
+def _renamed(tensors: State, rename: Rename | None, file: Path) -> State:
+    """The tensors under the names that the caller of `load_weights` wants.
+
+    Raises: WeightsError if two tensors get the same name.
+    """
+    if rename is None:
+        return tensors
+    renamed: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        new = rename(name) if callable(rename) else _with_prefixes(name, rename)
+        if new in renamed:
+            raise WeightsError(f"{file} has two tensors that `rename` calls '{new}'; the second one is '{name}'.")
+        renamed[new] = value
+    return renamed
+
+
+def _with_prefixes(name: str, prefixes: Mapping[str, str]) -> str:
+    for prefix, new in prefixes.items():
+        if name.startswith(prefix):
+            name = new + name.removeprefix(prefix)
+    return name
 
 
 def _difference(given: Tensor, wanted: Tensor) -> str:
@@ -196,31 +242,29 @@ class _Table:
     def place(self) -> str:
         return " ".join(filter(None, [".".join(self.keys), self.prefix and f"'{self.prefix}'"]))
 
-    @property
-    def averaged(self) -> bool:
-        return "ema" in re.split("[^a-z]+", self.place.lower())
-
     def own(self) -> dict[str, Tensor]:
         start = len(self.prefix)
         return {name[start:]: value for name, value in self.tensors.items() if name.startswith(self.prefix)}
 
 
-def _found(content: Mapping[Any, Any], wanted: State, file: Path) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
+def _found(
+    found: Sequence[tuple[tuple[str, ...], State]], wanted: State, file: Path
+) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
     """A network's tensors in a file: their place, the tensors, and the names of others beside them.
 
     Raises: WeightsError if there are none, or if several networks match.
     """
-    tables = [_table(keys, tensors, wanted) for keys, tensors in _tables(content)]
+    tables = [_table(keys, tensors, wanted) for keys, tensors in found]
     if not tables:
         raise WeightsError(f"{file} has no state dict: expected tensors by name.")
     likely = [table for several in tables for table in several if _is_most(table, wanted)]
     if not likely:
         # Published under other names, which only the family can convert.
-        best = max((several[0] for several in tables), key=lambda table: (len(table.tensors), table.averaged))
-        return ".".join(best.keys), _unwrapped(best.tensors), ()
+        (keys, tensors), *_ = _largest(found)
+        return ".".join(keys), _unwrapped(tensors), ()
     most = max(table.count for table in likely)
     best_ones = [table for table in likely if table.count == most]
-    best_ones = [table for table in best_ones if table.averaged] or best_ones
+    best_ones = [table for table in best_ones if _averaged(table.place)] or best_ones
     best, *others = best_ones
     own = best.own()
     if any(not _same(own, other.own()) for other in others):
@@ -228,6 +272,17 @@ def _found(content: Mapping[Any, Any], wanted: State, file: Path) -> tuple[str, 
         raise WeightsError(f"{file} has several networks that fit, in {places}: save only the one to use.")
     elsewhere = tuple(name for name in best.tensors if not name.startswith(best.prefix))
     return best.place, own, elsewhere
+
+
+def _largest(found: Sequence[tuple[tuple[str, ...], State]]) -> list[tuple[tuple[str, ...], State]]:
+    """The tables with the most tensors; averaged weights alone, if any of these are."""
+    most = max(len(tensors) for _, tensors in found)
+    best = [(keys, tensors) for keys, tensors in found if len(tensors) == most]
+    return [(keys, tensors) for keys, tensors in best if _averaged(".".join(keys))] or best
+
+
+def _averaged(place: str) -> bool:
+    return "ema" in re.split("[^a-z]+", place.lower())
 
 
 def _is_most(table: _Table, wanted: State) -> bool:

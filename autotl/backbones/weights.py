@@ -19,9 +19,9 @@ from autotl.contracts import WeightsSource
 from autotl.errors import WeightsError, one_line
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from autotl.backbones.checkpoint import Convert
+    from autotl.backbones.checkpoint import Convert, Rename
 
 REACH_SECONDS = 5.0
 """How long to wait for a server before its backbones, unless named by the user, are skipped. Mirrors and proxies take a
@@ -168,7 +168,12 @@ def _ask(source: WeightsSource) -> int | None:
 
 
 def load_weights(
-    model: "nn.Module", file: Path, *, ignore: Sequence[str] = (), convert: "Convert | None" = None
+    model: "nn.Module",
+    file: Path,
+    *,
+    ignore: Sequence[str] = (),
+    convert: "Convert | None" = None,
+    rename: "Rename | None" = None,
 ) -> None:
     """Load weights into `model` from a file: safetensors, a state dict, or a training checkpoint that contains one.
 
@@ -176,15 +181,33 @@ def load_weights(
     preferred to others. Half-precision values are converted to the model's type. Names that start with one of `ignore`
     are skipped. `convert` maps published names and shapes to the network's own.
 
+    `rename` replaces prefixes of the file's names before anything else, one after another: `{"model.student.": ""}`
+    strips one, `{"encoder.": "stages."}` replaces one. It may also be a function from a name to the new one.
+
     A tensor that the file lacks, or has in another shape, loses its values: it is moved to torch's device `meta`, so
     that computing with it is an error, and a random value never replaces a pretrained one. In the classifier, which
     autotl discards, this has no effect; a stage with such a tensor is refused.
 
-    Raises: WeightsError if the file cannot be read, or has nothing of this network.
+    Raises: WeightsError if the file cannot be read, has nothing of this network, or if `rename` gives two tensors the
+    same name.
     """
     from autotl.backbones.checkpoint import fill  # it imports torch; plugins import this module when they load
 
-    fill(model, file, ignore, convert)
+    fill(model, file, ignore, convert, rename)
+
+
+def read_state(file: str | Path, key: str | None = None) -> "dict[str, Tensor]":
+    """The state dict in a file, as tensors by name: safetensors, a state dict, or a training checkpoint with some.
+
+    No code in the file is run. Of several state dicts it is the one with the most tensors, and of averaged weights
+    (`model_ema`) and others the averaged ones; `key` names another one, by its keys with dots, such as
+    `"teacher.backbone"`. What torch puts before the names of wrapped networks, such as `module.`, is removed.
+
+    Raises: WeightsError if the file cannot be read or has no such state dict, or if several of them are as large.
+    """
+    from autotl.backbones.checkpoint import state_in
+
+    return state_in(Path(file), key)
 
 
 def file_hash(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from autotl import load_weights
+from autotl import load_weights, read_state
 from autotl.backbones.checkpoint import READING, accept
 from autotl.backbones.splitting import split
 from autotl.errors import WeightsError
@@ -307,3 +307,55 @@ def test_safetensors_that_were_not_copied_whole(tmp_path):
     (tmp_path / "net.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes()[:100])
     with pytest.raises(WeightsError, match="shorter than its header states"):
         given(tmp_path / "net.safetensors")
+
+
+def test_names_are_renamed_before_anything_is_searched(tmp_path):
+    """By prefixes, one after another, and by a function: names that no common prefix explains."""
+    file = tmp_path / "net.pt"
+    odd = {name.replace("stem.", "encoder.first.").replace("last.", "encoder.second."): v for name, v in STATE.items()}
+    torch.save({"state_dict": under("module.", odd)}, file)
+    for rename in (
+        {"module.": "", "encoder.first.": "stem.", "encoder.second.": "last."},
+        lambda name: name[7:].replace("encoder.first", "stem").replace("encoder.second", "last"),
+    ):
+        model = Network()
+        load_weights(model, file, rename=rename)
+        assert all(torch.equal(value, STATE[name]) for name, value in model.state_dict().items())
+    with pytest.raises(WeightsError, match="does not have the weights of a Network"):
+        load_weights(Network(), file, rename=lambda name: f"other_{name.replace('.', '_')}")
+    with pytest.raises(WeightsError, match="two tensors that `rename` calls 'one'; the second one is 'module.encoder"):
+        load_weights(Network(), file, rename=lambda name: "one")
+
+
+def test_a_prefix_chooses_one_of_two_networks(tmp_path):
+    file = tmp_path / "pair.pt"
+    torch.save({**under("student.", STATE), **under("teacher.", OTHER)}, file)
+    with pytest.raises(WeightsError, match="several networks that fit"):
+        load_weights(Network(), file)
+    model = Network()
+    load_weights(model, file, rename={"teacher.": "", "student.": "unused_"})
+    assert torch.equal(model.state_dict()["stem.0.weight"], OTHER["stem.0.weight"])
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_state_dict_in_a_file_is_read(tmp_path):
+    file = tmp_path / "net.safetensors"
+    save_file(STATE, file)
+    assert same(read_state(file), STATE)
+    momentum = {"state": {0: {"exp_avg": torch.ones(1)}}}
+    torch.save({"model": under("module.", STATE), "optimizer": momentum, "args": OPTIONS, "epoch": 3}, file)
+    assert same(read_state(str(file)), STATE)
+    torch.save({"model": STATE, "model_ema": OTHER}, file)
+    assert same(read_state(file), OTHER)
+    assert same(read_state(file, "model"), STATE)
+    torch.save({"nets": {"student": STATE, "teacher": OTHER}}, file)
+    assert same(read_state(file, "nets.teacher"), OTHER)
+    with pytest.raises(WeightsError, match=r"several state dicts of the same size: 'nets.student', 'nets.teacher'"):
+        read_state(file)
+    with pytest.raises(WeightsError, match=r"no state dict at 'teacher'. It has some at: 'nets.student', 'nets.teach"):
+        read_state(file, "teacher")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_state(tmp_path / "missing.pt")
