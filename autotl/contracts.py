@@ -276,8 +276,9 @@ class FittedHead:
     """[C, D] float32; zeros in the columns of features that it does not use."""
     bias: "torch.Tensor"
     """[C] float32."""
-    chosen: dict[str, float]
-    """For each option with several values, the one that gave this head: a fit with it alone gives the same head."""
+    chosen: dict[str, float | str]
+    """For each option with several values, a number or a word, the one that gave this head: a fit with it alone gives
+    the same head."""
 
 
 class Method(Protocol):

@@ -230,6 +230,24 @@ class Phase(Record):
         assert self.training is not None
         return self.model_copy(update={"training": self.training.model_copy(update=changes)})
 
+    def measure(self, option: str, chosen: float | str) -> float:
+        """A chosen value of an option as a metric, which is a number: of words its place among the alternatives."""
+        values = self._alternatives(option)
+        return values.index(chosen) if _has_words(values) else float(chosen)
+
+    def choice(self, option: str, measured: float) -> Any:
+        """The value of an option that has this metric."""
+        values = self._alternatives(option)
+        return values[int(measured)] if _has_words(values) else measured
+
+    def _alternatives(self, option: str) -> list[Any]:
+        values = self.options.get(option)
+        return values if isinstance(values, list) else [values]
+
+
+def _has_words(values: list[Any]) -> bool:
+    return any(isinstance(value, str) for value in values)
+
 
 @dataclass(frozen=True)
 class Network:
@@ -284,6 +302,16 @@ class TransferPlan(Record):
     def epochs(self, phases: int | None = None) -> int:
         """How many epochs the first `phases` phases have together, by default all."""
         return sum(phase.training.epochs for phase in self.phases[:phases] if phase.training)
+
+    def words_in(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """The words that fitted heads were chosen with, by the names of the metrics that hold their places."""
+        found = {}
+        for number, phase in enumerate(self.phases, 1):
+            for option in phase.options if phase.training is None else ():
+                key = f"phase{number}.{option}"
+                if key in metrics and isinstance(word := phase.choice(option, metrics[key]), str):
+                    found[key] = word
+        return found
 
     def ended(self, phase: int, epoch: int) -> Self:
         """The plan that ends after this epoch of this phase, both counted from 1, with the same learning rates."""

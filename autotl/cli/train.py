@@ -80,7 +80,9 @@ def command(
         output.write(json.dumps({"metrics": fitted.metrics, "bundle": str(out) if out else None}) + "\n")
         return
     width = max(map(len, fitted.metrics)) + 2
+    words = fitted.plan.words_in(fitted.metrics)
     for name, value in fitted.metrics.items():
-        output.echo(f"{name:<{width}}{value:{',.0f' if value % 1 == 0 else '.6g'}}")
+        number = f"{value:{',.0f' if value % 1 == 0 else '.6g'}}"
+        output.echo(f"{name:<{width}}{words.get(name, number)}")
     if out:
         output.echo(f"Bundle: {out}")

@@ -25,6 +25,7 @@ class Fitted:
     plan: TransferPlan
     model: Model
     metrics: dict[str, float]
+    """By name. `phase1.penalty` is an option's value that was chosen; of words it is the place in the plan's list."""
 
     def logits(self, split: Split) -> np.ndarray:
         """[N, C] for the images of a split, in the data set's order."""
@@ -88,7 +89,8 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
             if not (phase.training.stop and phase.training.stop.patience):
                 return phase
             return phase.trained_by(stop=Stop(at_epoch=int(measured[f"phase{number}.best_epoch"])))
-        chosen = {name: measured[key] for name in phase.options if (key := f"phase{number}.{name}") in measured}
+        keys = {name: f"phase{number}.{name}" for name in phase.options}
+        chosen = {name: phase.choice(name, measured[key]) for name, key in keys.items() if key in measured}
         return phase.model_copy(update={"options": narrowed(phase.options, chosen)})
 
     splits = tuple(split for split in ("train", "early_stop", "val") if bench.shas(split))

@@ -20,7 +20,7 @@ Alternatives = Mapping[str, list[Any]]
 
 
 def solve(model: Model, number: int) -> dict[str, float]:
-    """Run phase `number` of the plan; returns the chosen values by the names of the method's options.
+    """Run phase `number` of the plan; returns the chosen values by the names of the method's options, as numbers.
 
     Of several heads, the one with the lowest log-loss on `early_stop` is chosen, with the class weights of the fit. In
     the last phase it is then refitted with `early_stop` added to the training images. Without `early_stop`, `val`
@@ -45,10 +45,12 @@ def solve(model: Model, number: int) -> dict[str, float]:
     if measured and judges[0] == "early_stop" and number == len(plan.phases):
         (head,) = _fit(entry, model, (*plan.train_on, "early_stop"), narrowed(options, best.chosen))
     model.head = LinearHead(head.weight, head.bias)
-    return {**best.chosen, **measured}
+    # A word that the plan does not name is a default, which is no choice.
+    chosen = {name: value for name, value in best.chosen.items() if name in phase.options or not isinstance(value, str)}
+    return {**{name: phase.measure(name, value) for name, value in chosen.items()}, **measured}
 
 
-def narrowed(options: Mapping[str, Any], chosen: Mapping[str, float]) -> dict[str, Any]:
+def narrowed(options: Mapping[str, Any], chosen: Mapping[str, float | str]) -> dict[str, Any]:
     """Options with only the chosen values, which give one head."""
     return {name: [chosen[name]] if name in chosen else value for name, value in options.items()}
 
@@ -94,10 +96,12 @@ def _fit(entry: Entry, model: Model, splits: Sequence[Split], options: Alternati
         several = {name: values for name, values in options.items() if len(values) > 1}
         if not heads or (len(heads) > 1 and not several):
             raise ValueError(f"it returned {len(heads)} heads for {dict(options)}")
-        return [_sound(head, features, classes, several) for head in heads]
+        return [_sound(head, features, classes, options, several) for head in heads]
 
 
-def _sound(head: FittedHead, features: Tensor, classes: int, several: Alternatives) -> FittedHead:
+def _sound(
+    head: FittedHead, features: Tensor, classes: int, options: Alternatives, several: Alternatives
+) -> FittedHead:
     """The head without gradients. Raises: TypeError or ValueError if it does not fit these features."""
     if not isinstance(head, FittedHead):
         raise TypeError(f"it returned {type(head).__name__}, not FittedHead")
@@ -112,8 +116,10 @@ def _sound(head: FittedHead, features: Tensor, classes: int, several: Alternativ
         if not tensor.isfinite().all():
             raise ValueError(f"it returned a head whose {name} is not finite")
     for name, value in head.chosen.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"its head has {name} {value!r} in 'chosen': the values must be numbers")
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise TypeError(f"its head has {name} {value!r} in 'chosen': the values must be numbers or strings")
+        if isinstance(value, str) and value not in options.get(name, ()):
+            raise ValueError(f"its head has {name} {value!r} in 'chosen', which is not in {options.get(name, [])}")
     for name, values in several.items():
         if head.chosen.get(name) not in values:
             raise ValueError(f"its head has {name} {head.chosen.get(name)!r} in 'chosen', which is not in {values}")

@@ -151,11 +151,12 @@ class Trials:
             )
             state = "failed"
         else:
-            cut: dict[str, Any] = {}
+            words = plan.words_in(measured)
+            cut: dict[str, Any] = {"chosen": words} if words else {}
             if fitted and fitted.plan != plan:
                 why = f"the budget ended after {observer.share} % of its epochs; the best epoch so far counts"
                 self.watcher.note(f"Trial {number}: {why}.")
-                cut = {"plan": fitted.plan.model_dump(mode="json"), "reason": why}
+                cut |= {"plan": fitted.plan.model_dump(mode="json"), "reason": why}
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began, **cut)
             state = "complete"
         self.study.end(trial, state, value, log.last_attempt(number))

@@ -54,8 +54,8 @@ class MethodTests(PluginTests):
         heads = self.fit(lab, name)
         for option, values in self._alternatives(name).items():
             offered = {head.chosen.get(option) for head in heads}
-            numbers = all(isinstance(value, int | float) for value in offered)
-            assert numbers, f"'{name}' has {option} {offered} in 'chosen': the values must be numbers."
+            plain = all(isinstance(value, int | float | str) for value in offered)
+            assert plain, f"'{name}' has {option} {offered} in 'chosen': the values must be numbers or strings."
             assert offered == set(values), (
                 f"'{name}' got {option} {values}, but returned heads for {sorted(map(str, offered))}."
             )
@@ -108,7 +108,7 @@ class MethodTests(PluginTests):
         *,
         data: tuple[Tensor, Tensor] | None = None,
         step: Callable[[], None] = lambda: None,
-        chosen: Mapping[str, float] | None = None,
+        chosen: Mapping[str, float | str] | None = None,
         classes: int = CLASSES,
     ) -> Sequence[FittedHead]:
         """The heads for easy features, with `options`; those in `chosen` have only the chosen value."""

@@ -139,7 +139,7 @@ class TrialLog:
         **more: Any,
     ) -> None:
         """`more`: of a trial that may have no plan its `params` as in `planned`; of a failed one the `traceback`, and
-        `by_plugin`; of one that the budget stopped the `plan` that was trained."""
+        `by_plugin`; of one that the budget stopped the `plan` that was trained; the `chosen` options that are words."""
         event = {"event": "end", "state": state, "value": value, "metrics": metrics or {}, "seconds": seconds}
         self._append(number, {**event, "reason": reason, **more})
 

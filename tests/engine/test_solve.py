@@ -80,10 +80,27 @@ class Odd:
         yield head
 
 
+class Scaled:
+    """Class means of features of some scale: its options are words, one of them a default."""
+
+    options = ("scale",)
+    defaults = {"metric": "euclidean"}
+
+    def fit(self, features, labels, classes, options, step):
+        step()
+        one_hot = F.one_hot(labels, classes).float()
+        heads = []
+        for scale in options["scale"]:
+            factor = {"far": -1.0, "none": 0.0, "one": 1.0}[scale]
+            means = factor * (one_hot.T @ features / one_hot.sum(0)[:, None])
+            heads.append(FittedHead(means, -means.square().sum(1) / 2, {"scale": scale, "metric": "euclidean"}))
+        return heads
+
+
 class Methods:
     @hookimpl
     def register_methods(self, register):
-        for method in (NearestMean, Crooked, Silent, Chatty, Odd):
+        for method in (NearestMean, Crooked, Silent, Chatty, Odd, Scaled):
             register(method.__name__, method, summary="A method for tests")
 
 
@@ -139,6 +156,26 @@ def test_the_head_with_the_lowest_loss_wins_and_is_refit_on_all_images(bench):
         lambda: None,
     )
     assert torch.equal(last.model.head.weight, expected[0].weight)
+
+
+def test_a_choice_may_be_a_word(bench):
+    """Metrics are numbers: they hold its place in the plan's list, and the refit takes the word."""
+    words = Phase(method="Scaled", frozen="2.1", options={"scale": ["far", "none", "one"]})
+    fitted = fit(plan(bench, words), bench)
+    assert fitted.metrics["phase1.scale"] == 2
+    assert "phase1.metric" not in fitted.metrics
+    assert fitted.plan.words_in(fitted.metrics) == {"phase1.scale": "one"}
+    everything = on_all_images(fitted.plan, fitted.metrics, bench)
+    assert everything.phases[0].options == {"scale": ["one"]}
+    again = fit(everything, bench)
+    assert again.plan.words_in(again.metrics) == {"phase1.scale": "one"}
+    assert again.metrics["phase1.scale"] == 0
+
+
+def test_numbers_among_words_keep_their_place():
+    phase = Phase(method="any", frozen="2.1", options={"scale": ["auto", 0.5], "shrink": [0.5, 1.0]})
+    assert (phase.measure("scale", 0.5), phase.choice("scale", 1.0)) == (1, 0.5)
+    assert (phase.measure("shrink", 0.5), phase.choice("shrink", 1.0)) == (0.5, 1.0)
 
 
 def test_class_weights_apply_to_the_choice_as_to_the_fit(bench):
@@ -205,7 +242,7 @@ def test_errors_name_the_wrong_option(bench, phase, error, says):
     [
         ("double", "torch.float64.*float32, on the features' device"),
         ("infinite", "bias is not finite"),
-        ("words", "its head has x 'one' in 'chosen': the values must be numbers"),
+        ("words", "its head has x 'one' in 'chosen', which is not in \\[1, 2\\]"),
         ("numpy", "in 'chosen': the values must be numbers"),
         ("other", "x 3 in 'chosen', which is not in \\[1, 2\\]"),
         ("unsaid", "x None in 'chosen', which is not in"),

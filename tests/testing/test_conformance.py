@@ -601,7 +601,21 @@ class Relabelling(Regression):
 class Wordy(Regression):
     def fit(self, features, labels, classes, options, step):
         heads = super().fit(features, labels, classes, options, step)
-        return [FittedHead(each.weight, each.bias, {"penalty": str(each.chosen["penalty"])}) for each in heads]
+        return [FittedHead(each.weight, each.bias, {"penalty": None}) for each in heads]
+
+
+class Named(Regression):
+    """Its alternatives are words."""
+
+    STRENGTHS = {"weak": 0.01, "strong": 1.0}
+
+    def fit(self, features, labels, classes, options, step):
+        penalties = [self.STRENGTHS[word] for word in options["penalty"]]
+        heads = super().fit(features, labels, classes, {"penalty": penalties}, step)
+        return [
+            FittedHead(head.weight, head.bias, {"penalty": word})
+            for head, word in zip(heads, options["penalty"], strict=True)
+        ]
 
 
 class Zero(Regression):
@@ -654,7 +668,7 @@ class TestMethods:
             (Endless, "test_a_chosen_value_alone_gives_its_head", "returns another head for"),
             (Lucky, "test_it_is_deterministic", "draws from a global generator"),
             (Relabelling, "test_it_does_not_change_its_input", "changes its input labels"),
-            (Wordy, "test_every_alternative_gives_another_head", "in 'chosen': the values must be numbers"),
+            (Wordy, "test_every_alternative_gives_another_head", "in 'chosen': the values must be numbers or strings"),
             (Scaling, "test_it_does_not_change_its_input", "changes its input features"),
             (Sleepy, "test_it_can_be_stopped", "never calls step"),
         ],
@@ -668,10 +682,14 @@ class TestMethods:
 
         refused(Others().test_it_uses_the_options_that_it_names, lab_for("methods", Regression()), "has the options")
 
-    def test_a_sound_method_passes(self, lab_for):
-        lab = lab_for("methods", Regression())
+    @pytest.mark.parametrize(("method", "values"), [(Regression, [1.0, 0.01]), (Named, ["strong", "weak"])])
+    def test_a_sound_method_passes(self, lab_for, method, values):
+        class Tests(MethodTests):
+            options = {"mine": {"penalty": values}}
+
+        lab = lab_for("methods", method())
         for check in (name for name in vars(MethodTests) if name.startswith("test_")):
-            getattr(self.Mine(), check)(lab, "mine")
+            getattr(Tests(), check)(lab, "mine")
 
 
 def module_of(tmp_path, monkeypatch, name, text):

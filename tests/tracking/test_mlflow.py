@@ -185,6 +185,26 @@ def test_every_trial_is_a_run_below_the_study_s(made, uri):
         assert 0 <= run.info.end_time - run.info.start_time < 60_000
 
 
+def test_a_chosen_word_is_a_param_and_a_number_a_metric(made, uri):
+    plan = made.folder.log.read(0).plan
+    phase = plan.phases[0].model_copy(update={"options": {"penalty": [0.1, 1.0], "kernel": ["near", "far"]}})
+    plan = plan.model_copy(update={"phases": (phase,)})
+    measured = {**made.folder.log.read(0).metrics, "phase1.kernel": 1.0, "phase1.penalty": 0.1}
+    made.folder.log.begin(7, "search")
+    made.folder.log.planned(7, made.folder.log.read(0).params, plan)
+    made.folder.log.end(7, "complete", value=0.25, metrics=measured)
+    rerun = {"time": 9.0, "trial": 7, "plan": "its hash", "metrics": measured}
+    made.folder.reruns.write_text(json.dumps({**rerun, "carried_out": plan.model_dump(mode="json") | {"seed": 7}}))
+    projection(made.folder, uri).ship()
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("autotl-stripes").experiment_id])
+    found = [run.data for run in runs if run.info.run_name.startswith("7 ")]
+    assert len(found) == 2
+    for data in found:
+        assert data.params["chosen.phase1.kernel"] == "far" and "phase1/kernel" not in data.metrics
+        assert data.metrics["phase1/penalty"] == 0.1 and "chosen.phase1.penalty" not in data.params
+
+
 def test_every_training_after_the_trials_is_a_run_too(made, uri):
     made.folder.reruns.write_text(
         json.dumps(

@@ -258,7 +258,10 @@ class Projection:
                     assert plan is not None
                     self._log_plan(shown.run, number, event["params"], plan)
                 elif event["event"] == "end":
-                    self._server.log(shown.run, metrics=as_metrics(event["metrics"], event["time"], 0))
+                    words = plan.words_in(event["metrics"]) if plan else {}
+                    numbers = {name: value for name, value in event["metrics"].items() if name not in words}
+                    params = {f"chosen.{name}": word for name, word in words.items()}
+                    self._server.log(shown.run, metrics=as_metrics(numbers, event["time"], 0), params=params)
                     self._close(shown, event["state"], event["reason"], event["time"])
             self._server.client.set_tag(shown.run, EVENTS, str(len(events)))
             shown.events = len(events)
@@ -370,8 +373,10 @@ class Projection:
             run = made.info.run_id
             self._after[key] = run, ""
         self._log_dataset(run, definition)
-        params = {"strategy": after.strategy, **flat(after.plan)}
-        metrics = as_metrics(after.metrics, after.at, 0)
+        words = after.plan.words_in(after.metrics)
+        params = {"strategy": after.strategy, **flat(after.plan), **{f"chosen.{name}": w for name, w in words.items()}}
+        numbers = {name: value for name, value in after.metrics.items() if name not in words}
+        metrics = as_metrics(numbers, after.at, 0)
         self._server.log(run, params=params, metrics=metrics, tags={NOTE: after.note})
         self._server.client.log_text(run, after.plan.to_json(), "plan.json")
         self._server.client.set_terminated(run, "FINISHED", end_time=milliseconds(after.at))
