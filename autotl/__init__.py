@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from autotl.errors import PlanError as PlanError
     from autotl.hookspecs import hookimpl as hookimpl
     from autotl.host import Host as Host
+    from autotl.plan import PENALTIES as PENALTIES
     from autotl.plan import Component as Component
     from autotl.plan import Head as Head
     from autotl.plan import Input as Input
@@ -56,7 +57,9 @@ _HOME = {
     **dict.fromkeys(("load_weights", "read_state"), "autotl.backbones.weights"),
     **dict.fromkeys(("logistic_path", "standardised"), "autotl.engine.heads"),
     **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
-    **dict.fromkeys(("Component", "Head", "Input", "Phase", "Stop", "Training", "TransferPlan"), "autotl.plan"),
+    **dict.fromkeys(
+        ("PENALTIES", "Component", "Head", "Input", "Phase", "Stop", "Training", "TransferPlan"), "autotl.plan"
+    ),
     **dict.fromkeys(
         (
             "Adapted",

@@ -252,6 +252,11 @@ class Strategy(Protocol):
     It may have an attribute `first_guess`, parameters by name. They are tried once, before the sampler draws, on the
     best backbone and cut of the probe unless they name others. A named backbone that the study does not have is
     replaced by the best one.
+
+    It may have an attribute `is_probe`, True if it is a linear probe: its plans only fit a classifier on one cut of a
+    frozen backbone, and it draws shared parameters alone. It is then tried first, at the best cut of each backbone, and
+    the winner is compared with it. `baselines` names backbones, such as one that gives raw pixels, on which the winner
+    is compared with it as well.
     """
 
     def suggest(self, trial: Trial, context: Context) -> TransferPlan:

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 from autotl import hookspecs
 from autotl.errors import PluginError, reason, unknown
+from autotl.plan import NO_AUGMENTATION
 from autotl.registry import Entry, Owner, Registry, on_stderr
 
 GROUP = "autotl"
@@ -70,6 +71,9 @@ class Host:
         self._manager = pluggy.PluginManager("autotl")
         self._manager.add_hookspecs(hookspecs)
         own_version = version("autotl")
+        own = Owner("autotl", "autotl", own_version, "autotl.host")
+        # It is no plugin, because every search needs it.
+        self.augmentations.add(Entry(NO_AUGMENTATION.name, "No augmentation", own, _NoAugmentation))
         for module in BUILTIN:
             name = module.rpartition(".")[2]
             if name not in blocked:
@@ -169,6 +173,14 @@ class Host:
 
     def _report(self, owner: Owner, error: BaseException) -> None:
         self.problems.append(Problem(owner, reason(error)))
+
+
+class _NoAugmentation:
+    def suggest(self, trial: object, context: object) -> dict[str, Any]:
+        return {}
+
+    def build(self, params: dict[str, Any]) -> Callable[[Any, object], Any]:
+        return lambda images, draw: images
 
 
 def _require_fitting(distribution: Distribution | None) -> None:

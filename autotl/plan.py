@@ -34,7 +34,8 @@ BITS = 16
 """Bits of an integer image's values, unless the plan gives another number."""
 
 PENALTIES = tuple(float(f"1e{power}") for power in range(-4, 2))
-"""L2 penalties on standardised features, relative to the mean log-loss: from very weak to very strong."""
+"""L2 penalties on standardised features, relative to the mean log-loss: from very weak to very strong. One fit of a
+logistic regression covers them all, so they are not searched."""
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -218,12 +219,6 @@ class Phase(Record):
     training: Training | None = None
     options: Params = {}
     """The method's own options by name."""
-
-    @classmethod
-    def linear_probe(cls, cut: str, class_weights: ClassWeights = "none") -> Self:
-        """The standard classifier on frozen features. One fit covers all `PENALTIES`, so they are not searched."""
-        weighted = {} if class_weights == "none" else {"class_weights": class_weights}
-        return cls(method="logistic", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
 
     def trained_by(self, **changes: Any) -> Self:
         """The phase with changed fields of its `training`."""

@@ -186,6 +186,22 @@ def test_blocked_plugins_are_not_loaded(monkeypatch):
     assert names == {"autotl", "torchvision"}
 
 
+def test_the_augmentation_that_changes_nothing_is_always_there(monkeypatch):
+    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "augmentations")
+    host = Host.from_environment()
+    assert [entry.name for entry in host.augmentations] == ["none"]
+    images = object()
+    assert host.augmentations["none"].item.build({})(images, None) is images
+
+    class Mine:
+        @hookimpl
+        def register_augmentations(self, register):
+            register("none", dict, summary="For a test")
+
+    host.add(Mine(), "mine")
+    assert "augmentation 'none' is registered twice: by plugin 'autotl'" in host.problems[0].reason
+
+
 def test_an_item_that_cannot_be_loaded_names_its_owner():
     def load():
         raise ImportError("needs libfoo")

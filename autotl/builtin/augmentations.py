@@ -10,19 +10,10 @@ from autotl import hookimpl
 
 @hookimpl
 def register_augmentations(register):
-    register("none", NoAugmentation, summary="No augmentation")
     register("flip", Flip, summary="Half of the images mirrored left to right")
     register("flip-rotate-zoom", FlipRotateZoom, summary="Flips, rotations and zooms of searched strength")
     register("randaugment", RandAugment, summary="A few random operations of the same strength (Cubuk et al. 2020)")
     register("trivialaugment", TrivialAugment, summary="One random operation of random strength (Müller, Hutter 2021)")
-
-
-class NoAugmentation:
-    def suggest(self, trial, context):
-        return {}
-
-    def build(self, params):
-        return lambda images, draw: images
 
 
 class Flip:

@@ -5,8 +5,8 @@ trade-off between the two. The first stages have the most general features (Yosi
 their learning rates are the lowest.
 """
 
-from autotl import Head, Phase, hookimpl
-from autotl.builtin import recipe
+from autotl import Head, hookimpl
+from autotl.builtin import logistic, recipe
 
 DEPTH_RATIO = (1e-2, 1.0)
 """The learning rate of a backbone's first stage divided by that of its last. timm's fine-tuning of ViTs uses a
@@ -139,7 +139,7 @@ class _Setup:
 
     def linear_probe(self):
         """The phase that fits the head before anything else is trained."""
-        return Phase.linear_probe(self.cut, self.context.class_weights())
+        return logistic.probe(self.cut, self.context.class_weights())
 
     def phase(self, frozen, stage_lr, share=1.0):
         """A phase with this share of the recipe's epochs."""

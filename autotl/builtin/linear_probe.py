@@ -4,7 +4,8 @@ It suits small data sets. Late features are best if the images resemble those th
 earlier ones if they do not (Yosinski et al. 2014, arXiv 1411.1792), so the cut is searched.
 """
 
-from autotl import Head, Phase, hookimpl
+from autotl import Head, hookimpl
+from autotl.builtin import logistic
 
 
 @hookimpl
@@ -13,11 +14,14 @@ def register_strategies(register):
 
 
 class LinearProbe:
+    is_probe = True
+    baselines = ("reference:pixels",)
+
     def suggest(self, trial, context):
         cut = context.cut()
         return context.plan(
             cut=cut,
             head=Head(pooling=context.pooling(cut)),
-            phases=[Phase.linear_probe(cut, context.class_weights())],
+            phases=[logistic.probe(cut, context.class_weights())],
             input=context.input(),
         )

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from autotl import FittedHead, PlanError, hookimpl
+from autotl import PENALTIES, FittedHead, Phase, PlanError, hookimpl
 
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 
@@ -10,6 +10,12 @@ CLASS_WEIGHTS = ("none", "balanced", "effective")
 @hookimpl
 def register_methods(register):
     register("logistic", Logistic, summary="Logistic regression by L-BFGS, with one or several L2 penalties")
+
+
+def probe(cut, class_weights="none"):
+    """A phase that fits the head by this method; the penalty with the lowest loss on held-out images is kept."""
+    weighted = {} if class_weights == "none" else {"class_weights": class_weights}
+    return Phase(method="logistic", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
 
 
 class Logistic:

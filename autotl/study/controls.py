@@ -3,15 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from optuna.trial import FixedTrial
+
 from autotl.backbones.catalogue import Catalogue
-from autotl.engine.fit import requires
-from autotl.plan import NO_AUGMENTATION, ClassWeights, Head, Phase, Pooling, TransferPlan
+from autotl.contracts import DataFacts
+from autotl.engine.precision import Arithmetic
+from autotl.errors import PluginError, one_line
+from autotl.plan import NO_AUGMENTATION, TransferPlan
+from autotl.registry import Entry
 from autotl.study import select
+from autotl.study.guesses import place, probes_among
 from autotl.study.inputs import Inputs
+from autotl.study.space import OwnTrial, SearchContext
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
-PIXELS = "reference:pixels"
 PROBE_SECONDS = 3.0
 """About how long a linear probe takes."""
 
@@ -31,26 +37,51 @@ class Control:
         return cls(name, select.plan_of(record), record.metrics, record.metrics["seconds"])
 
 
+def baselines(catalogue: Catalogue) -> list[str]:
+    """The backbones that the linear probe names as baselines, as far as they are installed."""
+    probes = probes_among(catalogue.host.strategies)[:1]
+    named = [name for entry in probes for name in getattr(entry.item, "baselines", ())]
+    return [name for name in named if str(name).partition(":")[0] in catalogue.host.backbones]
+
+
 def controls_of(
     won: TransferPlan,
     seconds: float,
     board: Sequence[TrialRecord],
-    probe: Sequence[ProbeRow],
+    rows: Sequence[ProbeRow],
     catalogue: Catalogue,
-    inputs: Inputs,
+    facts: DataFacts,
     note: Callable[[str], None],
 ) -> Iterator[Control]:
-    """The controls of a plan that won and took `seconds`; `note` is called with which one is missing, and why."""
+    """The controls of a plan that won and took `seconds`; `note` is called with which one is missing, and why.
+
+    `rows`: the probe's scores, on backbones that are installed.
+    """
     scratch = [record for record in board if select.from_scratch(select.plan_of(record))]
-    probes = [record for record in board if select.is_linear_probe(select.plan_of(record))]
+    known = probes_among(catalogue.host.strategies)
+    names = {entry.name for entry in known}
+    probes = [
+        record
+        for record in board
+        if record.params["strategy"] in names and not select.has_random_weights(select.plan_of(record))
+    ]
+
+    def probe(name: str, row: ProbeRow) -> Iterator[Control]:
+        try:
+            plan = _plan(known[0], won, row, catalogue, facts)
+        except PluginError as error:
+            note(f"The winner is not compared with {name}: {one_line(error)}")
+        else:
+            yield Control(name, plan, None, PROBE_SECONDS)
+
     if won.trainings and probes:
         yield Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
-    elif won.trainings and (rows := select.best_cuts(probe)):
-        plan = _linear_probe(won, rows[0].backbone, rows[0].cut, rows[0].pooling, catalogue, inputs)
-        yield Control(f"a linear probe of {rows[0].backbone} at {rows[0].cut}", plan, None, PROBE_SECONDS)
-    pixels = _on_pixels(won, catalogue, inputs)
-    if pixels and won.backbone != PIXELS:
-        yield Control(PIXELS, pixels, None, PROBE_SECONDS)
+    elif won.trainings and known and (best := select.best_cuts(rows)):
+        yield from probe(f"a linear probe of {best[0].backbone} at {best[0].cut}", best[0])
+    for name in baselines(catalogue):
+        if name != won.backbone:
+            last = catalogue.info(name).stages[-1]
+            yield from probe(name, ProbeRow(name, last.name, last.poolings[0], accuracy=0.0))
     if select.has_random_weights(won):
         return
     if scratch:
@@ -70,34 +101,28 @@ def _at_random(plan: TransferPlan, catalogue: Catalogue) -> TransferPlan | None:
     return plan.model_copy(update={"backbone": network.backbone, "weights": network.weights})
 
 
-def _on_pixels(plan: TransferPlan, catalogue: Catalogue, inputs: Inputs) -> TransferPlan | None:
-    """A linear classifier on raw pixels; None if the reference backbones are not installed."""
-    if "reference" not in catalogue.host.backbones:
-        return None
-    return _linear_probe(plan, PIXELS, catalogue.info(PIXELS).names[-1], "avg", catalogue, inputs)
+def _plan(entry: Entry, won: TransferPlan, row: ProbeRow, catalogue: Catalogue, facts: DataFacts) -> TransferPlan:
+    """The plan of a linear probe at a cell of the probe, with the data, seed and class weights of the plan that won.
 
-
-def _linear_probe(
-    plan: TransferPlan, backbone: str, cut: str, pooling: Pooling, catalogue: Catalogue, inputs: Inputs
-) -> TransferPlan:
-    """A linear classifier on a frozen backbone, with the data and the class weights of `plan`."""
-    network = inputs.network(backbone, plan.seed)
-    weights: ClassWeights = "balanced" if _is_balanced(plan) else "none"
-    probe = Phase.linear_probe(cut, weights)
-    return TransferPlan(
-        backbone=backbone,
-        weights=network.weights,
-        input=network.input,
-        cut=cut,
-        head=Head(pooling=pooling),
-        augmentation=NO_AUGMENTATION,
-        data=plan.data,
-        seed=plan.seed,
-        requires=requires(catalogue, backbone, (probe,), NO_AUGMENTATION.name),
-        phases=(probe,),
+    Raises: PluginError if the strategy draws anything else, or fails.
+    """
+    balanced = any(phase.options.get("class_weights") == "balanced" for phase in won.phases)
+    trial = FixedTrial(place(catalogue, Inputs(catalogue, facts), row, "balanced" if balanced else "none"))
+    none = catalogue.host.augmentations[NO_AUGMENTATION.name]
+    context = SearchContext(
+        trial,  # type: ignore[arg-type]
+        catalogue=catalogue,
+        backbones=[row.backbone],
+        drawn={"augmentations": {none.name: none}},
+        data=facts,
+        data_ref=won.data,
+        seed=won.seed,
+        arithmetic=lambda backbone: Arithmetic(),
     )
-
-
-def _is_balanced(plan: TransferPlan) -> bool:
-    """Whether one of its heads was fitted with balanced class weights."""
-    return any(phase.options.get("class_weights") == "balanced" for phase in plan.phases)
+    what = f"Strategy '{entry.name}'"
+    with entry.owner.answers_for(what):
+        own = OwnTrial(trial, entry, what, catalogue.host)  # type: ignore[arg-type]
+        plan = entry.item.suggest(own, context)
+        if not isinstance(plan, TransferPlan):
+            raise TypeError(f"it suggested {type(plan).__name__}, not a plan")
+    return plan

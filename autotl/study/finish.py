@@ -21,7 +21,6 @@ from autotl.plan import TransferPlan, digest
 from autotl.study import select
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.controls import PROBE_SECONDS, Control, controls_of
-from autotl.study.inputs import Inputs
 from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
 from autotl.study.suggestions import facts_of
@@ -325,8 +324,8 @@ class _End:
         catalogue, note = self.bench.catalogue, self.watcher.note
         rows = [row for row in read_probe(self.folder) if row.backbone.partition(":")[0] in catalogue.host.backbones]
         run = winner.median
-        inputs = Inputs(catalogue, self.bench.dataset.shapes)
-        return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, inputs, note)
+        facts = facts_of(self.bench.dataset)
+        return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, facts, note)
 
     def trained_controls(self, controls: Iterable[Control], *, on_all: bool) -> Iterator[tuple[str, Fitted]]:
         """Controls by name, trained as the winner was: refit with `on_all`."""

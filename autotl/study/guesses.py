@@ -1,7 +1,8 @@
 """The trials before the sampler starts: linear probes at the best cuts, and the first guess of each strategy."""
 
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from autotl.backbones.catalogue import Catalogue
@@ -43,9 +44,10 @@ class Guesses:
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
         """Linear probes at the best cut of each backbone, best first."""
-        if "linear-probe" not in self._strategies:
-            return []
-        return [{"strategy": "linear-probe", **self._place(row)} for row in select.best_cuts(rows)[:PROBES]]
+        found = probes_among(self._strategies.values())[:1]
+        return [
+            {"strategy": entry.name, **self._place(row)} for entry in found for row in select.best_cuts(rows)[:PROBES]
+        ]
 
     def before_sampling(self, rows: Sequence[ProbeRow], trained: ProbeRow) -> list[Guess]:
         """Linear probes on all backbones except the first, then the first guess of each strategy at `trained`."""
@@ -87,15 +89,30 @@ class Guesses:
             self._skip(entry.owner.fault(f"Strategy '{entry.name}'", how))
 
     def _place(self, row: ProbeRow) -> Guess:
-        """A backbone, a cut and a pooling as parameters of a trial, with class weights that suit the metric."""
-        info = self._catalogue.info(row.backbone)
-        return {
-            "backbone": row.backbone,
-            "cut": share_of(info.names.index(row.cut), len(info.names)),
-            pooling_name(info.stage(row.cut).poolings): row.pooling,
-            "class_weights": self._class_weights,
-            **self._inputs.guess(row.backbone),
-        }
+        """The parameters of a cell of the probe, with class weights that suit the metric."""
+        return place(self._catalogue, self._inputs, row, self._class_weights)
+
+
+def place(catalogue: Catalogue, inputs: Inputs, row: ProbeRow, class_weights: ClassWeights) -> Guess:
+    """A backbone, a cut and a pooling as parameters of a trial."""
+    info = catalogue.info(row.backbone)
+    return {
+        "backbone": row.backbone,
+        "cut": share_of(info.names.index(row.cut), len(info.names)),
+        pooling_name(info.stage(row.cut).poolings): row.pooling,
+        "class_weights": class_weights,
+        **inputs.guess(row.backbone),
+    }
+
+
+def probes_among(strategies: Iterable[Entry]) -> list[Entry]:
+    """The strategies that are linear probes. One that cannot be loaded is none; the search has reported it."""
+    found = []
+    for entry in strategies:
+        with suppress(PluginError):
+            if getattr(entry.item, "is_probe", False):
+                found.append(entry)
+    return found
 
 
 def affordable(best: Sequence[ProbeRow], epoch_seconds: Callable[[str], float], seconds: float) -> ProbeRow:

@@ -225,8 +225,7 @@ class Search:
 
     def _open(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
-        compared = self.settings.compare and "reference" in self.host.backbones
-        names = [*self.pool.backbones, *([controls.PIXELS] if compared else [])]
+        names = [*self.pool.backbones, *(controls.baselines(self.catalogue) if self.settings.compare else ())]
         progress = self.budget.watched(self.watcher, "reading images")
         likely = Inputs(self.catalogue, expected(self._listing)).firsts(names)
         try:
@@ -444,7 +443,8 @@ class Search:
     def _first_trained(self, rows: Sequence[ProbeRow], trials: Trials) -> ProbeRow:
         """Where the strategies start: the best backbone of the probe that the budget has time to train."""
         best = select.best_cuts(rows)
-        if not self.budget.limited or set(self.strategies) == {"linear-probe"}:
+        probes = guesses.probes_among(self.strategies.values())
+        if not self.budget.limited or len(probes) == len(self.strategies):
             return best[0]
         for_each = FIRST_TRAININGS * self.budget.left() / len(self.strategies)
         chosen = guesses.affordable(best, trials.epoch_seconds, for_each)

@@ -66,12 +66,6 @@ def from_scratch(plan: TransferPlan) -> bool:
     return bool(plan.trainings) and has_random_weights(plan)
 
 
-def is_linear_probe(plan: TransferPlan) -> bool:
-    """Whether it is a linear classifier on one cut of a frozen pretrained network."""
-    methods = [phase.method for phase in plan.phases]
-    return methods == ["logistic"] and not plan.head.taps and not has_random_weights(plan)
-
-
 def best_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:
     """The best cut of each backbone that the probe found, best first."""
     best: dict[str, ProbeRow] = {}

@@ -11,13 +11,11 @@ from autotl.builtin import image_operations as ours
 from autotl.builtin.image_operations import OPERATIONS
 
 SETTINGS = {
-    "none": {},
     "flip": {},
     "flip-rotate-zoom": {"degrees": 30.0, "zoom": 0.4},
     "randaugment": {"operations": 3, "magnitude": 9},
     "trivialaugment": {"strength": 1.0},
 }
-RANDOM = [name for name in SETTINGS if name != "none"]
 LARGEST = 1 - 2**-24  # the largest float32 below 1
 
 
@@ -149,7 +147,7 @@ def test_the_largest_amounts_are_torchvisions(space, side):
 
 
 @pytest.mark.parametrize("side", [8, 33, 64])
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_an_image_does_not_depend_on_the_others_in_its_batch(build, name, side):
     images = noise(64, side)
     transform = build(name)
@@ -168,7 +166,7 @@ def test_shape_and_type_stay_and_the_input_is_not_changed(build, name, n, side):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_the_memory_layout_changes_nothing(build, name):
     images = noise(64, 16)
     rows = range(64)
@@ -176,7 +174,7 @@ def test_the_memory_layout_changes_nothing(build, name):
     assert torch.equal(build(name)(images.contiguous(memory_format=torch.channels_last), draws(rows)), expected)
 
 
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_draws_decide_everything(build, name):
     images = noise(64, 16)
     rows = range(64)
@@ -193,11 +191,6 @@ def test_copies_of_an_image_are_changed_differently(build, name, at_least):
     copies = noise(2, 32)[1:].expand(64, -1, -1, -1)
     results = build(name)(copies, draws(range(64)))
     assert len(results.flatten(1).unique(dim=0)) >= at_least
-
-
-def test_none_changes_nothing(build):
-    images = noise(4, 16)
-    assert torch.equal(build("none")(images, draws(range(4))), images)
 
 
 def test_flip_mirrors_left_to_right_below_one_half(build):
@@ -300,7 +293,6 @@ def test_a_stronger_setting_changes_images_more(build, name, settings):
 @pytest.mark.parametrize(
     ("name", "ranges"),
     [
-        ("none", {}),
         ("flip", {}),
         ("flip-rotate-zoom", {"degrees": (0, 30), "zoom": (0, 0.4)}),
         ("randaugment", {"operations": (1, 3), "magnitude": (1, 10)}),

@@ -37,6 +37,7 @@ OUTCOMES = ("named and survived", "not named", "search ended", "hang")
 HOOK = "from autotl import hookimpl\n{before}\n@hookimpl\ndef {name}: {body}\n"
 STRATEGY = """
 from autotl import Head, Phase, Training, hookimpl
+from autotl.builtin import logistic
 
 class Bad:
     {attributes}
@@ -49,7 +50,7 @@ def register_strategies(register):
     register("bad", Bad, summary="For a campaign")
 """
 PROBE = """cut = context.cut()
-        plan = context.plan(cut=cut, head=Head(pooling="avg"), phases=[Phase.linear_probe(cut)])
+        plan = context.plan(cut=cut, head=Head(pooling="avg"), phases=[logistic.probe(cut)])
         """
 TRAIN = """cut = context.cut()
         training = Training(epochs=1, batch_size=16, head_lr=0.1)

@@ -13,6 +13,7 @@ from autotl import Adapted, hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.splitting import split
 from autotl.backbones.stages import Stages
+from autotl.builtin import logistic
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
 from autotl.engine import loop, trainee
@@ -476,7 +477,7 @@ class Impatient(Nobody):
 
 
 TUNED = {"dropout": 0.3}
-PATH = Phase.linear_probe("2.1")
+PATH = logistic.probe("2.1")
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from autotl.builtin import logistic
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
-from autotl.plan import Head, Phase, TransferPlan
+from autotl.plan import Head, TransferPlan
 from autotl.report import tables
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
@@ -14,7 +15,7 @@ from autotl.tracking.probe import ProbeRow
 
 def record(number, value, loss, flops):
     plan = TransferPlan.model_construct(
-        backbone="tiny:net", cut="2.1", head=Head(pooling="avg"), phases=(Phase.linear_probe("2.1"),)
+        backbone="tiny:net", cut="2.1", head=Head(pooling="avg"), phases=(logistic.probe("2.1"),)
     )
     return TrialRecord(
         number=number,

@@ -1,6 +1,7 @@
 import pytest
 
-from autotl.plan import Head, Input, Phase, TransferPlan
+from autotl.builtin import logistic
+from autotl.plan import Head, Input, TransferPlan
 from autotl.report import words
 from autotl.tracking import result as results
 
@@ -9,7 +10,7 @@ PLAN = TransferPlan.model_construct(
     cut="2.1",
     head=Head(pooling="avg"),
     input=Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3),
-    phases=(Phase.linear_probe("2.1"),),
+    phases=(logistic.probe("2.1"),),
 )
 OF_CLASS = results.OfClass(images=50, right=40)
 
@@ -95,6 +96,6 @@ def test_another_metric_is_recommended_if_classes_are_unequal(imbalance, metric,
 
 
 def test_balanced_class_weights_of_a_head_are_shown():
-    plan = PLAN.model_copy(update={"phases": (Phase.linear_probe("2.1", "balanced"),)})
+    plan = PLAN.model_copy(update={"phases": (logistic.probe("2.1", "balanced"),)})
     assert list(words.trained(plan)) == ["  Head: logistic on the frozen features, balanced class weights."]
     assert "balanced" not in "".join(words.trained(PLAN))

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from autotl.builtin import logistic
 from autotl.engine.fit import fit
 from autotl.errors import StudyError
 from autotl.export import bundle
@@ -293,8 +294,8 @@ def test_the_estimate_for_the_refit_is_for_its_best_epochs_on_more_images(host, 
     end.settings, end.bench = Settings(data=stripes), type("Bench", (), {"refit_factor": 1.5})
     training = Training(epochs=20, batch_size=1, head_lr=0.1, stop=Stop(patience=5))
     phase = Phase(method="gradient-descent", frozen=None, training=training)
-    plan = TransferPlan.model_construct(phases=(Phase.linear_probe("x"), phase))
-    final = TransferPlan.model_construct(phases=(Phase.linear_probe("x"), phase.trained_by(stop=Stop(at_epoch=5))))
+    plan = TransferPlan.model_construct(phases=(logistic.probe("x"), phase))
+    final = TransferPlan.model_construct(phases=(logistic.probe("x"), phase.trained_by(stop=Stop(at_epoch=5))))
     run = finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})
     assert end._seconds_again(final, run) == 40.0 * 1.5 * 5 / 10
     assert end._seconds_again(plan, finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})) == 60.0

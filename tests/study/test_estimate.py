@@ -1,6 +1,6 @@
 import pytest
 
-from autotl.plan import Phase
+from autotl.builtin import logistic
 from autotl.study.estimate import Pace
 from autotl.testing import lab as labs
 from autotl.testing.lab import Lab, sgd
@@ -50,7 +50,7 @@ def test_times_of_trials_correct_the_estimate_and_one_slow_epoch_does_not(lab):
 
 def test_the_estimate_for_a_head_comes_from_similar_heads(lab):
     pace = Pace(lab.bench, {}.__getitem__)
-    probe = lab.plan(Phase.linear_probe("2.1"))
+    probe = lab.plan(logistic.probe("2.1"))
     assert pace.seconds(probe) == 0
     pace.learn(record(probe, seconds=6.0))
     assert pace.seconds(probe) == pytest.approx(6.0)

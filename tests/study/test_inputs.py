@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.builtin import logistic
 from autotl.contracts import DataFacts, Shapes
 from autotl.data import images
 from autotl.engine.precision import Arithmetic
 from autotl.export import bundle
-from autotl.plan import MODES, DataRef, Head, Phase
+from autotl.plan import MODES, DataRef, Head
 from autotl.study.inputs import Inputs
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -81,7 +82,7 @@ def test_the_mode_is_drawn_if_a_crop_would_remove_much(catalogue):
 
 def test_a_strategy_that_asks_for_no_input_gets_that_of_the_probe(catalogue):
     made = context(catalogue, optuna.trial.FixedTrial({"backbone": "tiny:net"}), 0.6)
-    plan = made.plan(cut="1.2", head=Head(pooling="avg"), phases=[Phase.linear_probe("1.2")])
+    plan = made.plan(cut="1.2", head=Head(pooling="avg"), phases=[logistic.probe("1.2")])
     assert (plan.input.mode, plan.input.bits) == ("squash", 12)
 
 

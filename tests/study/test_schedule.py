@@ -1,5 +1,6 @@
 import pytest
 
+from autotl.builtin import logistic
 from autotl.plan import Phase, Stop, Training, TransferPlan
 from autotl.study.schedule import SHORTEST, longest, shortened
 
@@ -18,7 +19,7 @@ def epochs(plan):
 
 
 def test_a_shorter_schedule_has_its_share_of_each_phase_and_one_epoch_at_least():
-    whole = plan(Phase.linear_probe("2.1"), sgd(20, stop=Stop(patience=10)), sgd(2), sgd(8, stop=Stop(at_epoch=6)))
+    whole = plan(logistic.probe("2.1"), sgd(20, stop=Stop(patience=10)), sgd(2), sgd(8, stop=Stop(at_epoch=6)))
     assert shortened(whole, 1.0).phases == whole.phases
     short = shortened(whole, 0.25)
     assert epochs(short) == [5, 1, 2]
@@ -37,6 +38,6 @@ def test_the_longest_schedule_that_fits_is_found(most, least, found):
 
 
 def test_a_plan_without_epochs_fits_unchanged_or_not_at_all():
-    probe = plan(Phase.linear_probe("2.1"))
+    probe = plan(logistic.probe("2.1"))
     assert longest(probe, lambda plan: True, SHORTEST).phases == probe.phases
     assert longest(probe, lambda plan: False, SHORTEST) is None
