@@ -4,12 +4,12 @@ import inspect
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotl.errors import DataError, StudyError, unknown
+from autotl.errors import DamagedFile, DataError, StudyError, unknown
 from autotl.study.settings import Settings
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
     settings = Settings.of({"data": data, **options})
     with ExitStack() as stack:
         watcher = stack.enter_context(terminal.watcher(quiet=False)) if verbose else Silent()
-        found = Search(settings, Host.from_environment(), watcher, began)
+        found = Search(settings, Host.from_environment(settings.plugins), watcher, began)
         result = found.run()
         found.end_logging()
     return Study(found.folder, bundle.load(found.folder.bundle, found.catalogue).to(found.device), result)
@@ -199,9 +199,16 @@ _tell_options()
 
 
 def load(
-    path: str | Path, *, device: str = "auto", home: str | Path | None = None, cache_dir: str | Path | None = None
+    path: str | Path,
+    *,
+    device: str = "auto",
+    home: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    plugins: Iterable[Any] = (),
 ) -> Model:
     """The model of a bundle, or a `Study` where `path` is a study's folder or its name in the workspace `home`.
+
+    `plugins` are those of `search`. A study's own files are found again.
 
     Raises: AutotlError, in one line, if `path` is neither, or a study without a model.
     """
@@ -213,7 +220,11 @@ def load(
     from autotl.tracking import folder, result
 
     def read(place: Path) -> "Bundle":
-        catalogue = Catalogue(Host.from_environment(), folder.cache_dir(Path(cache_dir) if cache_dir else None))
+        host = Host.from_environment(plugins)
+        with suppress(DamagedFile):  # the bundle may not need it
+            definition = folder.StudyFolder(place.resolve().parent).definition
+            host.recall(definition.plugins if definition else {})
+        catalogue = Catalogue(host, folder.cache_dir(Path(cache_dir) if cache_dir else None))
         return bundle.load(place, catalogue).to(devices.resolve(device))
 
     place = Path(path)

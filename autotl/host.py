@@ -1,12 +1,17 @@
 """The host: loads plugins, survives broken ones, and lists what they registered."""
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, entry_points, version
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -67,6 +72,8 @@ class Host:
         self.adapters = Registry("adapter", "List them: autotl plugins adapters")
         self.blocked = blocked
         self.owners: list[Owner] = []
+        self.given: dict[str, str] = {}
+        """The plugins that are not installed: the SHA-256 of each file by its path, and "" for each object by name."""
         self.problems: list[Problem] = []
         self._manager = pluggy.PluginManager("autotl")
         self._manager.add_hookspecs(hookspecs)
@@ -87,23 +94,65 @@ class Host:
             self.problems.append(Problem(Owner(name, "(not installed)", "0", ""), unknown("plugin", name, known)))
 
     @classmethod
-    def from_environment(cls) -> "Host":
-        """A host without the plugins that `AUTOTL_DISABLE_PLUGINS` names, separated by commas."""
+    def from_environment(cls, plugins: Iterable[Any] = ()) -> "Host":
+        """A host without the plugins that `AUTOTL_DISABLE_PLUGINS` names, separated by commas.
+
+        `plugins` are added to the installed ones, as `add` does.
+        """
         names = os.environ.get("AUTOTL_DISABLE_PLUGINS", "").split(",")
-        return cls(blocked=frozenset(name.strip() for name in names if name.strip()))
+        host = cls(blocked=frozenset(name.strip() for name in names if name.strip()))
+        for plugin in plugins:
+            host.add(plugin)
+        return host
 
     @property
     def registries(self) -> dict[str, Registry]:
         """Each registry by its kind, in the order in which hooks are called."""
         return {kind: getattr(self, kind) for kind in KINDS}
 
-    def add(self, plugin: Any, name: str) -> None:
-        """Add a plugin that is not installed: a module or an object with hook functions."""
-        self._add(plugin, Owner(name, "(not installed)", "0", ""))
+    def add(self, plugin: Any, name: str = "") -> None:
+        """Add a plugin that is not installed: the path of a Python file, a module, or an object with hook functions.
+
+        A file is executed, and is called by its name. `name` is that of a module or an object; it has one already if
+        it is a module, a class or a function.
+        """
+        if isinstance(plugin, str | Path):
+            self._add_file(Path(plugin).resolve())
+            return
+        owner = Owner(name or getattr(plugin, "__name__", type(plugin).__name__), "(not installed)", "0", "")
+        if self._add(plugin, owner):
+            self.given[owner.plugin] = ""
+
+    def recall(self, plugins: Mapping[str, str]) -> None:
+        """Add the files among the plugins that a study was `given`, except those whose names have been added."""
+        here = {owner.plugin for owner in self.owners}
+        for path, sha256 in plugins.items():
+            if sha256 and Path(path).name not in here:
+                self.add(Path(path))
 
     def name_of(self, plugin: Any) -> str | None:
         """The name under which a plugin was loaded, None if it was not loaded."""
         return self._manager.get_name(plugin)
+
+    def _add_file(self, file: Path) -> None:
+        if str(file) in self.given:
+            return
+        owner = Owner(file.name, file.name, "unknown version", "", str(file))
+        try:
+            if not file.is_file() or file.suffix != ".py":
+                raise PluginError("it is not a Python file" if file.exists() else "the file does not exist")
+            content = file.read_bytes()
+            sha256 = hashlib.sha256(content).hexdigest()
+            owner = Owner.of_file(file, sha256)
+            with on_stderr():
+                plugin = _executed(file, content)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._report(owner, error)
+        else:
+            if self._add(plugin, owner):
+                self.given[str(file)] = sha256
 
     def _load(self, point: EntryPoint) -> None:
         distribution = point.dist
@@ -124,11 +173,12 @@ class Host:
         else:
             self._add(plugin, owner)
 
-    def _add(self, plugin: Any, owner: Owner) -> None:
+    def _add(self, plugin: Any, owner: Owner) -> bool:
+        """Whether the plugin could be loaded; if not, why is in `problems`."""
         if self._manager.has_plugin(owner.plugin):
             namesake = next(other for other in self.owners if other.plugin == owner.plugin)
             self._report(owner, PluginError(f"{namesake} is already loaded"))
-            return
+            return False
         try:
             with on_stderr():
                 self._require_marked(plugin)
@@ -144,8 +194,9 @@ class Host:
             if self._manager.has_plugin(owner.plugin):
                 self._manager.unregister(name=owner.plugin)
             self._report(owner, error)
-        else:
-            self.owners.append(owner)
+            return False
+        self.owners.append(owner)
+        return True
 
     def _require_marked(self, plugin: Any) -> None:
         """Raises: PluginError for a function with the name of a hook that would never be called."""
@@ -181,6 +232,21 @@ class _NoAugmentation:
 
     def build(self, params: dict[str, Any]) -> Callable[[Any, object], Any]:
         return lambda images, draw: images
+
+
+def _executed(file: Path, content: bytes) -> ModuleType:
+    """The module of a file with this content. Compiled here, because a stored compilation may be of another content."""
+    name = f"autotl_file_{re.sub(r'[^0-9a-zA-Z]', '_', file.stem)}"
+    spec = spec_from_file_location(name, file)
+    assert spec is not None  # for a name that ends in .py
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses, and the hash of a backbone's source, look for it
+    try:
+        exec(compile(content, str(file), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _require_fitting(distribution: Distribution | None) -> None:

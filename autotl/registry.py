@@ -27,6 +27,10 @@ SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errn
 """Errors of the disk or the system, not of a file that a plugin reads."""
 
 
+CONTENT = "sha256:"
+"""The versions of plugins that are files start with this; the first digits of the file's SHA-256 follow."""
+
+
 def to_install(versions: Mapping[str, str]) -> str:
     """` (pip install NAME==VERSION …)` for distributions that a file names; the file may be untrusted.
 
@@ -55,16 +59,26 @@ def on_stderr() -> "redirect_stdout[TextIO]":
 class Owner:
     """The plugin that registered something, its distribution, and its entry point.
 
-    A plugin that is not installed has no entry point.
+    A plugin that is not installed has no entry point. If it is a `file`, its name takes the place of the distribution,
+    and its content that of the version.
     """
 
     plugin: str
     distribution: str
     version: str
     entry_point: str
+    file: str = ""
+    """The absolute path of a plugin that is a single file."""
+
+    @classmethod
+    def of_file(cls, file: Path, sha256: str) -> "Owner":
+        """The owner of what a file registers."""
+        return cls(file.name, file.name, f"{CONTENT}{sha256[:12]}", "", str(file))
 
     def __str__(self) -> str:
         """How messages name the plugin at fault."""
+        if self.file:
+            return f"plugin '{self.plugin}' ({self.file})"
         if not self.entry_point:
             return f"plugin '{self.plugin}' (not installed)"
         return f"plugin '{self.plugin}' ({self.distribution} {self.version}, entry point {self.entry_point})"
@@ -91,7 +105,7 @@ class Owner:
 
     def _where(self, error: BaseException) -> str:
         """The innermost line of the plugin's own module in the traceback, as ` (autotl_foo.py:12)`."""
-        package = self.entry_point.partition(":")[0].partition(".")[0]
+        package = Path(self.file).stem or self.entry_point.partition(":")[0].partition(".")[0]
         frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
         own = [f" ({file.name}:{line})" for file, line in frames if package in (file.stem, *file.parts[:-1])]
         return own[-1] if package != "autotl" and own else ""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @options.path_column
 @options.label_column
 @options.near_copies
+@options.plugins
 @options.home
 @options.cache_dir
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON and nothing else.")
@@ -31,6 +32,7 @@ def command(
     path_column: str | None,
     label_column: str | None,
     near_copies: "NearCopies",
+    plugins: tuple[Path, ...],
     home: Path | None,
     cache_dir: Path | None,
     as_json: bool,
@@ -53,7 +55,7 @@ def command(
         from autotl.host import Host
         from autotl.report.checks import checks
 
-        found = list(checks(Host.from_environment(), folder.home(home), cache))
+        found = list(checks(Host.from_environment(plugins), folder.home(home), cache))
         text = json.dumps([asdict(check) for check in found], indent=1) + "\n"
     else:
         from autotl.data.listing import Columns

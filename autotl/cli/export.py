@@ -26,10 +26,17 @@ from autotl.report import output
     type=click.Path(exists=True, path_type=Path),
     help="Images to compare the export with the model on. [default: those of the study]",
 )
+@options.plugins
 @options.home
 @options.cache_dir
 def command(
-    model: str, form: str, out: Path | None, images: Path | None, home: Path | None, cache_dir: Path | None
+    model: str,
+    form: str,
+    out: Path | None,
+    images: Path | None,
+    plugins: tuple[Path, ...],
+    home: Path | None,
+    cache_dir: Path | None,
 ) -> None:
     """Export the model of a study or a bundle to a new folder.
 
@@ -46,7 +53,7 @@ def command(
     from autotl import api
     from autotl.report import words
 
-    loaded = api.load(model, device="cpu", home=home, cache_dir=cache_dir)
+    loaded = api.load(model, device="cpu", home=home, cache_dir=cache_dir, plugins=plugins)
     folder = out or Path(f"{Path(model).resolve().name}-{form}")
     for line in words.exported(loaded.export(form, folder, images or ())):
         output.echo(line)

@@ -30,6 +30,14 @@ label_column = click.option(
 )
 device = click.option("--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1, mps …")
 
+plugins = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.py",
+    help="A plugin in a single file, besides the installed ones. Can be repeated.",
+)
 near_copies = click.option(
     "--near-copies",
     type=click.Choice(["together", "apart"]),

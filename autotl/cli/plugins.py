@@ -10,7 +10,7 @@ import click
 from packaging.utils import InvalidName, canonicalize_name
 
 import autotl
-from autotl.cli import completion
+from autotl.cli import completion, options
 from autotl.errors import PluginError
 from autotl.files import write
 from autotl.host import KINDS, Host
@@ -24,28 +24,34 @@ FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late
 
 
 @click.group(invoke_without_command=True)
+@options.plugins
 @click.pass_context
-def command(ctx: click.Context) -> None:
+def command(ctx: click.Context, plugins: tuple[Path, ...]) -> None:
     """List what plugins offer, with the distribution of each; start a plugin of your own.
 
     \b
     autotl plugins
     autotl plugins backbones 'timm:resnet*'
     autotl plugins backbones autotl:resnet10
+    autotl plugins --plugin my_idea.py
     autotl plugins new my-idea
     """
+    ctx.obj = plugins
     if ctx.invoked_subcommand is None:
-        _list(KINDS)
+        _list(_host(plugins), KINDS)
 
 
 def _listing(kind: str) -> click.Command:
     @click.command(kind, help=HELP.get(kind, f"List {kind}: those that match GLOB, or all."))
     @click.argument("pattern", metavar="[GLOB]", required=False, shell_complete=completion.registered(kind))
-    def listing(pattern: str | None) -> None:
+    @options.plugins
+    @click.pass_obj
+    def listing(before: tuple[Path, ...], pattern: str | None, plugins: tuple[Path, ...]) -> None:
+        host = _host((*before, *plugins))
         if kind == "backbones" and pattern:
-            _backbones(_host(), pattern)
+            _backbones(host, pattern)
         else:
-            _list([kind], pattern)
+            _list(host, [kind], pattern)
 
     return listing
 
@@ -118,15 +124,14 @@ def _class(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("-"))
 
 
-def _host() -> Host:
-    host = Host.from_environment()
+def _host(plugins: Sequence[Path]) -> Host:
+    host = Host.from_environment(plugins)
     for problem in host.problems:
         output.echo(f"Warning: {problem}", err=True)
     return host
 
 
-def _list(kinds: Sequence[str], pattern: str | None = None) -> None:
-    host = _host()
+def _list(host: Host, kinds: Sequence[str], pattern: str | None = None) -> None:
     for kind in kinds:
         output.echo(f"{kind}:")
         _entries(host.registries[kind], pattern, colon=":" if kind == "backbones" else "")

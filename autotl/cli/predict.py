@@ -24,10 +24,17 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
     "--format", "form", type=click.Choice(["csv", "json"]), default="csv", show_default=True, help="Output format."
 )
 @options.device
+@options.plugins
 @options.home
 @options.cache_dir
 def command(
-    model: str, images: tuple[Path, ...], form: str, device: str, home: Path | None, cache_dir: Path | None
+    model: str,
+    images: tuple[Path, ...],
+    form: str,
+    device: str,
+    plugins: tuple[Path, ...],
+    home: Path | None,
+    cache_dir: Path | None,
 ) -> None:
     """Classify IMAGES, files or folders, with the model of a study or a bundle.
 
@@ -44,7 +51,7 @@ def command(
     """
     from autotl import api
 
-    loaded = api.load(model, device=device, home=home, cache_dir=cache_dir).bundle
+    loaded = api.load(model, device=device, home=home, cache_dir=cache_dir, plugins=plugins).bundle
     files = api.files_in(images)
     rows = []
     for file, answer in zip(files, loaded.predict(files), strict=True):

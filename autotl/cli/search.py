@@ -31,6 +31,11 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
         # Paths in a file are relative to its folder.
         if kind is str:
             values[key] = str(file.parent / value)
+        elif key == "plugins":
+            named = [value] if isinstance(value, str) else value
+            if not isinstance(named, list) or not all(isinstance(path, str) for path in named):
+                raise StudyError(f"{file}: plugins must be a list of texts, not {value!r}.")
+            values[key] = [str(file.parent / path) for path in named]
         elif kind is dict:
             values[key] = [f"{name}={file.parent / path}" for name, path in value.items()]
         elif key in NAMES and isinstance(value, str):
@@ -107,6 +112,7 @@ def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, 
     callback=_split,
     help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema. [default: none]",
 )
+@options.plugins
 @click.option(
     "--metric",
     type=click.Choice(["accuracy", "balanced-accuracy", "macro-f1"]),
@@ -199,7 +205,8 @@ def command(as_json: bool, **values: Any) -> None:
     from autotl.study.settings import Settings
 
     with terminal.watcher(quiet=as_json) as watcher:
-        search = Search(Settings.of(values), Host.from_environment(), watcher, began)
+        settings = Settings.of(values)
+        search = Search(settings, Host.from_environment(settings.plugins), watcher, began)
         result = search.run()
     if as_json:
         output.write(result.to_json())

@@ -18,6 +18,7 @@ from autotl.report import output
 @options.label_column
 @options.device
 @options.weights
+@options.plugins
 @options.cache_dir
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as one JSON object and nothing else.")
 def command(
@@ -28,6 +29,7 @@ def command(
     label_column: str | None,
     device: str,
     weights: dict[str, Path],
+    plugins: tuple[Path, ...],
     cache_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -57,7 +59,7 @@ def command(
     setup = TransferPlan.from_json(plan.read_bytes(), name=str(plan))
     with terminal.watcher(quiet=as_json) as watcher:
         given = bundle.given(weights)
-        catalogue = Catalogue(Host.from_environment(), folder.cache_dir(cache_dir), given, watcher.note)
+        catalogue = Catalogue(Host.from_environment(plugins), folder.cache_dir(cache_dir), given, watcher.note)
         bench = Bench.open(
             data,
             [setup.input],

@@ -1,9 +1,11 @@
 """`autotl weights`: lists and downloads pretrained weights."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from autotl.cli import options
 from autotl.report import output
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ def command() -> None:
 
 @command.command("list")
 @click.argument("patterns", nargs=-1)
-def list_(patterns: tuple[str, ...]) -> None:
+@options.plugins
+def list_(patterns: tuple[str, ...], plugins: tuple[Path, ...]) -> None:
     """List where the weights of backbones are.
 
     PATTERNS are names of backbones, with * and ? for any characters; without PATTERNS, the backbones that a search
@@ -35,14 +38,15 @@ def list_(patterns: tuple[str, ...]) -> None:
     from autotl.report import backbones
     from autotl.study.pool import LARGE, SHIPPED, SMALL
 
-    catalogue = _catalogue()
+    catalogue = _catalogue(plugins)
     names = catalogue.expand(patterns or (*SHIPPED, *SMALL, *LARGE))
     output.echo_list((name, backbones.where(catalogue, name)) for name in names)
 
 
 @command.command()
 @click.argument("patterns", nargs=-1, required=True)
-def fetch(patterns: tuple[str, ...]) -> None:
+@options.plugins
+def fetch(patterns: tuple[str, ...], plugins: tuple[Path, ...]) -> None:
     """Download the weights of backbones, and print each path.
 
     PATTERNS are names of backbones, with * and ? for any characters. The files are written to the caches of the
@@ -54,16 +58,16 @@ def fetch(patterns: tuple[str, ...]) -> None:
     For a machine without internet access: run this on another machine, copy the files, and use
     --weights NAME=FILE in the search.
     """
-    catalogue = _catalogue()
+    catalogue = _catalogue(plugins)
     for name in catalogue.expand(patterns):
         catalogue.obtain(name)
         file = catalogue.file(name)
         output.echo(f"{name}  {file.path if file else 'needs none'}")
 
 
-def _catalogue() -> "Catalogue":
+def _catalogue(plugins: tuple[Path, ...]) -> "Catalogue":
     from autotl.backbones.catalogue import Catalogue
     from autotl.host import Host
     from autotl.tracking import folder
 
-    return Catalogue(Host.from_environment(), folder.cache_dir(None))
+    return Catalogue(Host.from_environment(plugins), folder.cache_dir(None))

@@ -24,6 +24,7 @@ from autotl.report import output
 @options.label_column
 @options.device
 @options.weights
+@options.plugins
 @options.home
 @options.cache_dir
 def command(
@@ -34,6 +35,7 @@ def command(
     label_column: str | None,
     device: str,
     weights: dict[str, Path],
+    plugins: tuple[Path, ...],
     home: Path | None,
     cache_dir: Path | None,
 ) -> None:
@@ -63,7 +65,7 @@ def command(
     with terminal.watcher(quiet=False) as watcher:
         worker = Worker(
             shared,
-            Host.from_environment(),
+            Host.from_environment(plugins),
             watcher,
             data=data,
             columns=Columns(path_column, label_column),

@@ -39,7 +39,7 @@ from autotl.export import card
 from autotl.export.graph import Graph
 from autotl.files import as_json, holds_only, read_regular, replacing, settle, where_it_is, write
 from autotl.plan import Input, TransferPlan
-from autotl.registry import on_stderr, to_install
+from autotl.registry import CONTENT, on_stderr, to_install
 
 BATCH = 32
 READS = 4
@@ -261,7 +261,20 @@ def _require_installed(folder: Path, plan: TransferPlan, catalogue: Catalogue) -
     family = plan.backbone.partition(":")[0]
     if family in catalogue.host.backbones:
         catalogue.card(plan.backbone)  # raises for an unknown backbone, with the closest known name
+        owner = catalogue.owner(plan.backbone)
+        wanted = plan.requires.get(owner.distribution, owner.version)
+        if owner.file and wanted != owner.version:
+            raise PluginError(
+                f"{folder} was trained with {owner.distribution} {wanted}, but {owner.file} is {owner.version} now. "
+                f"Restore the file, or name a copy of it: --plugin {owner.distribution}"
+            )
         return
+    files = [name for name, version in plan.requires.items() if version.startswith(CONTENT)]
+    if files:
+        raise PluginError(
+            f"{folder} needs backbones of the family '{family}', which one of these files registered: "
+            f"{', '.join(files)}. It does not exist any more or is broken: name it with --plugin FILE.py"
+        )
     known = ("stages", "autotl", "torch", "torchvision", "timm", "pillow", "scipy")
     others = {name: version for name, version in plan.requires.items() if name not in known}
     raise PluginError(

@@ -175,4 +175,6 @@ def _whole(family: Entry, catalogue: Catalogue) -> None:
 
 def _broken(owner: Owner, problem: object) -> Check:
     advice = f"report it to its author, update it, or pip uninstall {owner.distribution}"
+    if owner.file:
+        advice = "fix the file"
     return Check(f"plugin {owner.plugin}", str(problem), advice, wrong=True)

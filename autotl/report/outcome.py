@@ -38,4 +38,6 @@ class Outcome:
             program(self.model().graph)
 
     def model(self) -> bundle.Bundle:
-        return bundle.load(self._folder.bundle, Catalogue(Host.from_environment(), self._cache_dir))
+        host = Host.from_environment()
+        host.recall(self._folder.require_definition().plugins)
+        return bundle.load(self._folder.bundle, Catalogue(host, self._cache_dir))

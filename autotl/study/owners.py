@@ -1,12 +1,13 @@
 """Which plugins a study depends on: recorded at its start, required if its trials used them."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.fit import components
 from autotl.errors import PluginError, StudyError
 from autotl.host import KINDS, Host
-from autotl.registry import Entry, Owner, to_install
+from autotl.registry import CONTENT, Entry, Owner, to_install
 from autotl.tracking.log import TrialRecord
 
 Owners = dict[str, dict[str, str]]
@@ -43,26 +44,37 @@ def used_by(records: Iterable[TrialRecord]) -> tuple[set[str], set[str]]:
     return used, libraries
 
 
-def missing(host: Host, owners: Owners, needed: Collection[str], say: Callable[[str], None]) -> frozenset[str]:
+def missing(
+    host: Host,
+    owners: Owners,
+    plugins: Mapping[str, str],
+    used: Collection[str],
+    asked: Collection[str],
+    say: Callable[[str], None],
+) -> frozenset[str]:
     """The plugins of a study that are not installed and that the search continues without.
 
-    Raises: StudyError, with what to install, if one that is `needed` is missing or has another version.
+    `plugins`: as in the study's definition.
+
+    Raises: StudyError, with what to install, if one that was `used` is missing or has another version, or if one that
+    the user `asked` for is missing.
     """
     lacking = set()
     for what, owner in owners.items():
         here = _here(host, what)
         if here == owner:
             continue
-        if what in needed:
+        if what in used or (what in asked and not here):
             raise StudyError(
-                f"The study uses {_words(what, owner)}, {_state(here)}. Install the study's version"
-                f"{to_install(owner)}, run autotl doctor, or start another study: --study NAME"
+                f"The study uses {_words(what, owner)}, {_state(owner, here, plugins)}. "
+                f"{_advice(owner)}, or start another study: --study NAME"
             )
         if here:
-            say(f"The study was started with {_words(what, owner)}, {_state(here)}. No trial has used it yet.")
+            state = _state(owner, here, plugins)
+            say(f"The study was started with {_words(what, owner)}, {state}. No trial has used it yet.")
         else:
             lacking.add(what)
-            say(f"Warning: the search continues without {_words(what, owner)}, {_state(here)}.")
+            say(f"Warning: the search continues without {_words(what, owner)}, {_state(owner, here, plugins)}.")
     return frozenset(lacking)
 
 
@@ -76,17 +88,27 @@ def absent(what: str, owner: Mapping[str, str]) -> Entry:
     return Entry(what.partition(" ")[2], "", Owner("", distribution, version, ""), load)
 
 
-def require_same(theirs: Owners, ours: Owners, lacking: Collection[str]) -> None:
-    """Raises: StudyError if a plugin of the search is from another distribution or version here.
+def require_same(host: Host, owners: Owners, plugins: Mapping[str, str], lacking: Collection[str]) -> None:
+    """Raises: StudyError if a plugin of the search is missing here, or from another distribution or version.
 
-    `lacking`: what the search itself continues without.
+    `plugins`: as in the study's definition; `lacking`: what the search itself continues without.
     """
-    for what, owner in theirs.items():
-        here = ours.get(what, {})
+    for what, owner in owners.items():
+        here = _here(host, what)
         if here != owner and what not in lacking:
             raise StudyError(
-                f"The search uses {_words(what, owner)}, {_state(here)}. "
-                f"Install the search's version{to_install(owner)}."
+                f"The search uses {_words(what, owner)}, {_state(owner, here, plugins)}. {_advice(owner)}."
+            )
+
+
+def require_reachable(host: Host, plugins: Mapping[str, str]) -> None:
+    """Raises: StudyError if the search has a plugin that is an object, which no other process can load."""
+    here = {owner.plugin for owner in host.owners}
+    for name, sha256 in plugins.items():
+        if not sha256 and name not in here:
+            raise StudyError(
+                f"The search uses the plugin '{name}', an object in its own process that a worker cannot load. Save "
+                "it as a file, and start the search with plugins=['FILE.py']."
             )
 
 
@@ -105,5 +127,17 @@ def _words(what: str, owner: Mapping[str, str]) -> str:
     return f"{singular} '{name}' of {' '.join(*owner.items())}"
 
 
-def _state(here: Mapping[str, str]) -> str:
+def _state(owner: Mapping[str, str], here: Mapping[str, str], plugins: Mapping[str, str]) -> str:
+    ((distribution, version),) = owner.items()
+    if version.startswith(CONTENT):
+        path = next((path for path in plugins if Path(path).name == distribution), distribution)
+        now = here.get(distribution)
+        return f"but {path} is {now} now" if now else f"but {path} does not exist or is broken"
     return f"but {' '.join(*here.items())} is installed" if here else "which is not installed or is broken"
+
+
+def _advice(owner: Mapping[str, str]) -> str:
+    ((distribution, version),) = owner.items()
+    if version.startswith(CONTENT):
+        return f"Restore the file, or name a copy of it with --plugin {distribution}"
+    return f"Install the study's version{to_install(owner)}, run autotl doctor"

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data import index
@@ -56,9 +57,13 @@ class Search:
 
         Raises: AutotlError for anything that cannot be searched; nothing has been written by then.
         """
-        self.settings = settings = start.resolved(settings)
+        self.settings = settings = start.resolved(settings, host)
         self.host = host
         self.watcher = watcher
+        self.folder = StudyFolder(home(settings.home) / settings.study_name)
+        # A study without any trial is started again.
+        before = self.before = recovery.definition_of(self.folder, settings.storage, watcher.note)
+        host.recall(before.plugins if before else {})
         for problem in host.problems:
             self._skip(problem)
         self.budget = Budget(settings.budget, began)
@@ -66,10 +71,7 @@ class Search:
         self.device = devices.resolve(settings.device)
         self.cache_dir = cache_dir(settings.cache_dir)
         self.catalogue = Catalogue(host, self.cache_dir, bundle.given(settings.weights), watcher.note)
-        self.folder = StudyFolder(home(settings.home) / settings.study_name)
         self._shipping: Shipping | None = None
-        # A study without any trial is started again.
-        before = self.before = recovery.definition_of(self.folder, settings.storage, watcher.note)
         self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
         # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
@@ -77,7 +79,9 @@ class Search:
             self.settings = settings.model_copy(update={"techniques": before.techniques})
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
-            missing(host, before.owners, self._used | self._asked_for(), watcher.note) if before else frozenset()
+            missing(host, before.owners, before.plugins, self._used, self._asked_for(), watcher.note)
+            if before
+            else frozenset()
         )
         self.strategies = self._chosen("strategies", settings.strategies, before.strategies if before else None)
         self.drawn = {
@@ -321,6 +325,7 @@ class Search:
             methods=tuple(self.drawn["methods"]),
             techniques=tuple(sorted(set(self.settings.techniques))),
             owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn) | theirs,
+            plugins=self._plugins(),
             metric=self.settings.metric,
             seed=self.settings.seed,
             near_copies=self.settings.near_copies,
@@ -358,6 +363,12 @@ class Search:
         }
         study.agree(terms, split)
         return study
+
+    def _plugins(self) -> dict[str, str]:
+        """The plugins that are not installed, with those that an earlier run had and this one does not find."""
+        here = {Path(path).name for path in self.host.given}
+        before = self.before.plugins if self.before else {}
+        return {**{path: sha for path, sha in before.items() if Path(path).name not in here}, **self.host.given}
 
     def _forget(self) -> None:
         """Delete an earlier study of this name without trials from Optuna's storage."""

@@ -75,6 +75,17 @@ def _text(path: Path) -> Path:
     return path
 
 
+def _plugins(value: Any) -> Any:
+    several = value if isinstance(value, list | tuple) else (value,)
+    return tuple(_file(Path(each)) if isinstance(each, str | Path) else each for each in several)
+
+
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return _text(path).resolve()
+
+
 class Settings(Record):
     """All settings of a search. Names of plugins may be globs."""
 
@@ -110,6 +121,8 @@ class Settings(Record):
     """Names or globs of the gradient methods to consider; empty: gradient-descent."""
     techniques: Techniques = ()
     """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema; empty: none."""
+    plugins: Annotated[tuple[Any, ...], BeforeValidator(_plugins)] = ()
+    """Plugins besides the installed ones: Python files, and from Python also modules and objects with hooks."""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
     """The metric to maximise: accuracy, balanced-accuracy or macro-f1."""
     near_copies: NearCopies = "together"
@@ -190,6 +203,8 @@ class Settings(Record):
                 yield flag if value else flag.replace("--", "--no-", 1)
             elif isinstance(value, dict):
                 yield from (word for each in value.items() for word in (flag, "=".join(map(str, each))))
+            elif name == "plugins":  # those that are not files cannot be part of a command
+                yield from (word for each in value if isinstance(each, Path) for word in ("--plugin", str(each)))
             elif isinstance(value, tuple):
                 yield from (flag, ",".join(value))
             else:

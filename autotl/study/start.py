@@ -7,12 +7,15 @@ from autotl.backbones.catalogue import RANDOM
 from autotl.data.dataset import Dataset, read_split
 from autotl.errors import DataError, StudyError
 from autotl.export import bundle
+from autotl.host import Host
 from autotl.study.settings import Settings
 from autotl.tracking import folder, result
 
 
-def resolved(settings: Settings) -> Settings:
+def resolved(settings: Settings, host: Host) -> Settings:
     """The settings with the winner of `from_study` as a backbone and its bundle as weights; unchanged without one.
+
+    The host gets the plugin files of that study.
 
     Raises: StudyError for a study that has no winner, or is still being searched.
     """
@@ -28,6 +31,7 @@ def resolved(settings: Settings) -> Settings:
         raise StudyError(
             f"Study '{study.name}' is being searched and may get another winner. Wait until its search has ended."
         )
+    host.recall(study.require_definition().plugins)
     name = found.final.backbone.removesuffix(RANDOM)
     if found.final.weights == "none":
         raise StudyError(f"Study '{study.name}' was won by '{name}', which has no weights to start from.")

@@ -13,14 +13,14 @@ from autotl.data.shapes import expected
 from autotl.engine import device as devices
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
-from autotl.errors import StudyError, unknown
+from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.host import Host
 from autotl.registry import Entry
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
-from autotl.study.owners import absent, owners_of, require_same
+from autotl.study.owners import absent, require_reachable, require_same
 from autotl.study.settings import Settings
 from autotl.study.space import DRAWN
 from autotl.study.storage import SharedStudy
@@ -54,10 +54,12 @@ class Worker:
     ) -> None:
         """Raises: AutotlError if this machine cannot reproduce the numbers of the search's machine."""
         self.study, self.watcher = study, watcher
-        for problem in host.problems:
-            watcher.note(f"Warning: {problem}")
         self._joined: str = study.terms["definition"]
         self.definition = definition = Definition.from_json(self._joined)
+        host.recall(definition.plugins)
+        require_reachable(host, definition.plugins)
+        for problem in host.problems:
+            watcher.note(f"Warning: {problem}")
         self.data = data or Path(definition.data)
         self.columns = columns.or_those(definition.columns, self.data)
         self.device = devices.resolve(device)
@@ -72,6 +74,7 @@ class Worker:
                     f"The search uses {name} {theirs}, this worker {version(name)}. Install the same version."
                 )
         self.missing: list[str] = study.terms["missing"]
+        require_same(host, definition.owners, definition.plugins, self.missing)
         there = definition.backbones
         self._backbones = [name for name in there if f"backbones {name.partition(':')[0]}" not in self.missing]
         for name in self._backbones:
@@ -81,8 +84,6 @@ class Worker:
                 )
         self.strategies = self._entries("strategies", definition.strategies)
         self.drawn = {kind: self._entries(kind, getattr(definition, kind)) for kind in DRAWN.values()}
-        ours = owners_of(self.catalogue, self._backbones, self.strategies, self.drawn)
-        require_same(definition.owners, ours, self.missing)
 
     def run(self) -> int:
         """Run trials until none is left to claim; returns how many.
@@ -160,14 +161,11 @@ class Worker:
     def _entries(self, kind: str, names: Sequence[str]) -> dict[str, Entry]:
         """The search's entries of a kind; placeholders for those that it continues without."""
         registry, owners = self.catalogue.host.registries[kind], self.definition.owners
-        known = [entry.name for entry in registry]
         entries = {}
         for name in names:
             what = f"{kind} {name}"
             if what in self.missing:
                 entries[name] = absent(what, owners[what])
-            elif name in known:
-                entries[name] = registry[name]
             else:
-                raise StudyError(unknown(registry.kind, name, known, "Install the plugin that the search uses."))
+                entries[name] = registry[name]
         return entries

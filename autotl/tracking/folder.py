@@ -44,6 +44,8 @@ class Definition(Record):
     techniques: tuple[Technique, ...] = ()
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, that provides each plugin item, by kind and name."""
+    plugins: dict[str, str] = Field(default={})
+    """The plugins that are not installed: the SHA-256 of each file by its path, and "" for each object by name."""
     metric: str
     seed: int
     near_copies: NearCopies = "together"
@@ -55,9 +57,10 @@ class Definition(Record):
     def differences(self, other: "Definition") -> dict[str, str]:
         """Each key that differs, with `this → other`; of a table each name in it, as in `versions timm`.
 
-        The location of the images and the names of their columns are not compared.
+        The location of the images, the names of their columns and the files of plugins are not compared; what plugins
+        provide is, by `owners`.
         """
-        mine, theirs = self.model_dump(exclude={"data", "columns"}), other.model_dump()
+        mine, theirs = self.model_dump(exclude={"data", "columns", "plugins"}), other.model_dump()
         found = {}
         for key, value in mine.items():
             named = isinstance(value, dict)

@@ -81,7 +81,7 @@ def test_plugins_that_are_broken_or_skipped(monkeypatch):
 
     really = Host.from_environment
 
-    def host():
+    def host(plugins=()):
         made = really()
         made.add(Broken(), "broken")
         made.add(Short(), "short")

@@ -55,7 +55,7 @@ class Loud:
 def test_json_and_csv_do_not_contain_what_a_plugin_prints(stripes, monkeypatch):
     really = Host.from_environment
 
-    def host():
+    def host(plugins=()):
         made = really()
         made.add(Loud(), "loud-plugin")
         return made

@@ -225,8 +225,9 @@ def test_a_worker_that_would_give_other_numbers_does_not_start(joining, stripes,
         StudyError, match="The search uses other weights for 'tiny:net@random'. Use the same: --weights"
     ):
         joining({"backbones": {"tiny:net@random": "random:7"}})
-    with pytest.raises(StudyError, match="Unknown strategy 'magic'.*Install the plugin that the search uses"):
-        joining({"strategies": ("magic",)}).run()
+    lacks = "The search uses strategy 'magic' of autotl-magic 1.0, which is not installed .*autotl-magic==1.0"
+    with pytest.raises(StudyError, match=lacks):
+        joining({"strategies": ("magic",), "owners": {"strategies magic": {"autotl-magic": "1.0"}}})
     other = tmp_path / "other"
     shutil.copytree(stripes, other)
     next((other / "down").iterdir()).unlink()
