@@ -78,6 +78,29 @@ weights = click.option(
 )
 
 
+def _set(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`NAME=VALUE`, repeated."""
+    from autotl.study.settings import parsed
+
+    fixed = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"'{value}' is not of the form NAME=VALUE, such as augmentation=none")
+        fixed[name] = parsed(text)
+    return fixed
+
+
+fixed = click.option(
+    "--set",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_set,
+    help="Fix a parameter instead of searching it: a strategy's own, such as recipe.schedule=constant, or a shared "
+    "one, such as augmentation=none. Can be repeated.",
+)
+
+
 def names(*flags: str, help: str) -> Callable[[Any], Any]:
     """An option for names and globs of registered plugins, repeated or separated by commas."""
 

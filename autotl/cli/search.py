@@ -25,7 +25,7 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
     for key, value in values.items():
         if key not in known:
             raise StudyError(f"{file}: " + unknown("key", key, sorted(known)))
-        kind = {"data": str, "home": str, "cache_dir": str, "weights": dict}.get(key)
+        kind = {"data": str, "home": str, "cache_dir": str, "weights": dict, "set": dict}.get(key)
         if kind and not isinstance(value, kind):
             raise StudyError(f"{file}: {key} must be {'a table' if kind is dict else 'a text'}, not {value!r}.")
         # Paths in a file are relative to its folder.
@@ -36,6 +36,10 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
             if not isinstance(named, list) or not all(isinstance(path, str) for path in named):
                 raise StudyError(f"{file}: plugins must be a list of texts, not {value!r}.")
             values[key] = [str(file.parent / path) for path in named]
+        elif key == "set":
+            from autotl.study.settings import by_name, said
+
+            values[key] = [f"{name}={said(fixed)}" for name, fixed in by_name(value).items()]
         elif kind is dict:
             values[key] = [f"{name}={file.parent / path}" for name, path in value.items()]
         elif key in NAMES and isinstance(value, str):
@@ -112,6 +116,7 @@ def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, 
     callback=_split,
     help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema. [default: none]",
 )
+@options.fixed
 @options.plugins
 @click.option(
     "--metric",

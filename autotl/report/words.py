@@ -7,7 +7,7 @@ from autotl.contracts import UNEQUAL
 from autotl.export.export import Exported
 from autotl.plan import TransferPlan
 from autotl.report.tables import count
-from autotl.study.settings import Settings
+from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.result import Comparison, Result, Test
 
@@ -143,6 +143,7 @@ def go_on(folder: StudyFolder, definition: Definition) -> str:
     options = [
         f" --{name.replace('_', '-')} {quote(str(value))}" for name, value in chosen.items() if value != usual[name]
     ]
+    options += [f" --set {quote(f'{name}={said(value)}')}" for name, value in definition.set.items()]
     return f"autotl search {quote(definition.data)} --study {folder.words}{''.join(options)}"
 
 

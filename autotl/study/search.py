@@ -22,20 +22,21 @@ from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, 
 from autotl.export import bundle
 from autotl.files import append_line, settle
 from autotl.host import Host
-from autotl.plan import Network
+from autotl.plan import DataRef, Network
 from autotl.registry import Entry
 from autotl.study import controls, estimate, guesses, recovery, select, start
 from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.crew import Crew
 from autotl.study.finish import finish
+from autotl.study.fixed import DRAWS, drawn_by, not_drawn
 from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import UNNAMED, Settings
 from autotl.study.space import DRAWN
 from autotl.study.storage import GUESS, SharedStudy, check_url
-from autotl.study.suggestions import Suggestions
+from autotl.study.suggestions import Suggestions, facts_of
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
@@ -119,6 +120,7 @@ class Search:
                 self.pool = pools.download(self.catalogue, self.pool, self._required, self._skip)
                 bench = self._open()
                 backbones = self._usable(bench)
+                self._try_fixed(bench.dataset, backbones)
                 study = self._define(bench.dataset, backbones)
                 append_line(self.folder.searches, json.dumps({"time": time.time(), **self.settings.logged()}))
                 self._begin_logging()
@@ -134,7 +136,10 @@ class Search:
                     budget=self.budget,
                 )
                 self._try_out(bench, backbones, study, Trials(suggestions, keep=True))
-                return finish(self.folder, self.settings, bench, self.watcher, self.budget)
+                result = finish(self.folder, self.settings, bench, self.watcher, self.budget)
+                for problem in not_drawn(self.settings.set, (p for r in self.folder.log.records() for p in r.params)):
+                    self.watcher.note(f"Warning: --set had no effect on any trial: {problem}")
+                return result
         finally:
             if self._shipping:
                 self._shipping.leave()
@@ -292,6 +297,30 @@ class Search:
             raise StudyError("No backbone is left to search. Name some with --backbones.")
         return tuple(kept)
 
+    def _try_fixed(self, dataset: Dataset, backbones: Sequence[str]) -> None:
+        """Report fixed parameters that no strategy seems to draw, before any time is spent.
+
+        Raises: NotAllowed if a parameter cannot have its fixed value.
+        """
+        if not self.settings.set:
+            return
+        drawn = drawn_by(
+            [entry for name, entry in self.strategies.items() if self._has("strategies", name)],
+            self.settings.set,
+            catalogue=self.catalogue,
+            backbones=backbones,
+            drawn=self.drawn,
+            data=facts_of(dataset),
+            data_ref=DataRef(
+                fingerprint=dataset.fingerprint,
+                split_seed=self.settings.seed,
+                near_copies=self.settings.near_copies,
+            ),
+            seed=self.settings.seed,
+        )
+        for problem in not_drawn(self.settings.set, drawn):
+            self.watcher.note(f"Warning: --set: {problem} No strategy drew it for {DRAWS} test plans.")
+
     def _define(self, dataset: Dataset, backbones: Sequence[str]) -> SharedStudy:
         """Write the definition of a new study, or compare a resumed one with its definition.
 
@@ -326,6 +355,7 @@ class Search:
             techniques=tuple(sorted(set(self.settings.techniques))),
             owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn) | theirs,
             plugins=self._plugins(),
+            set=self.settings.set,
             metric=self.settings.metric,
             seed=self.settings.seed,
             near_copies=self.settings.near_copies,
@@ -449,7 +479,8 @@ class Search:
         waiting = {trial.user_attrs.get(GUESS) for trial in study.trials()}
         for at, guess in enumerate(trials):
             if f"{what} {at}" not in waiting:
-                study.optuna.enqueue_trial(dict(guess), user_attrs={GUESS: f"{what} {at}"})
+                known = {name: value for name, value in guess.items() if name not in self.settings.set}
+                study.optuna.enqueue_trial(known, user_attrs={GUESS: f"{what} {at}"})
 
     def _first_trained(self, rows: Sequence[ProbeRow], trials: Trials) -> ProbeRow:
         """Where the strategies start: the best backbone of the probe that the budget has time to train."""

@@ -1,5 +1,6 @@
 """The settings of a search: the same names as options of the command, in the file of --config and from Python."""
 
+import json
 import math
 import re
 import shlex
@@ -24,6 +25,8 @@ UNNAMED = {
     "methods": ("gradient-descent",),
 }
 """What a new study considers of a kind if none is named; of other kinds all that is installed."""
+OPTION_OF = {"strategy": "strategies", "backbone": "backbones"}
+"""Parameters of a trial that have an option of their own."""
 UNITS = {
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
@@ -75,6 +78,44 @@ def _text(path: Path) -> Path:
     return path
 
 
+def parsed(text: str) -> Any:
+    """The value in `--set NAME=VALUE`: a number, true, false or null as in JSON, a text in double quotes, or a text."""
+    try:
+        value = json.loads(text, parse_constant=str)
+    except ValueError:
+        try:
+            value = float(text)
+        except ValueError:
+            return text
+    return text if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def said(value: Any) -> str:
+    """The text from which `parsed` makes this value."""
+    return value if isinstance(value, str) and parsed(value) == value else json.dumps(value, ensure_ascii=False)
+
+
+def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by their whole names: `{"late-probe": {"penalty": 1}}` becomes `{"late-probe.penalty": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = by_name(value) if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}.{rest}" if rest else str(name): each for rest, each in inner.items()}
+    return flat
+
+
+def _fixed(values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError("it must be a table of parameters and their values")
+    flat = by_name(values)
+    for name, value in flat.items():
+        if name in OPTION_OF:
+            raise ValueError(f"'{name}' is chosen by --{OPTION_OF[name]}")
+        if not isinstance(value, str | int | float | bool | None) or value in (math.inf, -math.inf) or value != value:
+            raise ValueError(f"the value of '{name}' must be a number, a text, true, false or null")
+    return flat
+
+
 def _plugins(value: Any) -> Any:
     several = value if isinstance(value, list | tuple) else (value,)
     return tuple(_file(Path(each)) if isinstance(each, str | Path) else each for each in several)
@@ -121,6 +162,8 @@ class Settings(Record):
     """Names or globs of the gradient methods to consider; empty: gradient-descent."""
     techniques: Techniques = ()
     """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema; empty: none."""
+    set: Annotated[dict[str, Any], BeforeValidator(_fixed)] = Field(default={})
+    """Parameters that are fixed instead of searched, by their names in a trial, such as `{"augmentation": "none"}`."""
     plugins: Annotated[tuple[Any, ...], BeforeValidator(_plugins)] = ()
     """Plugins besides the installed ones: Python files, and from Python also modules and objects with hooks."""
     metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
@@ -202,7 +245,8 @@ class Settings(Record):
             if isinstance(value, bool):
                 yield flag if value else flag.replace("--", "--no-", 1)
             elif isinstance(value, dict):
-                yield from (word for each in value.items() for word in (flag, "=".join(map(str, each))))
+                shown = said if name == "set" else str
+                yield from (word for key, each in value.items() for word in (flag, f"{key}={shown(each)}"))
             elif name == "plugins":  # those that are not files cannot be part of a command
                 yield from (word for each in value if isinstance(each, Path) for word in ("--plugin", str(each)))
             elif isinstance(value, tuple):

@@ -21,6 +21,7 @@ from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
 from autotl.study import patience
 from autotl.study.budget import Budget
+from autotl.study.fixed import Fixed
 from autotl.study.settings import Settings
 from autotl.study.space import DRAWN, OwnTrial, SearchContext
 from autotl.study.storage import GUESS, SharedStudy
@@ -61,8 +62,9 @@ class Suggestions:
 
     def _suggest(self, trial: optuna.Trial) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
+        fixed: Any = Fixed(trial, self.settings.set)
         context = SearchContext(
-            trial,
+            fixed,
             catalogue=self.bench.catalogue,
             backbones=self.backbones,
             drawn=self.drawn,
@@ -80,7 +82,7 @@ class Suggestions:
         limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
         with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Fixed parameter")  # `_check_guess` reports it
-            plan = entry.item.suggest(OwnTrial(trial, entry, what, host), context)
+            plan = entry.item.suggest(OwnTrial(fixed, entry, what, host), context)
         if not isinstance(plan, TransferPlan):
             raise entry.owner.fault(what, f"suggested {type(plan).__name__}, not a plan.")
         with entry.owner.answers_for(what, "suggested a plan that cannot be written as JSON"):

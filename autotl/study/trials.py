@@ -30,6 +30,7 @@ from autotl.study import blame, patience, schedule, select
 from autotl.study.budget import OutOfTime
 from autotl.study.estimate import Pace
 from autotl.study.finish import BEST, seconds_needed
+from autotl.study.fixed import NotAllowed
 from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
 from autotl.study.storage import GUESS, Hold, TakenAway, describe, lasting
@@ -134,7 +135,7 @@ class Trials:
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
             raise TakenAway from error
         except (KeyboardInterrupt, Exception) as error:
-            if of_the_machine(error):
+            if of_the_machine(error) or isinstance(error, NotAllowed):
                 self._keep_for_later(trial, observer.share, error)
                 raise
             # Before the end of the log: after a kill another process reports the trial without knowing the error.

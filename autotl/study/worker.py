@@ -103,6 +103,7 @@ class Worker:
                 "seed": definition.seed,
                 "near_copies": definition.near_copies,
                 "techniques": definition.techniques,
+                "set": definition.set,
                 "prune": self.study.terms["prune"],
                 "strict_plugins": self.study.terms["strict_plugins"],
             }

@@ -44,6 +44,8 @@ class Definition(Record):
     techniques: tuple[Technique, ...] = ()
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, that provides each plugin item, by kind and name."""
+    set: dict[str, Any] = Field(default={})
+    """The parameters that are fixed instead of searched, with their values."""
     plugins: dict[str, str] = Field(default={})
     """The plugins that are not installed: the SHA-256 of each file by its path, and "" for each object by name."""
     metric: str
