@@ -16,6 +16,7 @@ import pytest
 from hatchling import build
 
 from autotl import contracts, hookspecs
+from autotl.cli import plugins
 from autotl.cli.main import COMMANDS, main
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -105,9 +106,9 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
     settings = Settings(
         data=stripes,
         trials=8,
-        backbones=("dots:small", "plain:w16.photos@random"),
+        backbones=("dots:small", "plain-nets:w16.photos@random"),
         strategies=("late-probe", "two-steps", "nearest-mean"),
-        augmentations=("none", "erase"),
+        augmentations=("none", "grey-square"),
         optimizers=("adamw", "rmsprop"),
         objectives=("cross-entropy", "logit-adjusted"),
         adapters=("all", "channel-scale"),
@@ -121,12 +122,12 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
     plans = [record.plan for record in search.folder.log.records()]
     assert {record.params["strategy"] for record in search.folder.log.records()} == set(settings.strategies)
     assert {plan.backbone for plan in plans} == set(settings.backbones)
-    assert {plan.augmentation.name for plan in plans} == {"none", "erase"}
+    assert {plan.augmentation.name for plan in plans} == {"none", "grey-square"}
 
 
 def test_the_other_listings_run(folder):
     assert "written: autotl_dots.safetensors" in run(folder, "save.py")
-    assert "name='erase'" in run(folder, "try_it.py")
+    assert "name='grey-square'" in run(folder, "try_it.py")
 
 
 def run(folder, file):
@@ -140,6 +141,12 @@ def test_the_first_plugin_is_the_template_of_new_ones():
     for language, file in (("python", "autotl_late_probe.py"), ("python", "tests/test_late_probe.py")):
         assert listings(language)[file] == (template / file).read_text()
     assert listings("toml")["pyproject.toml"] == (template / "pyproject.toml").read_text()
+
+
+def test_the_other_templates_are_plugins_of_the_tutorial():
+    for kind, template in plugins.KINDS_OF_NEW.items():
+        file = f"autotl_{template.name.replace('-', '_')}.py"
+        assert PYTHON[file] == (plugins.TEMPLATES / kind / file).read_text()
 
 
 def test_the_first_plugin_installs_as_it_is_typed(tmp_path, monkeypatch):

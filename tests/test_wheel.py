@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from autotl.cli import plugins
+
 ROOT = Path(__file__).parent.parent
 MOST = 8_000_000
 """The most bytes that all shipped weights together may have."""
@@ -51,6 +53,14 @@ def test_the_shipped_weights_are_in_it_and_small(wheel):
         assert "autotl/py.typed" in archive.namelist()
     assert {Path(each.filename).name for each in files} == set(os.listdir(ROOT / "autotl/builtin/weights"))
     assert sum(each.file_size for each in files if each.filename.endswith(".safetensors")) <= MOST
+
+
+def test_the_templates_are_in_it(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.removeprefix("autotl/cli/templates/") for name in archive.namelist()}
+    for kind, template in plugins.KINDS_OF_NEW.items():
+        own = {f"{kind}/{file.format(template.name.replace('-', '_'))}" for file in plugins.OWN}
+        assert own | {f"strategy/{file}" for file in plugins.SHARED} <= names
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import keyword
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
@@ -17,10 +18,33 @@ from autotl.host import KINDS, Host
 from autotl.registry import Registry
 from autotl.report import output
 
-TEMPLATE = Path(__file__).parent / "template"
-"""The distribution autotl-late-probe, the template of a new one."""
+TEMPLATES = Path(__file__).parent / "templates"
+"""A folder for each of `KINDS_OF_NEW`; that of a strategy is a whole distribution, plugins/autotl-late-probe."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A plugin that a new one of its kind starts as."""
+
+    name: str
+    """Its name, which the new one's replaces."""
+    registers: tuple[str, ...]
+    """The kinds of things that it registers under its name."""
+    options: str
+    """With which options of `autotl search` it is tried."""
+
+
+KINDS_OF_NEW = {
+    "strategy": Template("late-probe", ("strategies",), "--strategies {}"),
+    "backbone": Template("plain-nets", ("backbones",), "--backbones {}:w16.photos@random"),
+    "augmentation": Template("grey-square", ("augmentations",), "--augmentations none,{}"),
+    "method": Template("nearest-mean", ("methods", "strategies"), "--strategies {}"),
+}
+SHARED = ("pyproject.toml", "LICENSE", ".github/workflows/test.yml")
+"""The files that all templates share: those of the strategy."""
+OWN = ("README.md", "autotl_{}.py", "tests/test_{}.py")
+"""The files that each template has, with its name as that of a module."""
 HELP = {"backbones": "List families of backbones, or backbones by GLOB. A full name lists its stages and their costs."}
-FILES = ("pyproject.toml", "README.md", "autotl_late_probe.py", "tests/test_late_probe.py")
 
 
 @click.group(invoke_without_command=True)
@@ -63,43 +87,68 @@ for _kind in KINDS:
 @command.command(short_help="Start a plugin of your own.")
 @click.argument("name")
 @click.option(
+    "--kind",
+    type=click.Choice(list(KINDS_OF_NEW)),
+    default="strategy",
+    show_default=True,
+    help="What the plugin adds to autotl.",
+)
+@click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path), help="Folder to write. [default: autotl-NAME]"
 )
-def new(name: str, folder: Path | None) -> None:
-    """Write a new plugin: a distribution autotl-NAME with a small strategy and its test.
+def new(name: str, kind: str, folder: Path | None) -> None:
+    """Write a new plugin: a distribution autotl-NAME that works, with its test and a licence.
 
     \b
     autotl plugins new my-idea
+    autotl plugins new my-noise --kind augmentation
     """
     name = _plain(name)
     folder = folder or Path(f"autotl-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PluginError(f"{folder} already exists; choose a new folder: --folder DIR")
-    host = Host.from_environment()
-    if name in host.strategies:
-        raise PluginError(f"{host.strategies[name].owner} already registers a strategy '{name}'. Choose another name.")
+    host, template = Host.from_environment(), KINDS_OF_NEW[kind]
+    for registered in template.registers:
+        registry = host.registries[registered]
+        if name in registry:
+            raise PluginError(
+                f"{registry[name].owner} already registers the {registry.kind} '{name}'. Choose another name."
+            )
     if taken := next((owner for owner in host.owners if owner.plugin == name), None):
         raise PluginError(f"There is already a {taken}. Choose another name.")
-    forms = {"late-probe": name, "late_probe": name.replace("-", "_"), "LateProbe": _class(name)}
-    for file in FILES:
-        text = (TEMPLATE / file).read_text()
-        for old, form in forms.items():
-            text, file = text.replace(old, form), file.replace(old, form)
-        try:
+    try:
+        for file, text in _files(kind, name):
             write(folder / file, text)
-        except OSError as error:
-            raise PluginError(
-                f"{folder} cannot be written: {error.strerror}. Choose another folder: --folder DIR"
-            ) from None
-        output.echo(f"Written: {folder / file}")
+            output.echo(f"Written: {folder / file}")
+    except OSError as error:
+        raise PluginError(
+            f"{folder} cannot be written: {error.strerror}. Choose another folder: --folder DIR"
+        ) from None
     output.echo("\nNext:")
     here = os.path.join(".", folder)  # without the dot pip would look for a distribution of that name
     for line in (
         f"pip install -e {quote(f'{here}[dev]')}",
         f"pytest {quote(str(folder))}",
-        f"autotl search DATA --strategies {name} --study {name}",
+        f"autotl search DATA {template.options.format(name)} --study {name}",
     ):
         output.echo(f"  {line}")
+
+
+def _files(kind: str, name: str) -> Iterator[tuple[str, str]]:
+    """Each file of a new plugin, and its text."""
+    first, old = KINDS_OF_NEW["strategy"].name, KINDS_OF_NEW[kind].name
+    for file in SHARED:
+        text = (TEMPLATES / "strategy" / file).read_text()
+        yield file, _renamed(text.replace(f"The strategy {first}", f"The {kind} {first}"), first, name)
+    for pattern in OWN:
+        text = (TEMPLATES / kind / pattern.format(_module(old))).read_text()
+        yield pattern.format(_module(name)), _renamed(text, old, name)
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    for form in (str, _module, _class):
+        text = text.replace(form(old), form(new))
+    return text
 
 
 def _plain(name: str) -> str:
@@ -118,6 +167,10 @@ def _plain(name: str) -> str:
     if _class(plain) in autotl.__all__:
         raise PluginError(f"'{name}' cannot name a plugin: its class would hide autotl's {_class(plain)}.")
     return plain
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _class(name: str) -> str:
