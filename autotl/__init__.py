@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from autotl.contracts import HeadMethod as HeadMethod
     from autotl.contracts import Loss as Loss
     from autotl.contracts import Method as Method
+    from autotl.contracts import Metric as Metric
     from autotl.contracts import ModelCard as ModelCard
     from autotl.contracts import Objective as Objective
     from autotl.contracts import Optimization as Optimization
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from autotl.contracts import WeightsSource as WeightsSource
     from autotl.engine.heads import logistic_path as logistic_path
     from autotl.engine.heads import standardised as standardised
+    from autotl.engine.intervals import design_effect as design_effect
+    from autotl.engine.intervals import share_interval as share_interval
+    from autotl.engine.intervals import wilson as wilson
     from autotl.errors import PlanError as PlanError
     from autotl.hookspecs import hookimpl as hookimpl
     from autotl.host import Host as Host
@@ -56,6 +60,7 @@ _HOME = {
     "hookimpl": "autotl.hookspecs",
     **dict.fromkeys(("load_weights", "read_state"), "autotl.backbones.weights"),
     **dict.fromkeys(("logistic_path", "standardised"), "autotl.engine.heads"),
+    **dict.fromkeys(("design_effect", "share_interval", "wilson"), "autotl.engine.intervals"),
     **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
     **dict.fromkeys(
         ("PENALTIES", "Component", "Head", "Input", "Phase", "Stop", "Training", "TransferPlan"), "autotl.plan"
@@ -77,6 +82,7 @@ _HOME = {
             "HeadMethod",
             "Loss",
             "Method",
+            "Metric",
             "ModelCard",
             "Objective",
             "Optimization",

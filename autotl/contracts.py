@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from autotl.plan import BITS, ClassWeights, Component, Head, Input, Phase, Pooling, Record, Technique, TransferPlan
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
@@ -455,6 +456,27 @@ class Adapter(Protocol):
         """
 
 
+class Metric(Protocol):
+    """Measures predictions. A search selects by one metric; no metric changes how a plan is trained.
+
+    It may have an attribute `percent`, True if values are shares, which are then shown in percent; `class_weights`,
+    "balanced" if every class counts equally, which first guesses use if classes are unequal; and a method
+    `interval(labels, probabilities, units)`, which returns both ends of the 95 % confidence interval. units: [N], the
+    same integer for images of one group and for copies of a picture. Without it the interval is a bootstrap over units.
+    """
+
+    greater_is_better: bool
+
+    def __call__(self, labels: "np.ndarray", probabilities: "np.ndarray") -> float:
+        """labels: [N] int64; probabilities: [N, C] float64, rows sum to 1. Must not change them. Finite.
+
+        Called after every epoch. It must be deterministic, and must not depend on the order of the images.
+
+        Raises: ValueError, with a reason for the user, if it is not defined for these images, such as for images of
+        one class. A search that would meet this ends before its first trial.
+        """
+
+
 class Draw(Protocol):
     """Random numbers, drawn separately for each image of a batch."""
 
@@ -480,6 +502,7 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "objectives": (Objective,),
     "optimizers": (Optimizer,),
     "adapters": (Adapter,),
+    "metrics": (Metric,),
 }
 """The interfaces of each kind, of which one is needed."""
 
@@ -488,6 +511,10 @@ def require_one(contracts: Sequence[type], thing: object) -> None:
     """Raises: TypeError unless `thing` has one of these interfaces: the one whose methods it has, else the first."""
     named = (contract for contract in contracts if all(hasattr(thing, name) for name in _methods(contract)))
     require(next(named, contracts[0]), thing)
+
+
+CALL = "__call__"
+"""The only method of a contract whose name starts with an underscore."""
 
 
 def require(contract: type, thing: object) -> None:
@@ -503,7 +530,7 @@ def require(contract: type, thing: object) -> None:
             raise TypeError(f"{type(thing).__name__} has no method '{name}'")
         given = list(inspect.signature(promised).parameters)[1:]
         try:
-            signature = inspect.signature(method)
+            signature = inspect.signature(thing if name == CALL else method)  # type: ignore[arg-type]
         except ValueError:  # written in C, without a signature
             continue
         try:
@@ -515,4 +542,4 @@ def require(contract: type, thing: object) -> None:
 def _methods(contract: type) -> dict[str, Any]:
     """The methods of a contract by name."""
     functions = {name: promised for name, promised in vars(contract).items() if inspect.isfunction(promised)}
-    return {name: promised for name, promised in functions.items() if not name.startswith("_")}
+    return {name: promised for name, promised in functions.items() if not name.startswith("_") or name == CALL}

@@ -78,3 +78,11 @@ def register_adapters(register: Register) -> None:
 
     Called once, when the host starts. An adapter is loaded when a search or a plan uses it.
     """
+
+
+@hookspec
+def register_metrics(register: Register) -> None:
+    """Register metrics that a search can select by: `register("accuracy", load)`, where `load()` returns a `Metric`.
+
+    Called once, when the host starts. A metric is loaded when a training is measured by it.
+    """

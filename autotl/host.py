@@ -24,10 +24,15 @@ from autotl.plan import NO_AUGMENTATION
 from autotl.registry import Entry, Owner, Registry, on_stderr
 
 GROUP = "autotl"
-KINDS = ("backbones", "augmentations", "strategies", "methods", "objectives", "optimizers", "adapters")
+KINDS = ("backbones", "augmentations", "strategies", "methods", "objectives", "optimizers", "adapters", "metrics")
 """The kinds of things that plugins register: the names of a host's registries, and of the hooks `register_<kind>`."""
 NAME = r"\w[\w.+-]*"
 """Valid names: without characters that have a meaning in lists, globs or `family:architecture@random`."""
+NOT_METRICS = (
+    *("loss", "seconds", "trial", "strategy", "backbone", "cut", "frozen", "pooling", "augmentation", "input", "mode"),
+    *("parameters", "flops", "FLOPs", "low", "high", "images", "units", "most_frequent"),
+)
+"""Names of other numbers and columns in the tables and logs that show metrics by name."""
 BUILTIN = (
     "autotl.builtin.shipped",
     "autotl.builtin.torchvision_family",
@@ -41,6 +46,7 @@ BUILTIN = (
     "autotl.builtin.adapters",
     "autotl.builtin.linear_probe",
     "autotl.builtin.fine_tuning",
+    "autotl.builtin.metrics",
 )
 
 
@@ -70,6 +76,7 @@ class Host:
         self.objectives = Registry("objective", "List them: autotl plugins objectives")
         self.optimizers = Registry("optimizer", "List them: autotl plugins optimizers")
         self.adapters = Registry("adapter", "List them: autotl plugins adapters")
+        self.metrics = Registry("metric", "List them: autotl plugins metrics", reserved=NOT_METRICS)
         self.blocked = blocked
         self.owners: list[Owner] = []
         self.given: dict[str, str] = {}

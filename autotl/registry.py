@@ -143,15 +143,18 @@ class Entry:
 
 
 class Registry:
-    """Entries of one `kind` by name. Registering a name twice is an error."""
+    """Entries of one `kind` by name. Registering a name twice is an error, and so is a `reserved` name."""
 
-    def __init__(self, kind: str, hint: str = "") -> None:
+    def __init__(self, kind: str, hint: str = "", reserved: tuple[str, ...] = ()) -> None:
         self.kind = kind
         self.hint = hint
+        self.reserved = reserved
         self._entries: dict[str, Entry] = {}
 
     def add(self, entry: Entry) -> None:
         """Raises: PluginError when the name is taken, naming both owners."""
+        if entry.name in self.reserved:
+            raise PluginError(f"{self.kind} '{entry.name}' is part of autotl itself: use another name.")
         taken = self._entries.get(entry.name)
         if taken:
             raise PluginError(f"{self.kind} '{entry.name}' is registered twice: by {taken.owner} and by {entry.owner}.")

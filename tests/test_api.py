@@ -135,7 +135,7 @@ def test_the_same_study_resumes(stripes):
         ({"trials": 0}, "trials=0: Input should be greater than or equal to 1"),
         ({"trials": "many"}, "trials='many': "),
         ({"budget": "soon"}, "budget='soon': 'soon' is not a duration; allowed are 90s, 30m, 1.5h, 1h30m and the like"),
-        ({"metric": "accurancy"}, "metric='accurancy': Input should be 'accuracy'"),
+        ({"metric": "accurancy"}, "Unknown metric 'accurancy'. Did you mean 'accuracy'?"),
         ({"backbones": ["timm:resnet5"]}, "Did you mean 'timm:resnet50"),
     ],
 )

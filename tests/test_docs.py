@@ -168,7 +168,7 @@ def methods_of(protocol):
 
 def test_every_hook_is_documented_with_its_signature():
     hooks = [function for function in vars(hookspecs).values() if hasattr(function, "autotl_spec")]
-    assert len(hooks) == 7
+    assert len(hooks) == 8
     for hook in hooks:
         signature = f"{hook.__name__}({', '.join(inspect.signature(hook).parameters)})"
         assert f"| `{signature}` |" in TUTORIAL, f"plugins/README.md does not document {signature}"

@@ -110,3 +110,11 @@ def names(*flags: str, help: str) -> Callable[[Any], Any]:
 
     complete = completion.registered(flags[0].removeprefix("--"))
     return click.option(*flags, multiple=True, metavar="NAME,…", callback=split, shell_complete=complete, help=help)
+
+
+def metric(help: str) -> Callable[[Any], Any]:
+    """An option for the name of a registered metric."""
+    complete = completion.registered("metrics")
+    return click.option(
+        "--metric", metavar="NAME", default="accuracy", show_default=True, shell_complete=complete, help=help
+    )

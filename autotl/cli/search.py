@@ -118,13 +118,7 @@ def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, 
 )
 @options.fixed
 @options.plugins
-@click.option(
-    "--metric",
-    type=click.Choice(["accuracy", "balanced-accuracy", "macro-f1"]),
-    default="accuracy",
-    show_default=True,
-    help="Metric to maximise.",
-)
+@options.metric("Metric to select by; autotl plugins metrics lists them.")
 @options.near_copies
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of splits, sampler and training."
@@ -134,7 +128,7 @@ def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, 
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Number of new seeds to rerun the three best plans with; the highest mean wins.",
+    help="Number of new seeds to rerun the three best plans with; the best mean wins.",
 )
 @click.option(
     "--compare/--no-compare",

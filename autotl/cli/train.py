@@ -16,6 +16,7 @@ from autotl.report import output
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the model, as a bundle.")
 @options.path_column
 @options.label_column
+@options.metric("Metric to measure besides accuracy; autotl plugins metrics lists them.")
 @options.device
 @options.weights
 @options.plugins
@@ -27,6 +28,7 @@ def command(
     out: Path | None,
     path_column: str | None,
     label_column: str | None,
+    metric: str,
     device: str,
     weights: dict[str, Path],
     plugins: tuple[Path, ...],
@@ -68,6 +70,7 @@ def command(
             seed=setup.data.split_seed,
             columns=Columns(path_column, label_column),
             near_copies=setup.data.near_copies,
+            metric=metric,
             progress=partial(watcher.progress, "reading images"),
             note=watcher.note,
         )

@@ -158,6 +158,10 @@ class Dataset:
         found = Counter(zip(self._labels.tolist(), (image.split for image in self.images), strict=True))
         return {name: {split: found[number, split] for split in SPLITS} for number, name in enumerate(self.classes)}
 
+    def counts_in(self, split: Split) -> list[int]:
+        """How many images of a split each class has, in the order of `classes`."""
+        return [by_split[split] for by_split in self.counts().values()]
+
     def write(self, folder: Path) -> None:
         """Write `data/split.csv` and `data/problems.csv` below the study's folder."""
         labels = [self.classes[number] for number in self._labels]

@@ -1,6 +1,7 @@
 """The bench: the data set and the stores with which all plans are trained."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,19 +12,27 @@ from autotl.data.dataset import Dataset, open_dataset
 from autotl.data.listing import BY_NAME, Columns
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.split import SPLITS, Split
+from autotl.engine import metrics
 from autotl.engine.features import FeatureStore
+from autotl.engine.scale import Scale
 from autotl.plan import Input, NearCopies, TransferPlan
 
 
 class Bench:
-    """A data set with the feature store of its images, and the memory of the device that plans are trained on."""
+    """A data set with the feature store of its images, the memory of the device, and what plans are measured by."""
 
-    def __init__(self, dataset: Dataset, features: FeatureStore) -> None:
+    def __init__(self, dataset: Dataset, features: FeatureStore, metric: str = metrics.ALWAYS) -> None:
+        """`metric`: the name of the metric that selects.
+
+        Raises: PluginError if it is unknown.
+        """
         self.dataset = dataset
         self.features = features
         self.catalogue = features.catalogue
         self.device = features.device
         self.memory = features.memory
+        self.metrics = metrics.chosen(self.catalogue.host, metric)
+        """The one that selects comes first."""
         features.pixels.locate = dataset.locate
 
     @classmethod
@@ -38,6 +47,7 @@ class Bench:
         columns: Columns = BY_NAME,
         previous: Mapping[str, Split] | None = None,
         near_copies: NearCopies = "together",
+        metric: str = metrics.ALWAYS,
         progress: Progress | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> "Bench":
@@ -45,7 +55,7 @@ class Bench:
 
         `note` is called with what a user should know about the stores, such as that one is damaged.
 
-        Raises: DataError.
+        Raises: DataError; PluginError as in `Bench`.
         """
         pixels = PixelStore(catalogue.cache_dir, note)
         dataset = open_dataset(
@@ -58,10 +68,18 @@ class Bench:
             near_copies=near_copies,
             progress=progress,
         )
-        return cls(dataset, FeatureStore(catalogue.cache_dir, catalogue, pixels, device))
+        return cls(dataset, FeatureStore(catalogue.cache_dir, catalogue, pixels, device), metric)
 
     def shas(self, *splits: Split) -> list[str]:
         return self.dataset.shas(*splits)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The scale of the metric that selects.
+
+        Raises: PluginError.
+        """
+        return metrics.scale_of(self.metrics[0])
 
     @property
     def refit_factor(self) -> float:

@@ -66,8 +66,9 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
     if "val" not in plan.train_on:
         judging = time.perf_counter()
         logits, labels = fitted.logits("val"), bench.dataset.labels("val")
-        for name, metric in metrics.METRICS.items():
-            measured[f"val.{name}"] = metric(labels, logits.argmax(1))
+        probabilities = metrics.probabilities(logits)
+        for entry in bench.metrics:
+            measured[f"val.{entry.name}"] = metrics.measure(entry, labels, probabilities)
         measured["val.loss"] = metrics.log_loss(logits, labels)
         measured["val.seconds"] = time.perf_counter() - judging
     info = bench.catalogue.info(plan.backbone, plan.input)

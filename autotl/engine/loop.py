@@ -159,7 +159,10 @@ class _Run:
         return {"train.loss": _finite(mean, epoch), "train.accuracy": accuracy}
 
     def judge(self, source: Source, split: str) -> dict[str, float]:
-        """The cross-entropy and every metric, on a split that is not trained on."""
+        """The cross-entropy and the metrics, on a split that is not trained on.
+
+        A cross-entropy that is not finite comes without metrics.
+        """
         self.trainee.eval()
         rows = torch.arange(len(source))
         with torch.no_grad():
@@ -167,9 +170,12 @@ class _Run:
             batches = [(self.trainee.in_parts(value), label) for value, label in source.batches(rows, steps)]
         logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
         loss = F.cross_entropy(logits, labels).item()
-        true, guessed = labels.cpu().numpy(), logits.argmax(1).cpu().numpy()
-        facts = {f"{split}.{name}": metric(true, guessed) for name, metric in metrics.METRICS.items()}
-        return {f"{split}.loss": loss, **facts}
+        facts = {f"{split}.loss": loss}
+        if math.isfinite(loss):
+            true, probabilities = labels.cpu().numpy(), metrics.probabilities(logits.cpu().numpy())
+            for entry in self._model.bench.metrics:
+                facts[f"{split}.{entry.name}"] = metrics.measure(entry, true, probabilities)
+        return facts
 
     def swap_averages(self) -> None:
         """Exchange the weights with their moving averages, if the phase averages them."""

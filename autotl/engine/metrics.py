@@ -1,196 +1,167 @@
-"""Metrics by name, each with a 95 % interval."""
+"""The metrics that plugins registered: their values on some images, with 95 % intervals."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import softmax
 
-Predictor = Callable[[np.ndarray, np.ndarray], float]
-RESAMPLES = 2_000
-Z = 1.959964  # two-sided 95 %
+from autotl.contracts import Metric
+from autotl.engine.intervals import RESAMPLES, bootstrap
+from autotl.engine.scale import Scale
+from autotl.errors import DataError, PluginError, TrainingError
+from autotl.host import Host
+from autotl.plan import ClassWeights
+from autotl.registry import Entry
+
+ALWAYS = "accuracy"
+"""The metric that every training is measured by, besides the one that selects."""
+ROUNDING = 1e-9
+"""How far a value may be outside its interval by rounding."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's value on some images and its 95 % interval, all in [0, 1]."""
+    """A metric's value on some images and its 95 % interval."""
 
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    """None, as `high` is: there is no interval."""
+    high: float | None
     images: int
     units: int
     """Groups of images, such as copies, that are as informative as one image; see `design_effect`."""
 
 
-def accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    return float((labels == predicted).mean())
+def chosen(host: Host, name: str) -> list[Entry]:
+    """The metrics of a training: first the named one, which selects, then `ALWAYS`.
 
-
-class Counts(NamedTuple):
-    """Images per class, each [..., C]: with its label, with its prediction, and with both."""
-
-    labelled: np.ndarray
-    given: np.ndarray
-    both: np.ndarray
-
-
-@dataclass(frozen=True)
-class ClassMean:
-    """A metric that is a mean over classes of a function of one share of a class's images."""
-
-    whole: Callable[[Counts], np.ndarray]
-    """The denominator of the share; its numerator is `both`."""
-    of_share: Callable[[Any], Any]
-
-    def __call__(self, labels: np.ndarray, predicted: np.ndarray) -> float:
-        return float(self.mean(_counts(labels, predicted)))
-
-    def mean(self, counts: Counts) -> np.ndarray:
-        """The mean over the classes that any image has as label or prediction."""
-        whole = self.whole(counts)
-        return self.of_share(counts.both / np.maximum(whole, 1)).sum(-1) / (whole > 0).sum(-1)
-
-    def interval(self, labels: np.ndarray, predicted: np.ndarray, units: np.ndarray) -> tuple[float, float]:
-        """The 95 % bootstrap interval over images resampled within each class (Efron 1979), or wider.
-
-        If few images of a class are wrong, the bootstrap is too narrow. So each end is at least as far from the value
-        as two others: that of the classes' Wilson intervals, combined by the root of the sum of squared distances (Zou
-        and Donner 2008), and that of the accuracy, because a mean over classes is no more certain than the accuracy of
-        all images. If units have several images, the effective number of images of each class is smaller.
-        """
-        counts, right = _counts(labels, predicted), labels == predicted
-        effect = design_effect(right, units, labels)
-        value, drawn = float(self.mean(counts)), np.quantile(self.mean(_redrawn(labels, predicted)), [0.025, 0.975])
-        low, high = (
-            max(
-                sign * (float(drawn[end]) - value) * math.sqrt(effect),
-                self._together(counts, effect, end),
-                sign * (all_images - right.mean()),
-            )
-            for end, (sign, all_images) in enumerate(zip((-1, 1), share_interval(right, units), strict=True))
-        )
-        return max(0.0, value - low), min(1.0, value + high)
-
-    def _together(self, counts: Counts, effect: float, end: int) -> float:
-        """Distance of the interval's end from the mean, combined from Wilson's interval of each class."""
-        classes = zip(counts.both, self.whole(counts), strict=True)
-        shares = [(both / of, wilson(both / of, of / effect)[end]) for both, of in classes if of]
-        distances = [self.of_share(bound) - self.of_share(share) for share, bound in shares]
-        return math.sqrt(sum(distance**2 for distance in distances)) / len(distances)
-
-
-balanced_accuracy = ClassMean(lambda counts: counts.labelled, lambda share: share)
-"""The mean recall of the classes."""
-macro_f1 = ClassMean(lambda counts: counts.labelled + counts.given - counts.both, lambda share: 2 * share / (1 + share))
-"""The mean over classes of F1, the harmonic mean of precision and recall."""
-METRICS: dict[str, Predictor] = {
-    "accuracy": accuracy,
-    "balanced-accuracy": balanced_accuracy,
-    "macro-f1": macro_f1,
-}
-
-
-def score(name: str, labels: np.ndarray, predicted: np.ndarray, units: np.ndarray) -> Score:
-    """A metric with its interval: `share_interval` for accuracy, `ClassMean.interval` for the others.
-
-    labels, predicted: [N] class indices. units: [N] the index of each image's unit, from 0.
+    Raises: PluginError for an unknown name.
     """
-    metric, n, several = METRICS[name], len(labels), len(np.unique(units))
-    value = metric(labels, predicted)
-    if several == 1 < n:  # one unit says nothing about others
-        low, high = 0.0, 1.0
-    elif isinstance(metric, ClassMean):
-        low, high = metric.interval(labels, predicted, units)
-    else:
-        low, high = share_interval(labels == predicted, units)
-    return Score(name, value, low, high, n, several)
+    others = [host.metrics[ALWAYS]] if ALWAYS in host.metrics and name != ALWAYS else []
+    return [host.metrics[name], *others]
 
 
-def most_frequent(name: str, labels: np.ndarray) -> float:
-    """The metric of a model that always predicts the most frequent class of these images."""
-    return METRICS[name](labels, np.full_like(labels, np.bincount(labels).argmax()))
+def scale_of(entry: Entry) -> Scale:
+    """The scale of a metric.
+
+    Raises: PluginError if the plugin's metric cannot be loaded, or does not say which values are better.
+    """
+    with entry.owner.answers_for(f"Metric '{entry.name}'", "cannot be used"):
+        metric: Metric = entry.item
+        return Scale(greater_is_better=metric.greater_is_better, percent=getattr(metric, "percent", False))
+
+
+def class_weights_of(entry: Entry) -> ClassWeights:
+    """The class weights that suit a metric.
+
+    Raises: PluginError.
+    """
+    with entry.owner.answers_for(f"Metric '{entry.name}'", "cannot be used"):
+        weights: ClassWeights = getattr(entry.item, "class_weights", "none")
+        if weights not in ("none", "balanced"):
+            raise ValueError(f"its class_weights must be none or balanced, not {weights!r}")
+        return weights
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """[N, C] → [N, C] float64; rows sum to 1.
+
+    Raises: TrainingError for logits that are not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise TrainingError("The trained model does not give finite numbers for these images.")
+    return softmax(logits.astype(np.float64), axis=1)
+
+
+def measure(entry: Entry, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The value of a metric. labels: [N] int64; probabilities: [N, C] float64.
+
+    Raises: PluginError, naming the plugin, if it fails or returns anything but a finite number.
+    """
+    with entry.owner.answers_for(f"Metric '{entry.name}'"):
+        return _value(entry.item, labels, probabilities)
+
+
+def _value(metric: Metric, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    value = float(metric(labels, probabilities))
+    if not math.isfinite(value):
+        raise ValueError(f"it returned {value}, not a finite number")
+    return value
+
+
+def require_defined(entry: Entry, split: str, counts: Sequence[int]) -> None:
+    """Check, before anything is trained, that a metric can be computed for so many images of each class of a split.
+
+    Raises: DataError if not; PluginError if the metric fails with anything but a ValueError.
+    """
+    try:
+        measure(entry, *_invented(counts))
+    except PluginError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise DataError(
+                f"Metric '{entry.name}' of {entry.owner} is not defined for the images of {split}: "
+                f"{error.__cause__}. Use another metric; list them: autotl plugins metrics"
+            ) from error
+        raise
+
+
+def interval_seconds(entry: Entry, counts: Sequence[int]) -> float:
+    """About how long the interval of a metric takes for so many images of each class."""
+    images = _invented(counts)
+    began = time.perf_counter()
+    measure(entry, *images)
+    seconds = time.perf_counter() - began
+    return seconds if hasattr(entry.item, "interval") else RESAMPLES * seconds
+
+
+def _invented(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and random probabilities."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    drawn = np.random.default_rng(0).random((len(labels), len(counts))) + 1e-3
+    return labels, drawn / drawn.sum(1, keepdims=True)
+
+
+def score(entry: Entry, labels: np.ndarray, probabilities: np.ndarray, units: np.ndarray) -> Score:
+    """A metric with its interval: the metric's own if it has a method for it, otherwise that of `bootstrap`.
+
+    labels, probabilities: as for `measure`. units: [N] the index of each image's unit, from 0. One unit says nothing
+    about others, so it has no interval.
+    """
+    value, several = measure(entry, labels, probabilities), len(np.unique(units))
+    with entry.owner.answers_for(f"Metric '{entry.name}'", "has no interval"):
+        if several == 1:
+            ends = None
+        elif own := getattr(entry.item, "interval", None):
+            ends = _sound(value, *own(labels, probabilities, units))
+        else:
+            ends = bootstrap(lambda rows: _value(entry.item, labels[rows], probabilities[rows]), units)
+    low, high = (min(ends[0], value), max(ends[1], value)) if ends else (None, None)
+    return Score(entry.name, value, low, high, len(labels), several)
+
+
+def _sound(value: float, low: float, high: float) -> tuple[float, float]:
+    """Raises: ValueError if this is no interval with the value in it."""
+    if not low - ROUNDING <= value <= high + ROUNDING or math.isinf(high - low):
+        raise ValueError(f"it returned {low} to {high} for the value {value}")
+    return float(low), float(high)
+
+
+def most_frequent(entry: Entry, labels: np.ndarray, classes: int) -> float:
+    """The metric of a model that predicts the most frequent class for every image: with the classes' shares of these
+    images as probabilities."""
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    return measure(entry, labels, np.tile(shares, (len(labels), 1)))
 
 
 def by_class(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
     """For each class that any image has: its index, its number of images, and how many of them are correct."""
-    counts = _counts(labels, predicted)
-    found = enumerate(zip(counts.labelled.tolist(), counts.both.tolist(), strict=True))
-    return [(number, images, right) for number, (images, right) in found if images]
-
-
-def share_interval(right: np.ndarray, units: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of the share of correct images; Wilson's interval if each image is its own unit."""
-    return wilson(float(right.mean()), len(right) / design_effect(right, units))
-
-
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share of `n` trials (Wilson 1927)."""
-    centre = share + Z * Z / (2 * n)
-    half = Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + Z * Z / n)), min(1.0, (centre + half) / (1 + Z * Z / n))
-
-
-def design_effect(values: np.ndarray, units: np.ndarray, classes: np.ndarray | None = None) -> float:
-    """How many of these images are as informative as one independent image; 1 if each is its own unit, never less.
-
-    values: [N], what is averaged over all images; with `classes`, [N], first over each class, then over the classes.
-
-    The variance of the mean over units divided by that over images (Kish 1965). Deviations are from the mean of the
-    other units of the same class. The effective number of images is reduced by Student's t for few units (Korn and
-    Graubard 1998, Survey Methodology 24). Two corrections: few deviations say little about how similar the images of a
-    unit are, so one more deviating image, with all of its unit, is added; and a few large units may all be right by
-    chance, so the similarity within small units counts too.
-    """
-    values, classes = values.astype(float), np.zeros_like(units) if classes is None else classes
-    units = np.unique(units, return_inverse=True)[1]
-    weights = 1 / np.bincount(classes)[classes]
-    sizes, squares = np.bincount(units, weights), np.bincount(units, weights**2)
-    alone, together = squares.sum(), (sizes**2).sum()
-    deviations = weights * (values - _mean_of_others(values, units, classes))
-    own, whole = np.bincount(units, deviations**2), np.bincount(units, deviations) ** 2
-    pairs = ((sizes**2 - squares) / sizes).sum()
-    alike = ((whole - own) / sizes).sum() / pairs if pairs > 0 else 0.0
-    variance = max(whole.sum(), own.sum() + alike * (together - alone))
-    one = alone / len(values)
-    effect = max(1.0, (variance + one * together / alone) / (own.sum() + one))
-    few, many = (_students_t(weights.sum() ** 2 / each - 1) for each in (together, alone))
-    return float(effect * (few / many) ** 2)
-
-
-def _mean_of_others(values: np.ndarray, units: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """For each image the mean of its class over other units, [N]; over all images if there is no other unit."""
-    cells = classes * (units.max() + 1) + units
-    total, images = (
-        np.bincount(classes, weights)[classes] - np.bincount(cells, weights)[cells]
-        for weights in (values, np.ones_like(values))
-    )
-    return np.where(images > 0, total / np.maximum(images, 1), values.mean())
-
-
-def _students_t(freedom: float) -> float:
-    """The two-sided 95 % quantile for this many degrees of freedom, at least 0.05."""
-    return float(stdtrit(max(0.05, freedom), 0.975))
-
-
-def paired_difference(right: np.ndarray, other: np.ndarray, units: np.ndarray) -> tuple[float, float, float]:
-    """Difference in accuracy of two classifiers on the same images, with its 95 % interval.
-
-    right, other: [N] booleans, whether each classifier was right on each image. units: as in `score`. The interval is
-    that of Agresti and Min (2005), which adds half an image to each of the four outcomes and so is valid for few
-    images; if units have several images, it is computed for the effective number of images.
-    """
-    difference = right.astype(float) - other
-    if len(np.unique(units)) == 1 < len(right):
-        return float(difference.mean()), -1.0, 1.0
-    effect = design_effect(difference, units)
-    n, ours, theirs = (float(count) / effect for count in (len(right), (right & ~other).sum(), (other & ~right).sum()))
-    middle = (ours - theirs) / (n + 2)
-    half = Z * math.sqrt((ours + theirs + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
-    return (ours - theirs) / n, max(-1.0, middle - half), min(1.0, middle + half)
+    images, right = (np.bincount(of) for of in (labels, labels[labels == predicted]))
+    right = np.pad(right, (0, len(images) - len(right)))
+    return [(at, int(images[at]), int(right[at])) for at in range(len(images)) if images[at]]
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -198,21 +169,3 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     shifted = logits - logits.max(1, keepdims=True)
     normaliser = np.log(np.exp(shifted).sum(1))
     return float((normaliser - shifted[np.arange(len(labels)), labels]).mean())
-
-
-def _counts(labels: np.ndarray, predicted: np.ndarray) -> Counts:
-    classes = max(labels.max(), predicted.max()) + 1
-    return Counts(*(np.bincount(of, minlength=classes) for of in (labels, predicted, labels[labels == predicted])))
-
-
-def _redrawn(labels: np.ndarray, predicted: np.ndarray) -> Counts:
-    """The counts after drawing the images of each class with replacement, [RESAMPLES, C]."""
-    draw = np.random.default_rng(0)
-    labelled = _counts(labels, predicted).labelled
-    given, both = (np.zeros((RESAMPLES, len(labelled)), int) for _ in range(2))
-    for label in np.flatnonzero(labelled):
-        guesses, images = np.unique(predicted[labels == label], return_counts=True)
-        drawn = draw.multinomial(labelled[label], images / labelled[label], RESAMPLES)
-        given[:, guesses] += drawn
-        both[:, label] = drawn[:, guesses == label].sum(1)
-    return Counts(np.broadcast_to(labelled, given.shape), given, both)

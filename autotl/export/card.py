@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import ModelCard
+from autotl.engine.scale import Scale
 from autotl.plan import BITS, Input, TransferPlan
 
 
@@ -33,9 +34,10 @@ class Score(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     metric: str
+    scale: Scale = Scale()
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     images: int
     units: int | None = None
     most_frequent: float | None = None
@@ -105,12 +107,15 @@ def readme(plan: TransferPlan, classes: Sequence[str], metrics: Metrics, use: st
     recalls: dict[str, str] = {}
     if test := metrics.test:
         of_groups = f" of {test.units:,} groups" if test.units and test.units < test.images else ""
+        shown, certain = test.scale.text, ""
+        if test.low is not None and test.high is not None:
+            certain = f", between {shown(test.low)} and {shown(test.high)} with 95 % confidence"
         facts[f"test {test.metric}"] = (
-            f"{test.value:.1%}, between {test.low:.1%} and {test.high:.1%} with 95 % confidence "
+            f"{shown(test.value)}{certain} "
             f"({test.images:,} images{of_groups} that were used neither to train nor to select it)"
         )
         if test.most_frequent is not None:
-            facts["the most frequent class alone"] = f"{test.most_frequent:.1%}"
+            facts["the most frequent class alone"] = shown(test.most_frequent)
         recalls = {name: f": {found.right:,} of {found.images:,} correct" for name, found in test.classes.items()}
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])
     names = "\n".join(f"    {name}{recalls.get(name, '')}" for name in classes)

@@ -13,7 +13,7 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
     definition = folder.definition
     assert definition is not None
     rows = []
-    for record in select.leaderboard(folder.log.records(), definition.fingerprint):
+    for record in select.leaderboard(folder.log.records(), definition.scale, definition.fingerprint):
         plan = select.plan_of(record)
         judged = {name.removeprefix("val."): value for name, value in record.metrics.items() if name.startswith("val.")}
         judged.pop("seconds", None)

@@ -24,7 +24,7 @@ class Outcome:
         return list(words.summary(result))
 
     def against(self, result: Result, control: str) -> str:
-        return words.against(control, result.test.metric, result.comparisons[control])
+        return words.against(control, result.test, result.comparisons[control])
 
     def files(self) -> dict[str, str | bytes]:
         return {

@@ -1,4 +1,4 @@
-"""The picture of a study: the probe accuracy of each cut, and the accuracy of each trial by its cost."""
+"""The picture of a study: the probe accuracy of each cut, and the metric of each trial by its cost."""
 
 import io
 
@@ -17,7 +17,7 @@ FEW = 15
 
 
 def trade_offs(folder: StudyFolder) -> bytes:
-    """A PNG file: on the left the probe accuracy of every cut, on the right the plans by accuracy and cost.
+    """A PNG file: on the left the probe accuracy of every cut, on the right the plans by metric and cost.
 
     Raises: StudyError if no trial on the current images has succeeded.
     """
@@ -53,13 +53,14 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
 def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     definition = folder.definition
     assert definition is not None
-    metric = definition.metric
-    # Plans far below the best of every strategy would squeeze the others into a line.
-    least = board.groupby("strategy")[metric].max().min()
-    shown = board[board[metric] >= least - max(0.02, 0.3 * (board[metric].max() - least))]
+    metric, scale = definition.metric, definition.scale
+    # Plans far worse than the best of every strategy would squeeze the others into a line.
+    orders = board[metric].map(scale.order)
+    worst = orders.groupby(board["strategy"]).min().max()
+    shown = board[orders <= worst + max(0.02, 0.3 * (worst - orders.min()))]
     for strategy, rows in shown.groupby("strategy", sort=False):
         axes.scatter(rows["flops"], rows[metric], label=str(strategy), alpha=0.8)
-    points = zip(board.index, board[[metric, "flops"]].itertuples(index=False, name=None), strict=True)
+    points = zip(board.index, zip(orders, board["flops"], strict=True), strict=True)
     front = shown[shown.index.isin(select.front(dict(points)))].sort_values("flops")
     axes.plot(
         front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="none with fewer FLOPs is as good"
@@ -67,14 +68,16 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     for _, rows in (shown if len(shown) <= FEW else front).groupby(["flops", metric]):
         place = (rows["flops"].iloc[0], rows[metric].iloc[0])
         axes.annotate(", ".join(map(str, sorted(rows.index))), place, xytext=(4, 4), textcoords="offset points")
+    below = "below" if scale.greater_is_better else "above"
     if len(shown) < len(board):
-        axes.text(0.02, 0.02, f"{len(board) - len(shown)} more below", transform=axes.transAxes, color="grey")
+        axes.text(0.02, 0.02, f"{len(board) - len(shown)} more {below}", transform=axes.transAxes, color="grey")
     axes.set_xscale("log", subs=(2, 3, 5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.xaxis.set_minor_formatter(EngFormatter(sep=" "))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    if scale.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("FLOPs per image")
     axes.set_ylabel(f"{metric} on the val split")
-    axes.set_title("Accuracy and cost of each trial")
+    axes.set_title(f"{metric} and cost of each trial")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

@@ -10,11 +10,12 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from autotl.engine.scale import Scale
 from autotl.errors import AutotlError, one_line, shortened
 from autotl.plan import TransferPlan
 from autotl.report.console import Console
 from autotl.report.output import printable
-from autotl.study.select import LOSS_DIGITS, front, plan_of
+from autotl.study.select import LOSS_DIGITS, front, plan_of, value_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
@@ -27,8 +28,12 @@ PLAIN_WIDTH = 160
 """Width of output to a file or a pipe, in characters."""
 NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling")
 """Columns of the leaderboard that hold no numbers."""
-LEFT_OUT = {"pooling": 24, "parameters": 24, "log-loss": 24, "frozen": 24, "": 12, "FLOPs": 12}
+LOSS = "log-loss"
+"""The column of the loss on `val`, by which equal values are ordered; the metric of this name is the same number."""
+LEFT_OUT = {"pooling": 24, "parameters": 24, LOSS: 24, "frozen": 24, "": 12, "FLOPs": 12}
 """Columns that the leaderboard drops, in this order, before names get shorter than that many characters."""
+Cells = dict[str, Callable[[TrialRecord, TransferPlan], str]]
+"""What the cells of each column show."""
 SHORTEST = 12
 """The fewest characters to which a name is shortened."""
 
@@ -126,27 +131,29 @@ def probe(rows: Sequence[ProbeRow], width: int) -> Table:
     return table
 
 
-def leaderboard(records: Sequence[TrialRecord], metric: str, width: int, most: int = 10) -> Table:
+def leaderboard(records: Sequence[TrialRecord], metric: str, scale: Scale, width: int, most: int = 10) -> Table:
     """The best plans with their cost per image; `*` marks plans that no plan with fewer FLOPs matches.
 
     If `width`, in characters, is small, only the most important columns are shown, and names are shortened.
     """
-    cheapest = front({record.number: (record.value or 0.0, record.metrics["flops"]) for record in records})
-    columns: dict[str, Callable[[TrialRecord, TransferPlan], str]] = {
+    cheapest = front({record.number: (scale.order(value_of(record)), record.metrics["flops"]) for record in records})
+    losses: Cells = {LOSS: lambda record, plan: f"{record.metrics['val.loss']:.{LOSS_DIGITS}f}"}
+    columns: Cells = {
         "trial": lambda record, plan: str(record.number),
         "strategy": lambda record, plan: str(record.params["strategy"]),
         "backbone": lambda record, plan: plan.backbone,
         "cut": lambda record, plan: plan.cut,
         "frozen": lambda record, plan: frozen(plan),
         "pooling": lambda record, plan: plan.head.pooling,
-        metric: lambda record, plan: f"{record.value:.1%}",
-        "log-loss": lambda record, plan: f"{record.metrics['val.loss']:.{LOSS_DIGITS}f}",
+        metric: lambda record, plan: scale.text(value_of(record)),
+        **(losses if metric != LOSS else {}),
         "parameters": lambda record, plan: count(record.metrics["parameters"]),
         "FLOPs": lambda record, plan: count(record.metrics["flops"]),
         "": lambda record, plan: "*" if record.number in cheapest else "",
     }
     cells = {name: [cell(record, plan_of(record)) for record in records[:most]] for name, cell in columns.items()}
-    return fitted(cells, width, names=NAMES, left_out=LEFT_OUT)
+    left_out = {name: least for name, least in LEFT_OUT.items() if name != metric}
+    return fitted(cells, width, names=NAMES, left_out=left_out)
 
 
 def frozen(plan: TransferPlan) -> str:
@@ -155,7 +162,7 @@ def frozen(plan: TransferPlan) -> str:
     return "all" if last == plan.cut else last or "none"
 
 
-def strategies(records: Sequence[TrialRecord], metric: str, width: int) -> Table:
+def strategies(records: Sequence[TrialRecord], metric: str, scale: Scale, width: int) -> Table:
     """For each strategy its trials, its best and median value, and the median time of its trials."""
     names = ("strategy", "trials", "pruned", "failed", f"best {metric}", "median", "seconds per trial")
     by_strategy: dict[str, list[TrialRecord]] = {}
@@ -163,14 +170,15 @@ def strategies(records: Sequence[TrialRecord], metric: str, width: int) -> Table
         if record.state in ENDED and "strategy" in record.params:
             by_strategy.setdefault(record.params["strategy"], []).append(record)
     columns: dict[str, list[str]] = {name: [] for name in names}
-    for name, members in sorted(by_strategy.items(), key=lambda item: -max(_values(item[1]), default=0.0)):
-        values = _values(members)
+    values_of = {name: sorted(_values(members), key=scale.order) for name, members in by_strategy.items()}
+    for name in sorted(by_strategy, key=lambda name: [*map(scale.order, values_of[name]), math.inf][0]):
+        members, values = by_strategy[name], values_of[name]
         row = (
             name,
             str(len(members)),
             *(str(sum(record.state == state for record in members)) for state in ("pruned", "failed")),
-            f"{max(values):.1%}" if values else "",
-            f"{median(values):.1%}" if values else "",
+            scale.text(values[0]) if values else "",
+            scale.text(median(values)) if values else "",
             f"{median(record.seconds for record in members):.1f}",
         )
         for column, cell in zip(columns.values(), row, strict=True):
@@ -213,8 +221,8 @@ def _study(folder: StudyFolder) -> Iterator[str]:
     yield str(len(definition.classes))
     yield str(sum(record.state in ENDED for record in folder.log.records()))
     yield definition.metric
-    yield f"{result.best.validation:.1%}" if result else ""
-    yield f"{result.test.value:.1%}" if result else ""
+    yield definition.scale.text(result.best.validation) if result else ""
+    yield definition.scale.text(result.test.value) if result else ""
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:

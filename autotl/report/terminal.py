@@ -14,12 +14,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from autotl.engine.scale import Scale
 from autotl.errors import StudyError
 from autotl.registry import on_stderr
 from autotl.report import notebook, tables, words
 from autotl.report.console import Console, say
 from autotl.report.output import printable
-from autotl.study.select import leaderboard
+from autotl.study.select import leaderboard, value_of
 from autotl.study.watch import Estimate
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
@@ -41,6 +42,7 @@ class Terminal:
         self.console = console
         self.brief = brief
         """Only notes and failures, no tables: the result is printed elsewhere."""
+        self._scale = Scale()
         self._left: Callable[[], float] = lambda: math.inf
         self._live = Progress(
             _Words(lambda task: task.description),
@@ -90,6 +92,9 @@ class Terminal:
         if not self.brief:
             self._print(tables.dataset(dataset))
 
+    def scale(self, scale: Scale) -> None:
+        self._scale = scale
+
     def estimate(self, estimate: Estimate) -> None:
         if not self.brief:
             features = f"will take about {_duration(estimate.features)}" if estimate.features else "are stored already"
@@ -123,7 +128,7 @@ class Terminal:
         self._do("")
         self._update(TRIALS, done, total, self._detail(""))
         if not self.brief and not self.console.is_terminal:
-            self.note(_line(record, done, total, self._best))
+            self.note(_line(record, done, total, self._best, self._scale))
         elif record.state == "failed":
             self.note(f"Trial {record.number} failed: {record.reason}")
 
@@ -156,7 +161,7 @@ class Terminal:
                 self.note(f"{self._doing or 'working'}, {so_far}{budget}")
 
     def _detail(self, running: str) -> str:
-        best = f"best {self._best.value:.1%} (trial {self._best.number})" if self._best else ""
+        best = f"best {self._scale.text(value_of(self._best))} (trial {self._best.number})" if self._best else ""
         return "  ".join(part for part in (best, running) if part)
 
 
@@ -225,8 +230,9 @@ def show_result(folder: StudyFolder) -> None:
     assert definition is not None
     records = list(folder.log.records())
     console.print()
-    board = leaderboard(records, definition.fingerprint)
-    table = tables.leaderboard(board, definition.metric, console.width)
+    metric, scale = definition.metric, definition.scale
+    board = leaderboard(records, scale, definition.fingerprint)
+    table = tables.leaderboard(board, metric, scale, console.width)
     console.print(table)
     plans = "plan" if len(board) == 1 else "different plans"
     stars = any(not column.header for column in table.columns)  # a narrow table has none
@@ -234,7 +240,7 @@ def show_result(folder: StudyFolder) -> None:
     say(console, f"{len(board)} {plans} trained in {len(records)} trials{meaning}")
     console.print()
     now = [record for record in records if not record.plan or record.plan.data.fingerprint == definition.fingerprint]
-    console.print(tables.strategies(now, definition.metric, console.width))
+    console.print(tables.strategies(now, metric, scale, console.width))
     failed = [record for record in records if record.state == "failed"]
     for record in failed[:3]:
         say(console, f"Trial {record.number} failed: {record.reason}")
@@ -261,13 +267,13 @@ def show_study(folder: StudyFolder) -> None:
     show_result(folder)
 
 
-def _line(record: TrialRecord, done: int, total: int, best: TrialRecord | None) -> str:
+def _line(record: TrialRecord, done: int, total: int, best: TrialRecord | None, scale: Scale) -> str:
     head, plan = f"[{done}/{total}] trial {record.number}", record.plan
     what = f"  {record.params['strategy']} {plan.backbone} → {plan.cut} ({plan.head.pooling})" if plan else ""
     if record.value is None:
         return f"{head}  {record.state}{what}: {record.reason}"
-    best_value = f"{best.value:.1%}" if best and best.value is not None else ""
-    return f"{head}  {record.value:.1%}  best {best_value}{what}  {_duration(record.seconds)}"
+    best_value = scale.text(value_of(best)) if best else ""
+    return f"{head}  {scale.text(record.value)}  best {best_value}{what}  {_duration(record.seconds)}"
 
 
 def _clock(seconds: float) -> str:

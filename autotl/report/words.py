@@ -20,6 +20,7 @@ WORST = 5
 def summary(result: Result) -> Iterator[str]:
     """The winner, its test result, and its gain over the baselines, in a few lines."""
     plan, test = result.best.plan, result.test
+    shown = test.scale.text
     metrics = result.best.metrics
     yield (
         f"Winner: {plan.backbone}{MODES[plan.input.mode]}, cut after {plan.cut}, "
@@ -28,14 +29,14 @@ def summary(result: Result) -> Iterator[str]:
     )
     yield from trained(plan)
     in_groups = f" in {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
-    yield (
-        f"Test {test.metric} {test.value:.1%}, 95 % confidence interval {test.low:.1%} to {test.high:.1%} "
-        f"({test.images:,} test images{in_groups})."
-    )
+    certain = "without a confidence interval"
+    if test.low is not None and test.high is not None:
+        certain = f"95 % confidence interval {shown(test.low)} to {shown(test.high)}"
+    yield f"Test {test.metric} {shown(test.value)}, {certain} ({test.images:,} test images{in_groups})."
     if test.near_apart:
         yield (
             f"{test.near_apart:,} of these images have a near-copy in another split, so this figure is optimistic: "
-            "expect less on new images."
+            f"expect {_worse(test)} on new images."
         )
     yield from by_class(test)
     if result.imbalance > UNEQUAL and test.metric == "accuracy":
@@ -44,9 +45,9 @@ def summary(result: Result) -> Iterator[str]:
             "If every class matters equally, search with --study NAME --metric balanced-accuracy (or macro-f1)."
         )
     for name, comparison in result.comparisons.items():
-        yield against(name, test.metric, comparison)
-    runs = [f"{run.value:.1%}" for run in result.best.runs]
-    mean = f"{result.best.validation:.1%}, the mean over {len(runs)} seeds ({', '.join(runs)})"
+        yield against(name, test, comparison)
+    runs = [shown(run.value) for run in result.best.runs]
+    mean = f"{shown(result.best.validation)}, the mean over {len(runs)} seeds ({', '.join(runs)})"
     yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
     for what in result.left_out:
         yield f"Skipped: {what}."
@@ -59,7 +60,7 @@ def summary(result: Result) -> Iterator[str]:
 
 def by_class(test: Test) -> Iterator[str]:
     """The metric of always predicting the most frequent class, and the recall of the classes, or of the worst ones."""
-    yield f"Always predicting the most frequent class would give {test.metric} {test.most_frequent:.1%}."
+    yield f"Always predicting the most frequent class would give {test.metric} {test.scale.text(test.most_frequent)}."
     ranked = sorted(test.classes.items(), key=lambda item: item[1].recall)
     short = [item for item in ranked if item[1].right < item[1].images]
     if not short:
@@ -74,9 +75,9 @@ def by_class(test: Test) -> Iterator[str]:
         yield f"Recall of each class: {', '.join(each)}{'; 100% for all others' if rest else ''}."
 
 
-def against(name: str, metric: str, comparison: Comparison) -> str:
+def against(name: str, test: Test, comparison: Comparison) -> str:
     """A baseline, and the gain of the winner over it."""
-    return f"Compared with {name}, {metric} {comparison.value:.1%}: {_gain(comparison)}"
+    return f"Compared with {name}, {test.metric} {test.scale.text(comparison.value)}: {_gain(comparison)}"
 
 
 def trained(plan: TransferPlan) -> Iterator[str]:
@@ -105,11 +106,16 @@ def _lr(rates: list[float]) -> str:
 
 
 def _caution(result: Result) -> str:
-    """A warning that the best of several is optimistic, unless the test result is higher."""
+    """A warning that the best of several is optimistic, unless the test result is better."""
     chosen = result.plans > 1 or any("val.loss_at_choice" in name for name in result.best.metrics)
-    if not chosen or result.test.value > result.best.validation:
+    order = result.test.scale.order
+    if not chosen or order(result.test.value) < order(result.best.validation):
         return ""
-    return " It selected this model, so expect less on new images."
+    return f" It selected this model, so expect {_worse(result.test)} on new images."
+
+
+def _worse(test: Test) -> str:
+    return "less" if test.scale.greater_is_better else "more"
 
 
 def _gain(comparison: Comparison) -> str:

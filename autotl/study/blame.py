@@ -47,13 +47,17 @@ def names(missing: Set[str], params: Mapping[str, Any]) -> bool:
     return not missing.isdisjoint(chosen)
 
 
-def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str]:
+def blamed(trial: optuna.Trial, error: BaseException) -> tuple[str, str] | None:
     """What made a trial fail: the backbone or augmentation that the error names, else the strategy.
+
+    None for the metric: all trials are measured by it.
 
     The strategy is also blamed for drawing something that is out, which happens if all of its kind are out.
     """
     params, out = trial.params, out_of(before(trial.study, trial.number))
     what = error.blamed if isinstance(error, PluginError) else ""
+    if what.startswith("Metric "):
+        return None
     for kind in ("backbone", *DRAWN):
         value = str(params.get(kind, ""))
         # A network with random weights instead of its own is the same network.

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from autotl.data.dataset import Dataset, Opening
-from autotl.engine import feed, metrics
+from autotl.engine import feed, intervals, metrics
 from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit, on_all_images
 from autotl.engine.observe import Nobody
+from autotl.engine.scale import Scale
 from autotl.errors import AutotlError, PluginError, StudyError, one_line
 from autotl.export import bundle
 from autotl.files import append_line, read_lines, write
@@ -47,13 +48,14 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     made_from = _made_from(records, settings, bench.dataset)
     if known and known.made_from == made_from and not known.left_out and bundle.plan_of(folder.bundle) == known.final:
         return known
-    board = _board(records, folder.name, bench.dataset)
+    board = _board(records, folder.name, bench)
     end = _End(folder, settings, bench, watcher, budget, known)
     end.left_out += [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
     ended = sum(record.state in ENDED for record in records)
     if ended < settings.trials:
         end.left_out.append(f"no time for {settings.trials - ended} of {settings.trials} trials")
     winner, final = end.train(end.contenders(board[:BEST]), board)
+    run = winner.median(bench.scale)
     test, comparisons = (known.test, known.comparisons) if known and known.final == final else (None, {})
     if settings.compare:
         controls = list(end.controls(winner, board))
@@ -72,9 +74,9 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         best=Best(
             trial=winner.record.number,
             strategy=winner.record.params["strategy"],
-            plan=winner.median.plan,
+            plan=run.plan,
             validation=winner.mean,
-            metrics=winner.median.metrics,
+            metrics=run.metrics,
             runs=tuple(Run(seed=run.plan.seed, value=run.value) for run in winner.runs),
         ),
         final=final,
@@ -88,7 +90,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         bundle=str(folder.bundle),
     )
     tested = result.model_dump(mode="json", include={"test", "comparisons"})
-    bundle.describe(folder.bundle, {"validation": winner.median.metrics, **tested})
+    bundle.describe(folder.bundle, {"validation": run.metrics, **tested})
     write(folder.result, result.to_json())
     return result
 
@@ -107,8 +109,8 @@ def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Data
     return digest({"trials": trials, "fingerprint": dataset.fingerprint, **settings.model_dump(include=ENDING)})
 
 
-def _board(records: Sequence[TrialRecord], study: str, dataset: Dataset) -> list[TrialRecord]:
-    board = select.leaderboard(records, dataset.fingerprint)
+def _board(records: Sequence[TrialRecord], study: str, bench: Bench) -> list[TrialRecord]:
+    board = select.leaderboard(records, bench.scale, bench.dataset.fingerprint)
     if board:
         return board
     if earlier := sum(record.state == "complete" for record in records):
@@ -143,10 +145,9 @@ class _Contender:
     def mean(self) -> float:
         return float(np.mean([run.value for run in self.runs]))
 
-    @property
-    def median(self) -> _Run:
-        """The median run; the lower of two."""
-        return sorted(self.runs, key=lambda run: run.value)[(len(self.runs) - 1) // 2]
+    def median(self, scale: Scale) -> _Run:
+        """The median run; the worse of two."""
+        return sorted(self.runs, key=lambda run: -scale.order(run.value))[(len(self.runs) - 1) // 2]
 
 
 class _Failed(Exception):
@@ -203,17 +204,18 @@ class _End:
         except OutOfTime:
             rounds = f"{turns - turn + 1} of {turns} rounds"
             self.left_out.append(f"no time for {rounds} of reruns of the best plans with new seeds")
-        return sorted(contenders, key=lambda contender: -contender.mean)
+        return sorted(contenders, key=lambda contender: self.bench.scale.order(contender.mean))
 
     def _keep_for_the_test(self, best: Sequence[TrialRecord]) -> None:
         """Reserve time to evaluate the bundle and its controls on the test images."""
         looks = 4 if self.settings.compare else 1
         share = len(self.bench.shas("test")) / len(self.bench.shas("val"))
-        self.budget.keep_at_last(looks * share * max(record.metrics.get("val.seconds", 0.0) for record in best))
+        seconds = looks * share * max(record.metrics.get("val.seconds", 0.0) for record in best)
+        counts = self.bench.dataset.counts_in("test")
+        self.budget.keep_at_last(seconds + metrics.interval_seconds(self.bench.metrics[0], counts))
 
     def _own_run(self, record: TrialRecord) -> _Run:
-        assert record.value is not None
-        return _Run(select.plan_of(record), record.value, record.metrics)
+        return _Run(select.plan_of(record), select.value_of(record), record.metrics)
 
     def _run_again(self, contender: _Contender, turn: int) -> _Contender | None:
         """The contender with one more run, if another seed can change the result; None if the run fails."""
@@ -243,7 +245,7 @@ class _End:
         there = bundle.plan_of(self.folder.bundle)
         in_time = True
         for winner in contenders:
-            run, final = winner.median, self._final(winner)
+            run, final = winner.median(self.bench.scale), self._final(winner)
             if there == final:
                 return winner, final
             try:
@@ -274,7 +276,7 @@ class _End:
 
     def _final(self, winner: _Contender) -> TransferPlan:
         """The plan that the winner's bundle is trained by."""
-        run = winner.median
+        run = winner.median(self.bench.scale)
         return on_all_images(run.plan, run.metrics, self.bench) if self.settings.refit else run.plan
 
     def _seconds_again(self, final: TransferPlan, run: _Run) -> float:
@@ -323,7 +325,7 @@ class _End:
         """The controls that the winner is compared with."""
         catalogue, note = self.bench.catalogue, self.watcher.note
         rows = [row for row in read_probe(self.folder) if row.backbone.partition(":")[0] in catalogue.host.backbones]
-        run = winner.median
+        run = winner.median(self.bench.scale)
         facts = facts_of(self.bench.dataset)
         return controls_of(run.plan, run.metrics["seconds"], board, rows, catalogue, facts, note)
 
@@ -353,20 +355,22 @@ class _End:
         self, final: TransferPlan, controls: Sequence[tuple[str, Fitted]], trials: int
     ) -> tuple[Test, dict[str, Comparison]]:
         """Open the sealed test split, once, for the bundle and the controls together."""
-        guessed = self._guesses()
-        guesses = {name: control.logits("test").argmax(1) for name, control in controls}
-        dataset, metric = self.bench.dataset, self.settings.metric
+        given = self._probabilities()
+        others = {name: metrics.probabilities(control.logits("test")) for name, control in controls}
+        dataset, metric = self.bench.dataset, self.bench.metrics[0]
         labels = dataset.open_test(self.folder.test_openings, plan=final.hash, trials=trials)
-        units = dataset.units("test")
+        units, guessed = dataset.units("test"), given.argmax(1)
         comparisons = {}
         for name, control in controls:
-            difference, low, high = metrics.paired_difference(guessed == labels, guesses[name] == labels, units)
-            value = metrics.METRICS[metric](labels, guesses[name])
+            right = guessed == labels, others[name].argmax(1) == labels
+            difference, low, high = intervals.paired_difference(*right, units)
+            value = metrics.measure(metric, labels, others[name])
             comparisons[name] = Comparison(plan=control.plan, value=value, difference=difference, low=low, high=high)
         test = Test(
-            **asdict(metrics.score(metric, labels, guessed, units)),
+            **asdict(metrics.score(metric, labels, given, units)),
+            scale=self.bench.scale,
             near_apart=sum(image.path in dataset.near_apart for image in dataset.of("test")),
-            most_frequent=metrics.most_frequent(metric, labels),
+            most_frequent=metrics.most_frequent(metric, labels, len(dataset.classes)),
             classes={
                 dataset.classes[number]: OfClass(images=images, right=right)
                 for number, images, right in metrics.by_class(labels, guessed)
@@ -374,15 +378,16 @@ class _End:
         )
         return test, comparisons
 
-    def _guesses(self) -> np.ndarray:
-        """The predictions of the saved bundle for the test images: [N] class numbers."""
+    def _probabilities(self) -> np.ndarray:
+        """The predictions of the saved bundle for the test images: [N, C] float64."""
         loaded = bundle.load(self.folder.bundle, self.bench.catalogue).to(self.bench.device)
         self.bench.decode(loaded.plan.input)
         pixels = partial(self.bench.features.pixels.read, loaded.plan.input)
         shas = self.bench.shas("test")
         batches = [shas[start : start + bundle.BATCH] for start in range(0, len(shas), bundle.BATCH)]
-        found = [loaded.probabilities(images).argmax(1) for images in feed.images(pixels, batches, self.bench.device)]
-        return torch.cat(found).cpu().numpy()
+        found = [loaded.probabilities(images).double() for images in feed.images(pixels, batches, self.bench.device)]
+        given = torch.cat(found)
+        return (given / given.sum(1, keepdim=True)).cpu().numpy()  # rows of float32 sum to 1 only nearly
 
 
 def _reruns(folder: StudyFolder) -> dict[str, dict[str, float]]:

@@ -34,13 +34,14 @@ class Guesses:
         drawn: Mapping[str, Mapping[str, Entry]],
         skip: Callable[[PluginError], None],
         *,
-        metric: str,
+        class_weights: ClassWeights,
     ) -> None:
-        """`skip` is called with the error of a first guess that cannot be tried, or only with changes."""
+        """`class_weights` are those of the metric. `skip` is called with the error of a first guess that cannot be
+        tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
         self._strategies, self._drawn = strategies, drawn
         self._skip = skip
-        self._class_weights: ClassWeights = "none" if metric == "accuracy" else "balanced"
+        self._class_weights = class_weights
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
         """Linear probes at the best cut of each backbone, best first."""

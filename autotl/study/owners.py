@@ -21,12 +21,14 @@ def owners_of(
     backbones: Iterable[str],
     strategies: Mapping[str, Entry],
     drawn: Mapping[str, Mapping[str, Entry]],
+    metric: Entry,
 ) -> Owners:
     """The owners of all plugins that a study may use; methods only if they come with one of its strategies."""
     families = {name.partition(":")[0]: catalogue.owner(name) for name in backbones}
     owners = {f"backbones {name}": owner for name, owner in families.items()}
     owners |= {f"strategies {name}": entry.owner for name, entry in strategies.items()}
     owners |= {f"{kind} {name}": entry.owner for kind, found in drawn.items() for name, entry in found.items()}
+    owners[f"metrics {metric.name}"] = metric.owner
     distributions = {entry.owner.distribution for entry in strategies.values()}
     methods = [entry for entry in catalogue.host.methods if entry.owner.distribution in distributions]
     owners |= {f"methods {entry.name}": entry.owner for entry in methods}

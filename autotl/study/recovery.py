@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotl.errors import DamagedFile, StudyError, one_line
 from autotl.study.machine import STORAGE
 from autotl.study.pruner import SameImagesPruner
-from autotl.study.storage import OPTUNA_STATES, SharedStudy, described
+from autotl.study.storage import OPTUNA_STATES, Direction, SharedStudy, described, direction_of
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
 
@@ -67,7 +67,7 @@ def opened(
     Raises: StudyError if the storage cannot be used, or the logs lack the distributions that trials were drawn from.
     """
     records = {record.number: record for record in folder.log.records()}
-    url = storage or folder.storage_of(definition)
+    url, direction = storage or folder.storage_of(definition), direction_of(definition.scale)
     own = folder.database if url == folder.storage_of(None) else None
     study = None
     lost = ""
@@ -75,7 +75,7 @@ def opened(
         lost = f"{own} was {'damaged' if own.exists() else 'missing'}"
     if not lost:
         try:
-            study = SharedStudy.create(url, definition.optuna, definition.seed, missing)
+            study = SharedStudy.create(url, definition.optuna, definition.seed, direction, missing)
             lost = _contradiction(study, records) or _untold(study, records)
         except Exception as error:  # Optuna's errors for damaged rows are of any kind
             if own is None or OUT_OF_REACH.search(str(error)):
@@ -97,8 +97,8 @@ def opened(
         _move_away(own)
     else:
         SharedStudy.forget(url, definition.optuna)
-    study = SharedStudy.create(url, definition.optuna, definition.seed, missing)
-    study.optuna.add_trials(_replayed(records))
+    study = SharedStudy.create(url, definition.optuna, definition.seed, direction, missing)
+    study.optuna.add_trials(_replayed(records, direction))
     again = [str(number) for number in range(max(records, default=0)) if not _is_complete(records.get(number))]
     what = f" To be run again: trial {', '.join(again)}." if again else ""
     say(f"Warning: {lost}. Optuna's storage was rebuilt from the logs of {len(records)} trials.{what}")
@@ -160,12 +160,12 @@ def _agree(trial: FrozenTrial, record: TrialRecord) -> bool:
     return trial.state == OPTUNA_STATES[record.state] and same_value and same_params
 
 
-def _replayed(records: Mapping[int, TrialRecord]) -> list[FrozenTrial]:
+def _replayed(records: Mapping[int, TrialRecord], direction: Direction) -> list[FrozenTrial]:
     """The trials as Optuna would have them if they had just been run, one after another.
 
     Raises: StudyError for a log whose parameters do not fit its distributions.
     """
-    study = optuna.create_study(direction="maximize", pruner=SameImagesPruner(), sampler=RandomSampler())
+    study = optuna.create_study(direction=direction, pruner=SameImagesPruner(), sampler=RandomSampler())
     for number in range(max(records, default=-1) + 1):
         record = records.get(number)
         if record is None or not _is_complete(record):

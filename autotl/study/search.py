@@ -13,9 +13,9 @@ from autotl.data import index
 from autotl.data.dataset import Dataset, changes, read_split
 from autotl.data.rows import trim
 from autotl.data.shapes import expected
-from autotl.data.split import SPLITS
+from autotl.data.split import SPLITS, Split
 from autotl.engine import device as devices
-from autotl.engine import probe
+from autotl.engine import metrics, probe
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
@@ -44,6 +44,8 @@ from autotl.tracking.probe import ProbeRow, read_probe, write_probe
 from autotl.tracking.result import Result
 from autotl.tracking.shipping import PATIENCE, Shipping, tracking_option, tracking_uri
 
+HELD_OUT: tuple[Split, ...] = ("early_stop", "val", "test")
+"""The splits that metrics are computed for."""
 FIRST_PASSES = 0.35
 """The largest share of a budget for the first pass of the images through the backbones."""
 FIRST_TRAININGS = 0.6
@@ -94,6 +96,8 @@ class Search:
         for name, entry in self.drawn["methods"].items():
             if not hasattr(entry.item, "step"):
                 raise StudyError(f"--methods: '{name}' fits a head. Name methods that train by gradient descent.")
+        self.metric = host.metrics[settings.metric]
+        self.scale = metrics.scale_of(self.metric)
         self._named = self._expanded(settings.backbones)
         if before:
             here = [name for name in before.backbones if self._has("backbones", name.partition(":")[0])]
@@ -189,10 +193,11 @@ class Search:
         return list(found)
 
     def _asked_for(self) -> set[str]:
-        """The plugins that the user names for a study that is resumed, named as in `Owners`."""
+        """The plugins that the user names for a study that is resumed, named as in `Owners`; its metric always."""
         families = [f"backbones {name.partition(':')[0]}" for name in self.settings.backbones]
         kinds = ("strategies", *DRAWN.values())
-        return {*families, *(f"{kind} {name}" for kind in kinds for name in getattr(self.settings, kind))}
+        named = {f"{kind} {name}" for kind in kinds for name in getattr(self.settings, kind)}
+        return {*families, *named, f"metrics {self.settings.metric}"}
 
     def _chosen(self, kind: str, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
         """The entries that the user named, or all if none are named; in a resumed study those it was started with.
@@ -247,6 +252,7 @@ class Search:
                 columns=self.columns,
                 previous=read_split(self.folder.path) if self.before else None,
                 near_copies=self.settings.near_copies,
+                metric=self.settings.metric,
                 progress=progress,
                 note=self.watcher.note,
             )
@@ -259,6 +265,10 @@ class Search:
                 "command again with a larger --budget."
             ) from None
         self.watcher.dataset(bench.dataset)
+        self.watcher.scale(self.scale)
+        for split in (split for split in HELD_OUT if bench.shas(split)):
+            for metric in bench.metrics:
+                metrics.require_defined(metric, split, bench.dataset.counts_in(split))
         if not self.before:
             start.require_unseen(bench.dataset, self.settings.weights.values())
         for note in self.inputs.notes():
@@ -353,10 +363,11 @@ class Search:
             adapters=tuple(self.drawn["adapters"]),
             methods=tuple(self.drawn["methods"]),
             techniques=tuple(sorted(set(self.settings.techniques))),
-            owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn) | theirs,
+            owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn, self.metric) | theirs,
             plugins=self._plugins(),
             set=self.settings.set,
             metric=self.settings.metric,
+            scale=self.scale,
             seed=self.settings.seed,
             near_copies=self.settings.near_copies,
             device=devices.kind(self.device),
@@ -417,7 +428,14 @@ class Search:
             kind: {name: entry for name, entry in entries.items() if self._has(kind, name)}
             for kind, entries in self.drawn.items()
         }
-        known = guesses.Guesses(self.catalogue, self.inputs, strategies, drawn, self._skip, metric=self.settings.metric)
+        known = guesses.Guesses(
+            self.catalogue,
+            self.inputs,
+            strategies,
+            drawn,
+            self._skip,
+            class_weights=metrics.class_weights_of(self.metric),
+        )
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
         else:

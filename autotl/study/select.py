@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from autotl.engine.scale import Scale
 from autotl.plan import TransferPlan
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
@@ -10,7 +11,7 @@ LOSS_DIGITS = 3
 """Decimals of a log-loss that are shown and compared."""
 
 
-def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) -> list[TrialRecord]:
+def leaderboard(records: Iterable[TrialRecord], scale: Scale, fingerprint: str | None = None) -> list[TrialRecord]:
     """Completed trials, best first, each plan once; with a fingerprint only those on that version of the data.
 
     Equal values are ordered by the rounded log-loss on `val`, then by the FLOPs of the network.
@@ -19,24 +20,29 @@ def leaderboard(records: Iterable[TrialRecord], fingerprint: str | None = None) 
     for record in records:
         if record.state == "complete" and record.plan and fingerprint in (None, record.plan.data.fingerprint):
             best.setdefault(record.plan.hash, record)
-    return sorted(best.values(), key=lambda record: order(record.value, record.metrics))
+    return sorted(best.values(), key=lambda record: order(value_of(record), record.metrics, scale))
 
 
-def order(value: float | None, metrics: Mapping[str, float]) -> tuple[float, float, float]:
+def order(value: float, metrics: Mapping[str, float], scale: Scale) -> tuple[float, float, float]:
     """A sort key: the best trial has the smallest."""
-    assert value is not None
-    return -value, round(metrics["val.loss"], LOSS_DIGITS), metrics["flops"]
+    return scale.order(value), round(metrics["val.loss"], LOSS_DIGITS), metrics["flops"]
 
 
 def front(points: Mapping[int, tuple[float, float]]) -> set[int]:
-    """The Pareto front of trials, given by number with value and cost: no other is as good and cheaper."""
+    """The Pareto front of trials, given by number with `Scale.order` and cost: no other is as good and cheaper."""
     found = set()
     cheapest = float("inf")
-    for number, (_, cost) in sorted(points.items(), key=lambda item: (-item[1][0], item[1][1])):
+    for number, (_, cost) in sorted(points.items(), key=lambda item: item[1]):
         if cost < cheapest:
             cheapest = cost
             found.add(number)
     return found
+
+
+def value_of(record: TrialRecord) -> float:
+    """The value of a completed trial."""
+    assert record.value is not None
+    return record.value
 
 
 def plan_of(record: TrialRecord) -> TransferPlan:

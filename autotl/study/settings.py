@@ -166,8 +166,8 @@ class Settings(Record):
     """Parameters that are fixed instead of searched, by their names in a trial, such as `{"augmentation": "none"}`."""
     plugins: Annotated[tuple[Any, ...], BeforeValidator(_plugins)] = ()
     """Plugins besides the installed ones: Python files, and from Python also modules and objects with hooks."""
-    metric: Literal["accuracy", "balanced-accuracy", "macro-f1"] = "accuracy"
-    """The metric to maximise: accuracy, balanced-accuracy or macro-f1."""
+    metric: str = "accuracy"
+    """The name of the metric to select by; `autotl plugins metrics` lists them."""
     near_copies: NearCopies = "together"
     """`together`: images that look nearly the same stay in one split; `apart`: each is split by itself."""
     seed: int = Field(default=0, ge=0)

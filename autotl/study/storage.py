@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy
@@ -17,6 +17,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from autotl.engine.scale import Scale
 from autotl.errors import StudyError, masked, one_line, unknown
 from autotl.plan import TransferPlan
 from autotl.study.blame import BLAMED, names
@@ -41,6 +42,14 @@ _TERMS, _SPLIT, _JOINED = "autotl", "split", "joined"
 _WHO, _PLACE, _EVENTS = "worker", "place", "events"
 _FIXED = "fixed_params"
 """Optuna's attribute for the enqueued parameters of a trial."""
+
+
+Direction = Literal["maximize", "minimize"]
+
+
+def direction_of(scale: Scale) -> Direction:
+    """Optuna's direction for the values of a metric."""
+    return "maximize" if scale.greater_is_better else "minimize"
 
 
 class TakenAway(Exception):
@@ -87,7 +96,9 @@ class SharedStudy:
         self._one_at_a_time: AbstractContextManager[object] = FileLock(f"{file}.lock") if file else nullcontext()
 
     @classmethod
-    def create(cls, url: str, name: str, seed: int, missing: Set[str] = frozenset()) -> "SharedStudy":
+    def create(
+        cls, url: str, name: str, seed: int, direction: Direction, missing: Set[str] = frozenset()
+    ) -> "SharedStudy":
         """The study of this name, for the search; created if it does not exist. Nothing `missing` is drawn.
 
         Raises: StudyError if the storage cannot be used.
@@ -95,7 +106,7 @@ class SharedStudy:
         storage = _open(url)
         with _one_kind_of_error(url):
             study = optuna.create_study(
-                study_name=name, storage=storage, direction="maximize", load_if_exists=True, **_how(seed, missing)
+                study_name=name, storage=storage, direction=direction, load_if_exists=True, **_how(seed, missing)
             )
         made = cls(study, storage, SEARCH)
         for trial in made.trials(TrialState.WAITING):

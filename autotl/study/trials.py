@@ -129,7 +129,7 @@ class Trials:
             self.passed_over.append(number)
             return
         except FellBehind:
-            why = f"pruned at {observer.share} % of its epochs: its {self.settings.metric} was in the lower half"
+            why = f"pruned at {observer.share} % of its epochs: its {self.settings.metric} was in the worse half"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=why)
             state = "pruned"
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
@@ -139,7 +139,8 @@ class Trials:
                 self._keep_for_later(trial, observer.share, error)
                 raise
             # Before the end of the log: after a kill another process reports the trial without knowing the error.
-            self.study.blame(trial, *blame.blamed(trial, error))
+            if cause := blame.blamed(trial, error):
+                self.study.blame(trial, *cause)
             log.end(
                 number,
                 "failed",
@@ -231,15 +232,17 @@ class Trials:
             self._records[record.number] = record
             if record.plan and record.metrics:
                 self._known[record.plan.hash] = record.metrics
-        board = select.leaderboard(self._records.values(), self.bench.dataset.fingerprint)
+        board = select.leaderboard(self._records.values(), self.bench.scale, self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
         longest = max((record.metrics["seconds"] for record in board[:BEST]), default=0.0)
         self._refit_seconds = self.settings.refit * self.bench.refit_factor * longest
         self.budget.keep(seconds_needed(board, self.settings, self.bench))
 
     def _is_best(self, value: float, measured: Mapping[str, float]) -> bool:
-        best = self._best
-        return best is None or select.order(value, measured) < select.order(best.value, best.metrics)
+        if self._best is None:
+            return True
+        scale, best = self.bench.scale, select.value_of(self._best)
+        return select.order(value, measured, scale) < select.order(best, self._best.metrics, scale)
 
     def seconds_left(self) -> float:
         """Seconds until trials have to end; as long as there is no model, the whole budget."""

@@ -140,10 +140,12 @@ class Worker:
             columns=self.columns,
             previous=self.study.split,
             near_copies=definition.near_copies,
+            metric=definition.metric,
             progress=self.budget.watched(self.watcher, "reading images"),
             note=self.watcher.note,
         )
         self.watcher.dataset(bench.dataset)
+        self.watcher.scale(bench.scale)
         if bench.dataset.fingerprint != definition.fingerprint:
             raise StudyError(f"The images in {self.data} are not those of the search. Name their folder: --data PATH")
         return bench

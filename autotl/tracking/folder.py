@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field
 
+from autotl.engine.scale import Scale
 from autotl.errors import DamagedFile, PlanError, StudyError, unknown
 from autotl.files import is_utf8, read, write
 from autotl.plan import NearCopies, Record, Technique
@@ -49,6 +50,7 @@ class Definition(Record):
     plugins: dict[str, str] = Field(default={})
     """The plugins that are not installed: the SHA-256 of each file by its path, and "" for each object by name."""
     metric: str
+    scale: Scale = Field(default=Scale())
     seed: int
     near_copies: NearCopies = "together"
     """As in `DataRef`."""

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
+from autotl.engine.scale import Scale
 from autotl.plan import Record, TransferPlan
 from autotl.tracking.folder import StudyFolder, read_record
 from autotl.tracking.log import MEASURED
@@ -48,9 +49,11 @@ class Test(Record):
     """The winner on the test split, with the 95 % confidence interval of its metric."""
 
     metric: str
+    scale: Scale = Field(default=Scale())
     value: float
-    low: float
-    high: float
+    low: float | None
+    """None, as `high` is, if the images do not give an interval."""
+    high: float | None
     images: int
     units: int
     """Number of independent units: images that share a group or a picture count once."""

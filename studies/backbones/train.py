@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autotl.builtin.shipped import WEIGHTS, Shipped, network
-from autotl.engine.metrics import wilson
+from autotl.engine.intervals import wilson
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

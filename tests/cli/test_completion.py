@@ -77,6 +77,8 @@ def test_names_that_plugins_registered(complete):
     assert complete("search", "data", "--backbones", "t") == plain("torchvision:", "timm:")
     assert complete("search", "--strategies", "full", "--backbones", "ti") == plain("timm:")
     assert complete("plugins", "strategies", "fu") == plain("full")
+    assert complete("search", "data", "--metric", "b") == plain("balanced-accuracy")
+    assert complete("train", "plan.json", "data", "--metric", "t") == plain("top-5")
     assert complete("search", "data", "--backbones", "ti", AUTOTL_DISABLE_PLUGINS="timm_family") == []
     assert ("plain", "new") in complete("plugins", "")
 

@@ -139,8 +139,9 @@ def test_the_listings(monkeypatch):
         assert run(kind).stdout.startswith(f"{kind}:\n")
     assert "randaugment" in run("augmentations", "rand*").stdout and "flip" not in run("augmentations", "rand*").stdout
     assert "Unknown strategy 'zzz'" in run("strategies", "zzz").output
-    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "adapters")
-    assert run().output.count("adapters:\n\n") == 1
+    assert "log-loss" in run("metrics", "*-loss").stdout and "top-5" not in run("metrics", "*-loss").stdout
+    monkeypatch.setenv("AUTOTL_DISABLE_PLUGINS", "metrics")
+    assert run().output.count("metrics:\n\n") == 1
     assert run("pets").exit_code == 2
 
 

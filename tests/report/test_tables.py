@@ -7,6 +7,7 @@ from rich.console import Console
 from autotl.builtin import logistic
 from autotl.data.dataset import open_dataset
 from autotl.data.pixels import PixelStore
+from autotl.engine.scale import Scale
 from autotl.plan import Head, TransferPlan
 from autotl.report import tables
 from autotl.tracking.log import TrialRecord
@@ -37,11 +38,32 @@ def test_a_star_marks_plans_that_no_cheaper_one_matches():
     board = [record(0, 0.9, 0.1, 5e6), record(1, 0.9, 0.2, 4e6), record(2, 0.8, 0.3, 4.5e6), record(3, 0.7, 0.4, 1e6)]
     console = Console(width=tables.PLAIN_WIDTH)
     with console.capture() as shown:
-        console.print(tables.leaderboard(board, "accuracy", console.width))
+        console.print(tables.leaderboard(board, "accuracy", Scale(), console.width))
     rows = shown.get().splitlines()[1:]
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]  # in the order given
     assert [row.split()[0] for row in rows if "*" in row] == ["1", "3"]
     assert "0.200" in rows[1] and "4 M" in rows[1]
+
+
+def test_values_of_a_metric_that_is_better_where_smaller():
+    """The star, the best of a strategy and the order of strategies; log-loss has one column at any width."""
+    scale = Scale(greater_is_better=False, percent=False)
+    records = [record(0, 0.25, 0.25, 5e6), record(1, 0.5, 0.5, 6e6), record(2, 0.75, 0.75, 1e6)]
+    records[0] = replace(records[0], params={"strategy": "full"})
+    records.append(replace(records[0], number=3, params={"strategy": "scratch"}, state="failed", value=None))
+    for width in (60, tables.PLAIN_WIDTH):
+        console = Console(width=width)
+        with console.capture() as shown:
+            console.print(tables.leaderboard(records[:3], "log-loss", scale, width))
+        header, *rows = shown.get().splitlines()
+        assert header.split().count("log-loss") == 1
+        assert [value in row for value, row in zip(("0.2500", "0.5000", "0.7500"), rows, strict=True)] == [True] * 3
+    assert [row.split()[0] for row in rows if "*" in row] == ["0", "2"]
+    with console.capture() as shown:
+        console.print(tables.strategies(records, "log-loss", scale, 160))
+    rows = [row.split() for row in shown.get().splitlines()[1:]]
+    assert [row[0] for row in rows] == ["full", "linear-probe", "scratch"]
+    assert rows[1][4:6] == ["0.5000", "0.6250"] and rows[2][4:] == ["1.0"]
 
 
 def board(backbone, cut):
@@ -62,7 +84,7 @@ def board(backbone, cut):
 def test_the_leaderboard_fits_with_the_columns_that_matter(width, backbone, cut):
     console = Console(width=width)
     with console.capture() as shown:
-        console.print(tables.leaderboard(board(backbone, cut), "accuracy", width))
+        console.print(tables.leaderboard(board(backbone, cut), "accuracy", Scale(), width))
     lines = shown.get().splitlines()
     assert len(lines) == 2 and max(map(len, lines)) <= width
     columns = lines[0].split()
@@ -81,7 +103,7 @@ def test_every_other_table_fits_too(width):
     records = board("tiny:net", "2.1")
     console = Console(width=width)
     with console.capture() as shown:
-        console.print(tables.probe(rows, width), tables.strategies(records, "balanced-accuracy", width))
+        console.print(tables.probe(rows, width), tables.strategies(records, "balanced-accuracy", Scale(), width))
     assert "timm:" in shown.get() and "gradual-unfreeze" in shown.get()
     words = shown.get().split()
     assert {"probe:", "accuracy", "best", "trials", "seconds"} <= set(words)  # no word is broken

@@ -1,6 +1,7 @@
 import pytest
 
 from autotl.builtin import logistic
+from autotl.engine.scale import Scale
 from autotl.plan import Head, Input, TransferPlan
 from autotl.report import words
 from autotl.tracking import result as results
@@ -73,6 +74,26 @@ def test_the_recall_of_many_classes_lists_only_those_with_an_error():
     one = summary_of(test=of_test(**right | {"7": (9, 10)}))
     assert "\nRecall of each class: '7' 90.0% (9 of 10 images); 100% for all others.\n" in one
     assert "\nRecall is 100% for every class.\n" in summary_of(test=of_test(**right))
+
+
+def test_a_metric_that_is_better_where_smaller_is_no_percentage():
+    scale = Scale(greater_is_better=False, percent=False)
+    test = of_test(0.5).model_copy(update={"metric": "log-loss", "scale": scale, "low": 0.25, "near_apart": 1})
+    said = summary_of(test=test)
+    assert "\nTest log-loss 0.5000, 95 % confidence interval 0.2500 to 1.000 (50 test images).\n" in said
+    assert "would give log-loss 0.5000." in said and "so expect more on new images" not in said
+    assert "expect more on new images" in summary_of(test=test.model_copy(update={"value": 0.95}))
+    comparison = results.Comparison.model_construct(value=0.75, difference=0.1, low=0.05, high=0.2)
+    assert words.against("pixels", test, comparison).startswith(
+        "Compared with pixels, log-loss 0.7500: +10.0 points of acc"
+    )
+
+
+def test_a_test_without_an_interval_says_so():
+    without = of_test(units=1).model_copy(update={"low": None, "high": None})
+    assert "\nTest accuracy 95.0%, without a confidence interval (50 test images in 1 groups" in summary_of(
+        test=without
+    )
 
 
 def test_near_copies_of_test_images_in_other_splits_are_reported_with_the_accuracy():

@@ -1,6 +1,19 @@
 import optuna
+import pytest
 
 from autotl.study.pruner import IMAGES, RUNG, SameImagesPruner
+
+
+@pytest.mark.parametrize(("direction", "worse"), [("maximize", [2]), ("minimize", [1])])
+def test_the_worse_half_is_pruned(direction, worse):
+    study = optuna.create_study(direction=direction, pruner=SameImagesPruner())
+    pruned = []
+    for number, value in enumerate((0.5, 0.6, 0.4)):
+        trial = study.ask()
+        trial.report(value, RUNG)
+        if trial.should_prune():
+            pruned.append(number)
+    assert pruned == worse
 
 
 def test_a_trial_competes_only_with_those_on_the_same_images():

@@ -19,6 +19,7 @@ from autotl import hookimpl
 from autotl.builtin.linear_probe import LinearProbe
 from autotl.data.pixels import PixelStore
 from autotl.engine.bench import Bench
+from autotl.engine.scale import Scale
 from autotl.errors import DataError, PluginError, StudyError, WeightsError
 from autotl.export import bundle
 from autotl.report.terminal import show_study
@@ -74,7 +75,7 @@ def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
     assert +Counter(result.trials) == {"complete": 6}
     assert watcher.ended == [(number, "complete", 6) for number in range(6)]
     assert {row.backbone for row in watcher.probe} == {"tiny:net", "reference:edges"}
-    board = leaderboard(made.folder.log.records())
+    board = leaderboard(made.folder.log.records(), Scale())
     assert result.best.plan == board[0].plan
     assert result.best.validation == board[0].value == max(record.value for record in board)
     stored = optuna.load_study(study_name=made.folder.definition.optuna, storage=made.folder.storage)
@@ -140,13 +141,13 @@ def test_the_test_images_are_read_in_parts(host, stripes, monkeypatch):
         batches.append(weakref.ref(images))
         return images
 
-    def guesses(end):
+    def probabilities(end):
         with monkeypatch.context() as patch:
             patch.setattr(PixelStore, "read", watched)
             return really(end)
 
-    really = finishing._End._guesses
-    monkeypatch.setattr(finishing._End, "_guesses", guesses)
+    really = finishing._End._probabilities
+    monkeypatch.setattr(finishing._End, "_probabilities", probabilities)
     monkeypatch.setattr(bundle, "BATCH", 2)
     search(host, stripes, trials=1, backbones=("tiny:net",), compare=False).run()
     assert (len(batches), most) == (9, 1)

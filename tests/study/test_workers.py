@@ -272,7 +272,7 @@ def test_images_that_were_added_later_are_in_the_search_s_splits(host, stripes, 
 def study(tmp_path):
     """A study in a database, as the search opens it, and a function that opens it as a worker."""
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
-    made = SharedStudy.create(url, "flowers-1234", seed=0)
+    made = SharedStudy.create(url, "flowers-1234", seed=0, direction="maximize")
     made.agree({"definition": "{}", "seed": 0, "prune": True}, None)
     return made, lambda: SharedStudy.join(url, "flowers")
 
@@ -414,7 +414,7 @@ def test_errors_about_studies_that_cannot_be_joined(study, tmp_path):
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     with pytest.raises(StudyError, match="Unknown study 'flower'. Did you mean 'flowers'"):
         SharedStudy.join(url, "flower")
-    SharedStudy.create(url, "flowers-5678", seed=0)
+    SharedStudy.create(url, "flowers-5678", seed=0, direction="maximize")
     with pytest.raises(StudyError, match="Use one of: flowers-1234, flowers-5678"):
         join()
     with pytest.raises(StudyError, match="is still starting"):

@@ -1,6 +1,7 @@
 """A study in MLflow, with a real server or a real database."""
 
 import json
+import math
 import os
 import random
 import re
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from autotl.engine.scale import Scale
 from autotl.export import bundle
 from autotl.files import append_line
 from autotl.host import Host
@@ -256,6 +258,24 @@ def test_the_first_page_has_the_columns_that_matter_and_the_study_how_it_was_sea
     (parent,) = (run for run in everything(uri) if not run[1])
     assert parent[3]["search.trials"] == "9"
     assert parent[3]["search.command"] == "autotl search there"
+
+
+def test_the_best_of_a_metric_that_is_better_where_smaller_comes_first(made, uri):
+    scale = Scale(greater_is_better=False, percent=False)
+    made.folder.define(made.folder.definition.model_copy(update={"metric": "log-loss", "scale": scale}))
+    projection(made.folder, uri).ship()
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("autotl-stripes")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.autotl"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/log-loss`", True)
+    (parent,) = client.search_runs([experiment.experiment_id], "params.metric = 'log-loss'")
+    history = client.get_metric_history(parent.info.run_id, "best/log-loss")
+    records = list(made.folder.log.records())
+    values = [record.value if record.state == "complete" else math.inf for record in records]
+    assert [point.value for point in sorted(history, key=lambda point: point.step)] == [
+        min(values[: number + 1]) for number in range(len(values))
+    ]
+    assert history[-1].value == 0.25 != values[0]
 
 
 def test_trials_that_did_not_complete_are_never_a_success(made, uri):

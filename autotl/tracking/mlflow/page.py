@@ -2,11 +2,13 @@
 
 import json
 
+from autotl.engine.scale import Scale
+
 SHARED = "viewStateShareKey=autotl"
 """The URL parameter that selects the view in `tags`, if no other parameter sets the view."""
 
 
-def tags(metric: str) -> dict[str, str]:
+def tags(metric: str, scale: Scale) -> dict[str, str]:
     """The tags of an experiment that configure its pages for a study that selects by `metric`."""
     best = f"metrics.`val/{metric}`"
     widths = {
@@ -23,7 +25,7 @@ def tags(metric: str) -> dict[str, str]:
         "columnOrder": list(widths),
         "columnWidths": widths,
         "orderByKey": best,
-        "orderByAsc": False,
+        "orderByAsc": not scale.greater_is_better,
     }
     return {
         "mlflow.experimentKind": "custom_model_development",  # pages on training, not on language models

@@ -172,7 +172,7 @@ class Projection:
         """Find this study on the server, or create it there."""
         self._server = Server(self.uri, definition.name)
         home = self.folder.path.resolve().parent
-        self._experiment = self._server.begin_experiment(home, page.tags(definition.metric))
+        self._experiment = self._server.begin_experiment(home, page.tags(definition.metric, definition.scale))
         runs = self._server.runs(self._experiment, STUDY, definition.optuna)
         parent = _parent_of(runs) or self._begin_study(self._experiment, definition)
         for run in runs:
@@ -304,12 +304,14 @@ class Projection:
 
     def _ship_best(self, definition: Definition) -> None:
         """Log the best value so far by number of trial, up to the first trial that has not ended."""
-        best = float("-inf")
+        best = math.nan
         points: list[Metric] = []
         for number, event in sorted(self._ends.items()):
             if number != len(points):
                 break
-            best = max(best, event["value"]) if event["state"] == "complete" else best
+            if event["state"] == "complete":
+                value = event["value"]
+                best = value if math.isnan(best) else min(best, value, key=definition.scale.order)
             points.append(Metric(f"best/{definition.metric}", best, milliseconds(event["time"]), number))
         fresh = [point for point in points[self._best_shipped :] if math.isfinite(point.value)]
         self._server.log(self._parent, metrics=fresh)
@@ -394,6 +396,7 @@ class Projection:
             **{
                 f"test.{name}": getattr(result.test, name)
                 for name in ("low", "high", "images", "units", "most_frequent")
+                if getattr(result.test, name) is not None
             },
             f"test.{metric}": result.test.value,
             "seconds": result.seconds,
