@@ -27,6 +27,7 @@ from autotl.testing import (
     BackboneTests,
     GradientMethodTests,
     MethodTests,
+    MetricTests,
     ObjectiveTests,
     OptimizerTests,
     StrategyTests,
@@ -44,6 +45,7 @@ KITS = {
     "optimizers": OptimizerTests,
     "adapters": AdapterTests,
     "methods": type("_Methods", (MethodTests,), {"options": {"nearest-mean": {"shrink": [0.0, 0.5]}}}),
+    "metrics": MetricTests,
 }
 
 
@@ -74,7 +76,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_listing_is_tested():
     assert set(PYTHON) == {f"{name}.py" for name in PLUGINS} | OTHERS
-    assert len(PLUGINS) == 10
+    assert len(PLUGINS) == 11
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -113,6 +115,7 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
         objectives=("cross-entropy", "logit-adjusted"),
         adapters=("all", "channel-scale"),
         methods=("gradient-descent", "noisy"),
+        metric="brier",
         device="cpu",
         prune=False,
     )
@@ -123,6 +126,7 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
     assert {record.params["strategy"] for record in search.folder.log.records()} == set(settings.strategies)
     assert {plan.backbone for plan in plans} == set(settings.backbones)
     assert {plan.augmentation.name for plan in plans} == {"none", "grey-square"}
+    assert result.test.metric == "brier" and 0 <= result.test.value < 2
 
 
 def test_the_other_listings_run(folder):

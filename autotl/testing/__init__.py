@@ -13,6 +13,7 @@ network connection: the checks train a network of three small layers on ninety s
 from autotl.testing.augmentations import AugmentationTests
 from autotl.testing.backbones import BackboneTests
 from autotl.testing.methods import MethodTests
+from autotl.testing.metrics import MetricTests
 from autotl.testing.strategies import StrategyTests
 from autotl.testing.training import AdapterTests, GradientMethodTests, ObjectiveTests, OptimizerTests
 
@@ -22,6 +23,7 @@ __all__ = [
     "BackboneTests",
     "GradientMethodTests",
     "MethodTests",
+    "MetricTests",
     "ObjectiveTests",
     "OptimizerTests",
     "StrategyTests",

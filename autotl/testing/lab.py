@@ -178,7 +178,7 @@ def new_study(seed: int) -> optuna.Study:
 
 
 def names_of(plugin: ModuleType, kind: str) -> list[str]:
-    """What a plugin registers of a kind: `backbones`, `augmentations`, `strategies` or `methods`."""
+    """What a plugin registers of a kind: one of `autotl.host.KINDS`."""
     host, owner = host_with(plugin)
     return [entry.name for entry in host.registries[kind] if entry.owner.plugin == owner]
 

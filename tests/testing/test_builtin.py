@@ -7,6 +7,7 @@ from autotl.builtin import (
     gradient_methods,
     linear_probe,
     logistic,
+    metrics,
     objectives,
     optimizers,
     reference,
@@ -20,6 +21,7 @@ from autotl.testing import (
     BackboneTests,
     GradientMethodTests,
     MethodTests,
+    MetricTests,
     ObjectiveTests,
     OptimizerTests,
     StrategyTests,
@@ -49,6 +51,10 @@ class TestOptimizers(OptimizerTests):
 
 class TestAdapters(AdapterTests):
     plugin = adapters
+
+
+class TestMetrics(MetricTests):
+    plugin = metrics
 
 
 class TestFineTuning(StrategyTests):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from autotl import FittedHead, Head, Phase, Stop, Training, hookimpl, load_weights, logistic_path
 from autotl.contracts import ModelCard, WeightsSource
-from autotl.testing import AugmentationTests, BackboneTests, MethodTests, StrategyTests
+from autotl.errors import PluginError
+from autotl.testing import AugmentationTests, BackboneTests, MethodTests, MetricTests, StrategyTests
 from autotl.testing.lab import Lab, TinyFamily, TinyNetwork
 from autotl.testing.plugins import PluginTests
 
@@ -690,6 +691,100 @@ class TestMethods:
         lab = lab_for("methods", method())
         for check in (name for name in vars(MethodTests) if name.startswith("test_")):
             getattr(Tests(), check)(lab, "mine")
+
+
+class Brier:
+    """A metric with nothing wrong."""
+
+    greater_is_better = False
+
+    def __call__(self, labels, probabilities):
+        return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1).mean()
+
+    def interval(self, labels, probabilities, units):
+        value = self(labels, probabilities)
+        return value - 0.1, value + 0.1
+
+
+class Backwards(Brier):
+    greater_is_better = True
+
+
+class Unsaid(Brier):
+    greater_is_better = "yes"
+
+
+class Constant(Brier):
+    def __call__(self, labels, probabilities):
+        return 0.5
+
+
+class Infinite(Brier):
+    def __call__(self, labels, probabilities):
+        return float("inf")
+
+
+class OfTheFirst(Brier):
+    """Compares neighbours."""
+
+    def __call__(self, labels, probabilities):
+        return super().__call__(labels, probabilities) + 0.01 * (labels[0] == labels[1])
+
+
+class Dicing(Brier):
+    def __call__(self, labels, probabilities):
+        return super().__call__(labels, probabilities) + 1e-6 * random.random()
+
+
+class InPlace(Brier):
+    def __call__(self, labels, probabilities):
+        probabilities[np.arange(len(labels)), labels] -= 1
+        return (probabilities**2).sum(1).mean()
+
+
+class Talking(Brier):
+    def __call__(self, labels, probabilities):
+        print("measuring")
+        return super().__call__(labels, probabilities)
+
+
+class Nowhere(Brier):
+    def __call__(self, labels, probabilities):
+        raise ValueError("not for these")
+
+
+class Elsewhere(Brier):
+    def interval(self, labels, probabilities, units):
+        return 2.0, 3.0
+
+
+class TestMetrics:
+    @pytest.mark.parametrize(
+        ("metric", "check", "says"),
+        [
+            (Infinite, "test_it_is_a_finite_number", "returns .*inf.*, not a finite number"),
+            (Nowhere, "test_it_is_a_finite_number", "is not defined for 2, 3, 12 classes: not for these"),
+            (Backwards, "test_a_better_prediction_is_never_worse", "says that greater is better, but predictions"),
+            (Constant, "test_a_better_prediction_is_never_worse", "gives 0.5 for every prediction"),
+            (OfTheFirst, "test_the_order_of_the_images_does_not_matter", "depends on the order of the images"),
+            (Dicing, "test_nothing_is_left_to_chance", "gives different values for the same predictions"),
+            (Dicing, "test_it_prints_nothing_and_leaves_global_generators_alone", "or seeds it: random"),
+            (Talking, "test_it_prints_nothing_and_leaves_global_generators_alone", "prints 'measuring"),
+            (InPlace, "test_its_input_stays_as_it_is", "changes its input probabilities in place"),
+            (Elsewhere, "test_its_interval_is_around_its_value", "outside its interval 2.0 to 3.0"),
+        ],
+    )
+    def test_each_check(self, lab_for, metric, check, says):
+        refused(getattr(MetricTests(), check), lab_for("metrics", metric()), says)
+
+    def test_its_attributes_are_checked(self, lab_for):
+        with pytest.raises(PluginError, match="greater_is_better"):
+            MetricTests().test_its_attributes_have_valid_values(lab_for("metrics", Unsaid()), "mine")
+
+    def test_a_sound_metric_passes(self, lab_for):
+        lab = lab_for("metrics", Brier())
+        for check in (name for name in vars(MetricTests) if name.startswith("test_")):
+            getattr(MetricTests(), check)(lab, "mine")
 
 
 def module_of(tmp_path, monkeypatch, name, text):
