@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from autotl.contracts import Loss as Loss
     from autotl.contracts import Method as Method
     from autotl.contracts import Metric as Metric
+    from autotl.contracts import Mixed as Mixed
     from autotl.contracts import ModelCard as ModelCard
     from autotl.contracts import Objective as Objective
     from autotl.contracts import Optimization as Optimization
@@ -83,6 +84,7 @@ _HOME = {
             "Loss",
             "Method",
             "Metric",
+            "Mixed",
             "ModelCard",
             "Objective",
             "Optimization",

@@ -271,7 +271,10 @@ class Augmentation(Protocol):
         """Parameters as plain JSON values; called once per trial by `context.augmentation()`."""
 
     def build(self, params: dict[str, Any]) -> "BatchTransform":
-        """The transform; called once per phase."""
+        """The transform; called once per phase.
+
+        An augmentation whose transform returns `Mixed` has an attribute `mixes = True`.
+        """
 
 
 @dataclass(frozen=True)
@@ -487,10 +490,22 @@ class Draw(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """Images that are mixed in pairs; the targets of an image are mixed as the image is."""
+
+    images: "torch.Tensor"
+    """[N, 3, S, S] uint8."""
+    partners: "torch.Tensor"
+    """[N] int64: the position in the batch of the image that each one is mixed with."""
+    shares: "torch.Tensor"
+    """[N] float32 in [0, 1]: how much of each image is left."""
+
+
 class BatchTransform(Protocol):
     """Changes a batch of training images, each with its own random numbers."""
 
-    def __call__(self, images: "torch.Tensor", draw: Draw) -> "torch.Tensor":
+    def __call__(self, images: "torch.Tensor", draw: Draw) -> "torch.Tensor | Mixed":
         """images: [N, 3, S, S] uint8 → the same shape and type. `draw` must be the only source of randomness."""
 
 

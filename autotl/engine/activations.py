@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from autotl.contracts import BatchTransform
 from autotl.data.split import Split
 from autotl.engine import feed, precision
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
 from autotl.engine.feed import to_device
+from autotl.engine.tools import Transform
 from autotl.plan import digest
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Source:
         frozen: str | None,
         splits: Sequence[Split],
         *,
-        transform: BatchTransform | None = None,
+        transform: Transform | None = None,
         views: int = 0,
     ) -> None:
         bench = self._bench = model.bench
@@ -54,9 +54,21 @@ class Source:
         """Whether the values are read from memory; no longer once the memory was needed for something else."""
         self._key = self._identity() if self.kept else ""
         self._made: set[int] = set()
+        # What each image was mixed with in this epoch: its partner, by its place among all images, and its own share.
+        self._partners, self._shares = torch.arange(len(self)).to(bench.device), torch.ones(len(self)).to(bench.device)
 
     def __len__(self) -> int:
         return len(self._shas)
+
+    def mixed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """For the images `rows` of the latest batch, [N] indices on the device, what the augmentation mixed them with:
+        the labels of their partners, [N] int64, and their own shares, [N] float32."""
+        return self.labels[self._partners[rows]], self._shares[rows]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the augmentation mixes images."""
+        return self._transform is not None and self._transform.mixes
 
     def batches(self, rows: Tensor, steps: int, epoch: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The images `rows`, [N] indices, in `steps` batches of equal size, as (values, labels).
@@ -121,17 +133,11 @@ class Source:
         """[N, 3, S, S] uint8, on the device, as the augmentation leaves them."""
         if self._transform is None:
             return images
-        draw = Draws(self._model.plan.seed, view, self._keys[to_device(rows, images.device)])
-        entry = self._bench.catalogue.host.augmentations[self._model.plan.augmentation.name]
-        with entry.owner.answers_for(f"Augmentation '{entry.name}'"):
-            changed = self._transform(images, draw)
-        tensor = isinstance(changed, Tensor)
-        given = f"{tuple(images.shape)} {images.dtype}"
-        made = f"{tuple(changed.shape)} {changed.dtype}" if tensor else type(changed).__name__
-        if made != given:
-            how = f"returned {made} for {given}; it must keep shape and type."
-            raise entry.owner.fault(f"Augmentation '{entry.name}'", how)
-        return changed
+        rows = to_device(rows, images.device)
+        found = self._transform(images, Draws(self._model.plan.seed, view, self._keys[rows]))
+        if self.mixes:
+            self._partners[rows], self._shares[rows] = rows[found.partners], found.shares
+        return found.images
 
     @torch.no_grad()
     def _forward(self, images: Tensor) -> Tensor:
@@ -155,7 +161,7 @@ class Source:
         return precision.MEMORY_FORMATS[self._model.plan.memory_format] if value.dim() == 4 else torch.contiguous_format
 
     def _can_be_kept(self) -> bool:
-        if self._frozen is None or (self._transform is not None and not self._views):
+        if self._frozen is None or self.mixes or (self._transform is not None and not self._views):
             return False
         # The rest is for the split that is evaluated, which is read alternately with this one.
         return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.memory.room

@@ -13,6 +13,7 @@ from autotl.data.split import Split
 from autotl.engine import metrics
 from autotl.engine.activations import Source
 from autotl.engine.best import Best
+from autotl.engine.feed import to_device
 from autotl.engine.memory import TOO_LITTLE
 from autotl.engine.model import Model
 from autotl.engine.objective import Objective
@@ -140,8 +141,13 @@ class _Run:
         order = torch.randperm(len(self._source), generator=draw)
         total = torch.zeros((), device=self._model.bench.device)
         seen: list[tuple[Tensor, Tensor]] = []
-        for values, labels in self._source.batches(order, self._steps, epoch):
-            values, targets = self._objective.mixed(values, self._objective.targets(labels), draw)
+        parts = to_device(order, self._source.labels.device).tensor_split(self._steps)
+        for rows, (values, labels) in zip(parts, self._source.batches(order, self._steps, epoch), strict=True):
+            targets = self._objective.targets(labels)
+            if self._source.mixes:
+                others, shares = self._source.mixed(rows)
+                targets = torch.lerp(self._objective.targets(others), targets, shares[:, None])
+            values, targets = self._objective.mixed(values, targets, draw)
             batch = _Batch(self, values, targets)
             self.descent.start()
             self._tools.step(batch)

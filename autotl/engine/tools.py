@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from autotl.contracts import Adapted, Batch, BatchTransform, GradientMethod, Weight
+from autotl.contracts import Adapted, Batch, Draw, GradientMethod, Mixed, Weight
 from autotl.errors import PlanError, unknown
 from autotl.host import Host
 from autotl.plan import NO_AUGMENTATION, Component, Phase, TransferPlan
@@ -28,7 +28,7 @@ class Tools:
     """See `contracts.Adaptation`."""
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     """Builds the optimizer for groups of parameters."""
-    transform: BatchTransform | None
+    transform: "Transform | None"
     """Of training images; None if they are not augmented."""
 
 
@@ -113,12 +113,43 @@ def _options(phase: Phase, entry: Entry) -> dict[str, Any]:
     return options
 
 
-def _transform(plan: TransferPlan, host: Host) -> BatchTransform | None:
+class Transform:
+    """An augmentation's transform of training images, whose results are checked."""
+
+    def __init__(self, entry: Entry, component: Component) -> None:
+        self._built = _Built("Augmentation", entry, component)
+        self.mixes = bool(getattr(entry.item, "mixes", False))
+        """Whether it mixes images, so that an image depends on its batch and cannot be stored."""
+
+    def __call__(self, images: Tensor, draw: Draw) -> Mixed:
+        """[N, 3, S, S] uint8 → as many images, with what they are mixed with: by default nothing.
+
+        Raises: PluginError, naming the plugin, if it fails or returns something else.
+        """
+        with self._built.guarded():
+            found = self._built.item(images, draw)
+            if not isinstance(found, Mixed):
+                here = torch.arange(len(images), device=images.device)
+                found = Mixed(found, here, torch.ones(len(images), device=images.device))
+            elif not self.mixes:
+                raise TypeError("it returned Mixed; set mixes = True in the augmentation")
+            expected = {"images": images, "partners": torch.empty(len(images), dtype=torch.int64)}
+            expected["shares"] = torch.empty(len(images))
+            for name, wanted in expected.items():
+                given, made = _form(wanted), _form(getattr(found, name))
+                if made != given:
+                    raise TypeError(f"it returned {made} for {given}; it must keep shape and type")
+            return found
+
+
+def _form(value: object) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _transform(plan: TransferPlan, host: Host) -> Transform | None:
     if plan.augmentation == NO_AUGMENTATION:
         return None
-    built = _Built("Augmentation", _known(host.augmentations, plan.augmentation), plan.augmentation)
-    transform: BatchTransform = built.item
-    return transform
+    return Transform(_known(host.augmentations, plan.augmentation), plan.augmentation)
 
 
 def _sound(adapted: object, weights: Sequence[Weight]) -> Adapted:

@@ -1,14 +1,14 @@
 """The tests for every augmentation."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 import torch
 from torch import Tensor
 
-from autotl.contracts import BatchTransform, DataFacts
+from autotl.contracts import BatchTransform, DataFacts, Draw, Mixed
 from autotl.engine.draws import Draws
 from autotl.plan import Component
 from autotl.testing.lab import FACTS, FEWER, SEED, Lab, assert_same, sgd, stir, well_behaved
@@ -86,6 +86,15 @@ class AugmentationTests(PluginTests):
         assert same, f"'{name}' draws from a global generator: the same draw gives different results."
 
     def test_an_image_does_not_depend_on_the_batch(self, lab: Lab, name: str) -> None:
+        """Unless the augmentation mixes images; then each has a partner in the batch, and a share of itself."""
+        if getattr(lab.host.augmentations[name].item, "mixes", False):
+            found = lab.host.augmentations[name].item.build(_suggested(lab, name, {}, 0)[0])(_images(32), _draw())
+            assert isinstance(found, Mixed), f"'{name}' has mixes = True, but returns {type(found).__name__}."
+            in_batch = ((found.partners >= 0) & (found.partners < len(found.images))).all()
+            assert in_batch, f"'{name}' names partners that are not positions in the batch."
+            shares = ((found.shares >= 0) & (found.shares <= 1)).all()
+            assert shares, f"'{name}' returns shares that are not between 0 and 1."
+            return
         images, transform = _images(32), _transform(lab, name)
         together = transform(images.clone(), _draw())
         for row in range(len(images)):
@@ -111,12 +120,18 @@ def _suggested(
     return lab.host.augmentations[name].item.suggest(asked, lab.context(trial, facts)), trial
 
 
-def _build(lab: Lab, name: str, params: dict[str, Any]) -> BatchTransform:
+def _build(lab: Lab, name: str, params: dict[str, Any]) -> Callable[[Tensor, Draw], Tensor]:
+    """The transform as a function of images to images alone."""
     transform: BatchTransform = lab.host.augmentations[name].item.build(params)
-    return transform
+
+    def images(given: Tensor, draw: Draw) -> Tensor:
+        found = transform(given, draw)
+        return found.images if isinstance(found, Mixed) else found
+
+    return images
 
 
-def _transform(lab: Lab, name: str) -> BatchTransform:
+def _transform(lab: Lab, name: str) -> Callable[[Tensor, Draw], Tensor]:
     return _build(lab, name, _suggested(lab, name, {}, 0)[0])
 
 

@@ -16,6 +16,7 @@ from autotl.engine.features import FeatureStore
 from autotl.engine.fit import fit
 from autotl.engine.model import Model
 from autotl.engine.observe import Nobody
+from autotl.engine.tools import Transform
 from autotl.errors import PluginError
 from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Phase, Training, TransferPlan
 
@@ -244,7 +245,8 @@ def test_views_are_used_in_turn_and_are_the_same_each_time(bench, augment, froze
     bench.memory.most = 0
     model = Model(plan(bench, phase(frozen, views=views), augmentation=augment(watch)), bench, Nobody())
     bench.decode(model.plan.input)
-    source = Source(model, frozen, ("train",), transform=watch, views=views)
+    transform = Transform(bench.catalogue.host.augmentations["given"], Component(name="given"))
+    source = Source(model, frozen, ("train",), transform=transform, views=views)
     for epoch in range(1, 8):
         rows = torch.randperm(len(source), generator=torch.Generator().manual_seed(epoch))
         for _ in source.batches(rows, 5, epoch):

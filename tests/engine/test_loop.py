@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autotl import Adapted, hookimpl
+from autotl import Adapted, Mixed, hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.splitting import split
 from autotl.backbones.stages import Stages
@@ -23,8 +23,10 @@ from autotl.engine.best import Best
 from autotl.engine.features import FeatureStore
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.model import Model
+from autotl.engine.objective import Objective
 from autotl.engine.observe import Enough, Nobody
 from autotl.engine.optim import Descent
+from autotl.engine.tools import Transform
 from autotl.engine.trainee import Trainee
 from autotl.errors import PlanError, PluginError, TrainingError
 from autotl.export import bundle
@@ -749,7 +751,7 @@ def test_on_a_gpu_stored_values_equal_recomputed_ones(host, stripes, tmp_path, c
     half = {"compute_dtype": "bfloat16", "boundary_dtype": "bfloat16", "augmentation": flip}
     made = plan(bench, PROBE, tuned, **half)
     bench.decode(made.input)
-    transform = host.augmentations["flip"].item.build({})
+    transform = Transform(host.augmentations["flip"], flip)
     rows = torch.randperm(len(bench.shas("train")), generator=torch.Generator().manual_seed(0))
 
     def values():
@@ -875,6 +877,57 @@ def test_epochs_are_judged_by_cross_entropy_whatever_is_minimised(bench):
     fitted = fit(plan(bench, phase(epochs=2, **changes)), bench, observer)
     judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
     assert observer.epochs[-1][2]["early_stop.loss"] == pytest.approx(judged, rel=1e-4)
+
+
+class Pairs:
+    """Mixes each image with the next one in its batch: a quarter of it."""
+
+    mixes = True
+
+    def suggest(self, trial, context):
+        return {}
+
+    def build(self, params):
+        def blend(images, draw):
+            partners = torch.arange(len(images)).roll(-1)
+            blended = (0.75 * images + 0.25 * images[partners]).round().to(torch.uint8)
+            return Mixed(blended, partners, torch.full((len(images),), 0.75))
+
+        return blend
+
+
+class Unsaid(Pairs):
+    mixes = False
+
+
+class Mixers:
+    @hookimpl
+    def register_augmentations(self, register):
+        register("pairs", Pairs, summary="For a test")
+        register("unsaid", Unsaid, summary="For a test")
+
+
+@pytest.mark.parametrize("frozen", [None, "0.2"])
+def test_an_augmentation_may_mix_images_with_their_targets(bench, host, monkeypatch, frozen):
+    """The targets that reach the loss are three quarters of the image's class and a quarter of its partner's."""
+    host.add(Mixers(), "mixers")
+    seen = []
+    really = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", lambda self, *args: seen.append(args[1]) or really(self, *args))
+    tuned = phase(frozen, epochs=1, batch_size=16, views=2)
+    pairs = Component(name="pairs")
+    one, other = (fit(plan(bench, tuned, augmentation=pairs), bench) for _ in range(2))
+    assert same(weights(one), weights(other))
+    targets = torch.cat(seen)
+    assert set(targets.flatten().tolist()) <= {0.0, 0.25, 0.75, 1.0}
+    assert 0.2 < (targets == 0.75).any(1).float().mean() < 1  # of two classes, unless the partner has the same
+    torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
+
+
+def test_an_augmentation_that_mixes_must_say_so(bench, host):
+    host.add(Mixers(), "mixers")
+    with pytest.raises(PluginError, match="Augmentation 'unsaid' .* it returned Mixed; set mixes = True"):
+        fit(plan(bench, phase(epochs=1), augmentation=Component(name="unsaid")), bench)
 
 
 class Parts:
