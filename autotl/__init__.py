@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from autotl.plan import Input as Input
     from autotl.plan import Phase as Phase
     from autotl.plan import Stop as Stop
+    from autotl.plan import Teacher as Teacher
     from autotl.plan import Training as Training
     from autotl.plan import TransferPlan as TransferPlan
 
@@ -64,7 +65,8 @@ _HOME = {
     **dict.fromkeys(("design_effect", "share_interval", "wilson"), "autotl.engine.intervals"),
     **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
     **dict.fromkeys(
-        ("PENALTIES", "Component", "Head", "Input", "Phase", "Stop", "Training", "TransferPlan"), "autotl.plan"
+        ("PENALTIES", "Component", "Head", "Input", "Phase", "Stop", "Teacher", "Training", "TransferPlan"),
+        "autotl.plan",
     ),
     **dict.fromkeys(
         (

@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from autotl.plan import BITS, ClassWeights, Component, Head, Input, Phase, Pooling, Record, Technique, TransferPlan
+from autotl.plan import (
+    BITS,
+    ClassWeights,
+    Component,
+    Head,
+    Input,
+    Phase,
+    Pooling,
+    Record,
+    Teacher,
+    Technique,
+    TransferPlan,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,6 +237,9 @@ class Context(Protocol):
 
     def method(self) -> Component:
         """The gradient method of this trial with its options."""
+
+    def teacher(self, *, share: float, temperature: float) -> Teacher:
+        """The teacher of this trial: one of the study's backbones, at its last stage."""
 
     def class_weights(self) -> ClassWeights:
         """The class weights of the loss; always "none" unless the classes are unequal, see `UNEQUAL`."""

@@ -24,7 +24,7 @@ NearCopies = Literal["together", "apart"]
 ClassWeights = Literal["none", "balanced", "effective"]
 """How images are weighted in a loss: all equally, so that every class has the same total weight, or in between, by the
 effective number of images of its class (Cui et al. 2019, arXiv 1901.05555)."""
-Technique = Literal["mixup", "cutmix", "l2-sp", "ema"]
+Technique = Literal["mixup", "cutmix", "l2-sp", "ema", "distillation"]
 """Techniques of training that are searched only if the user names them."""
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
@@ -164,6 +164,22 @@ class Stop(Record):
         return self
 
 
+class Teacher(Record):
+    """A linear classifier on another frozen backbone, fitted on the training images, from which a phase learns
+    (distillation: Hinton et al. 2015, arXiv 1503.02531)."""
+
+    backbone: str
+    weights: str
+    """As in `Network`."""
+    input: Input
+    cut: str
+    pooling: Pooling
+    share: float = Field(gt=0, le=1)
+    """Of the teacher's probabilities in the targets; the rest are the labels."""
+    temperature: float = Field(default=1.0, ge=1)
+    """The teacher's logits are divided by it: the higher, the less sure it is."""
+
+
 class Training(Record):
     """How a phase trains by gradient descent: its head, and the stages after the frozen ones."""
 
@@ -193,6 +209,8 @@ class Training(Record):
     """Of the pooled features."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: ClassWeights = "none"
+    teacher: Teacher | None = None
+    """Whose probabilities become part of the targets."""
     mixup: float = Field(default=0.0, ge=0)
     """If above zero, images are blended in pairs, with shares from Beta(mixup, mixup), and so are their classes (Zhang
     et al. 2018, arXiv 1710.09412). With frozen stages their output is blended (Verma et al. 2019, arXiv 1806.05236)."""

@@ -98,14 +98,19 @@ def suggest(trial, context, *, pretrained=True):
             "label_smoothing": trial.suggest_float("recipe.label_smoothing", 0.0, 0.2),
             "dropout": trial.suggest_float("recipe.dropout", 0.0, 0.5),
             "clip": CLIP,
-            **techniques(trial, context.techniques, pretrained),
+            **techniques(trial, context, pretrained),
         },
     )
 
 
-def techniques(trial, wanted, pretrained):
+def techniques(trial, context, pretrained):
     """The strengths of the techniques that the user wants searched."""
-    found = {}
+    wanted, found = context.techniques, {}
+    if "distillation" in wanted:
+        found["teacher"] = context.teacher(
+            share=trial.suggest_float("recipe.teacher_share", 0.1, 1.0),
+            temperature=trial.suggest_float("recipe.teacher_temperature", 1.0, 4.0),
+        )
     if "mixup" in wanted:  # Zhang et al. 2018 use 0.1 to 0.4, timm 0.8
         found["mixup"] = trial.suggest_float("recipe.mixup", 0.0, 0.8)
     if "cutmix" in wanted:  # Yun et al. 2019 use 1

@@ -114,7 +114,7 @@ def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, 
     metavar="NAME,…",
     default="",
     callback=_split,
-    help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema. [default: none]",
+    help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation. [default: none]",
 )
 @options.fixed
 @options.plugins

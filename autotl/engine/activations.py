@@ -62,8 +62,8 @@ class Source:
 
     def mixed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """For the images `rows` of the latest batch, [N] indices on the device, what the augmentation mixed them with:
-        the labels of their partners, [N] int64, and their own shares, [N] float32."""
-        return self.labels[self._partners[rows]], self._shares[rows]
+        the rows of their partners, [N] int64, and their own shares, [N] float32."""
+        return self._partners[rows], self._shares[rows]
 
     @property
     def mixes(self) -> bool:

@@ -15,7 +15,7 @@ from autotl.engine.model import Model
 from autotl.engine.observe import Enough, Nobody, Observer
 from autotl.engine.solve import narrowed
 from autotl.errors import PlanError, unknown
-from autotl.plan import MODES, Phase, Stop, TransferPlan
+from autotl.plan import MODES, Phase, Stop, Teacher, TransferPlan
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def requires(catalogue: Catalogue, backbone: str, phases: Sequence[Phase], augme
     registries = catalogue.host.registries
     used = [(registries[kind], name) for kind, name in sorted(components(phases, augmentation))]
     owners = [registry[name].owner for registry, name in used if name in registry]
+    teachers = [phase.training.teacher.backbone for phase in phases if phase.training and phase.training.teacher]
+    owners += [catalogue.owner(name) for name in teachers]
     return {**{owner.distribution: owner.version for owner in owners}, **catalogue.requires(backbone)}
 
 
@@ -143,6 +145,8 @@ def check(plan: TransferPlan, bench: Bench) -> None:
             f"The input of '{plan.backbone}' must be {' or '.join(map(str, inputs))}, not {plan.input}. "
             "Only 'mode' and 'bits' may differ; with a mode other than crop, 'resize' must equal 'size'."
         )
+    for teacher in (training.teacher for training in plan.trainings if training.teacher):
+        _check_teacher(teacher, catalogue)
     known = catalogue.info(plan.backbone).names
     for stage in (plan.cut, *(phase.frozen for phase in plan.phases if phase.frozen)):
         if stage not in known:
@@ -175,3 +179,17 @@ def check(plan: TransferPlan, bench: Bench) -> None:
             loop.check(plan, phase, info, judges, catalogue.host)
         else:
             solve.check(plan, phase, entry, judges)
+
+
+def _check_teacher(teacher: Teacher, catalogue: Catalogue) -> None:
+    """Raises: PlanError if the teacher's weights, stage or pooling are not those of its backbone here."""
+    seed = int(teacher.weights.partition(":")[2]) if teacher.weights.startswith("random:") else 0
+    weights = catalogue.network(teacher.backbone, seed, teacher.input).weights
+    if weights != teacher.weights:
+        raise PlanError(f"The teacher '{teacher.backbone}' has the weights {weights} here, not {teacher.weights}.")
+    info = catalogue.info(teacher.backbone, teacher.input)
+    if teacher.cut not in info.names:
+        raise PlanError(unknown(f"stage of {teacher.backbone}", teacher.cut, info.names))
+    poolings = info.stage(teacher.cut).poolings
+    if teacher.pooling not in poolings:
+        raise PlanError(unknown(f"pooling after {teacher.cut}", teacher.pooling, poolings))

@@ -20,6 +20,7 @@ from autotl.engine.objective import Objective
 from autotl.engine.observe import Enough
 from autotl.engine.optim import Average, Descent
 from autotl.engine.seeds import generator, seeded
+from autotl.engine.teacher import probabilities
 from autotl.engine.tools import Tools, tools
 from autotl.engine.trainee import Trainee
 from autotl.errors import PlanError, TrainingError
@@ -131,6 +132,7 @@ class _Run:
             build=found.optimizer,
             steps=training.epochs * self._steps,
         )
+        self._taught = probabilities(model, training.teacher) if training.teacher else None
         self._average = Average(self.trainee.state(), training.ema) if training.ema else None
         model.change(phase.frozen, f"{plan.hash}.{number}")
 
@@ -143,11 +145,7 @@ class _Run:
         seen: list[tuple[Tensor, Tensor]] = []
         parts = to_device(order, self._source.labels.device).tensor_split(self._steps)
         for rows, (values, labels) in zip(parts, self._source.batches(order, self._steps, epoch), strict=True):
-            targets = self._objective.targets(labels)
-            if self._source.mixes:
-                others, shares = self._source.mixed(rows)
-                targets = torch.lerp(self._objective.targets(others), targets, shares[:, None])
-            values, targets = self._objective.mixed(values, targets, draw)
+            values, targets = self._objective.mixed(values, self._targets(rows), draw)
             batch = _Batch(self, values, targets)
             self.descent.start()
             self._tools.step(batch)
@@ -163,6 +161,19 @@ class _Run:
         if math.isfinite(mean) and not self.descent.finite():
             mean = math.nan
         return {"train.loss": _finite(mean, epoch), "train.accuracy": accuracy}
+
+    def _targets(self, rows: Tensor) -> Tensor:
+        """The targets of the images `rows`, [N] indices on the device, as the augmentation mixed them: [N, C]."""
+        if not self._source.mixes:
+            return self._soft(rows)
+        partners, shares = self._source.mixed(rows)
+        return torch.lerp(self._soft(partners), self._soft(rows), shares[:, None])
+
+    def _soft(self, rows: Tensor) -> Tensor:
+        targets = self._objective.targets(self._source.labels[rows])
+        if self._taught is None or self._training.teacher is None:
+            return targets
+        return torch.lerp(targets, self._taught[rows], self._training.teacher.share)
 
     def judge(self, source: Source, split: str) -> dict[str, float]:
         """The cross-entropy and the metrics, on a split that is not trained on.

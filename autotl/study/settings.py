@@ -161,7 +161,7 @@ class Settings(Record):
     methods: Names = ()
     """Names or globs of the gradient methods to consider; empty: gradient-descent."""
     techniques: Techniques = ()
-    """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema; empty: none."""
+    """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation; empty: none."""
     set: Annotated[dict[str, Any], BeforeValidator(_fixed)] = Field(default={})
     """Parameters that are fixed instead of searched, by their names in a trial, such as `{"augmentation": "none"}`."""
     plugins: Annotated[tuple[Any, ...], BeforeValidator(_plugins)] = ()

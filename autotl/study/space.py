@@ -21,6 +21,7 @@ from autotl.plan import (
     Input,
     Phase,
     Pooling,
+    Teacher,
     Technique,
     TransferPlan,
 )
@@ -50,6 +51,7 @@ SHARED = (
     "input_mode",
     "input_size",
     *DRAWN,
+    "teacher",
     "class_weights",
 )
 """Parameters that all strategies share."""
@@ -192,6 +194,19 @@ class SearchContext:
 
     def method(self) -> Component:
         return self._component("method")
+
+    def teacher(self, *, share: float, temperature: float) -> Teacher:
+        name = self._trial.suggest_categorical("teacher", list(self._backbones))
+        network = self._inputs.network(name, self.seed)
+        return Teacher(
+            backbone=network.backbone,
+            weights=network.weights,
+            input=network.input,
+            cut=self._catalogue.info(network.backbone, network.input).names[-1],
+            pooling="avg",
+            share=share,
+            temperature=temperature,
+        )
 
     def class_weights(self) -> ClassWeights:
         if self.data.imbalance <= UNEQUAL:

@@ -31,7 +31,9 @@ def _of_phase(phase: Phase) -> dict[str, Any]:
     found: dict[str, Any] = {"method": phase.method, "frozen": phase.frozen or "none", **phase.options}
     if phase.training:
         for name, value in phase.training.model_dump(exclude={"stage_lr", "stop"}).items():
-            if isinstance(value, dict):  # a component
+            if name == "teacher":
+                found |= {f"teacher.{key}": value[key] for key in ("backbone", "share", "temperature")} if value else {}
+            elif isinstance(value, dict):  # a component
                 found |= {name: value["name"], **{f"{name}.{key}": each for key, each in value["params"].items()}}
             elif value is not None:
                 found[name] = value

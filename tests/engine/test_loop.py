@@ -26,11 +26,13 @@ from autotl.engine.model import Model
 from autotl.engine.objective import Objective
 from autotl.engine.observe import Enough, Nobody
 from autotl.engine.optim import Descent
+from autotl.engine.seeds import generator
+from autotl.engine.teacher import probabilities
 from autotl.engine.tools import Transform
 from autotl.engine.trainee import Trainee
 from autotl.errors import PlanError, PluginError, TrainingError
 from autotl.export import bundle
-from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Phase, Stop, Training, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Phase, Stop, Teacher, Training, TransferPlan
 from autotl.testing.lab import TinyFamily
 
 TIMES = {"seconds": 0, "val.seconds": 0}
@@ -877,6 +879,62 @@ def test_epochs_are_judged_by_cross_entropy_whatever_is_minimised(bench):
     fitted = fit(plan(bench, phase(epochs=2, **changes)), bench, observer)
     judged = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
     assert observer.epochs[-1][2]["early_stop.loss"] == pytest.approx(judged, rel=1e-4)
+
+
+def taught(bench, **changes):
+    network = bench.catalogue.network("reference:pixels", 0)
+    cut = bench.catalogue.info("reference:pixels").names[-1]
+    values = {"backbone": network.backbone, "weights": network.weights, "input": network.input, "cut": cut}
+    return Teacher(**{**values, "pooling": "avg", "share": 0.4, "temperature": 2.0, **changes})
+
+
+def test_a_teacher_is_part_of_the_targets(bench, monkeypatch):
+    seen = []
+    really = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", lambda self, *args: seen.append(args[1]) or really(self, *args))
+    made = plan(bench, phase(epochs=1, teacher=taught(bench), batch_size=1000))
+    one = fit(made, bench)
+    (targets,) = seen
+    thought = probabilities(Model(made, bench, Nobody()), taught(bench))
+    order = torch.randperm(len(thought), generator=generator(0, 1, 1))
+    expected = 0.6 * F.one_hot(bench.labels("train"), 3) + 0.4 * thought
+    torch.testing.assert_close(targets, expected[order])
+    assert same(weights(one), weights(fit(made, bench)))
+
+
+def test_a_teacher_is_fitted_on_other_images_than_it_teaches(bench, monkeypatch):
+    """With labels at random it is right on few of them, although it has more features than images."""
+    draw = torch.Generator().manual_seed(0)
+    shuffled = {
+        splits: labels[torch.randperm(len(labels), generator=draw)]
+        for splits in [("train",)]
+        for labels in [bench.labels(*splits)]
+    }
+    monkeypatch.setattr(bench, "labels", lambda *splits: shuffled[splits])
+    made = plan(bench, phase(epochs=1))
+    thought = probabilities(Model(made, bench, Nobody()), taught(bench, temperature=1.0))
+    torch.testing.assert_close(thought.sum(1), torch.ones(len(thought)))
+    assert (thought.argmax(1) == shuffled[("train",)]).float().mean() < 0.6
+
+
+def test_a_higher_temperature_makes_a_teacher_less_sure(bench):
+    made = Model(plan(bench, phase(epochs=1)), bench, Nobody())
+    cold, warm = (probabilities(made, taught(bench, temperature=temperature)) for temperature in (1.0, 4.0))
+    assert torch.equal(cold.argmax(1), warm.argmax(1))
+    assert (warm.max(1).values <= cold.max(1).values + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"weights": "sha256:0"}, "The teacher 'reference:pixels' has the weights none here, not sha256:0"),
+        ({"cut": "nowhere"}, "stage of reference:pixels 'nowhere'"),
+        ({"pooling": "token"}, "Unknown pooling after"),
+    ],
+)
+def test_a_teacher_that_is_not_here_is_refused(bench, wrong, says):
+    with pytest.raises(PlanError, match=says):
+        fit(plan(bench, phase(teacher=taught(bench, **wrong))), bench)
 
 
 class Pairs:

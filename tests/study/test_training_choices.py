@@ -19,7 +19,7 @@ CHOICES = {
     "adapters": ("all", "norm", "bias", "lora"),
     "methods": ("gradient-descent", "sam"),
 }
-TECHNIQUES = {"mixup": "mixup", "cutmix": "cutmix", "l2-sp": "l2_sp", "ema": "ema"}
+TECHNIQUES = {"mixup": "mixup", "cutmix": "cutmix", "l2-sp": "l2_sp", "ema": "ema", "distillation": "teacher"}
 
 
 def search(host, data, **settings):
