@@ -111,11 +111,11 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
         backbones=("dots:small", "plain-nets:w16.photos@random"),
         strategies=("late-probe", "two-steps", "nearest-mean"),
         augmentations=("none", "grey-square"),
-        optimizers=("adamw", "rmsprop"),
+        optimizers=("adamw", "rms-prop"),
         objectives=("cross-entropy", "logit-adjusted"),
         adapters=("all", "channel-scale"),
         methods=("gradient-descent", "noisy"),
-        metric="brier",
+        metric="brier-score",
         device="cpu",
         prune=False,
     )
@@ -126,7 +126,7 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
     assert {record.params["strategy"] for record in search.folder.log.records()} == set(settings.strategies)
     assert {plan.backbone for plan in plans} == set(settings.backbones)
     assert {plan.augmentation.name for plan in plans} == {"none", "grey-square"}
-    assert result.test.metric == "brier" and 0 <= result.test.value < 2
+    assert result.test.metric == "brier-score" and 0 <= result.test.value < 2
 
 
 def test_the_other_listings_run(folder):

@@ -39,6 +39,10 @@ KINDS_OF_NEW = {
     "backbone": Template("plain-nets", ("backbones",), "--backbones {}:w16.photos@random"),
     "augmentation": Template("grey-square", ("augmentations",), "--augmentations none,{}"),
     "method": Template("nearest-mean", ("methods", "strategies"), "--strategies {}"),
+    "objective": Template("logit-adjusted", ("objectives",), "--objectives cross-entropy,{}"),
+    "optimizer": Template("rms-prop", ("optimizers",), "--optimizers adamw,{}"),
+    "adapter": Template("channel-scale", ("adapters",), "--adapters all,{}"),
+    "metric": Template("brier-score", ("metrics",), "--metric {}"),
 }
 SHARED = ("pyproject.toml", "LICENSE", ".github/workflows/test.yml")
 """The files that all templates share: those of the strategy."""
