@@ -49,7 +49,7 @@ class WeightsSource:
 class ModelCard:
     """Facts about a backbone that are known without building it.
 
-    `weights` is None for a network without pretrained weights. `source` is what it was trained on, `licence` the terms
+    `weights` is None for a network without pretrained weights. `source` is what it was trained on, `license` the terms
     of its weights. `libraries` names the distributions whose code the network uses, besides torch and the plugin's
     own: a plan records their versions.
     """
@@ -57,7 +57,7 @@ class ModelCard:
     input: Input
     weights: WeightsSource | None
     source: str
-    licence: str
+    license: str
     sizes: tuple[int, ...] = ()
     """Other input sizes, in px, that the network accepts besides that of `input`."""
     libraries: tuple[str, ...] = ()

@@ -194,14 +194,14 @@ class Training(Record):
     adapter: Component = Component(name="all")
     """Which parameters of the trained stages are trained."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    warm_up: float = Field(default=0.0, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """The share of the phase's steps during which the learning rates rise from zero."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of weights; not of norms, biases and the parameters that the network names in `no_weight_decay()`."""
     l2_sp: float = Field(default=0.0, ge=0)
     """If above zero, trained stages have, instead of weight decay, a penalty l2_sp / 2 · ‖w - w₀‖² on the distance to
     their weights at the start of the phase (L2-SP, Li et al. 2018, arXiv 1802.01483)."""
-    clip: float | None = Field(default=None, gt=0)
+    clip_grad: float | None = Field(default=None, gt=0)
     """The largest norm of the gradient of all parameters together."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """If above zero, the model is the exponential moving average of the weights, with this decay per step."""

@@ -100,7 +100,7 @@ class Family:
         if name.startswith("mobilenet"):
             raise OverflowError("no card today")
         preparation = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
-        return ModelCard(input=preparation, weights=None, source="nothing", licence="none")
+        return ModelCard(input=preparation, weights=None, source="nothing", license="none")
 
     def build(self, name, weights):
         raise ImportError("libnet.so: cannot open shared object file")

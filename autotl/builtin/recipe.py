@@ -24,7 +24,7 @@ FIRST_GUESS = {
     "adamw.head_lr": 3e-3,
     "adamw.weight_decay": 0.05,
     "recipe.schedule": "cosine",
-    "recipe.warm_up": 0.1,
+    "recipe.warmup_ratio": 0.1,
     "recipe.label_smoothing": 0.1,
     "recipe.dropout": 0.0,
     "recipe.batch_norm": "eval",
@@ -93,11 +93,11 @@ def suggest(trial, context, *, pretrained=True):
             "batch_norm": trial.suggest_categorical("recipe.batch_norm", ["eval", "train"]) if pretrained else "train",
             "batch_size": 2 ** trial.suggest_int("recipe.batch_size_log2", smallest, largest),
             "schedule": trial.suggest_categorical("recipe.schedule", ["cosine", "constant"]),
-            "warm_up": trial.suggest_float("recipe.warm_up", 0.0, 0.2),
+            "warmup_ratio": trial.suggest_float("recipe.warmup_ratio", 0.0, 0.2),
             # Szegedy et al. 2016, arXiv 1512.00567, use 0.1; Srivastava et al. 2014 drop half.
             "label_smoothing": trial.suggest_float("recipe.label_smoothing", 0.0, 0.2),
             "dropout": trial.suggest_float("recipe.dropout", 0.0, 0.5),
-            "clip": CLIP,
+            "clip_grad": CLIP,
             **techniques(trial, context, pretrained),
         },
     )

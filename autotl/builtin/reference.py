@@ -21,7 +21,7 @@ class Reference:
     def card(self, name):
         if name not in self.names():
             raise KeyError(name)
-        return ModelCard(input=INPUT, weights=None, source="nothing: fixed features", licence="Apache-2.0")
+        return ModelCard(input=INPUT, weights=None, source="nothing: fixed features", license="Apache-2.0")
 
     def build(self, name, weights):
         from autotl.builtin.reference_networks import Edges, Pixels

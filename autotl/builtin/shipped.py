@@ -34,7 +34,7 @@ class Shipped:
             input=Input.model_validate_json(json.dumps(facts["input"])),
             weights=WeightsSource(file=WEIGHTS / f"{name}.safetensors", sha256=facts["sha256"]),
             source=facts["source"],
-            licence=facts["licence"],
+            license=facts["license"],
             sizes=SIZES,
             libraries=("timm",),
             note=f"{facts['top1']:.1%} top-1 accuracy on it ({low:.1%} to {high:.1%}){distilled}",

@@ -44,7 +44,7 @@ class Timm:
                 url=None if facts.hf_hub_id else facts.url,
             ),
             source=facts.tag or "unknown",
-            licence=facts.license or "unknown",
+            license=facts.license or "unknown",
             sizes=() if facts.fixed_input_size else own.larger(),
             libraries=("timm",),
         )

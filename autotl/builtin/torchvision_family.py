@@ -39,7 +39,7 @@ class Torchvision:
             input=own,
             weights=WeightsSource(url=weights.url, sha256=_hash_in(weights.url)),
             source=f"{SWAG}ImageNet-1k" if "SWAG" in weights.name else "ImageNet-1k",
-            licence=weights.meta.get("license", "BSD-3-Clause code; ImageNet's terms for the weights"),
+            license=weights.meta.get("license", "BSD-3-Clause code; ImageNet's terms for the weights"),
             sizes=() if name.startswith(FIXED) else own.larger(),
             libraries=("torchvision",),
             note=f"{weights.meta['num_params'] / 1e6:.1f} M parameters, {weights.meta['_file_size']:.0f} MB",

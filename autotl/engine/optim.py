@@ -72,8 +72,8 @@ class Descent:
         for parameter, start in self._pulled:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start, alpha=self._training.l2_sp)
-        if self._training.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self._training.clip)
+        if self._training.clip_grad:
+            nn.utils.clip_grad_norm_(self.parameters, self._training.clip_grad)
         self._optimizer.step()
 
     def finite(self) -> bool:
@@ -86,11 +86,11 @@ class Descent:
 
 def schedule(share: float, training: Training) -> float:
     """The factor of the learning rates after this share of the phase's steps."""
-    if share < training.warm_up:
-        return share / training.warm_up
+    if share < training.warmup_ratio:
+        return share / training.warmup_ratio
     if training.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (share - training.warm_up) / (1 - training.warm_up)))
+    return 0.5 * (1 + math.cos(math.pi * (share - training.warmup_ratio) / (1 - training.warmup_ratio)))
 
 
 class Average:

@@ -40,7 +40,7 @@ def solve(model: Model, number: int) -> dict[str, float]:
         logits = [LinearHead(each.weight, each.bias)(features) for each in heads]
         losses = [F.cross_entropy(each, labels, weight=weights).item() for each in logits]
         best = heads[min(range(len(heads)), key=losses.__getitem__)]
-        measured = {f"{judges[0]}.loss_at_choice": min(losses)}
+        measured = {f"{judges[0]}.loss_at_selection": min(losses)}
     head = best
     if measured and judges[0] == "early_stop" and number == len(plan.phases):
         (head,) = _fit(entry, model, (*plan.train_on, "early_stop"), narrowed(options, best.chosen))

@@ -92,7 +92,7 @@ class Bundle:
     plan: TransferPlan
     classes: tuple[str, ...]
     metrics: dict[str, Any]
-    licence: str
+    license: str
     """The terms of its weights."""
     graph: Graph
 
@@ -146,7 +146,7 @@ def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str
         "classes.json": as_json(list(classes)),
         "metrics.json": as_json(metrics),
         "versions.json": as_json(plan.requires),
-        "LICENSE": card.licence(plan, model.bench.catalogue),
+        "LICENSE": card.license(plan, model.bench.catalogue),
     }
     with replacing(folder) as made:
         _write(made, {name: text.encode() if isinstance(text, str) else text for name, text in contents.items()})

@@ -53,7 +53,7 @@ class Metrics(BaseModel):
     test: Score | None = None
 
 
-def licence(plan: TransferPlan, catalogue: Catalogue) -> str:
+def license(plan: TransferPlan, catalogue: Catalogue) -> str:
     """The terms of a plan's trained weights: those of the weights that it starts from."""
     known, given = catalogue.card(plan.backbone), catalogue.named.get(plan.backbone)
     if not plan.weights.startswith("sha256:"):
@@ -70,7 +70,7 @@ def licence(plan: TransferPlan, catalogue: Catalogue) -> str:
 
 def _published(known: ModelCard) -> list[str]:
     """The terms of a backbone's published weights."""
-    terms = [f"Pretrained on: {known.source}\nTerms: {known.licence}"]
+    terms = [f"Pretrained on: {known.source}\nTerms: {known.license}"]
     shipped = known.weights.file.with_name("LICENSE") if known.weights and known.weights.file else None
     if shipped and shipped.is_file():
         terms.append(shipped.read_text(encoding="utf-8").strip())

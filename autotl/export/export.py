@@ -118,12 +118,12 @@ def _answers(bundle: Bundle, files: Sequence[Path]) -> list[tuple[Path, np.ndarr
 def _write(bundle: Bundle, form: Format, folder: Path) -> Path:
     """Writes only what was parsed when the bundle was loaded; no file of the bundle is copied."""
     classes = as_json(list(bundle.classes))
-    form.write(bundle.graph, {"classes": classes, "licence": bundle.licence}, folder / form.file)
+    form.write(bundle.graph, {"classes": classes, "license": bundle.license}, folder / form.file)
     write(folder / "classes.json", classes)
     write(folder / "preprocessing.json", as_json(bundle.plan.input.model_dump(mode="json")))
     write(folder / "plan.json", bundle.plan.to_json())
     write(folder / "metrics.json", as_json(bundle.metrics))
-    write(folder / "LICENSE", bundle.licence)
+    write(folder / "LICENSE", bundle.license)
     use = USE.format(runtime=form.runtime, file=form.file, size=bundle.plan.input.size, classes=len(bundle.classes))
     metrics = Metrics.model_validate(bundle.metrics)
     write(folder / "README.md", readme(bundle.plan, bundle.classes, metrics, use))

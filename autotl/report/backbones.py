@@ -22,7 +22,7 @@ def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType
         "backbone": name,
         "plugin": str(catalogue.owner(name)),
         "trained on": "; ".join(part for part in (known.source, known.note) if part),
-        "licence": known.licence,
+        "license": known.license,
         "weights": where(catalogue, name),
         "input": f"{known.input.size} px, {known.input.mode}" + (f"; also {sizes} px" if sizes else ""),
         "cost": f"{count(info.parameters(last))} parameters, {count(info.flops(last))} FLOPs per image",
@@ -47,7 +47,7 @@ def stages(info: BackboneInfo, width: int) -> Table:
         "FLOPs up to it": [count(info.flops(stage.name)) for stage in info.stages],
         "poolings": [", ".join(stage.poolings) for stage in info.stages],
     }
-    return fitted(columns, width, names=("cut", "layout", "poolings"), left_out={"layout": 16, "poolings": 16})
+    return fitted(columns, width, names=("cut", "layout", "poolings"), optional={"layout": 16, "poolings": 16})
 
 
 def where(catalogue: Catalogue, name: str) -> str:

@@ -30,7 +30,7 @@ NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling")
 """Columns of the leaderboard that hold no numbers."""
 LOSS = "log-loss"
 """The column of the loss on `val`, by which equal values are ordered; the metric of this name is the same number."""
-LEFT_OUT = {"pooling": 24, "parameters": 24, LOSS: 24, "frozen": 24, "": 12, "FLOPs": 12}
+OPTIONAL = {"pooling": 24, "parameters": 24, LOSS: 24, "frozen": 24, "": 12, "FLOPs": 12}
 """Columns that the leaderboard drops, in this order, before names get shorter than that many characters."""
 Cells = dict[str, Callable[[TrialRecord, TransferPlan], str]]
 """What the cells of each column show."""
@@ -79,19 +79,19 @@ def dataset(data: "Dataset") -> Table:
 
 
 def fitted(
-    columns: Mapping[str, Sequence[str]], width: int, *, names: Collection[str], left_out: Mapping[str, int]
+    columns: Mapping[str, Sequence[str]], width: int, *, names: Collection[str], optional: Mapping[str, int]
 ) -> Table:
     """A table no wider than `width` if possible, with each row in one line.
 
     If it were wider, its headers take several lines; then columns are dropped, each if `names` had to be shorter than
-    the characters that `left_out` gives for it; then names are shortened. Columns not in `names` hold numbers.
+    the characters that `optional` gives for it; then names are shortened. Columns not in `names` hold numbers.
     """
     shown = {name: list(map(printable, column)) for name, column in columns.items()}
     cells = {name: max(map(cell_len, column), default=0) for name, column in shown.items()}
     size = {name: max(cell_len(name), cells[name]) for name in columns}
     if _width(size.values()) > width:
         size = {name: max(*map(cell_len, [*name.split(), ""]), cells[name]) for name in columns}
-    for name, least in left_out.items():
+    for name, least in optional.items():
         if _width(min(size[each], least) if each in names else size[each] for each in shown) > width:
             del shown[name]
     for _ in range(_width(size[name] for name in shown) - width):  # the longest loses one character at a time
@@ -152,8 +152,8 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, scale: Scale, width
         "": lambda record, plan: "*" if record.number in cheapest else "",
     }
     cells = {name: [cell(record, plan_of(record)) for record in records[:most]] for name, cell in columns.items()}
-    left_out = {name: least for name, least in LEFT_OUT.items() if name != metric}
-    return fitted(cells, width, names=NAMES, left_out=left_out)
+    optional = {name: least for name, least in OPTIONAL.items() if name != metric}
+    return fitted(cells, width, names=NAMES, optional=optional)
 
 
 def frozen(plan: TransferPlan) -> str:
@@ -183,7 +183,7 @@ def strategies(records: Sequence[TrialRecord], metric: str, scale: Scale, width:
         )
         for column, cell in zip(columns.values(), row, strict=True):
             column.append(cell)
-    return fitted(columns, width, names=("strategy",), left_out={"pruned": 16, "failed": 16, "median": 16})
+    return fitted(columns, width, names=("strategy",), optional={"pruned": 16, "failed": 16, "median": 16})
 
 
 def _values(records: Iterable[TrialRecord]) -> list[float]:
@@ -211,7 +211,7 @@ def studies(folders: Iterable[StudyFolder], width: int) -> Iterator[Table | str]
             continue
         for column, cell in zip(columns.values(), row, strict=True):
             column.append(cell)
-    yield fitted(columns, width, names=("study", "metric"), left_out={"classes": 24, "trials": 16})
+    yield fitted(columns, width, names=("study", "metric"), optional={"classes": 24, "trials": 16})
     yield from problems
 
 

@@ -49,7 +49,7 @@ def summary(result: Result) -> Iterator[str]:
     runs = [shown(run.value) for run in result.best.runs]
     mean = f"{shown(result.best.validation)}, the mean over {len(runs)} seeds ({', '.join(runs)})"
     yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
-    for what in result.left_out:
+    for what in result.skipped:
         yield f"Skipped: {what}."
     if result.test_opened > 1:
         yield (
@@ -107,7 +107,7 @@ def _lr(rates: list[float]) -> str:
 
 def _caution(result: Result) -> str:
     """A warning that the best of several is optimistic, unless the test result is better."""
-    chosen = result.plans > 1 or any("val.loss_at_choice" in name for name in result.best.metrics)
+    chosen = result.plans > 1 or any("val.loss_at_selection" in name for name in result.best.metrics)
     order = result.test.scale.order
     if not chosen or order(result.test.value) < order(result.best.validation):
         return ""

@@ -46,14 +46,14 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
     records = list(folder.log.records())
     known = results.load(folder)
     made_from = _made_from(records, settings, bench.dataset)
-    if known and known.made_from == made_from and not known.left_out and bundle.plan_of(folder.bundle) == known.final:
+    if known and known.made_from == made_from and not known.skipped and bundle.plan_of(folder.bundle) == known.final:
         return known
     board = _board(records, folder.name, bench)
     end = _End(folder, settings, bench, watcher, budget, known)
-    end.left_out += [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
+    end.skipped += [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
     ended = sum(record.state in ENDED for record in records)
     if ended < settings.trials:
-        end.left_out.append(f"no time for {settings.trials - ended} of {settings.trials} trials")
+        end.skipped.append(f"no time for {settings.trials - ended} of {settings.trials} trials")
     winner, final = end.train(end.contenders(board[:BEST]), board)
     run = winner.median(bench.scale)
     test, comparisons = (known.test, known.comparisons) if known and known.final == final else (None, {})
@@ -83,7 +83,7 @@ def finish(folder: StudyFolder, settings: Settings, bench: Bench, watcher: Watch
         imbalance=facts_of(bench.dataset).imbalance,
         test=test,
         comparisons=comparisons,
-        left_out=tuple(end.left_out),
+        skipped=tuple(end.skipped),
         test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings, Opening.model_validate)}),
         made_from=made_from,
         seconds=budget.used,
@@ -179,7 +179,7 @@ class _End:
         """`before`: the result of an earlier run of the study."""
         self.folder, self.settings, self.bench = folder, settings, bench
         self.watcher, self.budget = watcher, budget
-        self.left_out: list[str] = []
+        self.skipped: list[str] = []
         self._before = before
         self._last = "refit" if settings.refit else "training"
         self._known = _reruns(folder)
@@ -203,7 +203,7 @@ class _End:
                 contenders = ran
         except OutOfTime:
             rounds = f"{turns - turn + 1} of {turns} rounds"
-            self.left_out.append(f"no time for {rounds} of reruns of the best plans with new seeds")
+            self.skipped.append(f"no time for {rounds} of reruns of the best plans with new seeds")
         return sorted(contenders, key=lambda contender: self.bench.scale.order(contender.mean))
 
     def _keep_for_the_test(self, best: Sequence[TrialRecord]) -> None:
@@ -228,7 +228,7 @@ class _End:
             try:
                 self._known[plan.hash] = self._fit(plan, task).metrics
             except _Failed as failed:
-                self.left_out.append(f"trial {contender.record.number}, which failed with seed {plan.seed}: {failed}")
+                self.skipped.append(f"trial {contender.record.number}, which failed with seed {plan.seed}: {failed}")
                 return None
             event = {"time": time.time(), "trial": contender.record.number, "plan": plan.hash}
             event |= {"metrics": self._known[plan.hash], "carried_out": plan.model_dump(mode="json")}
@@ -257,18 +257,18 @@ class _End:
                 in_time = False
                 break
             except _Failed as failed:
-                self.left_out.append(f"trial {winner.record.number}, whose {self._last} failed: {failed}")
+                self.skipped.append(f"trial {winner.record.number}, whose {self._last} failed: {failed}")
             else:
                 return winner, final
         best = contenders[0].record.number if contenders else board[0].number
         for winner, final in self._possible_bundles(contenders, board):
             if there == final:
-                self.left_out.append(
+                self.skipped.append(
                     f"the {self._last} of the winner, trial {best}; the bundle is that of trial {winner.record.number}"
                 )
                 return winner, final
         if in_time:
-            raise StudyError(f"None of the best plans could be trained again: {'; '.join(self.left_out)}.")
+            raise StudyError(f"None of the best plans could be trained again: {'; '.join(self.skipped)}.")
         raise StudyError(
             "The budget ended before the winner could be trained. Finished trials are saved; run the same command "
             "again with a larger --budget."
@@ -335,9 +335,9 @@ class _End:
             try:
                 yield control.name, self._train_control(control, on_all)
             except OutOfTime:
-                self.left_out.append(f"no time for the comparison with {control.name}")
+                self.skipped.append(f"no time for the comparison with {control.name}")
             except _Failed as failed:
-                self.left_out.append(f"the comparison with {control.name}, which failed: {failed}")
+                self.skipped.append(f"the comparison with {control.name}, which failed: {failed}")
 
     def _train_control(self, control: Control, on_all: bool) -> Fitted:
         """Raises: OutOfTime, before training if the estimate exceeds the time left."""

@@ -25,7 +25,7 @@ class Pool:
     """The backbones of a study, those that were skipped, and what has to be downloaded."""
 
     backbones: tuple[str, ...]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     downloads: dict[str, int | None]
     """Backbones whose weights are not on this machine yet, with their download size in bytes if known."""
 
@@ -53,11 +53,11 @@ def choose(
     Raises: WeightsError if a backbone that the user named is not available. One from the pool is skipped.
     """
     pool = pool if pool != "auto" else ("small" if kind(device) == "cpu" else "large")
-    names, left_out = [], []
+    names, skipped = [], []
     for name in named or of_families_here(catalogue, POOLS[pool], skip):
         try:
             if not named and not catalogue.reachable(name):
-                left_out.append(name)
+                skipped.append(name)
                 continue
             if name not in required:
                 catalogue.info(name)
@@ -66,7 +66,7 @@ def choose(
         else:
             names.append(name)
     if not names:
-        why = f": {', '.join(left_out)} are not available here" if left_out else ""
+        why = f": {', '.join(skipped)} are not available here" if skipped else ""
         raise StudyError(f"No backbone is left to search{why}. Name some with --backbones.")
     downloads = {}
     for name in names:
@@ -74,7 +74,7 @@ def choose(
             if not catalogue.reachable(name):
                 catalogue.obtain(name)  # raises, and says how to get it
             downloads[name] = catalogue.download_bytes(name)
-    return Pool(tuple(names), tuple(left_out), downloads)
+    return Pool(tuple(names), tuple(skipped), downloads)
 
 
 def of_families_here(catalogue: Catalogue, patterns: Sequence[str], skip: Callable[[PluginError], None]) -> list[str]:
@@ -94,10 +94,10 @@ def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
 
     Raises: StudyError if the user declines.
     """
-    if pool.left_out:
+    if pool.skipped:
         watcher.note(
             "Skipped, because their weights are not on this machine and the hub cannot be reached: "
-            f"{', '.join(pool.left_out)}. How to get them: autotl weights list"
+            f"{', '.join(pool.skipped)}. How to get them: autotl weights list"
         )
     for name, size in pool.downloads.items():
         watcher.note(f"Downloading {name}: {size / 1e6:.0f} MB" if size else f"Downloading {name}")

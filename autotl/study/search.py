@@ -102,7 +102,7 @@ class Search:
         if before:
             here = [name for name in before.backbones if self._has("backbones", name.partition(":")[0])]
             if self._named:
-                _require_same("backbones", set(self._named) - set(before.left_out), here)
+                _require_same("backbones", set(self._named) - set(before.skipped), here)
             self._named = here
         self._required = self._named if before else settings.backbones
         self.pool = pools.choose(self.catalogue, self._named, self._required, settings.pool, self.device, self._skip)
@@ -353,9 +353,7 @@ class Search:
             fingerprint=dataset.fingerprint,
             classes=dataset.classes,
             backbones=weights,
-            left_out=before.left_out
-            if before
-            else tuple(sorted({*self._named, *self.pool.backbones} - set(backbones))),
+            skipped=before.skipped if before else tuple(sorted({*self._named, *self.pool.backbones} - set(backbones))),
             strategies=tuple(self.strategies),
             augmentations=tuple(self.drawn["augmentations"]),
             optimizers=tuple(self.drawn["optimizers"]),

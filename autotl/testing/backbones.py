@@ -38,7 +38,7 @@ class BackboneTests(PluginTests):
         for each in listed:
             card = family.card(each)
             assert isinstance(card, ModelCard), f"The card of '{name}:{each}' is a {type(card).__name__}."
-            assert card.source and card.licence, f"The card of '{name}:{each}' lacks its source or its licence."
+            assert card.source and card.license, f"The card of '{name}:{each}' lacks its source or its licence."
 
     def test_an_unknown_name_is_a_key_error(self, lab: Lab, name: str) -> None:
         try:

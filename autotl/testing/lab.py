@@ -65,7 +65,7 @@ class TinyFamily:
         if name not in self.more:
             raise KeyError(name)
         preparation = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
-        return ModelCard(input=preparation, weights=None, source="nothing", licence="none")
+        return ModelCard(input=preparation, weights=None, source="nothing", license="none")
 
     def build(self, name: str, weights: Path | None) -> nn.Module:
         return TinyNetwork(self.more[name])
@@ -192,7 +192,7 @@ def sgd(frozen: str | None, trained: tuple[str, ...], lr: float = 0.01, epochs: 
         stage_lr=dict.fromkeys(trained, lr),
         optimizer=Component(name="sgd", params={"momentum": 0.0}),
         schedule="constant",
-        clip=1.0,
+        clip_grad=1.0,
     )
     return Phase(method="gradient-descent", frozen=frozen, training=training)
 

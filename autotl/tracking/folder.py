@@ -34,7 +34,7 @@ class Definition(Record):
     classes: tuple[str, ...]
     backbones: dict[str, str]
     """Every backbone to search over, with its weights as a plan records them."""
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     """Backbones that were requested but failed, or for which the budget was too short."""
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]

@@ -89,7 +89,7 @@ class Result(Record):
     best: Best
     test: Test
     comparisons: dict[str, Comparison]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     """Steps that were skipped because time ran out, or that failed."""
     final: TransferPlan
     """The plan of the model in the bundle, which was tested: the best plan, refit on more images if requested."""

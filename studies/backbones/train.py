@@ -240,7 +240,7 @@ def publish(model, work, name, recipe, best, seconds, n, device, threads) -> Non
         "hardware": torch.cuda.get_device_name(device) if "cuda" in device else f"{platform.machine()} CPU",
         "threads": threads,
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "licence": "Weights derived from ImageNet pictures: for research, under ImageNet's terms of access. "
+        "license": "Weights derived from ImageNet pictures: for research, under ImageNet's terms of access. "
         "No images are included.",
     }  # fmt: skip
     (work / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -318,7 +318,7 @@ def search(words: list[str], home: Path, workers: int) -> dict[str, Any]:
         "states": result["trials"],
         "winner": f"{result['best']['strategy']} {result['best']['plan']['backbone']}",
         "test": result["test"]["value"],
-        "left out": result["left_out"],
+        "left out": result["skipped"],
     }
 
 

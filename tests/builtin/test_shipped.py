@@ -58,7 +58,7 @@ def test_it_takes_images_from_32_to_128_px(name, catalogue):
 def test_its_card_states_source_and_terms(name, catalogue):
     card = catalogue.card(f"autotl:{name}")
     assert "Tiny ImageNet" in card.source
-    assert "under ImageNet's terms of access" in card.licence
+    assert "under ImageNet's terms of access" in card.license
 
 
 @pytest.mark.parametrize("name", NAMES)

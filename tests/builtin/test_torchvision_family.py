@@ -52,5 +52,5 @@ def test_position_embeddings_and_class_tokens_are_exempt_from_weight_decay(monke
 
 def test_the_card_names_the_data_of_weights_that_saw_more_than_imagenet():
     plain, swag = map(Torchvision().card, ("regnet_y_16gf", "regnet_y_16gf.IMAGENET1K_SWAG_E2E_V1"))
-    assert plain.source == "ImageNet-1k" and "ImageNet's terms" in plain.licence
-    assert "Instagram" in swag.source and swag.source.endswith("ImageNet-1k") and "SWAG" in swag.licence
+    assert plain.source == "ImageNet-1k" and "ImageNet's terms" in plain.license
+    assert "Instagram" in swag.source and swag.source.endswith("ImageNet-1k") and "SWAG" in swag.license

@@ -123,7 +123,7 @@ class Family:
         if name != "net":
             raise KeyError(name)
         own = Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
-        return ModelCard(input=own, weights=None, source="nothing", licence="none")
+        return ModelCard(input=own, weights=None, source="nothing", license="none")
 
     def build(self, name, weights):
         first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())

@@ -301,7 +301,7 @@ def test_learning_rates_follow_the_schedule(bench, monkeypatch, optimizer, sched
         def epoch(self, phase, epoch, facts):
             assert facts["learning_rate"] == seen[-1][0.004]
 
-    options = {"optimizer": Component(name=optimizer), "schedule": schedule, "warm_up": 0.25}
+    options = {"optimizer": Component(name=optimizer), "schedule": schedule, "warmup_ratio": 0.25}
     lrs = {"0.2": 0.001, "1.2": 0.002, "2.1": 0.003}
     tuned = phase(lrs=lrs, head_lr=0.004, epochs=10, **options)
     fit(plan(bench, tuned), bench, Watching())
@@ -323,7 +323,7 @@ def test_clipping_bounds_the_step(bench):
     before = start(bench)
 
     def moved(clip):
-        tuned = phase(lrs=dict.fromkeys(NAMES, 1.0), head_lr=0.0, epochs=1, **ONE_STEP, clip=clip)
+        tuned = phase(lrs=dict.fromkeys(NAMES, 1.0), head_lr=0.0, epochs=1, **ONE_STEP, clip_grad=clip)
         after = weights(fit(plan(bench, PROBE, tuned), bench))
         return math.sqrt(sum((after[key] - before[key]).double().square().sum().item() for key in before))
 
@@ -417,7 +417,7 @@ def test_a_phase_that_only_makes_the_model_worse_is_undone(bench, batch_norm):
         lrs=dict.fromkeys(NAMES, 3.0),
         head_lr=3.0,
         stop=Stop(patience=2),
-        clip=5.0,
+        clip_grad=5.0,
         batch_norm=batch_norm,
     )
     fitted = fit(plan(bench, PROBE, ruin), bench, observer)
@@ -449,7 +449,7 @@ def test_ending_after_an_epoch_gives_what_the_whole_schedule_had_there(bench, mo
                 self.kept = {key: value.clone() for key, value in state.items()}, head.weight.clone(), head.bias.clone()
 
     monkeypatch.setattr(loop, "Trainee", Spied)
-    options = {"optimizer": ADAMW, "schedule": "cosine", "warm_up": 0.2, "dropout": 0.3}
+    options = {"optimizer": ADAMW, "schedule": "cosine", "warmup_ratio": 0.2, "dropout": 0.3}
     tuned = phase(epochs=5, **options, batch_norm="train", lrs=dict.fromkeys(NAMES, 0.005))
     observer = Keeping()
     fit(plan(bench, PROBE, tuned), bench, observer)
@@ -605,7 +605,7 @@ def memory(monkeypatch):
 
 
 def test_a_batch_that_does_not_fit_is_split(bench, memory):
-    tuned = phase("0.2", epochs=1, batch_size=30, clip=1.0, label_smoothing=0.1)
+    tuned = phase("0.2", epochs=1, batch_size=30, clip_grad=1.0, label_smoothing=0.1)
     whole = fit(plan(bench, PROBE, tuned), bench)
     assert "phase2.micro_batch" not in whole.metrics
     memory(8)

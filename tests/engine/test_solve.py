@@ -143,7 +143,7 @@ def test_the_head_with_the_lowest_loss_wins_and_is_refit_on_all_images(bench):
     judged, truth = fitted.model.features("early_stop"), bench.labels("early_stop")
     loss = [F.cross_entropy(judged @ head.weight.T + head.bias, truth).item() for head in on_train]
     assert chosen == [0.0, 0.5, 1.0][int(np.argmin(loss))]
-    assert fitted.metrics["phase1.early_stop.loss_at_choice"] == pytest.approx(min(loss))
+    assert fitted.metrics["phase1.early_stop.loss_at_selection"] == pytest.approx(min(loss))
 
     everything = on_all_images(fitted.plan, fitted.metrics, bench)
     assert everything.phases[0].options == {"shrink": [chosen], "unit": "px"}
@@ -191,7 +191,7 @@ def test_class_weights_apply_to_the_choice_as_to_the_fit(bench):
         weight = len(bench.labels("train")) / (2 * by_class.clamp(min=1)) if weights == "balanced" else None
         path = logistic_path(fitted.model.features("train"), bench.labels("train"), 3, penalties, class_weights=weights)
         losses = [F.cross_entropy(head(features), labels, weight=weight).item() for head in path]
-        assert fitted.metrics["phase1.early_stop.loss_at_choice"] == pytest.approx(min(losses))
+        assert fitted.metrics["phase1.early_stop.loss_at_selection"] == pytest.approx(min(losses))
         assert fitted.metrics["phase1.penalty"] == penalties[int(np.argmin(losses))]
         heads[weights] = fitted.model.head.weight
     silent = fit(plan(bench, Phase(method="logistic", frozen="2.1", options={"penalty": penalties})), bench)

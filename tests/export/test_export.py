@@ -82,14 +82,14 @@ def test_the_facts_about_an_export_are_true(model, tmp_path):
 
 
 def test_a_single_file_contains_its_classes_and_its_terms(model, tmp_path):
-    texts = {"classes": model.classes, "licence": model.bundle.licence}
+    texts = {"classes": model.classes, "license": model.bundle.license}
     session = onnxruntime.InferenceSession(model.export("onnx", tmp_path / "onnx").file)
     stated = session.get_modelmeta().custom_metadata_map
-    assert {"classes": tuple(json.loads(stated["classes"])), "licence": stated["licence"]} == texts
+    assert {"classes": tuple(json.loads(stated["classes"])), "license": stated["license"]} == texts
     assert [each.shape[0] for each in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
-    stated = {"classes": "", "licence": ""}
+    stated = {"classes": "", "license": ""}
     torch.export.load(model.export("torch-export", tmp_path / "torch").file, extra_files=stated)
-    assert {"classes": tuple(json.loads(stated["classes"])), "licence": stated["licence"]} == texts
+    assert {"classes": tuple(json.loads(stated["classes"])), "license": stated["license"]} == texts
 
 
 def test_every_export_includes_the_terms_of_the_weights_and_a_model_card(host, stripes, tmp_path):
@@ -110,7 +110,7 @@ def test_every_export_includes_the_terms_of_the_weights_and_a_model_card(host, s
 
 
 def test_random_weights_have_no_terms_of_others(model):
-    assert "derive from no other weights" in model.bundle.licence
+    assert "derive from no other weights" in model.bundle.license
 
 
 def test_links_in_a_bundle_are_not_exported(model, host, stripes, tmp_path):

@@ -36,7 +36,7 @@ def result(plans, validation, test, **metrics):
         test=of_test(test),
         imbalance=1.0,
         comparisons={},
-        left_out=(),
+        skipped=(),
         test_opened=1,
     )
 
@@ -48,7 +48,7 @@ def result(plans, validation, test, **metrics):
         (result(plans=5, validation=0.98, test=0.98), True),
         (result(plans=5, validation=0.98, test=1.0), False),
         (result(plans=1, validation=0.98, test=0.95), False),
-        (result(plans=1, validation=0.98, test=0.95, **{"phase1.val.loss_at_choice": 0.1}), True),
+        (result(plans=1, validation=0.98, test=0.95, **{"phase1.val.loss_at_selection": 0.1}), True),
     ],
     ids=["chosen", "as good in the test", "better in the test", "nothing to choose", "its penalty chosen"],
 )

@@ -96,14 +96,14 @@ def test_skipped_steps_are_named_and_the_best_trial_is_kept(host, stripes, monke
         result = made.run()
     assert result.final == result.best.plan == bundle.plan_of(made.folder.bundle)
     assert result.final.train_on == ("train",)
-    not_done = " ".join(result.left_out)
+    not_done = " ".join(result.skipped)
     assert "no time for 2 of 2 rounds of reruns of the best plans with new seeds" in not_done
     assert "the refit of the winner, trial 1; the bundle is that of trial 1" in not_done
     assert "the comparison with reference:pixels" in not_done
     assert result.comparisons == {}
     # With more time the same command does the rest.
     more = search(host, stripes, trials=3, strategies=("fine-tune",), budget=None).run()
-    assert more.left_out == ()
+    assert more.skipped == ()
     assert more.final.train_on == ("train", "early_stop", "val")
     assert len(more.best.runs) == 3
     assert more.comparisons
@@ -147,7 +147,7 @@ def test_without_time_for_a_new_winner_the_earlier_bundle_is_kept(host, stripes,
     later = search(host, stripes, trials=4, budget=None, reruns=0).run()
     assert later.final == first.final
     assert later.best.trial == first.best.trial
-    assert f"the bundle is that of trial {first.best.trial}" in " ".join(later.left_out)
+    assert f"the bundle is that of trial {first.best.trial}" in " ".join(later.skipped)
 
 
 def test_a_winner_without_a_refit_is_compared_with_controls_without_one(host, stripes, monkeypatch):
@@ -230,7 +230,7 @@ def test_trainings_that_there_is_no_time_for_wait_for_the_next_run(host, stripes
     waiting = [record for record in made.folder.log.records() if record.state == "interrupted"]
     assert len(waiting) == 3
     assert all(not record.epochs and record.params["strategy"] != "linear-probe" for record in waiting)
-    assert f"trial {waiting[0].number}: there was no time to start it" in result.left_out
+    assert f"trial {waiting[0].number}: there was no time to start it" in result.skipped
     again = search(host, stripes, trials=5, budget=None, strategies=made.settings.strategies, **FEW)
     assert sum(again.run().trials.values()) == 5
     assert [again.folder.log.read(record.number).params for record in waiting] == [each.params for each in waiting]

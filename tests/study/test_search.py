@@ -184,10 +184,10 @@ def test_a_skipped_comparison_is_done_later_without_testing_the_rest_again(host,
         made = search(host, stripes, trials=4)
         first = made.run()
         again = search(host, stripes, trials=4).run()
-    assert first.left_out == again.left_out == ("no time for the comparison with reference:pixels",)
+    assert first.skipped == again.skipped == ("no time for the comparison with reference:pixels",)
     assert (again.test, again.comparisons, openings()) == (first.test, first.comparisons, 1)
     whole = search(host, stripes, trials=4).run()
-    assert not whole.left_out
+    assert not whole.skipped
     assert whole.test == first.test
     assert first.comparisons.items() < whole.comparisons.items()
     assert (openings(), whole.test_opened) == (2, 1)
@@ -575,7 +575,7 @@ def test_a_broken_backbone_that_a_glob_matches_is_skipped_and_the_same_command_r
     ):
         assert any("Warning: " in note and why in note for note in watcher.notes)
     assert set(made.folder.definition.backbones) == {"odd:net"}
-    assert made.folder.definition.left_out == ("odd:decides", "odd:fails", "odd:refuses")
+    assert made.folder.definition.skipped == ("odd:decides", "odd:fails", "odd:refuses")
     assert search(host, stripes, trials=3, **chosen).run().trials["complete"] == 3
     with pytest.raises(StudyError, match=r"started with backbones odd:net, not reference:edges\."):
         search(host, stripes, trials=3, backbones=("reference:edges",))

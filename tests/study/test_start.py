@@ -127,14 +127,14 @@ def test_the_winner_of_a_study_is_the_backbone_of_the_next_up_to_its_cut(place, 
     moved = tmp_path / "moved"
     shutil.copytree(again.folder.bundle, moved)
     loaded = bundle.load(moved, Catalogue(stored_host(), tmp_path / "elsewhere"))
-    assert "another model that autotl trained" in loaded.licence
+    assert "another model that autotl trained" in loaded.license
     for once in (
         "CC0",
         "drawings of dots",
         "a weights file that the user gave",
         "Terms of the weights in this folder",
     ):
-        assert loaded.licence.count(once) == 1
+        assert loaded.license.count(once) == 1
 
 
 def test_a_bundle_is_given_as_weights_alone_or_with_other_backbones(place):

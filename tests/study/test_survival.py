@@ -291,5 +291,5 @@ def test_an_error_in_a_training_after_the_trials_skips_it_with_a_note(host, stri
     pretrained = {"backbones": ("autotl:resnet10",), "strategies": ("linear-probe",)}
     values = pretrained if breaks.endswith("random weights") else {"strategies": ("linear-probe", "full")}
     result = search(host, stripes, trials=2, prune=False, **values).run()
-    assert any(breaks in what and "The loss became nan" in what for what in result.left_out)
+    assert any(breaks in what and "The loss became nan" in what for what in result.skipped)
     assert 0 < result.test.value <= 1

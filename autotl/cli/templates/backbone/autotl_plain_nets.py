@@ -21,7 +21,7 @@ class PlainNets:
             input=Input(size=64, resize=64, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
             weights=WeightsSource(url=f"{SERVER}/{architecture}.safetensors"),
             source="photos",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             sizes=(96, 128),
         )
 
