@@ -392,7 +392,11 @@ class Loss(Protocol):
 
 
 class Objective(Protocol):
-    """Suggests parameters, and builds a loss from them."""
+    """Suggests parameters, and builds a loss from them.
+
+    Objectives, optimizers, adapters and gradient methods are searched if the user names them. With an attribute
+    `by_default = True` one is also searched if the user names none of its kind.
+    """
 
     def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:
         """Parameters as plain JSON values; called once per trial by `context.objective()`."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from autotl.host import Host
 from autotl.plan import NO_AUGMENTATION
-from autotl.study.settings import Settings
 
 ROOT = Path(__file__).parent.parent / "autotl"
 LIBRARIES = {"autotl", "timm", "torchvision"}
@@ -20,7 +19,7 @@ def names():
     host = Host()
     families = {entry.name for entry in host.backbones} - LIBRARIES
     others = {entry.name for kind in KINDS for entry in host.registries[kind]}
-    return (families | others) - {NO_AUGMENTATION.name, *Settings.model_fields["methods"].default}
+    return (families | others) - {NO_AUGMENTATION.name}
 
 
 def named(source, known):

@@ -12,6 +12,8 @@ def register_adapters(register):
 
 
 class All:
+    by_default = True
+
     def suggest(self, trial, context):
         return {}
 

@@ -12,6 +12,7 @@ def register_methods(register):
 
 
 class GradientDescent:
+    by_default = True
     options = ()
 
     def suggest(self, trial, context):

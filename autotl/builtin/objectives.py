@@ -10,6 +10,8 @@ def register_objectives(register):
 
 
 class CrossEntropy:
+    by_default = True
+
     def suggest(self, trial, context):
         return {}
 

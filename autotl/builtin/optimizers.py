@@ -12,6 +12,8 @@ def register_optimizers(register):
 class AdamW:
     """Learning rates of timm's fine-tuning of ViT and ConvNeXt; arXiv 1711.05101."""
 
+    by_default = True
+
     def suggest(self, trial, context, pretrained):
         return Optimization(
             # From random weights: timm's and torchvision's recipes for training on ImageNet.
@@ -32,6 +34,8 @@ class AdamW:
 
 class Sgd:
     """The grid of Kornblith et al. 2019, arXiv 1805.08974."""
+
+    by_default = True
 
     def suggest(self, trial, context, pretrained):
         return Optimization(

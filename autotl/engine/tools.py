@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autotl.contracts import Adapted, Batch, Draw, GradientMethod, Mixed, Weight
-from autotl.errors import PlanError, unknown
+from autotl.errors import PlanError, PluginError, unknown
 from autotl.host import Host
 from autotl.plan import NO_AUGMENTATION, Component, Phase, TransferPlan
 from autotl.registry import Entry
@@ -42,8 +42,13 @@ def tools(plan: TransferPlan, phase: Phase, host: Host) -> Tools:
     method = host.methods[phase.method]
     options = _options(phase, method)
     stepping: GradientMethod = method.item
-    loss = _Built("Objective", _known(host.objectives, training.objective), training.objective)
-    adapter = _Built("Adapter", _known(host.adapters, training.adapter), training.adapter)
+    loss = _Built(
+        "Objective",
+        _known(host.objectives, training.objective),
+        training.objective,
+        "logits, targets and weights",
+    )
+    adapter = _Built("Adapter", _known(host.adapters, training.adapter), training.adapter, "weights")
     optimizer = _known(host.optimizers, training.optimizer)
     what = f"Optimizer '{optimizer.name}'"
 
@@ -79,12 +84,16 @@ def tools(plan: TransferPlan, phase: Phase, host: Host) -> Tools:
 class _Built:
     """What a component's `build` returned for its parameters."""
 
-    def __init__(self, kind: str, entry: Entry, component: Component) -> None:
+    def __init__(self, kind: str, entry: Entry, component: Component, takes: str) -> None:
+        """`takes`: the arguments of what is built."""
         self._what, self._owner = f"{kind} '{entry.name}'", entry.owner
         with self._owner.answers_for(self._what, "cannot be built"):
             self.item = entry.item.build(dict(component.params))
             if not callable(self.item):
-                raise TypeError(f"its build returned {type(self.item).__name__}, not a function")
+                raise TypeError(f"its build returned {type(self.item).__name__}, not a function of {takes}")
+
+    def fault(self, how: str) -> PluginError:
+        return self._owner.fault(self._what, how)
 
     def guarded(self) -> Any:
         return self._owner.answers_for(self._what)
@@ -117,7 +126,7 @@ class Transform:
     """An augmentation's transform of training images, whose results are checked."""
 
     def __init__(self, entry: Entry, component: Component) -> None:
-        self._built = _Built("Augmentation", entry, component)
+        self._built = _Built("Augmentation", entry, component, "images and draw")
         self.mixes = bool(getattr(entry.item, "mixes", False))
         """Whether it mixes images, so that an image depends on its batch and cannot be stored."""
 
@@ -138,7 +147,7 @@ class Transform:
             for name, wanted in expected.items():
                 given, made = _form(wanted), _form(getattr(found, name))
                 if made != given:
-                    raise TypeError(f"it returned {made} for {given}; it must keep shape and type")
+                    raise self._built.fault(f"returned {made} for {given}; it must keep shape and type.")
             return found
 
 

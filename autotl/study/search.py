@@ -33,8 +33,8 @@ from autotl.study.fixed import DRAWS, drawn_by, not_drawn
 from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, missing, owners_of, used_by
-from autotl.study.settings import UNNAMED, Settings
-from autotl.study.space import DRAWN
+from autotl.study.settings import Settings
+from autotl.study.space import ALL_UNNAMED, DRAWN
 from autotl.study.storage import GUESS, SharedStudy, check_url
 from autotl.study.suggestions import Suggestions, facts_of
 from autotl.study.trials import Trials
@@ -88,9 +88,7 @@ class Search:
         )
         self.strategies = self._chosen("strategies", settings.strategies, before.strategies if before else None)
         self.drawn = {
-            kind: self._chosen(kind, getattr(settings, kind) or UNNAMED.get(kind, ()), None)
-            if before is None
-            else self._chosen(kind, getattr(settings, kind), getattr(before, kind))
+            kind: self._chosen(kind, getattr(settings, kind), getattr(before, kind) if before else None)
             for kind in DRAWN.values()
         }
         for name, entry in self.drawn["methods"].items():
@@ -200,7 +198,8 @@ class Search:
         return {*families, *named, f"metrics {self.settings.metric}"}
 
     def _chosen(self, kind: str, patterns: Sequence[str], before: Sequence[str] | None) -> dict[str, Entry]:
-        """The entries that the user named, or all if none are named; in a resumed study those it was started with.
+        """The entries that the user named; if none are named, in a resumed study those it was started with, in a new
+        one all, or of some kinds those that say `by_default`.
 
         An entry that cannot be loaded is skipped, unless its name was written out in full or a trial has used it.
         """
@@ -219,7 +218,8 @@ class Search:
                 if entry.name in (before or ()):
                     self.missing |= {f"{kind} {entry.name}"}
             else:
-                chosen[entry.name] = entry
+                if entry.name in named or before is not None or getattr(entry.item, "by_default", kind in ALL_UNNAMED):
+                    chosen[entry.name] = entry
         if not chosen:
             raise StudyError(f"No {registry.kind} is left to search. {registry.hint}")
         if self.before is None or before is None:

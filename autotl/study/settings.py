@@ -18,13 +18,6 @@ from autotl.plan import NearCopies, Record, Technique
 
 OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
 """Settings that the next search of a study may change, and that can change its result."""
-UNNAMED = {
-    "optimizers": ("adamw", "sgd"),
-    "objectives": ("cross-entropy",),
-    "adapters": ("all",),
-    "methods": ("gradient-descent",),
-}
-"""What a new study considers of a kind if none is named; of other kinds all that is installed."""
 OPTION_OF = {"strategy": "strategies", "backbone": "backbones"}
 """Parameters of a trial that have an option of their own."""
 UNITS = {

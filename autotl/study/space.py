@@ -41,6 +41,9 @@ DRAWN = {
     "method": "methods",
 }
 """The parameters by which a trial draws what plugins registered, with the kind of each."""
+ALL_UNNAMED = ("strategies", "augmentations")
+"""The kinds of which a new study considers all that is installed if none is named; of others those that say
+`by_default`."""
 SHARED = (
     "strategy",
     "backbone",

@@ -15,6 +15,8 @@ import optuna
 import pytest
 import torch
 
+from autotl.engine import loop
+from autotl.engine.objective import Objective
 from autotl.errors import AutotlError
 from autotl.study import storage
 from autotl.study.crew import Crew
@@ -219,18 +221,16 @@ def test_a_locked_database_fails_in_one_line_and_the_search_resumes_later(host, 
 
 @pytest.mark.parametrize("when", ["in a trial", "after the trials"])
 def test_a_computer_without_memory_ends_the_search_and_costs_no_trial(host, stripes, monkeypatch, when):
-    from autotl.engine import train
+    loss = loop._Run.gradients
 
-    loss = train._Training._loss
-
-    def greedy(training, logits, labels):
-        if when == "in a trial" or "val" in training.model.plan.train_on:
+    def greedy(run, *batch):
+        if when == "in a trial" or "val" in run._model.plan.train_on:
             torch.empty(10**15)
-        return loss(training, logits, labels)
+        return loss(run, *batch)
 
     few = {"strategies": ("full",), "trials": 2, "prune": False, "reruns": 0, "compare": False}
     with monkeypatch.context() as patch:
-        patch.setattr(train._Training, "_loss", greedy)
+        patch.setattr(loop._Run, "gradients", greedy)
         made = search(host, stripes, **few)
         with pytest.raises(AutotlError, match="Out of memory"):
             made.run()
@@ -242,16 +242,14 @@ def test_a_computer_without_memory_ends_the_search_and_costs_no_trial(host, stri
 
 
 def test_an_error_in_training_fails_only_its_trial(host, stripes, monkeypatch):
-    from autotl.engine import train
-
-    loss = train._Training._loss
+    loss = Objective.__call__
     calls = []
 
-    def broken(training, logits, labels):
+    def broken(objective, *batch):
         calls.append(1)
-        return loss(training, logits, labels) * (np.nan if len(calls) < 5 else 1.0)
+        return loss(objective, *batch) * (np.nan if len(calls) < 5 else 1.0)
 
-    monkeypatch.setattr(train._Training, "_loss", broken)
+    monkeypatch.setattr(Objective, "__call__", broken)
     made = search(host, stripes, strategies=("fine-tune",), trials=3)
     result = made.run()
     assert result.trials["failed"] == 1
