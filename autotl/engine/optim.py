@@ -56,12 +56,11 @@ class Descent:
         return self._training.head_lr * self._factor()
 
     def start(self) -> None:
-        """Start the next step: set the learning rates and delete the gradients."""
+        """Start the next step: set the learning rates."""
         self._step += 1
         factor = self._factor()
         for group, base in zip(self._optimizer.param_groups, self._base, strict=True):
             group["lr"] = base * factor
-        self.zero_grad()
 
     def zero_grad(self) -> None:
         self._optimizer.zero_grad()
