@@ -5,6 +5,7 @@ values. Below it, `build` sees those values and no trial.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,8 +109,13 @@ class StageInfo(Boundary):
     """Multiply-accumulates times two, for one image."""
 
     @property
+    def places(self) -> int:
+        """How many positions its output has, without prefix tokens."""
+        return math.prod(self.shape) // self.channels - self.prefix_tokens
+
+    @property
     def poolings(self) -> tuple[Pooling, ...]:
-        """The poolings that this stage's output allows: `token` needs a class token."""
+        """The poolings with which this stage's features are stored: `token` needs a class token."""
         return ("avg", "max", "token") if self.prefix_tokens else ("avg", "max")
 
 
@@ -217,7 +223,7 @@ class Context(Protocol):
         """The last stage that is not trained: None (all are trained) up to the cut."""
 
     def pooling(self, cut: str) -> Pooling:
-        """How the cut's features become one vector."""
+        """How the cut's features become one vector: one of the poolings with which they are stored."""
 
     def input(self) -> Input:
         """How images are prepared. The size is the backbone's own, or a larger one if backbone and images allow it.

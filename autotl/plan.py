@@ -14,7 +14,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from autotl.errors import PlanError
 
-Pooling = Literal["avg", "max", "token"]
+StoredPooling = Literal["avg", "max", "token"]
+"""The poolings with which the features of every stage are stored, so that heads can be fitted on them."""
+Pooling = Literal[StoredPooling, "gem", "flatten"]
+"""Besides them, for heads that are trained by gradient descent: the generalised mean (p = 3; Radenović et al. 2019,
+arXiv 1711.02512), and no pooling, for small maps only."""
+HeadKind = Literal["linear", "mlp", "conv", "cosine"]
+"""`linear`: a linear classifier; `mlp`: a hidden layer with ReLU before it; `conv`: a 3 x 3 convolution with norm and
+ReLU before the pooling; `cosine`: the cosine of features and class weights, times a learned scale (after Chen et al.
+2019, arXiv 1904.04232)."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Mode = Literal["crop", "squash", "pad"]
 """How an image that is not square becomes one."""
@@ -30,6 +38,9 @@ Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
+HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
+WIDE: tuple[HeadKind, ...] = ("mlp", "conv")
+"""The heads with a new layer, whose width the plan gives."""
 BITS = 16
 """Bits of an integer image's values, unless the plan gives another number."""
 
@@ -123,11 +134,30 @@ class Input(Record):
 
 
 class Head(Record):
-    """Pooling plus linear classifier on the cut's features."""
+    """Pooling plus classifier on the cut's features.
+
+    Only a linear head can be fitted by a method such as `logistic`; the others are trained by gradient descent. Default
+    values are not written, except for `taps`.
+    """
 
     pooling: Pooling
     taps: tuple[str, ...] = ()
     """Earlier stages, in the network's order, whose features the classifier also gets, before the cut's."""
+    kind: HeadKind = Field(default="linear", exclude_if=lambda kind: kind == "linear")
+    width: int | None = Field(default=None, ge=8, le=8192, exclude_if=lambda width: width is None)
+    """Units of the hidden layer (`mlp`), or channels of the convolution (`conv`)."""
+
+    @property
+    def title(self) -> str:
+        """Its kind and its width, such as `mlp 256`."""
+        return f"{self.kind} {self.width}" if self.width else self.kind
+
+    @model_validator(mode="after")
+    def _has_a_width_if_it_has_a_layer(self) -> Self:
+        if (self.width is not None) != (self.kind in WIDE):
+            how = "needs a width" if self.kind in WIDE else "has no width"
+            raise ValueError(f"a head of kind '{self.kind}' {how}")
+        return self
 
 
 class Component(Record):
@@ -206,7 +236,7 @@ class Training(Record):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """If above zero, the model is the exponential moving average of the weights, with this decay per step."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the pooled features."""
+    """Of what the head's last layer gets: the pooled features, or the hidden units of an `mlp`."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: ClassWeights = "none"
     teacher: Teacher | None = None

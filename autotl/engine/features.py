@@ -31,6 +31,9 @@ processor."""
 BATCH_PIXELS = {"cpu": 2**20, "cuda": 2**24}
 """Pixels per batch through a backbone: small enough for a CPU's caches, large enough for a GPU."""
 
+GEM_POWER, GEM_LEAST = 3.0, 1e-6
+"""The power of the generalised mean, and the value to which smaller ones are raised, as in timm."""
+
 
 class FeatureStore:
     """Features of images by SHA-256, for each backbone with its weights.
@@ -249,22 +252,44 @@ def _by_channel(values: tuple[float, float, float], device: torch.device) -> Ten
 
 
 def seen_by(head: Head, stages: Stages, images: Tensor) -> Tensor:
-    """The features of normalised images for a head on the last boundary: [N, 3, S, S] → [N, D]."""
+    """What a head on the last boundary sees of normalised images: [N, 3, S, S] → as `seen_at`."""
     seen = (*head.taps, stages.names[-1])
     return torch.cat(
-        [pool(value, boundary, head.pooling) for boundary, value in stages.walk(images) if boundary.name in seen], 1
+        [seen_at(boundary, value, head) for boundary, value in stages.walk(images) if boundary.name in seen], 1
     )
 
 
+def seen_at(boundary: Boundary, value: Tensor, head: Head) -> Tensor:
+    """What a head sees of a boundary's value: pooled features [N, D], or the map [N, C, H, W] if it is `conv`."""
+    if head.kind == "conv":
+        return value if boundary.layout == "NCHW" else value.movedim(-1, 1)
+    return pool(value, boundary, head.pooling)
+
+
 def pool(value: Tensor, boundary: Boundary, pooling: Pooling) -> Tensor:
-    """A boundary's value, with batch → [N, channels]. Prefix tokens are used only by `token`."""
+    """A boundary's value, with batch → [N, D]. Prefix tokens are used only by `token`."""
     if boundary.layout == "tokens":
         if pooling == "token":
             return value[:, 0]
         value, places = value[:, boundary.prefix_tokens :], [1]
     else:
         places = [2, 3] if boundary.layout == "NCHW" else [1, 2]
-    return value.mean(places) if pooling == "avg" else value.amax(places)
+    return pooled(value, places, pooling)
+
+
+def pooled(value: Tensor, places: list[int], pooling: Pooling) -> Tensor:
+    """A value, with batch, pooled over the dimensions `places`."""
+    match pooling:
+        case "avg":
+            return value.mean(places)
+        case "max":
+            return value.amax(places)
+        case "gem":
+            return value.clamp(min=GEM_LEAST).pow(GEM_POWER).mean(places).pow(1 / GEM_POWER)
+        case "flatten":
+            return value.flatten(1)
+        case _:
+            raise ValueError(f"'{pooling}' does not pool positions")
 
 
 def _width(info: BackboneInfo) -> int:

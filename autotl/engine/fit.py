@@ -8,7 +8,7 @@ import numpy as np
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data.split import Split
-from autotl.engine import loop, metrics, solve
+from autotl.engine import head_kinds, loop, metrics, solve
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.engine.model import Model
@@ -73,8 +73,9 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
         measured["val.seconds"] = time.perf_counter() - judging
     info = bench.catalogue.info(plan.backbone, plan.input)
     assert model.head is not None  # a plan has at least one phase
-    measured["parameters"] = info.parameters(plan.cut) + model.head.weight.numel() + model.head.bias.numel()
-    measured["flops"] = info.flops(plan.cut) + 2 * model.head.weight.numel()
+    measured["parameters"] = info.parameters(plan.cut) + sum(each.numel() for each in model.head.parameters())
+    classes = len(bench.dataset.classes)
+    measured["flops"] = info.flops(plan.cut) + head_kinds.flops(plan.head, info, plan.cut, classes)
     measured["seconds"] = time.perf_counter() - started
     return fitted
 
@@ -165,14 +166,12 @@ def check(plan: TransferPlan, bench: Bench) -> None:
             f"'taps' must name stages before the cut '{plan.cut}', each once and in order, from: "
             f"{', '.join(known[: known.index(plan.cut)]) or 'none'}; not {', '.join(plan.head.taps)}."
         )
+    info, judges = catalogue.info(plan.backbone, plan.input), bench.judges(plan)
     for stage in (*plan.head.taps, plan.cut):
-        poolings = catalogue.info(plan.backbone).stage(stage).poolings
-        if plan.head.pooling not in poolings:
-            raise PlanError(unknown(f"pooling after {stage}", plan.head.pooling, poolings))
+        head_kinds.check(plan.head, info.stage(stage))
     augmentations = catalogue.host.augmentations
     if plan.augmentation.name not in augmentations:
         raise PlanError(unknown("augmentation", plan.augmentation.name, [entry.name for entry in augmentations]))
-    info, judges = catalogue.info(plan.backbone, plan.input), bench.judges(plan)
     for phase in plan.phases:
         entry = catalogue.host.methods[phase.method]
         if hasattr(entry.item, "step"):

@@ -1,4 +1,4 @@
-"""The head: a linear classifier on pooled features, and its fit for a whole path of L2 penalties."""
+"""The linear head: a linear classifier on pooled features, and its fit for a whole path of L2 penalties."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autotl.plan import ClassWeights
@@ -20,16 +20,25 @@ EFFECTIVE = 0.999
 0.9999."""
 
 
-@dataclass(frozen=True)
-class LinearHead:
-    """logits = features @ weight.T + bias. weight: [C, D], bias: [C], float32."""
+Drop = Callable[[Tensor], Tensor]
+"""Dropout of what the last layer of a head gets."""
 
-    weight: Tensor
-    bias: Tensor
 
-    def __call__(self, features: Tensor) -> Tensor:
+def keep(features: Tensor) -> Tensor:
+    """No dropout."""
+    return features
+
+
+class LinearHead(nn.Module):
+    """logits = features @ weight.T + bias. weight: [C, D], bias: [C], float32; shared, without gradients."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+
+    def forward(self, features: Tensor, drop: Drop = keep) -> Tensor:
         """[N, D] → logits [N, C]."""
-        return F.linear(features, self.weight, self.bias)
+        return F.linear(drop(features), self.weight, self.bias)
 
 
 @dataclass(frozen=True)

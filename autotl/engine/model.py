@@ -1,6 +1,8 @@
 """The model: the network and head that the phases of a plan train."""
 
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -10,9 +12,9 @@ from autotl.data.split import Split
 from autotl.engine import feed
 from autotl.engine.bench import Bench
 from autotl.engine.features import batch_size, normalise, on_device, seen_by
-from autotl.engine.heads import LinearHead
+from autotl.engine.head_kinds import AnyHead
 from autotl.engine.observe import Observer
-from autotl.plan import TransferPlan
+from autotl.plan import StoredPooling, TransferPlan
 
 
 class Model:
@@ -22,7 +24,7 @@ class Model:
         self.plan = plan
         self.bench = bench
         self.observer = observer
-        self.head: LinearHead | None = None
+        self.head: AnyHead | None = None
         self._changes: dict[str, str] = {}
 
     @cached_property
@@ -48,26 +50,34 @@ class Model:
         return "".join(self._changes.get(name, "") for name in names[: names.index(upto) + 1])
 
     def features(self, *splits: Split) -> Tensor:
-        """The head's input for the images of these splits, [N, D] float32 on the device."""
+        """The pooled features of the images of these splits, [N, D] float32 on the device."""
         shas, plan = self.bench.shas(*splits), self.plan
-        if not self.trained:
+        if not self.trained and plan.head.pooling in get_args(StoredPooling):
             self.bench.features.fill(plan.network, shas, lambda done, total: self.observer.step())
             read = self.bench.features.read
             seen = (*plan.head.taps, plan.cut)
             return torch.cat([read(plan.network, stage, plan.head.pooling, shas) for stage in seen], 1)
+        return self._computed(splits, lambda seen: seen)
+
+    def logits(self, *splits: Split) -> Tensor:
+        """[N, C] for the images of these splits, in the data set's order."""
+        assert self.head is not None, "no phase has made a head yet"
+        if self.plan.head.kind == "conv":  # the maps of a whole split could be too large for the memory
+            return self._computed(splits, self.head)
+        logits: Tensor = self.head(self.features(*splits))
+        return logits
+
+    def _computed(self, splits: Sequence[Split], use: Callable[[Tensor], Tensor]) -> Tensor:
+        """`use` of what the head sees of the images of these splits, from their pixels."""
+        shas, plan = self.bench.shas(*splits), self.plan
         pixels = partial(self.bench.features.pixels.read, plan.input)
         stages = on_device(self.stages, self.bench.device)
         size = batch_size(plan.input, self.bench.device)
         batches = (shas[start : start + size] for start in range(0, len(shas), size))
 
         def see(images: Tensor) -> Tensor:
-            return seen_by(plan.head, stages, normalise(images, plan.input))
+            return use(seen_by(plan.head, stages, normalise(images, plan.input)))
 
         with torch.no_grad():  # not inference mode: a method may use them in gradient descent
             images = feed.images(pixels, batches, self.bench.device)
             return torch.cat([self.bench.memory.in_parts(see, batch) for batch in images])
-
-    def logits(self, *splits: Split) -> Tensor:
-        """[N, C] for the images of these splits, in the data set's order."""
-        assert self.head is not None, "no phase has made a head yet"
-        return self.head(self.features(*splits))

@@ -12,7 +12,7 @@ from autotl.data.split import Split
 from autotl.engine.heads import LinearHead, weights_of
 from autotl.engine.model import Model
 from autotl.errors import PlanError, unknown
-from autotl.plan import NO_AUGMENTATION, ClassWeights, Phase, TransferPlan
+from autotl.plan import NO_AUGMENTATION, ClassWeights, Phase, StoredPooling, TransferPlan
 from autotl.registry import Entry
 
 Alternatives = Mapping[str, list[Any]]
@@ -63,6 +63,16 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
     name = phase.method
     if phase.frozen != plan.cut:
         raise PlanError(f"{name} trains only the head: 'frozen' must be the cut '{plan.cut}'.")
+    if plan.head.kind != "linear":
+        raise PlanError(
+            f"{name} fits a linear head, but the head of this plan is '{plan.head.kind}': train it in phases of "
+            "gradient descent only."
+        )
+    if plan.head.pooling not in get_args(StoredPooling):
+        raise PlanError(
+            f"{name} uses stored features, which are not pooled by '{plan.head.pooling}': train the head in phases of "
+            f"gradient descent only, or use {', '.join(get_args(StoredPooling))}."
+        )
     if phase.training:
         raise PlanError(f"{name} fits the head without gradient descent: 'training' must be null.")
     if len(plan.phases) == 1 and plan.augmentation != NO_AUGMENTATION:

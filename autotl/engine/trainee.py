@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autotl.engine import precision
 from autotl.engine.activations import Source
-from autotl.engine.features import pool
-from autotl.engine.heads import LinearHead, Scaling
+from autotl.engine.features import seen_at
+from autotl.engine.head_kinds import TrainedHead, start
+from autotl.engine.heads import Scaling
 from autotl.engine.model import Model
 from autotl.engine.parts import Parts
 from autotl.engine.tools import Tools
@@ -20,6 +20,8 @@ from autotl.plan import Phase, Training
 
 SCALING_IMAGES = 512
 """How many images determine the scale of the features at the start of a phase."""
+SCALING_VALUES = 2**25
+"""How many values at most, for a head that sees maps."""
 LEAST_STD = 0.05
 """The smallest standard deviation that a feature is divided by, as a share of the median one."""
 ONE_VALUE = "Expected more than 1 value per channel"
@@ -40,14 +42,17 @@ class Trainee:
         if self._training.batch_norm == "train" and largest_batches == 1:
             self._try_one_image(source)
         classes = len(model.bench.dataset.classes)
-        self.head = TrainedHead(self._scaling(source), model.head, classes, self._training.dropout)
+        self._cut = model.bench.catalogue.info(model.plan.backbone, model.plan.input).stage(model.plan.cut)
+        scaling = self._scaling(source)
+        head = start(model.plan.head, self._cut, scaling, classes, model.head)
+        self.head = TrainedHead(head, scaling, self._training.dropout)
 
     def logits(self, value: Tensor) -> Tensor:
         """[N, …] values at the frozen boundary → [N, C]."""
-        return self.head(self.pooled(value))
+        return self.head(self.seen(value))
 
-    def pooled(self, value: Tensor) -> Tensor:
-        """[N, …] values at the frozen boundary → [N, D] features.
+    def seen(self, value: Tensor) -> Tensor:
+        """[N, …] values at the frozen boundary → what the head sees: [N, D] features, or maps.
 
         Raises: PluginError, naming the backbone's plugin, if the network fails.
         """
@@ -59,10 +64,10 @@ class Trainee:
             _enough_for_batch_norm(self._training),
         ):
             value = self.parts(value, self._frozen)
-        return pool(value.float(), self.stages.boundaries[-1], plan.head.pooling)
+        return seen_at(self.stages.boundaries[-1], value.float(), plan.head)
 
     def in_parts(self, value: Tensor, run: str = "logits") -> Tensor:
-        """`logits` or `pooled`, in parts if out of memory."""
+        """`logits` or `seen`, in parts if out of memory."""
         return self._model.bench.memory.in_parts(getattr(self, run), value)
 
     def state(self) -> dict[str, Tensor]:
@@ -94,15 +99,19 @@ class Trainee:
 
     @torch.no_grad()
     def _scaling(self, source: Source) -> Scaling:
-        """The scale of the features at the start of the phase, in its training mode.
+        """The scale of the features, or of the map's channels, at the start of the phase, in its training mode.
 
         Without it the head would first have to learn the features' scale; compare the data-dependent initialisation of
         Krähenbühl et al. 2016, arXiv 1511.06856.
         """
-        seen = torch.linspace(0, len(source) - 1, min(SCALING_IMAGES, len(source))).round().long()
-        batches = source.batches(seen, math.ceil(len(seen) / self._training.batch_size))
+        images = min(SCALING_IMAGES, len(source))
+        if self._model.plan.head.kind == "conv":
+            images = min(images, max(1, SCALING_VALUES // math.prod(self._cut.shape)))
+        some = torch.linspace(0, len(source) - 1, images).round().long()
+        batches = source.batches(some, math.ceil(len(some) / self._training.batch_size))
         with self._without_updates():  # if split, batch norm uses the statistics of each part
-            scaling = Scaling.of(torch.cat([self.in_parts(value, "pooled") for value, _ in batches]))
+            seen = torch.cat([self.in_parts(value, "seen") for value, _ in batches])
+        scaling = Scaling.of(seen if seen.dim() == 2 else seen.movedim(1, -1).flatten(0, -2))
         # A rarely active feature would become huge when it is active. One that is never active here may still have a
         # weight in the previous phase's head.
         constant = scaling.std.isinf()
@@ -118,7 +127,7 @@ class Trainee:
         Raises: PlanError.
         """
         with self._without_updates():
-            self.pooled(next(source.batches(torch.zeros(1, dtype=torch.long), 1))[0])
+            self.seen(next(source.batches(torch.zeros(1, dtype=torch.long), 1))[0])
 
     @contextmanager
     def _without_updates(self) -> Iterator[None]:
@@ -129,32 +138,6 @@ class Trainee:
         finally:
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-class TrainedHead(nn.Module):
-    """A linear classifier on scaled features. Without a head from a previous phase it starts at zero.
-
-    As in BiT: Kolesnikov et al. 2020, arXiv 1912.11370.
-    """
-
-    def __init__(self, scaling: Scaling, head: LinearHead | None, classes: int, dropout: float) -> None:
-        super().__init__()
-        self._scaling = scaling
-        self._dropout = dropout
-        if head is None:
-            zero = scaling.mean.new_zeros(classes, len(scaling.mean))
-            start = LinearHead(zero, zero.new_zeros(classes))
-        else:
-            start = scaling.unfold(head)
-        self.weight, self.bias = nn.Parameter(start.weight.clone()), nn.Parameter(start.bias.clone())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, D] raw features → logits [N, C]."""
-        scaled = F.dropout(self._scaling.apply(features), self._dropout, self.training)
-        return F.linear(scaled, self.weight, self.bias)
-
-    def folded(self) -> LinearHead:
-        return self._scaling.fold(LinearHead(self.weight.detach(), self.bias.detach()))
 
 
 @contextmanager

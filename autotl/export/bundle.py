@@ -32,7 +32,7 @@ from autotl.data.images import UnreadableImage
 from autotl.data.pixels import alone_if_huge, read_file
 from autotl.engine.exact import exact
 from autotl.engine.fit import Fitted
-from autotl.engine.heads import LinearHead
+from autotl.engine.head_kinds import restored
 from autotl.engine.memory import Memory
 from autotl.errors import PlanError, PluginError, StudyError, WeightsError, one_line
 from autotl.export import card
@@ -45,6 +45,8 @@ BATCH = 32
 READS = 4
 """How many times to read a bundle that changes while it is read."""
 WEIGHTS = "weights.safetensors"
+HEAD = "head."
+"""What the names of the head's tensors start with."""
 CARRIED = (
     WEIGHTS,
     "plan.json",
@@ -138,7 +140,7 @@ def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str
     assert model.head is not None
     # Copies, because safetensors refuses tensors that share memory.
     weights = {f"backbone.{name}": value.cpu().clone() for name, value in model.stages.state_dict().items()}
-    weights |= {"head.weight": model.head.weight.cpu(), "head.bias": model.head.bias.cpu()}
+    weights |= {f"{HEAD}{name}": value.cpu().clone() for name, value in model.head.state_dict().items()}
     contents: dict[str, str | bytes] = {
         WEIGHTS: serialize({name: value.contiguous() for name, value in weights.items()}),
         "plan.json": plan.to_json(),
@@ -216,9 +218,13 @@ def _graph(folder: Path, plan: TransferPlan, content: bytes, catalogue: Catalogu
     stages = catalogue.structure(plan.backbone, plan.input).cut(plan.cut).eval()
     try:
         weights = deserialize(content)
-        head = LinearHead(weights.pop("head.weight"), weights.pop("head.bias"))
-    except (SafetensorError, KeyError) as error:
+    except SafetensorError as error:
         raise _damaged(folder, f"{WEIGHTS} cannot be read: {error}") from None
+    of_head = {name.removeprefix(HEAD): weights.pop(name) for name in list(weights) if name.startswith(HEAD)}
+    try:
+        head = restored(plan.head, of_head)
+    except KeyError as error:
+        raise _damaged(folder, f"its head is {plan.head.kind}, but {HEAD}{error.args[0]} is missing or extra") from None
     try:
         stages.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()})
     except RuntimeError as error:

@@ -8,7 +8,7 @@ from torch.export import Dim, ExportedProgram
 
 from autotl.backbones.stages import Stages
 from autotl.engine.features import normalise, seen_by
-from autotl.engine.heads import LinearHead
+from autotl.engine.head_kinds import AnyHead
 from autotl.errors import StudyError, one_line
 from autotl.plan import TransferPlan
 
@@ -21,21 +21,21 @@ class Graph(nn.Module):
     It ends at the plan's cut, and includes casting and normalisation.
     """
 
-    def __init__(self, plan: TransferPlan, stages: Stages, head: LinearHead) -> None:
+    def __init__(self, plan: TransferPlan, stages: Stages, head: AnyHead) -> None:
         super().__init__()
         self.plan = plan
         self.stages = stages
-        self.weight = nn.Parameter(head.weight, requires_grad=False)
-        self.bias = nn.Parameter(head.bias, requires_grad=False)
+        self.head = head
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        features = seen_by(self.plan.head, self.stages, normalise(images, self.plan.input))
-        return LinearHead(self.weight, self.bias)(features).softmax(1)
+        seen = seen_by(self.plan.head, self.stages, normalise(images, self.plan.input))
+        probabilities: Tensor = self.head(seen).softmax(1)
+        return probabilities
 
     @property
     def device(self) -> torch.device:
-        return self.weight.device
+        return next(self.head.parameters()).device
 
     def example(self) -> Tensor:
         """A batch to trace with: of two images, because with one the batch size would be traced as a constant."""

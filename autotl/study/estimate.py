@@ -11,6 +11,7 @@ import torch
 
 from autotl.backbones.catalogue import RANDOM
 from autotl.data.split import SPLITS
+from autotl.engine import head_kinds
 from autotl.engine.bench import Bench
 from autotl.engine.device import of_kind
 from autotl.engine.features import batch_size, extractor
@@ -137,7 +138,7 @@ class Pace:
         """Operations per image in the frozen stages, and in the other stages with the head."""
         info = self._bench.catalogue.info(plan.backbone, plan.input)
         frozen = info.flops(phase.frozen) if phase.frozen else 0
-        head = 2 * info.stage(plan.cut).channels * len(self._bench.dataset.classes)
+        head = head_kinds.flops(plan.head, info, plan.cut, len(self._bench.dataset.classes))
         return frozen, info.flops(plan.cut) - frozen + head
 
     def _judging(self, plan: TransferPlan) -> int:

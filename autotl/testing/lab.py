@@ -257,9 +257,9 @@ def assert_same(first: Fitted, second: Fitted, what: str) -> None:
     one, two = first.model, second.model
     assert one.head is not None
     assert two.head is not None
-    same = torch.equal(one.head.weight, two.head.weight) and torch.equal(one.head.bias, two.head.bias)
-    states = one.stages.state_dict(), two.stages.state_dict()
-    same = same and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    pairs = (one.head, two.head), (one.stages, two.stages)
+    states = [(each.state_dict(), other.state_dict()) for each, other in pairs]
+    same = all(torch.equal(value, other[name]) for each, other in states for name, value in each.items())
     assert same, f"{what}: training the same plan twice, with the same seed, gave different weights."
     numbers = [{name: value for name, value in each.metrics.items() if name not in TIMES} for each in (first, second)]
     same = numbers[0] == numbers[1]

@@ -205,7 +205,10 @@ def hashed_again(folder):
             in_weights(lambda weights: weights["backbone.0.0.weight"].fill_(float("inf"))),
             "NaN instead of probabilities",
         ),
-        (in_weights(lambda weights: weights.pop("head.weight")), "weights.safetensors cannot be read: 'head.weight'"),
+        (
+            in_weights(lambda weights: weights.pop("head.weight")),
+            "its head is linear, but head.weight is missing or extra",
+        ),
         (
             in_weights(lambda weights: weights.pop("backbone.0.0.weight")),
             "does not fit the installed version of 'tiny:net'",
@@ -214,6 +217,7 @@ def hashed_again(folder):
             in_weights(lambda weights: weights.update(more=torch.zeros(1))),
             "does not fit the installed version of 'tiny:net'",
         ),
+        (in_weights(lambda weights: weights.update({"head.more": torch.zeros(1)})), "head.more is missing or extra"),
         (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(2)})), "its head does not fit"),
         (in_weights(lambda weights: weights.update({"head.weight": torch.zeros(3, 99)})), "its head does not fit"),
         (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(3, dtype=torch.int64)})), "head does not"),
@@ -268,7 +272,7 @@ def test_a_damaged_bundle_of_a_study_is_written_again_by_its_search(found, host,
     Search(settings, host, Silent(), time.monotonic()).run()
     again = bundle.load(found, catalogue)
     assert again.plan == wanted.plan
-    assert torch.equal(again.graph.weight, wanted.graph.weight)
+    assert torch.equal(again.graph.head.weight, wanted.graph.head.weight)
 
 
 def test_an_image_without_a_prediction_has_a_reason(found, catalogue, stripes, tmp_path):
@@ -284,7 +288,7 @@ def test_an_image_without_a_prediction_has_a_reason(found, catalogue, stripes, t
     assert "too large: 5,000,000,000 bytes" in answers[2]
     assert answers[3] == "cannot be read: No such file or directory"
     np.testing.assert_array_equal(answers[0], answers[4])
-    loaded.graph.bias.fill_(float("nan"))
+    loaded.graph.head.bias.fill_(float("nan"))
     assert list(loaded.predict([good])) == ["the model gives NaN instead of probabilities for it"]
 
 

@@ -151,7 +151,7 @@ def test_an_export_that_disagrees_is_refused_and_removed(model, tmp_path, monkey
     form = formats.FORMATS["torch-export"]
 
     def skewed(graph, texts, file):
-        graph.weight.mul_(1.5)
+        graph.head.weight.mul_(1.5)
         form.write(graph, texts, file)
 
     monkeypatch.setitem(formats.FORMATS, "torch-export", replace(form, write=skewed))
