@@ -225,6 +225,9 @@ class Context(Protocol):
     def pooling(self, cut: str) -> Pooling:
         """How the cut's features become one vector: one of the poolings with which they are stored."""
 
+    def head(self, cut: str) -> Head:
+        """A head that is trained by gradient descent, of one of the study's kinds, with its pooling."""
+
     def input(self) -> Input:
         """How images are prepared. The size is the backbone's own, or a larger one if backbone and images allow it.
         The mode (crop, squash or pad) is searched if the shapes of the images make it matter."""

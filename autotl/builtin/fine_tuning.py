@@ -5,7 +5,7 @@ trade-off between the two. The first stages have the most general features (Yosi
 their learning rates are the lowest.
 """
 
-from autotl import Head, hookimpl
+from autotl import hookimpl
 from autotl.builtin import logistic, recipe
 
 DEPTH_RATIO = (1e-2, 1.0)
@@ -55,7 +55,7 @@ class LinearProbeThenFineTune:
     def suggest(self, trial, context):
         setup = _Setup(trial, context)
         stage_lr = setup.falling(trial.suggest_float("lp-ft.depth_ratio", *DEPTH_RATIO, log=True))
-        return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, stage_lr)])
+        return setup.plan([*setup.head_first(), setup.phase(setup.frozen, stage_lr)])
 
 
 class GradualUnfreeze:
@@ -75,14 +75,14 @@ class GradualUnfreeze:
         wanted = trial.suggest_int("gradual-unfreeze.steps", 2, 6)
         trained = setup.trained
         if not trained:
-            return setup.plan([setup.linear_probe(), setup.phase(setup.frozen, {})])
+            return setup.plan([*setup.head_first(), setup.phase(setup.frozen, {})])
         # Each step trains more stages from the top; the last one trains all that are not permanently frozen.
         steps = min(wanted, len(trained))
         tops = [trained[len(trained) * (steps - step) // steps :] for step in range(1, steps + 1)]
         phases = [
             setup.phase(setup.before(top[0]), {name: stage_lr[name] for name in top}, share=1 / steps) for top in tops
         ]
-        return setup.plan([setup.linear_probe(), *phases])
+        return setup.plan([*setup.head_first(), *phases])
 
 
 class Full:
@@ -111,7 +111,7 @@ class _Setup:
         self.names = context.backbone().names
         self.cut = self.names[-1] if whole else context.cut()
         self.frozen = None if whole else context.frozen(self.cut)
-        self.pooling = context.pooling(self.cut)
+        self.head = context.head(self.cut)
         self.input = context.input()
         self.augmentation = context.augmentation()
         self.recipe = recipe.suggest(trial, context, pretrained=not from_scratch)
@@ -137,9 +137,14 @@ class _Setup:
         third = {name: len(GROUPS) * at // len(self.names) for at, name in enumerate(self.names)}
         return {name: self.recipe.lr * factors[third[name]] for name in self.trained}
 
-    def linear_probe(self):
-        """The phase that fits the head before anything else is trained."""
-        return logistic.probe(self.cut, self.context.class_weights())
+    def head_first(self):
+        """The phase that trains the head before any stage: a logistic regression, unless the head is not linear.
+
+        Without any stage to train, a head that is not linear needs no such phase, because the next one is the same.
+        """
+        if self.head.kind == "linear":
+            return [logistic.probe(self.cut, self.context.class_weights())]
+        return [self.phase(self.cut, {})] if self.trained else []
 
     def phase(self, frozen, stage_lr, share=1.0):
         """A phase with this share of the recipe's epochs."""
@@ -154,7 +159,7 @@ class _Setup:
     def plan(self, phases, pretrained=True):
         return self.context.plan(
             cut=self.cut,
-            head=Head(pooling=self.pooling),
+            head=self.head,
             phases=phases,
             input=self.input,
             augmentation=self.augmentation,

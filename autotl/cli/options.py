@@ -101,13 +101,14 @@ fixed = click.option(
 )
 
 
+def split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Several values, repeated or separated by commas."""
+    values = (values,) if isinstance(values, str) else values
+    return tuple(part for value in values for part in value.split(",") if part)
+
+
 def names(*flags: str, help: str) -> Callable[[Any], Any]:
     """An option for names and globs of registered plugins, repeated or separated by commas."""
-
-    def split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] | str) -> tuple[str, ...]:
-        values = (values,) if isinstance(values, str) else values
-        return tuple(part for value in values for part in value.split(",") if part)
-
     complete = completion.registered(flags[0].removeprefix("--"))
     return click.option(*flags, multiple=True, metavar="NAME,…", callback=split, shell_complete=complete, help=help)
 

@@ -48,8 +48,8 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
     return file
 
 
-NAMES = ("backbones", "strategies", "augmentations", "optimizers", "objectives", "adapters", "methods")
-"""The options with names of plugins."""
+NAMES = ("backbones", "strategies", "augmentations", "optimizers", "objectives", "adapters", "methods", "heads")
+"""The options with several names."""
 
 
 def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
@@ -109,6 +109,14 @@ def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, 
     help="What is trained of each stage, to search over: all, norm, bias, lora … [default: all]",
 )
 @options.names("--methods", help="Gradient methods to search over. [default: gradient-descent]")
+@click.option(
+    "--heads",
+    multiple=True,
+    metavar="KIND,…",
+    callback=options.split,
+    help="Heads to search over, where they are trained by gradient descent: linear, mlp, conv, cosine. [default: "
+    "linear]",
+)
 @click.option(
     "--techniques",
     metavar="NAME,…",

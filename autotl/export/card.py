@@ -100,6 +100,7 @@ def readme(plan: TransferPlan, classes: Sequence[str], metrics: Metrics, use: st
     """The model card, in Markdown. `use` is how to use the model from the card's folder."""
     facts = {
         "backbone": f"`{plan.backbone}`, cut after `{plan.cut}`",
+        "head": f"{plan.head.title}, pooling {plan.head.pooling}",
         "input": _input(plan.input),
         "parameters": f"{metrics.validation.parameters:,.0f}",
         "FLOPs per image": f"{metrics.validation.flops:,.0f}",

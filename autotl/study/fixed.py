@@ -10,7 +10,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
 from autotl.engine.precision import Arithmetic
 from autotl.errors import AutotlError, StudyError, unknown
-from autotl.plan import DataRef
+from autotl.plan import DataRef, HeadKind
 from autotl.registry import Entry
 from autotl.study import patience
 from autotl.study.settings import said
@@ -94,6 +94,7 @@ def drawn_by(
     data: DataFacts,
     data_ref: DataRef,
     seed: int,
+    heads: Sequence[HeadKind],
 ) -> set[str]:
     """The parameters that strategies draw for some random plans, which are not trained.
 
@@ -118,6 +119,7 @@ def drawn_by(
                 data_ref=data_ref,
                 seed=seed,
                 arithmetic=lambda backbone: Arithmetic(),
+                heads=heads,
             )
             try:
                 with entry.owner.answers_for(what), patience.within(patience.ANSWER):

@@ -7,17 +7,20 @@ from functools import partial
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import PluginError
-from autotl.plan import ClassWeights
+from autotl.plan import HEADS, ClassWeights, HeadKind
 from autotl.registry import Entry
 from autotl.study import select
 from autotl.study.inputs import Inputs
-from autotl.study.space import DRAWN, pooling_name, share_of
+from autotl.study.space import DRAWN, HEAD_NAMES, head_kinds, pooling_name, share_of
 from autotl.tracking.probe import ProbeRow
 
 PROBES = 5
 """How many backbones get a linear probe at their best cut."""
 EPOCHS = 20
 """About how many epochs of the whole network a first guess takes."""
+
+HEAD_WIDTH_LOG2 = 8
+"""The base-2 logarithm of the width of a head's new layer in a first guess."""
 
 Guess = dict[str, object]
 """Parameters of a trial."""
@@ -35,12 +38,14 @@ class Guesses:
         skip: Callable[[PluginError], None],
         *,
         class_weights: ClassWeights,
+        heads: Sequence[HeadKind],
     ) -> None:
         """`class_weights` are those of the metric. `skip` is called with the error of a first guess that cannot be
         tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
         self._strategies, self._drawn = strategies, drawn
         self._skip = skip
+        self._heads = heads
         self._class_weights = class_weights
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
@@ -79,6 +84,9 @@ class Guesses:
                 self._require_known(entry, partial(self._catalogue.host.registries[kind].__getitem__, str(guess[name])))
             if name in guess and (guess[name] not in self._drawn[kind] or len(self._drawn[kind]) == 1):
                 del guess[name]  # it is not drawn
+        for name in HEAD_NAMES:
+            if guess.get(name) in HEADS and guess[name] not in self._heads:
+                guess[name] = place[name]
         return guess
 
     def _require_known(self, entry: Entry, look_up: Callable[[], object]) -> None:
@@ -90,8 +98,13 @@ class Guesses:
             self._skip(entry.owner.fault(f"Strategy '{entry.name}'", how))
 
     def _place(self, row: ProbeRow) -> Guess:
-        """The parameters of a cell of the probe, with class weights that suit the metric."""
-        return place(self._catalogue, self._inputs, row, self._class_weights)
+        """The parameters of a cell of the probe, with class weights that suit the metric.
+
+        The head is the first that the user named and that the cut allows.
+        """
+        heads = {name: kinds[0] for name in HEAD_NAMES if (kinds := head_kinds(name, self._heads))}
+        found = place(self._catalogue, self._inputs, row, self._class_weights)
+        return {**found, **heads, "head_width_log2": HEAD_WIDTH_LOG2}
 
 
 def place(catalogue: Catalogue, inputs: Inputs, row: ProbeRow, class_weights: ClassWeights) -> Guess:

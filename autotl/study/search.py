@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.contracts import BackboneInfo
 from autotl.data import index
 from autotl.data.dataset import Dataset, changes, read_split
 from autotl.data.rows import trim
@@ -22,7 +23,7 @@ from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, 
 from autotl.export import bundle
 from autotl.files import append_line, settle
 from autotl.host import Host
-from autotl.plan import DataRef, Network
+from autotl.plan import DataRef, HeadKind, Network
 from autotl.registry import Entry
 from autotl.study import controls, estimate, guesses, recovery, select, start
 from autotl.study import pool as pools
@@ -34,7 +35,7 @@ from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import Settings
-from autotl.study.space import ALL_UNNAMED, DRAWN
+from autotl.study.space import ALL_UNNAMED, DRAWN, head_kinds, head_name
 from autotl.study.storage import GUESS, SharedStudy, check_url
 from autotl.study.suggestions import Suggestions, facts_of
 from autotl.study.trials import Trials
@@ -78,8 +79,8 @@ class Search:
         self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
         # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
-        if before and not settings.techniques:
-            self.settings = settings.model_copy(update={"techniques": before.techniques})
+        if before:
+            self.settings = settings = settings.resumed(techniques=before.techniques, heads=before.heads)
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
             missing(host, before.owners, before.plugins, self._used, self._asked_for(), watcher.note)
@@ -285,7 +286,8 @@ class Search:
         """The backbones of the study, cheapest first, without those that fail or that the budget has no time for."""
         if self.before:
             return self.pool.backbones
-        infos = map(self.catalogue.info, self.pool.backbones)
+        infos = list(map(self.catalogue.info, self.pool.backbones))
+        _require_heads(infos, self.settings.head_kinds)
         allowed = FIRST_PASSES * self.budget.seconds
         kept: list[str] = []
         for info in sorted(infos, key=lambda info: info.flops(info.names[-1])):
@@ -327,6 +329,7 @@ class Search:
                 near_copies=self.settings.near_copies,
             ),
             seed=self.settings.seed,
+            heads=self.settings.head_kinds,
         )
         for problem in not_drawn(self.settings.set, drawn):
             self.watcher.note(f"Warning: --set: {problem} No strategy drew it for {DRAWS} test plans.")
@@ -360,6 +363,7 @@ class Search:
             objectives=tuple(self.drawn["objectives"]),
             adapters=tuple(self.drawn["adapters"]),
             methods=tuple(self.drawn["methods"]),
+            heads=self.settings.head_kinds,
             techniques=tuple(sorted(set(self.settings.techniques))),
             owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn, self.metric) | theirs,
             plugins=self._plugins(),
@@ -433,6 +437,7 @@ class Search:
             drawn,
             self._skip,
             class_weights=metrics.class_weights_of(self.metric),
+            heads=self.settings.head_kinds,
         )
         if study.done < self.settings.trials:
             self.watcher.estimate(estimate.estimate(list(map(self._network, backbones)), bench))
@@ -510,6 +515,16 @@ class Search:
             slower = ", ".join(row.backbone for row in best[: best.index(chosen)])
             self.watcher.note(f"Training starts with {chosen.backbone}: --budget is too short for {slower}.")
         return chosen
+
+
+def _require_heads(infos: Sequence[BackboneInfo], heads: Sequence[HeadKind]) -> None:
+    """Raises: StudyError unless every possible cut allows one of these kinds of heads."""
+    for info in infos:
+        if not all(head_kinds(head_name(stage), heads) for stage in info.stages):
+            raise StudyError(
+                f"--heads conv needs cuts with height and width, but '{info.name}' has some that end in tokens. Name "
+                "another kind, too, such as --heads linear,conv, or other --backbones."
+            )
 
 
 def _require_same(what: str, named: Collection[str], before: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from autotl.data.listing import Columns
 from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
-from autotl.plan import NearCopies, Record, Technique
+from autotl.plan import HeadKind, NearCopies, Record, Technique
 
 OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
 """Settings that the next search of a study may change, and that can change its result."""
@@ -59,10 +59,13 @@ def _seconds(text: str) -> float | None:
         return None
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)]
-Techniques = Annotated[
-    tuple[Technique, ...], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
-]
+def _named(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_named)]
+Techniques = Annotated[tuple[Technique, ...], BeforeValidator(_named)]
+Heads = Annotated[tuple[HeadKind, ...], BeforeValidator(_named)]
 
 
 def _text(path: Path) -> Path:
@@ -153,6 +156,8 @@ class Settings(Record):
     """Names or globs of the adapters to consider, which choose what of a stage is trained; empty: all parameters."""
     methods: Names = ()
     """Names or globs of the gradient methods to consider; empty: gradient-descent."""
+    heads: Heads = ()
+    """Kinds of heads to consider for training by gradient descent: linear, mlp, conv, cosine; empty: linear."""
     techniques: Techniques = ()
     """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation; empty: none."""
     set: Annotated[dict[str, Any], BeforeValidator(_fixed)] = Field(default={})
@@ -246,6 +251,16 @@ class Settings(Record):
                 yield from (flag, ",".join(value))
             else:
                 yield from (flag, f"{value:g}s" if name == "budget" else masked(str(value)))
+
+    def resumed(self, **before: tuple[str, ...]) -> Self:
+        """The settings of a study that is resumed: unless the user named others, those it was started with."""
+        same = {name: started for name, started in before.items() if set(getattr(self, name)) in (set(), set(started))}
+        return self.model_copy(update=same)
+
+    @property
+    def head_kinds(self) -> tuple[HeadKind, ...]:
+        """The kinds of heads, each once."""
+        return tuple(dict.fromkeys(self.heads)) or ("linear",)
 
     @property
     def columns(self) -> Columns:

@@ -7,17 +7,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts, Optimization
+from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts, Optimization, StageInfo
 from autotl.engine.fit import requires
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
 from autotl.plan import (
     MODES,
     NO_AUGMENTATION,
+    WIDE,
     ClassWeights,
     Component,
     DataRef,
     Head,
+    HeadKind,
     Input,
     Phase,
     Pooling,
@@ -44,6 +46,8 @@ DRAWN = {
 ALL_UNNAMED = ("strategies", "augmentations")
 """The kinds of which a new study considers all that is installed if none is named; of others those that say
 `by_default`."""
+HEAD_NAMES = ("head", "token_head")
+"""The parameters by which a trial draws the kind of its head: `token_head` for cuts that end in tokens."""
 SHARED = (
     "strategy",
     "backbone",
@@ -51,6 +55,8 @@ SHARED = (
     "frozen",
     "pooling",
     "token_pooling",
+    *HEAD_NAMES,
+    "head_width_log2",
     "input_mode",
     "input_size",
     *DRAWN,
@@ -58,6 +64,8 @@ SHARED = (
     "class_weights",
 )
 """Parameters that all strategies share."""
+HEAD_WIDTHS_LOG2 = (6, 9)
+"""The base-2 logarithms of the fewest and the most units or channels of a head's new layer."""
 RECIPE = "recipe"
 """The prefix of the parameters that autotl's own strategies share."""
 
@@ -138,8 +146,9 @@ class SearchContext:
         seed: int,
         arithmetic: Callable[[str], Arithmetic],
         techniques: Sequence[Technique] = (),
+        heads: Sequence[HeadKind] = ("linear",),
     ) -> None:
-        """`drawn`: the entries to draw from, by kind and name."""
+        """`drawn`: the entries to draw from, by kind and name; `heads`: the kinds of heads."""
         self.data = data
         self.seed = seed
         self.techniques = frozenset(techniques)
@@ -148,6 +157,7 @@ class SearchContext:
         self._inputs = Inputs(catalogue, data)
         self._backbones = backbones
         self._drawn = drawn
+        self._heads = heads
         self._data_ref = data_ref
         self._arithmetic = arithmetic
 
@@ -166,6 +176,14 @@ class SearchContext:
         poolings = self._backbone.stage(cut).poolings
         chosen: Pooling = self._trial.suggest_categorical(pooling_name(poolings), poolings)  # type: ignore[assignment]
         return chosen
+
+    def head(self, cut: str) -> Head:
+        name = head_name(self._backbone.stage(cut))
+        kinds = head_kinds(name, self._heads)
+        drawn = self._trial.suggest_categorical(name, kinds) if len(kinds) > 1 else kinds[0]
+        kind: HeadKind = drawn  # type: ignore[assignment]
+        width = 2 ** self._trial.suggest_int("head_width_log2", *HEAD_WIDTHS_LOG2) if kind in WIDE else None
+        return Head(pooling=self.pooling(cut), kind=kind, width=width)
 
     def input(self) -> Input:
         name = self._backbone.name
@@ -271,6 +289,16 @@ class SearchContext:
     @cached_property
     def _cut(self) -> str:
         return at(self._trial.suggest_float("cut", 0.0, 1.0), self._backbone.names)
+
+
+def head_kinds(name: str, heads: Sequence[HeadKind]) -> list[HeadKind]:
+    """The kinds of heads that one of `HEAD_NAMES` draws from: a convolution needs height and width."""
+    return [kind for kind in heads if kind != "conv" or name != "token_head"]
+
+
+def head_name(stage: StageInfo) -> str:
+    """The one of `HEAD_NAMES` for a cut after this stage."""
+    return "token_head" if stage.layout == "tokens" else "head"
 
 
 def pooling_name(poolings: Sequence[Pooling]) -> str:

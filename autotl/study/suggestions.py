@@ -23,7 +23,7 @@ from autotl.study import patience
 from autotl.study.budget import Budget
 from autotl.study.fixed import Fixed
 from autotl.study.settings import Settings
-from autotl.study.space import DRAWN, OwnTrial, SearchContext
+from autotl.study.space import DRAWN, HEAD_NAMES, OwnTrial, SearchContext
 from autotl.study.storage import GUESS, SharedStudy
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
@@ -77,6 +77,7 @@ class Suggestions:
             seed=self.settings.seed,
             arithmetic=self._arithmetic,
             techniques=self.settings.techniques,
+            heads=self.settings.head_kinds,
         )
         what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
         limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
@@ -101,7 +102,9 @@ class Suggestions:
         first = getattr(entry.item, "first_guess", None) if GUESS in trial.user_attrs else None
         for name, value in (first or {}).items():
             distribution = trial.distributions.get(name)
-            if name == "backbone" or (name in DRAWN and len(self.drawn[DRAWN[name]]) == 1):
+            choices = self.settings.head_kinds if name in HEAD_NAMES else self.drawn.get(DRAWN.get(name, ""), ())
+            without_choice = len(choices) == 1
+            if name == "backbone" or without_choice:
                 continue  # already reported and replaced, or without a choice
             if distribution is None:
                 how = f"names '{name}', which its suggest does not ask for."

@@ -102,6 +102,7 @@ class Worker:
                 "metric": definition.metric,
                 "seed": definition.seed,
                 "near_copies": definition.near_copies,
+                "heads": definition.heads,
                 "techniques": definition.techniques,
                 "set": definition.set,
                 "prune": self.study.terms["prune"],

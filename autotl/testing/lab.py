@@ -22,7 +22,18 @@ from autotl.engine.bench import Bench
 from autotl.engine.fit import Fitted, fit
 from autotl.engine.precision import Arithmetic
 from autotl.host import Host
-from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Input, Phase, Technique, Training, TransferPlan
+from autotl.plan import (
+    HEADS,
+    NO_AUGMENTATION,
+    Component,
+    DataRef,
+    Head,
+    Input,
+    Phase,
+    Technique,
+    Training,
+    TransferPlan,
+)
 from autotl.study.space import DRAWN, OwnTrial, SearchContext
 
 SEED = 7
@@ -148,6 +159,7 @@ class Lab:
             seed=SEED,
             arithmetic=lambda name: Arithmetic(),
             techniques=get_args(Technique),
+            heads=HEADS,
         )
 
     def plan(self, *phases: Phase, backbone: str = "tiny:net", augmentation: Component | None = None) -> TransferPlan:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from autotl.engine.scale import Scale
 from autotl.errors import DamagedFile, PlanError, StudyError, unknown
 from autotl.files import is_utf8, read, write
-from autotl.plan import NearCopies, Record, Technique
+from autotl.plan import HeadKind, NearCopies, Record, Technique
 from autotl.tracking.log import TrialLog
 
 
@@ -42,6 +42,7 @@ class Definition(Record):
     objectives: tuple[str, ...]
     adapters: tuple[str, ...]
     methods: tuple[str, ...]
+    heads: tuple[HeadKind, ...] = ("linear",)
     techniques: tuple[Technique, ...] = ()
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, that provides each plugin item, by kind and name."""

@@ -15,7 +15,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore
 from autotl.engine.fit import check, fit
 from autotl.engine.precision import Arithmetic
-from autotl.plan import DataRef, TransferPlan
+from autotl.plan import HEADS, DataRef, TransferPlan
 from autotl.study.space import SearchContext
 from autotl.study.suggestions import facts_of
 
@@ -44,7 +44,7 @@ def all_of(registry):
 def suggest(host, catalogue):
     """Asks a strategy for a plan."""
 
-    def ask(strategy, trial, backbones=("tiny:net", RESNET), **facts):
+    def ask(strategy, trial, backbones=("tiny:net", RESNET), heads=("linear",), **facts):
         values = {
             "classes": 3,
             "train_images": 900,
@@ -68,6 +68,7 @@ def suggest(host, catalogue):
             data_ref=DataRef(fingerprint="f", split_seed=7),
             seed=7,
             arithmetic=lambda name: Arithmetic("bfloat16", "contiguous"),
+            heads=heads,
         )
         return host.strategies[strategy].item.suggest(trial, context)
 
@@ -120,6 +121,24 @@ def test_every_plan_can_be_trained_and_saved(drawn, catalogue, strategy):
     assert len({plan.backbone for plan in plans}) == 2
     assert len({plan.augmentation.name for plan in plans}) == 5
     assert len({plan.input.size for plan in plans if plan.backbone.startswith(RESNET)}) > 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_trains_every_kind_of_head(drawn, catalogue, strategy):
+    """Without a logistic regression, unless the head is linear."""
+    bench = SimpleNamespace(catalogue=catalogue, judges=lambda plan: ["early_stop", "val"])
+    seen = set()
+    for _, plan in drawn(strategy, heads=HEADS, trials=2 * TRIALS):
+        check(plan, bench)
+        kind = plan.head.kind
+        starts = [phase.frozen == plan.cut for phase in plan.phases]
+        assert len(plan.phases) < 2 or (starts[0] and not any(starts[2:]))
+        fitted = [phase.method for phase in plan.phases].count("logistic")
+        assert fitted == (strategy in ("lp-ft", "gradual-unfreeze") and kind == "linear")
+        if strategy in ("lp-ft", "gradual-unfreeze") and len(plan.phases) == 1:
+            assert kind != "linear" and plan.phases[0].frozen == plan.cut  # nothing but the head is trained
+        seen.add(kind)
+    assert seen == set(HEADS)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

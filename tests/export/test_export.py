@@ -19,15 +19,19 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load_file
 
 from autotl.api import Model, Study, files_in
 from autotl.backbones.catalogue import Catalogue
 from autotl.builtin import shipped
 from autotl.data import images, names
 from autotl.data.dataset import stored_files
+from autotl.engine.bench import Bench
+from autotl.engine.fit import fit
 from autotl.errors import StudyError
 from autotl.export import bundle, export, formats
-from autotl.plan import Input
+from autotl.plan import HEADS, Input
+from autotl.study import select
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
@@ -67,6 +71,45 @@ def test_an_export_gives_every_test_image_the_class_that_the_model_gives(host, s
         for batch in (pixels, pixels[:1], pixels[:7]):  # batches of any size
             np.testing.assert_allclose(run(batch), wanted[: len(batch)], atol=1e-4)
         assert (run(pixels).argmax(1) == wanted.argmax(1)).all()
+
+
+def test_the_best_plan_of_each_kind_of_head_is_the_same_model_in_every_format(host, stripes, tmp_path):
+    """One search that draws every kind; fit again, saved as a bundle, loaded, exported, and run on image files."""
+    first = {"strategies": ("fine-tune",), "augmentations": ("none",), "heads": HEADS, "prune": False}
+    settings = {"backbones": ("tiny:net",), "trials": 12, "compare": False, "device": "cpu", "reruns": 0}
+    search = Search(Settings(data=stripes, **settings, **first), host, Silent(), time.monotonic())
+    result = search.run()
+    won = bundle.load(search.folder.bundle, search.catalogue)
+    assert won.plan.head == result.best.plan.head
+    board = select.leaderboard(search.folder.log.records(), search.scale)
+    best = {record.plan.head.kind: record for record in board[::-1]}
+    assert set(best) == set(HEADS)
+    bench = Bench.open(stripes, [won.plan.input], search.catalogue, "cpu", seed=0)
+    files = sorted(stripes.glob("*/*.png"))[::4]
+    for kind, record in best.items():
+        fitted = fit(record.plan, bench)
+        same = {name for name in record.metrics if not name.endswith("seconds")}
+        assert {name: fitted.metrics[name] for name in same} == {name: record.metrics[name] for name in same}
+        place = tmp_path / kind
+        bundle.save(place, fitted, bench.dataset.classes, {"validation": fitted.metrics})
+        loaded = bundle.load(place, search.catalogue)
+        names = {name for name in load_file(place / bundle.WEIGHTS) if name.startswith("head.")}
+        assert names == {f"head.{name}" for name in fitted.model.head.state_dict()}
+        wanted = np.stack(list(loaded.predict(files)))
+        of_val = np.stack(list(loaded.predict([file for _, file in bench.dataset.files("val")])))
+        np.testing.assert_allclose(of_val, torch.from_numpy(fitted.logits("val")).softmax(1), atol=1e-5)
+        assert f"| head | {record.plan.head.title}, pooling" in (place / "README.md").read_text()
+        for form in GRAPHS:
+            made = export.export(loaded, place, form, tmp_path / f"{kind}-{form}", files)
+            assert made.images == len(files) and made.difference <= 1e-5
+            assert made.parameters == record.metrics["parameters"]
+            prepare = runpy.run_path(str(made.folder / "preprocess.py"))["prepare"]
+            run = formats.FORMATS[form].load(made.file)
+            np.testing.assert_allclose(run(np.stack([prepare(file) for file in files])), wanted, atol=1e-5)
+            np.testing.assert_allclose(run(np.stack([prepare(files[0])])), wanted[:1], atol=1e-5)
+        script = [sys.executable, "predict.py", str(files[0])]
+        done = subprocess.run(script, cwd=made.folder, capture_output=True, text=True, check=True)
+        assert done.stdout.split("\t")[1] == loaded.classes[wanted[0].argmax()]
 
 
 def test_the_facts_about_an_export_are_true(model, tmp_path):

@@ -18,11 +18,12 @@ from autotl.study.space import SHARED, OwnTrial, SearchContext, at, share_of
 def context_of(host, tmp_path):
     catalogue = Catalogue(host, tmp_path / "cache")
 
-    def make(trial):
+    def make(trial, backbones=("tiny:net", "reference:edges"), heads=("linear",)):
         return SearchContext(
             trial,
             catalogue=catalogue,
-            backbones=["tiny:net", "reference:edges"],
+            backbones=backbones,
+            heads=heads,
             drawn={"augmentations": {entry.name: entry for entry in host.augmentations}},
             data=DataFacts(
                 classes=3, train_images=50, smallest_class=12, largest_class=30, has_early_stop=True, image_size=32
@@ -53,6 +54,37 @@ def test_shares_become_names_of_stages(context_of):
     context = context_of(trial)
     assert context.cut() == "2.1"
     assert context.frozen("2.1") is None  # all are trained
+
+
+def test_a_head_is_drawn_if_there_is_a_choice(context_of):
+    place = {"backbone": "tiny:net", "pooling": "max"}
+    several = ("linear", "mlp", "conv", "cosine")
+
+    def drawn(heads, **params):
+        trial = optuna.trial.FixedTrial({**place, **params})
+        return context_of(trial, heads=heads).head("1.2"), set(trial.params) - set(place)
+
+    assert drawn(("linear",)) == (Head(pooling="max"), set())
+    assert drawn(("cosine",)) == (Head(pooling="max", kind="cosine"), set())
+    assert drawn(("mlp",), head_width_log2=7) == (Head(pooling="max", kind="mlp", width=128), {"head_width_log2"})
+    for kind in ("linear", "cosine"):
+        assert drawn(several, head=kind) == (Head(pooling="max", kind=kind), {"head"})
+    wide = {"head": "conv", "head_width_log2": 6}
+    assert drawn(several, **wide) == (Head(pooling="max", kind="conv", width=64), set(wide))
+
+
+VIT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+
+def test_cuts_that_end_in_tokens_have_no_convolution(context_of):
+    kinds = set()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(12):
+        trial = study.ask()
+        context = context_of(trial, backbones=(VIT,), heads=("linear", "conv", "cosine"))
+        kinds.add(context.head(context.cut()).kind)
+        assert "token_head" in trial.params and "head" not in trial.params
+    assert kinds == {"linear", "cosine"}
 
 
 class Nosy:
