@@ -25,6 +25,7 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
                 "cut": plan.cut,
                 "frozen": frozen(plan),
                 "pooling": plan.head.pooling,
+                "head": plan.head.title,
                 "augmentation": plan.augmentation.name,
                 "input": plan.input.size,
                 "mode": plan.input.mode,

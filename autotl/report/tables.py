@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 160
 """Width of output to a file or a pipe, in characters."""
-NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling")
+NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling", "head")
 """Columns of the leaderboard that hold no numbers."""
 LOSS = "log-loss"
 """The column of the loss on `val`, by which equal values are ordered; the metric of this name is the same number."""
-OPTIONAL = {"pooling": 24, "parameters": 24, LOSS: 24, "frozen": 24, "": 12, "FLOPs": 12}
+OPTIONAL = {"pooling": 24, "head": 24, "parameters": 24, LOSS: 24, "frozen": 24, "": 12, "FLOPs": 12}
 """Columns that the leaderboard drops, in this order, before names get shorter than that many characters."""
 Cells = dict[str, Callable[[TrialRecord, TransferPlan], str]]
 """What the cells of each column show."""
@@ -134,6 +134,7 @@ def probe(rows: Sequence[ProbeRow], width: int) -> Table:
 def leaderboard(records: Sequence[TrialRecord], metric: str, scale: Scale, width: int, most: int = 10) -> Table:
     """The best plans with their cost per image; `*` marks plans that no plan with fewer FLOPs matches.
 
+    The kinds of heads are shown only if some are not linear.
     If `width`, in characters, is small, only the most important columns are shown, and names are shortened.
     """
     cheapest = front({record.number: (scale.order(value_of(record)), record.metrics["flops"]) for record in records})
@@ -145,14 +146,17 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, scale: Scale, width
         "cut": lambda record, plan: plan.cut,
         "frozen": lambda record, plan: frozen(plan),
         "pooling": lambda record, plan: plan.head.pooling,
+        "head": lambda record, plan: plan.head.title,
         metric: lambda record, plan: scale.text(value_of(record)),
         **(losses if metric != LOSS else {}),
         "parameters": lambda record, plan: count(record.metrics["parameters"]),
         "FLOPs": lambda record, plan: count(record.metrics["flops"]),
         "": lambda record, plan: "*" if record.number in cheapest else "",
     }
+    if all(plan_of(record).head.kind == "linear" for record in records[:most]):
+        del columns["head"]
     cells = {name: [cell(record, plan_of(record)) for record in records[:most]] for name, cell in columns.items()}
-    optional = {name: least for name, least in OPTIONAL.items() if name != metric}
+    optional = {name: least for name, least in OPTIONAL.items() if name in columns and name != metric}
     return fitted(cells, width, names=NAMES, optional=optional)
 
 

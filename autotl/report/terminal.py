@@ -269,7 +269,10 @@ def show_study(folder: StudyFolder) -> None:
 
 def _line(record: TrialRecord, done: int, total: int, best: TrialRecord | None, scale: Scale) -> str:
     head, plan = f"[{done}/{total}] trial {record.number}", record.plan
-    what = f"  {record.params['strategy']} {plan.backbone} → {plan.cut} ({plan.head.pooling})" if plan else ""
+    what = ""
+    if plan:
+        kind = "" if plan.head.kind == "linear" else f", {plan.head.title}"
+        what = f"  {record.params['strategy']} {plan.backbone} → {plan.cut} ({plan.head.pooling}{kind})"
     if record.value is None:
         return f"{head}  {record.state}{what}: {record.reason}"
     best_value = scale.text(value_of(best)) if best else ""

@@ -12,7 +12,13 @@ from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.result import Comparison, Result, Test
 
 MODES = {"crop": "", "squash": " on squashed images", "pad": " on padded images"}
-POOLING = {"avg": "average pooling", "max": "max pooling", "token": "class token"}
+POOLING = {
+    "avg": "average pooling",
+    "max": "max pooling",
+    "token": "class token",
+    "gem": "generalised-mean pooling",
+    "flatten": "no pooling",
+}
 WORST = 5
 """Of more classes than this, only those with the lowest recall below 100% are listed."""
 
@@ -24,7 +30,8 @@ def summary(result: Result) -> Iterator[str]:
     metrics = result.best.metrics
     yield (
         f"Winner: {plan.backbone}{MODES[plan.input.mode]}, cut after {plan.cut}, "
-        f"{POOLING[plan.head.pooling]}, strategy {result.best.strategy} (trial {result.best.trial}); "
+        f"{POOLING[plan.head.pooling]}{'' if plan.head.kind == 'linear' else f', head {plan.head.title}'}, "
+        f"strategy {result.best.strategy} (trial {result.best.trial}); "
         f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs per image."
     )
     yield from trained(plan)
@@ -91,7 +98,8 @@ def trained(plan: TransferPlan) -> Iterator[str]:
             continue
         rates = list(training.stage_lr.values())
         stages = list(training.stage_lr)
-        what = f"{stages[0]} to {stages[-1]} at {_lr(rates)}, the head" if stages else "only the head"
+        head = "the head" if plan.head.kind == "linear" else f"the {plan.head.title} head"
+        what = f"{stages[0]} to {stages[-1]} at {_lr(rates)}, {head}" if stages else f"only {head}"
         frozen = f", frozen up to {phase.frozen}" if phase.frozen else ""
         size = f" at {plan.input.size} px"
         yield (

@@ -13,6 +13,7 @@ def flat(plan: TransferPlan) -> dict[str, Any]:
         "cut": plan.cut,
         "frozen": plan.phases[-1].frozen or "none",
         "pooling": plan.head.pooling,
+        "head": plan.head.title,
         "taps": " ".join(plan.head.taps) or "none",
         "input_size": plan.input.size,
         "input_mode": plan.input.mode,

@@ -66,6 +66,23 @@ def test_values_of_a_metric_that_is_better_where_smaller():
     assert rows[1][4:6] == ["0.5000", "0.6250"] and rows[2][4:] == ["1.0"]
 
 
+def test_the_kinds_of_heads_are_shown_if_some_are_not_linear():
+    def printed(*heads):
+        rows = [record(number, 0.9, 0.1, 1e6) for number in range(len(heads))]
+        rows = [
+            replace(row, plan=row.plan.model_copy(update={"head": head})) for row, head in zip(rows, heads, strict=True)
+        ]
+        console = Console(width=tables.PLAIN_WIDTH)
+        with console.capture() as shown:
+            console.print(tables.leaderboard(rows, "accuracy", Scale(), console.width))
+        return shown.get()
+
+    linear = Head(pooling="avg")
+    assert "head" not in printed(linear, linear)
+    several = printed(linear, Head(pooling="avg", kind="mlp", width=64), Head(pooling="gem", kind="cosine"))
+    assert [word in several for word in (" head ", " linear ", " mlp 64 ", " cosine ")] == [True] * 4
+
+
 def board(backbone, cut):
     """A leaderboard of one trial."""
     one = record(12, 0.9, 0.1, 5e6)

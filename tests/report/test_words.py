@@ -2,7 +2,7 @@ import pytest
 
 from autotl.builtin import logistic
 from autotl.engine.scale import Scale
-from autotl.plan import Head, Input, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Head, Input, Phase, Training, TransferPlan
 from autotl.report import words
 from autotl.tracking import result as results
 
@@ -67,6 +67,25 @@ def test_the_summary_has_the_recall_of_each_class_and_the_share_of_the_most_freq
     assert "\nRecall of each class: 'rare' 0.0% (0 of 3 images), 'ok' 100.0% (57 of 57 images).\n" in said
     many = of_test(**{f"class {number}": (9 - number, 10) for number in range(9)})
     assert "\nLowest recall, 5 of 9 classes: 'class 8' 10.0% (1 of 10 images), 'class 7'" in summary_of(test=many)
+
+
+def test_a_head_that_is_not_linear_is_named():
+    training = Training(epochs=3, batch_size=8, head_lr=0.01, stage_lr={"2.1": 0.1})
+    phases = [
+        Phase(method="gradient-descent", frozen=frozen, training=training.model_copy(update={"stage_lr": lrs}))
+        for frozen, lrs in (("2.1", {}), ("1.2", {"2.1": 0.1}))
+    ]
+    changes = {"phases": tuple(phases), "augmentation": NO_AUGMENTATION}
+    for head, place, trained in (
+        (Head(pooling="avg"), "average pooling, strategy", "the head at lr 0.01"),
+        (Head(pooling="gem", kind="conv", width=64), "generalised-mean pooling, head conv 64, ", "the conv 64 head at"),
+        (Head(pooling="flatten", kind="cosine"), "no pooling, head cosine, ", "the cosine head at lr 0.01"),
+    ):
+        plan = PLAN.model_copy(update={**changes, "head": head})
+        found = result(plans=5, validation=0.9, test=0.95)
+        said = "\n".join(words.summary(found.model_copy(update={"best": found.best.model_copy(update={"plan": plan})})))
+        assert place in said
+        assert f"only {trained}" in said and f"2.1 to 2.1 at lr 0.1, {trained}" in said
 
 
 def test_the_recall_of_many_classes_lists_only_those_with_an_error():
