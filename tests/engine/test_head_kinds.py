@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -242,13 +243,19 @@ def test_a_head_that_fits_the_cut_is_accepted():
 
 # In plans
 
+PLANNED = [*KINDS, Head(pooling="gem", kind="mlp", width=8), Head(pooling="flatten", kind="conv", width=8)]
+
+
+def make_bench(host, stripes, cache, device):
+    catalogue = Catalogue(host, cache)
+    pixels = PixelStore(cache)
+    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
+    return Bench(dataset, FeatureStore(cache, catalogue, pixels, device))
+
 
 @pytest.fixture
 def bench(host, stripes, tmp_path):
-    catalogue = Catalogue(host, tmp_path / "cache")
-    pixels = PixelStore(tmp_path / "cache")
-    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
-    return Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
+    return make_bench(host, stripes, tmp_path / "cache", "cpu")
 
 
 def phase(frozen, epochs=3, **changes):
@@ -278,9 +285,6 @@ def plan(bench, head, *phases):
         requires={},
         phases=phases,
     )
-
-
-PLANNED = [*KINDS, Head(pooling="gem", kind="mlp", width=8), Head(pooling="flatten", kind="conv", width=8)]
 
 
 @pytest.mark.parametrize("head", PLANNED, ids=by_name)
@@ -334,6 +338,17 @@ def test_a_plan_with_each_head_is_refit_on_all_images(bench, head):
     refit = fit(again, bench)
     labels = bench.labels("train", "early_stop", "val")
     assert (refit.model.logits("train", "early_stop", "val").argmax(1) == labels).float().mean() > 0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", PLANNED, ids=by_name)
+def test_a_gpu_gives_the_same_bits_twice_and_about_those_of_the_cpu(host, stripes, tmp_path, cuda, head):
+    """From the same start: it is drawn on the CPU."""
+    on_gpu, on_cpu = (make_bench(host, stripes, tmp_path / device, device) for device in (cuda, "cpu"))
+    tuned = phase("1.2", epochs=1, batch_size=1000, optimizer=Component(name="sgd"), head_lr=0.01)
+    one, two, other = (fit(plan(bench, head, tuned), bench) for bench in (on_gpu, on_gpu, on_cpu))
+    assert_same(one, two, by_name(head))
+    np.testing.assert_allclose(one.logits("val"), other.logits("val"), atol=1e-3, rtol=1e-3)
 
 
 def test_more_than_a_line_is_learnt_by_a_hidden_layer(bench):

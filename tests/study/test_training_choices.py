@@ -1,4 +1,4 @@
-"""A search over optimizers, objectives, adapters, gradient methods and techniques."""
+"""A search over optimizers, objectives, adapters, gradient methods, heads and techniques."""
 
 import time
 
@@ -71,6 +71,9 @@ def test_one_search_draws_all_of_them(host, stripes):
         {"methods": ("sam",)},
         {"optimizers": ("sgd",)},
         {"techniques": tuple(TECHNIQUES)},
+        {"heads": ("mlp",)},
+        {"heads": ("conv",)},
+        {"heads": ("cosine",)},
     ],
     ids=lambda choice: "-".join(value for values in choice.values() for value in values),
 )
@@ -98,10 +101,15 @@ def test_a_wrong_choice_is_reported_before_any_image_is_read(host, stripes, sett
 
 
 def test_a_resumed_study_keeps_its_choices(host, stripes):
-    search(host, stripes, adapters=("norm", "all")).run()
+    search(host, stripes, adapters=("norm", "all"), heads=("cosine", "linear")).run()
     with pytest.raises(StudyError, match="started with adapter norm, all, not lora"):
         search(host, stripes, adapters=("lora",), trials=2).run()
     with pytest.raises(StudyError, match="techniques"):
         search(host, stripes, adapters=("norm", "all"), techniques=("ema",), trials=2).run()
-    again = search(host, stripes, trials=2)  # without naming them
-    assert again.run().trials["complete"] == 2
+    with pytest.raises(StudyError, match="heads cosine, linear → cosine"):
+        search(host, stripes, adapters=("norm", "all"), heads=("cosine",), trials=2).run()
+    for trials, named in ((2, {}), (3, {"heads": ("linear", "cosine")})):  # without naming them, and in another order
+        again = search(host, stripes, trials=trials, **named)
+        assert again.run().trials["complete"] == trials
+    assert again.folder.definition.heads == ("cosine", "linear")
+    assert next(record.plan.head.kind for record in again.folder.log.records()) == "cosine"
