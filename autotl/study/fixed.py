@@ -10,7 +10,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
 from autotl.engine.precision import Arithmetic
 from autotl.errors import AutotlError, StudyError, unknown
-from autotl.plan import DataRef, HeadKind
+from autotl.plan import DataRef, HeadKind, Technique
 from autotl.registry import Entry
 from autotl.study import patience
 from autotl.study.settings import said
@@ -95,6 +95,7 @@ def drawn_by(
     data_ref: DataRef,
     seed: int,
     heads: Sequence[HeadKind],
+    techniques: Sequence[Technique],
 ) -> set[str]:
     """The parameters that strategies draw for some random plans, which are not trained.
 
@@ -120,6 +121,7 @@ def drawn_by(
                 seed=seed,
                 arithmetic=lambda backbone: Arithmetic(),
                 heads=heads,
+                techniques=techniques,
             )
             try:
                 with entry.owner.answers_for(what), patience.within(patience.ANSWER):

@@ -330,6 +330,7 @@ class Search:
             ),
             seed=self.settings.seed,
             heads=self.settings.head_kinds,
+            techniques=self.settings.techniques,
         )
         for problem in not_drawn(self.settings.set, drawn):
             self.watcher.note(f"Warning: --set: {problem} No strategy drew it for {DRAWS} test plans.")

@@ -100,6 +100,21 @@ def test_a_wrong_choice_is_reported_before_any_image_is_read(host, stripes, sett
         search(host, stripes, **settings)
 
 
+def test_the_strength_of_a_technique_can_be_fixed(host, stripes):
+    notes = []
+
+    class Notes(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    made = search(host, stripes, techniques=("mixup",), set={"recipe.mixup": 0.3})
+    made.watcher = Notes()
+    made.run()
+    (record,) = made.folder.log.records()
+    assert record.plan.phases[0].training.mixup == 0.3
+    assert not [note for note in notes if "--set" in note]
+
+
 def test_a_resumed_study_keeps_its_choices(host, stripes):
     search(host, stripes, adapters=("norm", "all"), heads=("cosine", "linear")).run()
     with pytest.raises(StudyError, match="started with adapter norm, all, not lora"):
