@@ -130,6 +130,7 @@ class _Run:
             pretrained=self.trainee.parts.pretrained,
             exempt=self.trainee.stages.no_weight_decay(),
             build=found.optimizer,
+            advance=found.advance,
             steps=training.epochs * self._steps,
         )
         self._taught = probabilities(model, training.teacher) if training.teacher else None

@@ -22,6 +22,7 @@ class Descent:
         pretrained: Sequence[nn.Parameter],
         exempt: frozenset[str],
         build: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        advance: Callable[[torch.optim.Optimizer], None],
         steps: int,
     ) -> None:
         """`stages` has the trained parameters of each stage; L2-SP applies to those that are `pretrained`.
@@ -44,6 +45,7 @@ class Descent:
                 groups.setdefault((lr, decay if decays else 0.0), []).append(parameter)
         self._base = [lr for lr, _ in groups]
         self.parameters = [parameter for members in groups.values() for parameter in members]
+        self._advance = advance
         self._optimizer = build(
             [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
         )
@@ -73,7 +75,7 @@ class Descent:
                 parameter.grad.add_(parameter - start, alpha=self._training.l2_sp)
         if self._training.clip_grad:
             nn.utils.clip_grad_norm_(self.parameters, self._training.clip_grad)
-        self._optimizer.step()
+        self._advance(self._optimizer)
 
     def finite(self) -> bool:
         """Whether all parameters are finite."""

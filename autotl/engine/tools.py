@@ -1,7 +1,7 @@
 """What plugins contribute to a phase of gradient descent, built from the plan's parameters and checked."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,8 @@ class Tools:
     """See `contracts.Adaptation`."""
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     """Builds the optimizer for groups of parameters."""
+    advance: Callable[[torch.optim.Optimizer], None]
+    """Takes a step of the optimizer."""
     transform: "Transform | None"
     """Of training images; None if they are not augmented."""
 
@@ -68,7 +70,16 @@ def tools(plan: TransferPlan, phase: Phase, host: Host) -> Tools:
 
     def adapt(weights: Sequence[Weight]) -> Adapted:
         with adapter.guarded():
-            return _sound(adapter.item(weights), weights)
+            adapted = _sound(adapter.item(weights), weights)
+        computed = adapted.weights
+        if computed is None:
+            return adapted
+
+        def guarded() -> Mapping[str, Tensor]:
+            with adapter.guarded():
+                return computed()
+
+        return replace(adapted, weights=guarded)
 
     def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         with optimizer.owner.answers_for(what, "cannot be built"):
@@ -77,8 +88,12 @@ def tools(plan: TransferPlan, phase: Phase, host: Host) -> Tools:
                 raise TypeError(f"its build returned {type(built).__name__}, not an optimizer of torch")
             return built
 
+    def advance(built: torch.optim.Optimizer) -> None:
+        with optimizer.owner.answers_for(what):
+            built.step()
+
     build([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.0, "weight_decay": 0.0}])  # checks the parameters
-    return Tools(step, scalar, adapt, build, _transform(plan, host))
+    return Tools(step, scalar, adapt, build, advance, _transform(plan, host))
 
 
 class _Built:

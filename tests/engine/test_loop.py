@@ -269,6 +269,7 @@ def test_what_a_network_exempts_from_weight_decay_does_not_decay():
             pretrained=(),
             exempt=part.no_weight_decay(),
             build=groups.extend,
+            advance=None,
             steps=1,
         )
         decays = {id(each): group["weight_decay"] for group in groups for each in group["params"]}
@@ -1004,11 +1005,30 @@ class Parts:
         register("list", lambda: Given(lambda weights: [each.parameter for each in weights]), summary="For a test")
         register("tensor", lambda: Given(lambda weights: Adapted([torch.zeros(1)])), summary="For a test")
 
+        late = Adapted([nn.Parameter(torch.ones(1))], iter([{}, {}]).__next__)
+        register("tired", lambda: Given(lambda weights: late), summary="For a test")
+
+    @hookimpl
+    def register_optimizers(self, register):
+        register("stuck", Stuck, summary="For a test")
+
     @hookimpl
     def register_methods(self, register):
         register("idle", lambda: Steps(lambda batch: None), summary="For a test")
         register("early", lambda: Steps(lambda batch: batch.update()), summary="For a test")
         register("late", lambda: Steps(lambda batch: batch.gradients()), summary="For a test")
+
+
+class Stuck:
+    def suggest(self, trial, context, pretrained):
+        raise NotImplementedError
+
+    def build(self, groups, params):
+        class Optimizer(torch.optim.SGD):
+            def step(self):
+                raise ZeroDivisionError("no step")
+
+        return Optimizer(groups)
 
 
 class Given:
@@ -1047,6 +1067,8 @@ class Steps:
         ({"adapter": "alien"}, None, "Adapter 'alien' .* it replaces 'x', which is not in the stage"),
         ({"adapter": "list"}, None, "Adapter 'list' .* it returned list, not Adapted"),
         ({"adapter": "tensor"}, None, "Adapter 'tensor' .* it returned Tensor among the parameters"),
+        ({"adapter": "tired"}, None, "Adapter 'tired' .* fails: StopIteration"),
+        ({"optimizer": "stuck"}, None, "Optimizer 'stuck' .* fails: ZeroDivisionError: no step"),
         ({}, "idle", r"Method 'idle' .* its step did not call batch.update\(\)"),
         ({}, "late", r"Method 'late' .* its step did not call batch.update\(\)"),
         ({}, "early", r"Method 'early' .* update\(\) was called before gradients\(\)"),

@@ -23,7 +23,14 @@ def descent(stages, head=None, pretrained=(), lr=1.0, **changes):
         }
     )
     return Descent(
-        training, head or {}, stages, pretrained=pretrained, exempt=frozenset(), build=torch.optim.SGD, steps=10
+        training,
+        head or {},
+        stages,
+        pretrained=pretrained,
+        exempt=frozenset(),
+        build=torch.optim.SGD,
+        advance=torch.optim.SGD.step,
+        steps=10,
     )
 
 
@@ -57,7 +64,7 @@ def test_stages_with_one_learning_rate_are_one_group():
     stages = {name: {f"{name}.weight": parameter(1.0), f"{name}.bias": nn.Parameter(torch.zeros(1))} for name in "abc"}
     training = Training(epochs=1, batch_size=1, head_lr=0.1, stage_lr=dict.fromkeys("abc", 0.2), weight_decay=0.1)
     head = {"weight": parameter(1.0)}
-    Descent(training, head, stages, pretrained=(), exempt=frozenset(), build=groups.extend, steps=1)
+    Descent(training, head, stages, pretrained=(), exempt=frozenset(), build=groups.extend, advance=None, steps=1)
     assert [(len(each["params"]), each["lr"], each["weight_decay"]) for each in groups] == [
         (1, 0.1, 0.1),
         (3, 0.2, 0.1),
