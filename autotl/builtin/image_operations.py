@@ -10,6 +10,7 @@ integers, which do not depend on the order, and there are no matrix products.
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -41,37 +42,41 @@ def flip_rotate_zoom(images: Tensor, draw: Draw, degrees: float, zoom: float) ->
 
 def randaugment(images: Tensor, draw: Draw, operations: int, magnitude: float) -> Tensor:
     """Several operations in sequence, all of the same strength; magnitude: from 0 to 10, the strongest."""
-    for _ in range(operations):
-        which, sign = draw(2).unbind(1)
-        images = _operate(images, which, magnitude / 10 * _column("randaugment", images), sign)
-    return images
+    which, sign = draw(2 * operations).view(len(images), operations, 2).unbind(2)
+    return _operate(images, which, magnitude / 10 * _column("randaugment", images.device), sign)
 
 
 def trivialaugment(images: Tensor, draw: Draw, strength: float) -> Tensor:
     """One operation of random strength; strength: the share of the wide space that is used, up to 1."""
-    which, share, sign = draw(3).unbind(1)
-    return _operate(images, which, strength * share[:, None] * _column("trivialaugment", images), sign)
+    which, share, sign = draw(3).split(1, 1)
+    return _operate(images, which, strength * share * _column("trivialaugment", images.device), sign)
 
 
-def _column(name: str, images: Tensor) -> Tensor:
-    """A column of `OPERATIONS`: [their number]."""
-    return torch.tensor([getattr(operation, name) for operation in OPERATIONS], device=images.device)
+@cache
+def _column(name: str, device: torch.device) -> Tensor:
+    """A column of `OPERATIONS`, [their number], copied once: a copy per batch would wait for the device."""
+    with torch.inference_mode(False):
+        return torch.tensor([getattr(operation, name) for operation in OPERATIONS], device=device)
 
 
 def _operate(images: Tensor, which: Tensor, amounts: Tensor, sign: Tensor) -> Tensor:
-    """Apply to each image one of `OPERATIONS`.
+    """Apply to each image some of `OPERATIONS` in sequence.
 
-    which, sign: [N] in [0, 1). amounts: the amount of every operation, [number of operations] or [N, that number].
+    which, sign: [N, K] in [0, 1), for K operations. amounts: the amount of every operation, [number of operations] or
+    [N, that number].
     """
     chosen = (which * len(OPERATIONS)).long()
-    amounts = amounts.expand(len(images), -1).gather(1, chosen[:, None]).squeeze(1)
-    amounts = torch.where(_column("signed", images)[chosen] & (sign < 0.5), -amounts, amounts)
-    groups = chosen.argsort().split(chosen.bincount(minlength=len(OPERATIONS)).tolist())
-    result = images.clone()
-    for operation, group in zip(OPERATIONS, groups, strict=True):
-        if len(group):
-            result[group] = operation.change(images[group], amounts[group])
-    return result
+    amounts = amounts.expand(len(images), -1).gather(1, chosen)
+    amounts = torch.where(_column("signed", images.device)[chosen] & (sign < 0.5), -amounts, amounts)
+    # The only time that the host waits for the device.
+    counts = F.one_hot(chosen, len(OPERATIONS)).sum(0).tolist()
+    for step, order in enumerate(chosen.argsort(dim=0, stable=True).unbind(1)):
+        result = images.clone()
+        for operation, group in zip(OPERATIONS, order.split(counts[step]), strict=True):
+            if len(group):
+                result[group] = operation.change(images[group], amounts[group, step])
+        images = result
+    return images
 
 
 def identity(images: Tensor, _: Tensor) -> Tensor:

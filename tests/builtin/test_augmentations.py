@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as theirs
 
 from autotl.builtin import image_operations as ours
 from autotl.builtin.image_operations import OPERATIONS
+from autotl.engine.draws import Draws
 
 SETTINGS = {
     "flip": {},
@@ -252,7 +253,7 @@ def test_every_operation_has_the_same_share_of_the_draws(build):
 
 def test_randaugment_applies_as_many_operations_as_requested(build):
     images = noise(64, 16)
-    thrice, once = draws(range(64)), draws(range(64))
+    thrice, once = (Draws(0, 0, torch.arange(64)) for _ in range(2))
     result = images
     for _ in range(3):
         result = build("randaugment", operations=1, magnitude=9)(result, once)
