@@ -223,6 +223,8 @@ class Training(Record):
     """The loss that is minimised. Epochs are evaluated by cross-entropy and the metrics with every objective."""
     adapter: Component = Component(name="all")
     """Which parameters of the trained stages are trained."""
+    stage_adapters: dict[str, Component] = {}
+    """The adapters of single stages by name, instead of `adapter`."""
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """The share of the phase's steps during which the learning rates rise from zero."""

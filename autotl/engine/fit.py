@@ -105,7 +105,7 @@ def components(phases: Sequence[Phase], augmentation: str) -> set[tuple[str, str
     used = {("augmentations", augmentation), *(("methods", phase.method) for phase in phases)}
     for training in filter(None, (phase.training for phase in phases)):
         used |= {("objectives", training.objective.name), ("optimizers", training.optimizer.name)}
-        used |= {("adapters", training.adapter.name)}
+        used |= {("adapters", each.name) for each in (training.adapter, *training.stage_adapters.values())}
     return used
 
 

@@ -86,6 +86,9 @@ def check(plan: TransferPlan, phase: Phase, info: BackboneInfo, judges: Sequence
     for name in training.stage_lr:
         if name not in trained:
             raise PlanError(f"'stage_lr' has a learning rate for '{name}', but by 'frozen' and 'cut' {span}.")
+    for name in training.stage_adapters:
+        if name not in trained:
+            raise PlanError(f"'stage_adapters' names '{name}', but by 'frozen' and 'cut' {span}.")
     for name in trained:
         if info.stage(name).parameters and name not in training.stage_lr:
             raise PlanError(f"'stage_lr' lacks a learning rate for the stage '{name}': by 'frozen' and 'cut' {span}.")

@@ -12,7 +12,7 @@ from autotl.contracts import Adapted, Weight
 class Parts:
     """What is trained of the stages after the frozen ones."""
 
-    def __init__(self, stages: Stages, frozen: str | None, adapt: Callable[[Sequence[Weight]], Adapted]) -> None:
+    def __init__(self, stages: Stages, frozen: str | None, adapt: Callable[[str, Sequence[Weight]], Adapted]) -> None:
         """Freezes everything else."""
         stages.freeze(frozen)
         self._stages = stages
@@ -26,7 +26,7 @@ class Parts:
                 Weight(name, parameter, stages.get_submodule(name.rpartition(".")[0]))
                 for name, parameter in stages.stage_parameters(stage).items()
             ]
-            self._add(stage, weights, adapt(weights))
+            self._add(stage, weights, adapt(stage, weights))
 
     def _add(self, stage: str, weights: Sequence[Weight], adapted: Adapted) -> None:
         own = {id(weight.parameter): weight.name for weight in weights}

@@ -24,8 +24,8 @@ class Tools:
     """Takes one step on a batch."""
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     """See `contracts.Loss`."""
-    adapt: Callable[[Sequence[Weight]], Adapted]
-    """See `contracts.Adaptation`."""
+    adapt: Callable[[str, Sequence[Weight]], Adapted]
+    """See `contracts.Adaptation`; for a stage by name."""
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     """Builds the optimizer for groups of parameters."""
     advance: Callable[[torch.optim.Optimizer], None]
@@ -50,7 +50,10 @@ def tools(plan: TransferPlan, phase: Phase, host: Host) -> Tools:
         training.objective,
         "logits, targets and weights",
     )
-    adapter = _Built("Adapter", _known(host.adapters, training.adapter), training.adapter, "weights")
+    adapters = {
+        stage: _Built("Adapter", _known(host.adapters, adapter), adapter, "weights")
+        for stage, adapter in {"": training.adapter, **training.stage_adapters}.items()
+    }
     optimizer = _known(host.optimizers, training.optimizer)
     what = f"Optimizer '{optimizer.name}'"
 
@@ -68,7 +71,8 @@ def tools(plan: TransferPlan, phase: Phase, host: Host) -> Tools:
                 raise TypeError(f"its loss returned {shape}, not a scalar tensor")
             return value
 
-    def adapt(weights: Sequence[Weight]) -> Adapted:
+    def adapt(stage: str, weights: Sequence[Weight]) -> Adapted:
+        adapter = adapters.get(stage, adapters[""])
         with adapter.guarded():
             adapted = _sound(adapter.item(weights), weights)
         computed = adapted.weights

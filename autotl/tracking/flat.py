@@ -31,13 +31,14 @@ def flat(plan: TransferPlan) -> dict[str, Any]:
 def _of_phase(phase: Phase) -> dict[str, Any]:
     found: dict[str, Any] = {"method": phase.method, "frozen": phase.frozen or "none", **phase.options}
     if phase.training:
-        for name, value in phase.training.model_dump(exclude={"stage_lr", "stop"}).items():
+        for name, value in phase.training.model_dump(exclude={"stage_lr", "stage_adapters", "stop"}).items():
             if name == "teacher":
                 found |= {f"teacher.{key}": value[key] for key in ("backbone", "share", "temperature")} if value else {}
             elif isinstance(value, dict):  # a component
                 found |= {name: value["name"], **{f"{name}.{key}": each for key, each in value["params"].items()}}
             elif value is not None:
                 found[name] = value
+        found |= {f"adapter.{stage}": each.name for stage, each in phase.training.stage_adapters.items()}
         found |= {f"lr.{stage}": lr for stage, lr in phase.training.stage_lr.items()}
         if stop := phase.training.stop:
             found |= {f"stop.{name}": value for name, value in stop.model_dump(exclude_none=True).items()}

@@ -102,7 +102,7 @@ def test_lora_passes_gradients_to_its_factors_alone(built, host, tmp_path):
     stages = catalogue.build(catalogue.network("tiny:net@random", 0))
     before = {name: value.clone() for name, value in stages.state_dict().items()}
     lora = built("adapters", "lora", rank=2)
-    parts = Parts(stages, "0.2", lambda given: _sound(lora(given), given))
+    parts = Parts(stages, "0.2", lambda stage, given: _sound(lora(given), given))
     assert parts.pretrained == []
     assert list(parts.by_stage) == ["1.2", "2.1"]
     assert all(".adapter." in name for trained in parts.by_stage.values() for name in trained)

@@ -826,6 +826,18 @@ def test_an_adapter_changes_what_it_chooses_and_nothing_else(bench, host, tmp_pa
     )
 
 
+def test_each_stage_may_have_its_own_adapter(bench):
+    before = start(bench)
+    few = {"0.2": Component(name="norm"), "2.1": Component(name="bias")}
+    after = weights(fit(plan(bench, PROBE, phase(epochs=2, stage_adapters=few)), bench))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key for key in changed if of("0.2")(key)} == {"0.1.weight", "0.1.bias"}
+    assert {key for key in changed if of("1.2")(key)} >= {"1.0.weight", "1.1.weight"}
+    assert {key for key in changed if of("2.1")(key)} == {"2.0.bias"}
+    with pytest.raises(PlanError, match="'stage_adapters' names '0.2', but by 'frozen' and 'cut' stages 1.2 to 2.1"):
+        fit(plan(bench, phase("0.2", stage_adapters=few)), bench)
+
+
 def test_lora_learns(bench):
     lora = Component(name="lora", params={"rank": 4, "alpha": 8.0})
     tuned = phase(adapter=lora, epochs=20, optimizer=sgd(0.9), schedule="cosine", lrs=dict.fromkeys(NAMES, 0.01))
