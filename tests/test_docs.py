@@ -1,18 +1,22 @@
 """The documentation is true: each listing runs as it is printed."""
 
 import inspect
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from collections import Counter
+from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from hatchling import build
 
 from autotl import contracts, hookspecs
@@ -36,6 +40,8 @@ from autotl.testing.lab import Lab, names_of
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = (ROOT / "plugins/README.md").read_text()
+STEPS = re.findall(r"^## Step by step\n.*?(?=^## )", TUTORIAL, re.DOTALL | re.MULTILINE)[0]
+LATE_PROBE = "autotl_late_probe.py"
 README = (ROOT / "README.md").read_text()
 KITS = {
     "backbones": BackboneTests,
@@ -140,26 +146,131 @@ def run(folder, file):
     return done.stdout
 
 
-def test_the_first_plugin_is_the_template_of_new_ones():
+def test_step_2_is_the_template_of_new_plugins():
     template = ROOT / "plugins/autotl-late-probe"
-    for language, file in (("python", "autotl_late_probe.py"), ("python", "tests/test_late_probe.py")):
-        assert listings(language)[file] == (template / file).read_text()
-    assert listings("toml")["pyproject.toml"] == (template / "pyproject.toml").read_text()
+    two = next(change for language, change in blocks(STEPS) if language == "diff")
+    assert changed(PYTHON[LATE_PROBE], two) == (template / LATE_PROBE).read_text()
+    assert PYTHON["tests/test_late_probe.py"] == (template / "tests/test_late_probe.py").read_text()
+    assert listings("toml")["pyproject.toml"] in (template / "pyproject.toml").read_text()
 
 
 def test_the_other_templates_are_plugins_of_the_tutorial():
     for kind, template in plugins.KINDS_OF_NEW.items():
+        if kind == "strategy":
+            continue  # step 2
         file = f"autotl_{template.name.replace('-', '_')}.py"
         assert PYTHON[file] == (plugins.TEMPLATES / kind / file).read_text()
 
 
-def test_the_first_plugin_installs_as_it_is_typed(tmp_path, monkeypatch):
-    """From the two listings alone."""
-    (tmp_path / "pyproject.toml").write_text(listings("toml")["pyproject.toml"])
-    (tmp_path / "autotl_late_probe.py").write_text(PYTHON["autotl_late_probe.py"])
+def blocks(text):
+    """The language and the text of each block of code, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def changed(text, change):
+    """A file after a change: its parts are separated by `@@`, and each occurs once in the file."""
+    title, _, change = change.partition("\n")
+    assert title == f" # {LATE_PROBE}"
+    for part in change.split("@@\n"):
+        old, new = ("".join(f"{line[1:]}\n" for line in part.splitlines() if line[0] in kept) for kept in (" -", " +"))
+        assert text.count(old) == 1, f"not one place in {LATE_PROBE}:\n{old}"
+        text = text.replace(old, new)
+    return text
+
+
+class Reader:
+    """Does what the steps of the tutorial say, in the current folder, and compares what it sees."""
+
+    def __init__(self):
+        self.module, self.site = Path(LATE_PROBE), Path("site").absolute()
+        self.seen, self.compared = "", 0
+
+    def follow(self, step):
+        """Each change of a step about mistakes is one to the file of the step before."""
+        mistakes = "mistake" in step.partition("\n")[0]
+        before = self.module.read_text() if mistakes else ""
+        for language, text in blocks(step):
+            match language:
+                case "python":
+                    file, _, rest = text.removeprefix("# ").partition("\n")
+                    Path(file).parent.mkdir(exist_ok=True)
+                    Path(file).write_text(rest)
+                case "diff":
+                    self.module.write_text(changed(before or self.module.read_text(), text))
+                case "console":
+                    self.seen = "".join(map(self.run, text.replace("\\\n", "").splitlines()))
+                case "":
+                    self.compare(text)
+        if mistakes:
+            self.module.write_text(before)
+
+    def run(self, line):
+        """What a command prints."""
+        match shlex.split(line):
+            case ["autotl", "search", *rest]:
+                # The comparison with baselines and the reruns, which no step shows, would only take time.
+                more = ("--device", "cpu", "--no-mlflow", "--no-compare", "--reruns", "0")
+                return CliRunner().invoke(main, ["search", *rest, *more]).output
+            case ["autotl", *rest]:
+                return self.python("-m", "autotl", *rest)
+            case ["python", *rest]:
+                return self.python(*rest)
+            case ["pytest", *rest]:
+                return self.python("-P", "-m", "pytest", *rest)
+            case ["cp", source, target]:
+                shutil.copy(source, target)
+            case ["pip", "install", "-e", project]:  # without internet access: what the wheel contains
+                with chdir(project.removesuffix("[dev]")):
+                    wheel = build.build_wheel(str(self.site.parent))
+                with zipfile.ZipFile(wheel) as packed:
+                    packed.extractall(self.site)
+            case _:
+                raise AssertionError(f"unknown command: {line}")
+        return ""
+
+    def python(self, *arguments):
+        """What another process prints, which finds what is installed."""
+        places = os.pathsep.join((str(ROOT), str(self.site)))
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": places}
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def compare(self, shown):
+        """Every shown line is printed, but for its numbers. A message may be broken into lines where it has spaces."""
+        seen = masked(self.seen)
+        for part in shown.split("…\n"):
+            for line in re.split(r"\n(?![a-z'(])", part):
+                words = map(re.escape, masked(line).split())
+                pattern = r"\s+".join(words).replace("…", ".*")
+                assert re.search(pattern, seen), f"not printed: {line}\nprinted: {self.seen}"
+                self.compared += 1
+
+
+def masked(text):
+    """Without numbers and hashes, which depend on the machine; names such as `layer4.0` keep theirs."""
+    return re.sub(r"sha256:\w+|(?<![\w.:])\d[\d.,]*", "#", text)
+
+
+def test_step_by_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with zipfile.ZipFile(build.build_wheel(str(tmp_path))) as wheel:
-        assert "autotl_late_probe.py" in wheel.namelist()
+    reader, steps = Reader(), STEPS.split("\n### ")
+    assert len(steps) == 7
+    for step in steps:
+        reader.follow(step)
+    assert reader.compared > 25
+
+
+def test_another_output_than_the_shown_one_is_noticed():
+    """The test above can fail."""
+    reader = Reader()
+    reader.seen = "[1/6] trial 0  96.9%  late-probe → layer4.0\nError: x (/a.py)\n"
+    reader.compare("[2/6] trial 1  3.1%  late-probe → layer4.0\n…\nError: x\n(…)\n")
+    with pytest.raises(AssertionError, match="not printed: .*layer3"):
+        reader.compare("[1/6] trial 0  96.9%  late-probe → layer3.0\n")
+    with pytest.raises(AssertionError, match="not one place"):
+        changed("a = 1\n", f" # {LATE_PROBE}\n-a = 2\n+a = 3\n")
 
 
 def methods_of(protocol):
@@ -229,7 +340,7 @@ def lines():
         (ROOT / "plugins/autotl-ssf/README.md").read_text(),
     ):
         for block in text.split("```")[1::2]:
-            for line in block.splitlines():
+            for line in block.replace("\\\n", "").splitlines():
                 if found := re.match(r"(?:[A-Z_]+=\S+ )*autotl ([^|]+)", line):
                     yield found[1]
 

@@ -3,9 +3,10 @@ from autotl import Head, Phase, hookimpl
 
 class LateProbe:
     def suggest(self, trial, context):
-        cut, penalty = context.backbone().names[-1], trial.suggest_float("late-probe.penalty", 1e-4, 1, log=True)
-        phase = Phase(method="logistic", frozen=cut, options={"penalty": penalty})
-        return context.plan(cut=cut, head=Head(pooling="avg"), phases=[phase])
+        cut = context.backbone().names[-1]
+        penalty = trial.suggest_float("late-probe.penalty", 1e-4, 1, log=True)
+        probe = Phase(method="logistic", frozen=cut, options={"penalty": penalty})
+        return context.plan(cut=cut, head=Head(pooling="avg"), phases=[probe])
 
 
 @hookimpl
