@@ -59,6 +59,7 @@ def listings(language):
     """The tutorial's listings in a language, by the file that the first line names."""
     found = re.findall(rf"```{language}\n# (\S+)\n(.*?)```", TUTORIAL, re.DOTALL)
     assert len(found) == len(re.findall(rf"```{language}\n", TUTORIAL)), "a listing does not say which file it is"
+    assert len(found) == len(dict(found)), "a file is listed twice"
     return dict(found)
 
 
