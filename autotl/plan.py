@@ -220,7 +220,8 @@ class Training(Record):
     """The learning rate of every trained stage by name."""
     optimizer: Component = Component(name="adamw")
     objective: Component = Component(name="cross-entropy")
-    """The loss that is minimised. Epochs are evaluated by cross-entropy and the metrics with every objective."""
+    """The loss that is minimised. Epochs are evaluated by cross-entropy and the metrics with every objective,
+    with the same label smoothing."""
     adapter: Component = Component(name="all")
     """Which parameters of the trained stages are trained."""
     stage_adapters: dict[str, Component] = {}
