@@ -118,6 +118,13 @@ class Stages(nn.Module):
                     used.eval()
         return self
 
+    def after(self, name: str | None) -> tuple[str, ...]:
+        """The names of the stages after `name`, all if it is None.
+
+        Raises: PlanError for an unknown boundary.
+        """
+        return self.names[self._count(name) :]
+
     def stage_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The parameters that are first used in a stage, by their names in the state dict.
 

@@ -48,7 +48,17 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
     return file
 
 
-NAMES = ("backbones", "strategies", "augmentations", "optimizers", "objectives", "adapters", "methods", "heads")
+NAMES = (
+    "backbones",
+    "strategies",
+    "augmentations",
+    "optimizers",
+    "objectives",
+    "adapters",
+    "methods",
+    "heads",
+    "techniques",
+)
 """The options with several names."""
 
 
@@ -59,10 +69,6 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
         return seconds(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part for part in value.split(",") if part) if isinstance(value, str) else tuple(value)
 
 
 @click.command()
@@ -119,9 +125,9 @@ def _split(ctx: click.Context, option: click.Parameter, value: str | tuple[str, 
 )
 @click.option(
     "--techniques",
+    multiple=True,
     metavar="NAME,…",
-    default="",
-    callback=_split,
+    callback=options.split,
     help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation. [default: none]",
 )
 @options.fixed

@@ -40,8 +40,7 @@ class Model:
 
     def change(self, frozen: str | None, how: str) -> None:
         """Record that a phase, named `how`, trains the stages after `frozen`."""
-        names = self.stages.names
-        for name in names[names.index(frozen) + 1 if frozen else 0 :]:
+        for name in self.stages.after(frozen):
             self._changes[name] = f"{self._changes.get(name, '')}/{how}"
 
     def changed(self, upto: str) -> str:

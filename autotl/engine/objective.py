@@ -38,17 +38,14 @@ class Objective:
 
     def mixed(self, values: Tensor, targets: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch with its images mixed in pairs, if the training mixes images, else as it is. `draw` is on the CPU."""
-        choices = [mix for mix in (self._mixup, self._cutmix) if mix.__name__.removeprefix("_") in self._mixing]
+        strengths = ((self._mixup, self._training.mixup), (self._cutmix, self._training.cutmix))
+        choices = [mix for mix, strength in strengths if strength]
         if not choices:
             return values, targets
         mix = choices[int(torch.randint(len(choices), (), generator=draw))]
         others = to_device(torch.randperm(len(values), generator=draw), values.device)
         values, share = mix(values, values[others], draw)
         return values, share * targets + (1 - share) * targets[others]
-
-    @property
-    def _mixing(self) -> set[str]:
-        return {name for name in ("mixup", "cutmix") if getattr(self._training, name)}
 
     def _mixup(self, values: Tensor, others: Tensor, draw: torch.Generator) -> tuple[Tensor, float]:
         share = _beta(self._training.mixup, draw)

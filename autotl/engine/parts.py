@@ -21,7 +21,7 @@ class Parts:
         self.pretrained: list[nn.Parameter] = []
         """Those of them that are the stages' own."""
         self._computed: list[Callable[[], Mapping[str, Tensor]]] = []
-        for stage in stages.names[stages.names.index(frozen) + 1 if frozen else 0 :]:
+        for stage in stages.after(frozen):
             weights = [
                 Weight(name, parameter, stages.get_submodule(name.rpartition(".")[0]))
                 for name, parameter in stages.stage_parameters(stage).items()

@@ -11,7 +11,8 @@ from autotl.contracts import FittedHead, HeadMethod
 from autotl.data.split import Split
 from autotl.engine.heads import LinearHead, weights_of
 from autotl.engine.model import Model
-from autotl.errors import PlanError, unknown
+from autotl.engine.options import options_of
+from autotl.errors import PlanError
 from autotl.plan import NO_AUGMENTATION, ClassWeights, Phase, StoredPooling, TransferPlan
 from autotl.registry import Entry
 
@@ -77,13 +78,7 @@ def check(plan: TransferPlan, phase: Phase, entry: Entry, judges: Sequence[Split
         raise PlanError(f"{name} fits the head without gradient descent: 'training' must be null.")
     if len(plan.phases) == 1 and plan.augmentation != NO_AUGMENTATION:
         raise PlanError(f"{name} does not augment images: augmentation must be 'none', not '{plan.augmentation.name}'.")
-    with entry.owner.answers_for(f"Method '{name}'"):
-        defaults = dict(getattr(entry.item, "defaults", {}))
-        known = (*entry.item.options, *defaults)
-    for option in phase.options:
-        if option not in known:
-            raise PlanError(unknown(f"option of {name}", option, known))
-    given = {**defaults, **phase.options}
+    known, given = options_of(phase, entry)
     options = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
     for option in known:
         if not options.get(option):

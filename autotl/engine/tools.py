@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from autotl.contracts import Adapted, Batch, Draw, GradientMethod, Mixed, Weight
+from autotl.engine.options import options_of
 from autotl.errors import PlanError, PluginError, unknown
 from autotl.host import Host
 from autotl.plan import NO_AUGMENTATION, Component, Phase, TransferPlan
 from autotl.registry import Entry
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,7 @@ def _known(registry: Any, component: Component) -> Entry:
 
 def _options(phase: Phase, entry: Entry) -> dict[str, Any]:
     """The options of a gradient method, with its defaults. Raises: PlanError for a missing or an unknown one."""
-    with entry.owner.answers_for(f"Method '{entry.name}'"):
-        defaults = dict(getattr(entry.item, "defaults", {}))
-        known = (*entry.item.options, *defaults)
-    for name in phase.options:
-        if name not in known:
-            raise PlanError(unknown(f"option of {entry.name}", name, known))
-    options = {**defaults, **phase.options}
+    known, options = options_of(phase, entry)
     for name in known:
         if name not in options:
             raise PlanError(f"{entry.name} needs options.{name}.")

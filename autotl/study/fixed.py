@@ -1,20 +1,18 @@
 """Parameters that the user fixes with `--set`, so that they are not searched."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from autotl.backbones.catalogue import Catalogue
-from autotl.contracts import DataFacts
-from autotl.engine.precision import Arithmetic
+from autotl.contracts import Context
 from autotl.errors import AutotlError, StudyError, unknown
-from autotl.plan import DataRef, HeadKind, Technique
+from autotl.host import Host
 from autotl.registry import Entry
 from autotl.study import patience
 from autotl.study.settings import said
-from autotl.study.space import OwnTrial, SearchContext
+from autotl.study.space import OwnTrial
 
 DRAWS = 24
 """How many plans each strategy is asked for to find which parameters it draws."""
@@ -84,19 +82,7 @@ class Fixed:
         return NotAllowed(f"--set {name}={said(self._values[name])}: it must be {allowed}.")
 
 
-def drawn_by(
-    strategies: Iterable[Entry],
-    values: Values,
-    *,
-    catalogue: Catalogue,
-    backbones: Sequence[str],
-    drawn: Mapping[str, Mapping[str, Entry]],
-    data: DataFacts,
-    data_ref: DataRef,
-    seed: int,
-    heads: Sequence[HeadKind],
-    techniques: Sequence[Technique],
-) -> set[str]:
+def drawn_by(strategies: Iterable[Entry], values: Values, host: Host, context: Callable[[Any], Context]) -> set[str]:
     """The parameters that strategies draw for some random plans, which are not trained.
 
     Errors of plugins are ignored here: the trials report them.
@@ -111,21 +97,10 @@ def drawn_by(
         for _ in range(DRAWS):
             trial: Any = study.ask()
             fixed: Any = Fixed(trial, values)
-            context = SearchContext(
-                fixed,
-                catalogue=catalogue,
-                backbones=backbones,
-                drawn=drawn,
-                data=data,
-                data_ref=data_ref,
-                seed=seed,
-                arithmetic=lambda backbone: Arithmetic(),
-                heads=heads,
-                techniques=techniques,
-            )
+            asked = context(fixed)
             try:
                 with entry.owner.answers_for(what), patience.within(patience.ANSWER):
-                    entry.item.suggest(OwnTrial(fixed, entry, what, catalogue.host), context)
+                    entry.item.suggest(OwnTrial(fixed, entry, what, host), asked)
             except NotAllowed:
                 raise
             except AutotlError:

@@ -19,11 +19,12 @@ from autotl.engine import device as devices
 from autotl.engine import metrics, probe
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
+from autotl.engine.precision import Arithmetic
 from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
 from autotl.export import bundle
 from autotl.files import append_line, settle
 from autotl.host import Host
-from autotl.plan import DataRef, HeadKind, Network
+from autotl.plan import HeadKind, Network
 from autotl.registry import Entry
 from autotl.study import controls, estimate, guesses, recovery, select, start
 from autotl.study import pool as pools
@@ -37,7 +38,7 @@ from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import Settings
 from autotl.study.space import ALL_UNNAMED, DRAWN, head_kinds, head_name
 from autotl.study.storage import GUESS, SharedStudy, check_url
-from autotl.study.suggestions import Suggestions, facts_of
+from autotl.study.suggestions import Suggestions, contexts
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
@@ -316,22 +317,16 @@ class Search:
         """
         if not self.settings.set:
             return
-        drawn = drawn_by(
-            [entry for name, entry in self.strategies.items() if self._has("strategies", name)],
-            self.settings.set,
+        context = contexts(
+            self.settings,
+            dataset,
             catalogue=self.catalogue,
             backbones=backbones,
             drawn=self.drawn,
-            data=facts_of(dataset),
-            data_ref=DataRef(
-                fingerprint=dataset.fingerprint,
-                split_seed=self.settings.seed,
-                near_copies=self.settings.near_copies,
-            ),
-            seed=self.settings.seed,
-            heads=self.settings.head_kinds,
-            techniques=self.settings.techniques,
+            arithmetic=lambda backbone: Arithmetic(),  # the test plans are not trained
         )
+        strategies = [entry for name, entry in self.strategies.items() if self._has("strategies", name)]
+        drawn = drawn_by(strategies, self.settings.set, self.host, context)
         for problem in not_drawn(self.settings.set, drawn):
             self.watcher.note(f"Warning: --set: {problem} No strategy drew it for {DRAWS} test plans.")
 

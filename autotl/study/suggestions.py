@@ -1,16 +1,16 @@
 """Asking a strategy for the plan of a trial, with the arithmetic that the study uses for its backbone."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import optuna
 
-from autotl.backbones.catalogue import RANDOM
+from autotl.backbones.catalogue import RANDOM, Catalogue
 from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
 from autotl.engine import precision
@@ -63,22 +63,7 @@ class Suggestions:
     def _suggest(self, trial: optuna.Trial) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
         fixed: Any = Fixed(trial, self.settings.set)
-        context = SearchContext(
-            fixed,
-            catalogue=self.bench.catalogue,
-            backbones=self.backbones,
-            drawn=self.drawn,
-            data=self._facts,
-            data_ref=DataRef(
-                fingerprint=self.bench.dataset.fingerprint,
-                split_seed=self.settings.seed,
-                near_copies=self.settings.near_copies,
-            ),
-            seed=self.settings.seed,
-            arithmetic=self._arithmetic,
-            techniques=self.settings.techniques,
-            heads=self.settings.head_kinds,
-        )
+        context = self._context(fixed)
         what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
         limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
         with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
@@ -164,8 +149,39 @@ class Suggestions:
         return self._image_seconds[backbone]
 
     @cached_property
-    def _facts(self) -> DataFacts:
-        return facts_of(self.bench.dataset)
+    def _context(self) -> Callable[[Any], SearchContext]:
+        return contexts(
+            self.settings,
+            self.bench.dataset,
+            catalogue=self.bench.catalogue,
+            backbones=self.backbones,
+            drawn=self.drawn,
+            arithmetic=self._arithmetic,
+        )
+
+
+def contexts(
+    settings: Settings,
+    dataset: Dataset,
+    *,
+    catalogue: Catalogue,
+    backbones: Sequence[str],
+    drawn: Mapping[str, Mapping[str, Entry]],
+    arithmetic: Callable[[str], Arithmetic],
+) -> Callable[[Any], SearchContext]:
+    """The context of a study's strategies, as a function of the trial."""
+    return partial(
+        SearchContext,
+        catalogue=catalogue,
+        backbones=backbones,
+        drawn=drawn,
+        data=facts_of(dataset),
+        data_ref=DataRef(fingerprint=dataset.fingerprint, split_seed=settings.seed, near_copies=settings.near_copies),
+        seed=settings.seed,
+        arithmetic=arithmetic,
+        techniques=settings.techniques,
+        heads=settings.head_kinds,
+    )
 
 
 def facts_of(dataset: Dataset) -> DataFacts:
