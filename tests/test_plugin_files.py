@@ -14,11 +14,11 @@ from autotl.cli.main import main
 from autotl.errors import PluginError, StudyError
 from autotl.host import Host
 from autotl.report.outcome import Outcome
+from autotl.study.joining import Joining
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
 from autotl.study.watch import Silent
-from autotl.study.worker import Worker
 from autotl.tracking.folder import StudyFolder
 
 IDEA = """
@@ -69,7 +69,7 @@ def search(stripes, **more):
 
 def worker(folder, host):
     study = SharedStudy.join(folder.storage, folder.definition.optuna)
-    return Worker(study, host, Silent(), data=None, device="cpu", cache_dir=folder.path / "cache", weights={})
+    return Joining(study, host, Silent(), data=None, device="cpu", cache_dir=folder.path / "cache", weights={})
 
 
 def version(file):

@@ -164,6 +164,14 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     help="Count a trial as failed if its process was killed this many times in the same epoch.",
 )
 @options.device
+@click.option(
+    "--workers",
+    metavar="N",
+    default="1",
+    show_default=True,
+    help="Number of processes that work on the search. auto: one for each GPU, or on a CPU one for each core while "
+    "there is memory. With more than one, a search cannot be repeated draw for draw.",
+)
 @click.option("--study", shell_complete=completion.studies, help="Name of the study. [default: the folder's name]")
 @click.option(
     "--storage",

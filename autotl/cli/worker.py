@@ -53,8 +53,8 @@ def command(
     from autotl.data.listing import Columns
     from autotl.host import Host
     from autotl.report import terminal
+    from autotl.study.joining import Joining
     from autotl.study.storage import SharedStudy
-    from autotl.study.worker import Worker
     from autotl.tracking import folder
 
     if storage is None:
@@ -63,7 +63,7 @@ def command(
         storage, study = found.storage, found.definition.optuna
     shared = SharedStudy.join(storage, study)
     with terminal.watcher(quiet=False) as watcher:
-        worker = Worker(
+        joining = Joining(
             shared,
             Host.from_environment(plugins),
             watcher,
@@ -73,5 +73,5 @@ def command(
             cache_dir=folder.cache_dir(cache_dir),
             weights=weights,
         )
-        done = worker.run()
+        done = joining.run()
     output.echo(f"{done} trials done; no trial is left to start.")

@@ -134,9 +134,9 @@ class FeatureStore:
         """Open the store of a backbone's features, so that it counts as in use."""
         self._rows(network)
 
-    def missing(self, network: Network, shas: Sequence[str]) -> int:
-        """How many of the images `shas` have no stored features."""
-        return len(self._rows(network).missing(shas))
+    def missing(self, network: Network, shas: Sequence[str]) -> list[str]:
+        """Those of the images `shas` that have no stored features."""
+        return self._rows(network).missing(shas)
 
     def read(self, network: Network, stage: str, pooling: Pooling, shas: Sequence[str]) -> Tensor:
         """Pooled features at the end of a stage, [N, D] float32 on the store's device; missing ones are computed."""

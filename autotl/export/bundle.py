@@ -172,10 +172,19 @@ def copy(source: Path, folder: Path) -> None:
 
 def plan_of(folder: Path) -> TransferPlan | None:
     """The plan of the bundle in a folder, None if there is no bundle or it is damaged."""
+    found = validation_of(folder)
+    return found[0] if found else None
+
+
+def validation_of(folder: Path) -> tuple[TransferPlan, dict[str, float]] | None:
+    """The plan of the bundle in a folder and its metrics on `val`; None as in `plan_of`."""
     if not where_it_is(folder).exists():
         return None
     try:
-        return TransferPlan.from_json(_files(folder)["plan.json"])
+        files = _files(folder)
+        plan = TransferPlan.from_json(files["plan.json"])
+        _parsed(_METRICS, folder, files, "metrics.json")
+        return plan, json.loads(files["metrics.json"])["validation"]
     except (StudyError, PlanError):
         return None
 

@@ -4,9 +4,10 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
@@ -35,6 +36,19 @@ QUIET = 20.0
 """Seconds without output after which a log gets a line about the current step."""
 
 
+@dataclass
+class _Step:
+    """Something that the search is doing."""
+
+    what: str
+    place: str = ""
+    """How far it has come."""
+    since: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.place}" if self.place else self.what
+
+
 class Terminal:
     """Shows a search on a console; see `autotl.study.watch.Watcher`."""
 
@@ -44,7 +58,12 @@ class Terminal:
         """Only notes and failures, no tables: the result is printed elsewhere."""
         self._scale = Scale()
         self._left: Callable[[], float] = lambda: math.inf
-        self._live = Progress(
+        self._running: dict[int, _Step] = {}
+        """The running trials, by number."""
+        self._doing: dict[str, _Step] = {}
+        """The other tasks, by name."""
+        self._live = _Live(
+            lambda: self._running.values(),
             _Words(lambda task: task.description),
             BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
             TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True)),
@@ -57,8 +76,8 @@ class Terminal:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._best: TrialRecord | None = None
-        self._running = ""
-        self._doing, self._since, self._printed = "", time.monotonic(), time.monotonic()
+        self._between = self._printed = time.monotonic()
+        """When the last step ended; when the last line was printed."""
         self._over = threading.Event()
         self._pulse = threading.Thread(target=self._break_silences, daemon=True)
 
@@ -102,9 +121,11 @@ class Terminal:
 
     def progress(self, task: str, done: int, total: int) -> None:
         self._update(task, done, total)
-        self._do(f"{task}: {done:,} of {total:,}" if total > 1 else task, starts=done == 0 or task not in self._doing)
+        step = self._doing.setdefault(task, _Step(task))
+        step.place = f"{done:,} of {total:,}" if total > 1 else ""
         if done >= total:
-            self._do("")
+            del self._doing[task]
+            self._between = time.monotonic()
             seconds = time.perf_counter() - self._started.pop(task)
             self._live.remove_task(self._tasks.pop(task))
             if not self.brief:
@@ -115,18 +136,18 @@ class Terminal:
             self._print(tables.probe(rows, self.console.width))
 
     def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
-        self._running = what
-        self._do(f"trial {number}  {what}")
-        self._update(TRIALS, done, total, self._detail(what))
+        self._running[number] = _Step(f"trial {number}  {what}")
+        self._update(TRIALS, done, total, self._so_far())
 
     def trial_epoch(self, number: int, place: str) -> None:
-        self._live.update(self._tasks[TRIALS], detail=self._detail(f"{place}  {self._running}"))
-        self._do(f"trial {number}  {self._running}: {place}", starts=False)
+        if number in self._running:
+            self._running[number].place = place
 
     def trial_ended(self, record: TrialRecord, best: TrialRecord | None, done: int, total: int) -> None:
         self._best = best
-        self._do("")
-        self._update(TRIALS, done, total, self._detail(""))
+        self._running.pop(record.number, None)
+        self._between = time.monotonic()
+        self._update(TRIALS, done, total, self._so_far())
         if not self.brief and not self.console.is_terminal:
             self.note(_line(record, done, total, self._best, self._scale))
         elif record.state == "failed":
@@ -145,24 +166,32 @@ class Terminal:
         else:
             self.console.print(what)
 
-    def _do(self, what: str, *, starts: bool = True) -> None:
-        """Set the current step, and restart its clock if `starts`."""
-        self._doing = what
-        if starts:
-            self._since = time.monotonic()
-
     def _break_silences(self) -> None:
-        """Print the current step after every silence, from a thread: one step of the search may take long."""
+        """Print the current steps after every silence, from a thread: one step of the search may take long."""
         while not self._over.wait(min(1.0, QUIET / 4)):
-            if time.monotonic() - self._printed >= QUIET:
+            now = time.monotonic()
+            if now - self._printed >= QUIET:
                 left = self._left()
                 budget = f"; {_duration(left)} of the budget left" if math.isfinite(left) else ""
-                so_far = f"{_duration(time.monotonic() - self._since)} so far"
-                self.note(f"{self._doing or 'working'}, {so_far}{budget}")
+                steps = [*list(self._doing.values()), *list(self._running.values())]
+                for step in steps or [_Step("working", since=self._between)]:
+                    self.note(f"{step}, {_duration(now - step.since)} so far{budget}")
 
-    def _detail(self, running: str) -> str:
-        best = f"best {self._scale.text(value_of(self._best))} (trial {self._best.number})" if self._best else ""
-        return "  ".join(part for part in (best, running) if part)
+    def _so_far(self) -> str:
+        return f"best {self._scale.text(value_of(self._best))} (trial {self._best.number})" if self._best else ""
+
+
+class _Live(Progress):
+    """Progress of tasks, and below them one line for each running trial."""
+
+    def __init__(self, running: Callable[[], Iterable[_Step]], *columns: ProgressColumn, **options: Any) -> None:
+        self._running = running
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for step in list(self._running()):
+            yield Text(str(step), no_wrap=True, overflow="ellipsis")
 
 
 class _Words(ProgressColumn):

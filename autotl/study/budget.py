@@ -21,7 +21,7 @@ class Budget:
 
     def __init__(self, seconds: float | None, began: float) -> None:
         self.seconds = math.inf if seconds is None else seconds
-        self._began = began
+        self.began = began
         self.kept_for_the_end = MARGIN
         self._margin = MARGIN
 
@@ -31,7 +31,7 @@ class Budget:
 
     @property
     def used(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self.began
 
     def until_the_end(self) -> float:
         """Seconds until the user should have the result."""

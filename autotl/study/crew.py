@@ -1,12 +1,16 @@
-"""The search and its workers: it collects their finished trials and recovers the trials of workers that died."""
+"""Everybody who works on a study, seen by the search: its own workers, and those that others have started."""
 
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Protocol
 
 from optuna.trial import TrialState
 
-from autotl.study.storage import SEARCH, SharedStudy, TakenAway
+from autotl.study.budget import OutOfTime
+from autotl.study.storage import SharedStudy, TakenAway, is_of_search
 from autotl.study.trials import Trials
+from autotl.study.worker import Job, NextTrial, Outcome, Ran, Worker
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED
 
@@ -14,34 +18,105 @@ LOOK = 0.5
 """Seconds between two checks of the workers when there is nothing else to do."""
 
 
-class Crew:
-    """All processes that run trials of a study, seen by the one that holds its lock."""
+class Hands(Protocol):
+    """Whoever does the jobs that the search gives out."""
 
-    def __init__(self, study: SharedStudy, folder: StudyFolder, trials: Trials) -> None:
-        self.study, self.folder, self.trials = study, folder, trials
-        self._ended: set[int] = set()
+    size: int
+    """How many jobs are done at the same time."""
+
+    @property
+    def alive(self) -> frozenset[str]:
+        """The names in the storage of the processes that run trials for the search, except its own."""
+
+    def carry_out(self, jobs: Iterable[Job | None]) -> Iterator[tuple[Job, Outcome]]:
+        """Do jobs, and yield each with its outcome when it is done.
+
+        A job is taken from `jobs` when somebody is free to do it; None: there is none at the moment, but there may be
+        one later.
+
+        Raises: an error that ends the search.
+        """
+
+    def end(self) -> None:
+        """Stop all work, the jobs that are being done included."""
+
+
+class Alone:
+    """The search does every job itself, one after another."""
+
+    size = 1
+    alive: frozenset[str] = frozenset()
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def carry_out(self, jobs: Iterable[Job | None]) -> Iterator[tuple[Job, Outcome]]:
+        for job in jobs:
+            if job is None:
+                time.sleep(LOOK)
+            else:
+                yield job, self._worker.do(job)
+
+    def end(self) -> None: ...
+
+
+class Crew:
+    """All processes that work on a study, seen by the one that holds its lock."""
+
+    def __init__(self, study: SharedStudy, folder: StudyFolder, trials: Trials, hands: Hands) -> None:
+        self.study, self.folder, self.trials, self.hands = study, folder, trials, hands
+        self._over = False
         self.catch_up()
 
+    @property
+    def size(self) -> int:
+        """How many jobs are done at the same time."""
+        return self.hands.size
+
+    def carry_out(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """As `Hands.carry_out`."""
+        return self.hands.carry_out(jobs)
+
     def run(self, total: int) -> None:
-        """Run trials, together with the workers, until `total` have ended.
+        """Run trials until `total` have ended, those of other workers included.
 
         Raises: OutOfTime.
         """
-        more = True
-        while more:
-            more = self.trials.run_one(total) or self._wait_for_others(total)
-            self.catch_up()  # also after the last check: a worker may have ended the last trial just before it
+        self._over = False
+        for _, ran in self.hands.carry_out(self._next_trials(total)):
+            if isinstance(ran, Ran):
+                self.trials.passed_over |= set(ran.passed_over)
+            elif isinstance(ran, OutOfTime):
+                self._over = True  # those who are still at work end by themselves
+            self.catch_up()
+        if self._over:
+            raise OutOfTime
+
+    def _next_trials(self, total: int) -> Iterator[NextTrial | None]:
+        while not self._over:
+            if self.study.has_unclaimed(total):
+                yield NextTrial(total)
+            elif self._others_are_running(total):
+                self._over = self.trials.budget.left_to_search() < 0
+                yield None
+            else:
+                self.catch_up()  # also after the last check: a worker may have ended the last trial just before it
+                return
+            self.catch_up()
 
     def catch_up(self) -> None:
         """Make the study folder and Optuna's storage agree on which trials have ended, and who ran them."""
-        for number, events in self.study.collected(self._has_ended):
-            self.folder.log.adopt(number, events)
-            self.trials.tell(number)
-        for left in self.study.left_behind():
+        for trial in self.study.ended():
+            if trial.number in self.trials.told:
+                continue
+            if events := self.study.events_of(trial):
+                self.folder.log.adopt(trial.number, events)
+            self.trials.tell(trial.number)
+        for left in self.study.left_behind(self.hands.alive):
             number = left.number
             if number in self.trials.passed_over:
                 continue
-            if left.who != SEARCH:
+            if not is_of_search(left.who):
                 self.folder.log.begin(number, left.who)  # the failed attempt
                 if left.place:
                     phase, epoch = left.place
@@ -58,20 +133,15 @@ class Crew:
                 self.study.give_back(number)
 
     def let_go(self) -> None:
-        """Release the trials that there was no time for, so that the next run can claim them."""
+        """Release the trials that there was no time for, and those of workers that were stopped, for the next run."""
         for number in self.trials.passed_over:
             self.study.give_back(number)
+        for left in self.study.left_behind(self.hands.alive):
+            if is_of_search(left.who):
+                self.folder.log.end(left.number, "interrupted", reason="the search was stopped")
+                self.study.give_back(left.number)
 
-    def _has_ended(self, number: int) -> bool:
-        if number not in self._ended and self.folder.log.read(number).state in ENDED:
-            self._ended.add(number)
-        return number in self._ended
-
-    def _wait_for_others(self, total: int) -> bool:
-        """Wait a little if a worker is running a trial; whether one is."""
+    def _others_are_running(self, total: int) -> bool:
+        """Whether a trial is running or waits to be claimed, except those that there was no time for."""
         going_on = self.study.trials(TrialState.RUNNING, TrialState.WAITING)
-        if not any(trial.number < total and trial.number not in self.trials.passed_over for trial in going_on):
-            return False
-        self.trials.budget.check_search()
-        time.sleep(LOOK)
-        return True
+        return any(trial.number < total and trial.number not in self.trials.passed_over for trial in going_on)

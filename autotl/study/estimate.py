@@ -18,6 +18,9 @@ from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
 from autotl.errors import PluginError
 from autotl.plan import NO_AUGMENTATION, PENALTIES, Network, Phase, TransferPlan
+from autotl.study import select
+from autotl.study.controls import PROBE_SECONDS
+from autotl.study.settings import Settings
 from autotl.study.watch import Estimate
 from autotl.tracking.log import TrialRecord
 
@@ -40,7 +43,7 @@ def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
 
 def pass_seconds(network: Network, bench: Bench) -> float:
     """Seconds to put every image through a backbone, estimated from one batch; 0 if all features are stored."""
-    missing = bench.features.missing(network, bench.shas(*SPLITS))
+    missing = len(bench.features.missing(network, bench.shas(*SPLITS)))
     if not missing:
         return 0.0
     catalogue, input = bench.catalogue, network.input
@@ -71,6 +74,19 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
         logistic_path(features.to(device), labels.to(device), classes, PENALTIES)
         seconds.append(time.perf_counter() - began)
     return seconds[-1] * everything / images
+
+
+def seconds_at_the_end(board: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
+    """Seconds that reruns, refit and comparisons will take, estimated from the trials so far, best first."""
+    best = board[: select.BEST]
+    again = [_seconds(record) for record in best if select.depends_on_seed(select.plan_of(record))]
+    last = bench.refit_factor * max(map(_seconds, best), default=0.0)
+    probe = (1 + bench.refit_factor) * PROBE_SECONDS
+    return settings.reruns * sum(again) + last + settings.compare * (last + probe)
+
+
+def _seconds(record: TrialRecord) -> float:
+    return record.metrics["seconds"]
 
 
 class Pace:

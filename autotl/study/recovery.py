@@ -141,8 +141,8 @@ def _contradiction(study: SharedStudy, records: Mapping[int, TrialRecord]) -> st
 
 def _untold(study: SharedStudy, records: Mapping[int, TrialRecord]) -> str:
     """Which trial has ended without a record in its log or a worker's events; empty if none."""
-    for trial in study.trials(*OPTUNA_STATES.values()):
-        if not study.has_events(trial) and not _is_complete(records.get(trial.number)):
+    for trial in study.ended():
+        if not study.events_of(trial) and not _is_complete(records.get(trial.number)):
             return f"The log of trial {trial.number} does not record how it ended"
     return ""
 

@@ -65,4 +65,5 @@ class NumberedSampler(BaseSampler):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             seed = int.from_bytes(draw[:4], "big")
-            return TPESampler(seed=seed, n_startup_trials=START, multivariate=True, group=True)
+            # With `constant_liar` trials that run at the same time do not draw nearly the same parameters.
+            return TPESampler(seed=seed, n_startup_trials=START, multivariate=True, group=True, constant_liar=True)

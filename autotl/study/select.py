@@ -7,6 +7,8 @@ from autotl.plan import TransferPlan
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
+BEST = 3
+"""How many of the best plans are rerun with new seeds."""
 LOSS_DIGITS = 3
 """Decimals of a log-loss that are shown and compared."""
 

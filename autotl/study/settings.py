@@ -68,6 +68,13 @@ Techniques = Annotated[tuple[Technique, ...], BeforeValidator(_named)]
 Heads = Annotated[tuple[HeadKind, ...], BeforeValidator(_named)]
 
 
+def _workers(value: Any) -> Any:
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if number != "auto" and (not isinstance(number, int) or number < 1):
+        raise ValueError("it must be a number of processes, at least 1, or auto")
+    return number
+
+
 def _text(path: Path) -> Path:
     if not is_utf8(path.resolve()):
         raise ValueError("its name, or that of a parent folder, is not UTF-8; rename it")
@@ -172,6 +179,8 @@ class Settings(Record):
     """Seed of splits, sampler and training."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = 1
+    """How many processes work on the search; `auto`: one for each GPU, or on a CPU one for each core."""
     study: str | None = None
     """The study's name; None: named after the data."""
     storage: str | None = None

@@ -35,7 +35,8 @@ OPTUNA_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "
 DESCRIBED = {"log-loss": "val.loss", "parameters": "parameters", "FLOPs": "flops"}
 """The metrics in the user attributes of a trial, by the names of the leaderboard."""
 SEARCH = "search"
-"""The process that runs a trial: this, or a worker's name."""
+"""The process that runs a trial: this, `search:<id>` for a worker that the search has started, or the name of one that
+somebody else has started."""
 GUESS = "guess"
 """The user attribute of a trial with enqueued parameters: which guess it is."""
 _TERMS, _SPLIT, _JOINED = "autotl", "split", "joined"
@@ -50,6 +51,11 @@ Direction = Literal["maximize", "minimize"]
 def direction_of(scale: Scale) -> Direction:
     """Optuna's direction for the values of a metric."""
     return "maximize" if scale.greater_is_better else "minimize"
+
+
+def is_of_search(who: str) -> bool:
+    """Whether a trial's process is the search or one of its own workers: both write the study's logs."""
+    return who.partition(":")[0] == SEARCH
 
 
 class TakenAway(Exception):
@@ -94,6 +100,8 @@ class SharedStudy:
         # SQLite has no row locks: two processes could claim the same waiting trial.
         file = storage.engine.url.database if storage.engine.name == "sqlite" else None
         self._one_at_a_time: AbstractContextManager[object] = FileLock(f"{file}.lock") if file else nullcontext()
+        self._claiming = 0.0 if file else GRACE
+        """The most seconds that another process takes to claim a trial, as this one sees it."""
 
     @classmethod
     def create(
@@ -136,8 +144,8 @@ class SharedStudy:
             optuna.delete_study(study_name=name, storage=_open(url))
 
     @classmethod
-    def join(cls, url: str, name: str) -> "SharedStudy":
-        """The study that a search has started under this name, for a worker.
+    def join(cls, url: str, name: str, who: str | None = None) -> "SharedStudy":
+        """The study that a search has started under this name, for a worker; its own name is `who`.
 
         Raises: StudyError if there is none, or more than one.
         """
@@ -158,7 +166,7 @@ class SharedStudy:
             how = _how(terms["seed"], frozenset(terms.get("missing", ())))
             study = optuna.load_study(study_name=found[0], storage=storage, **how)
             study.set_user_attr(_JOINED, True)
-        return cls(study, storage, f"{socket.gethostname()}:{os.getpid()}")
+        return cls(study, storage, who or f"{socket.gethostname()}:{os.getpid()}")
 
     # Shared terms
 
@@ -202,15 +210,23 @@ class SharedStudy:
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False, states=states or None)
 
+    def ended(self) -> list[FrozenTrial]:
+        """The trials that have ended."""
+        return self.trials(*OPTUNA_STATES.values())
+
     @property
     def done(self) -> int:
         """How many trials have ended."""
-        return len(self.trials(*OPTUNA_STATES.values()))
+        return len(self.ended())
+
+    def has_unclaimed(self, total: int) -> bool:
+        """Whether a trial below the total is left to claim."""
+        known = self.trials()
+        return len(known) < total or any(trial.state == TrialState.WAITING for trial in known[:total])
 
     def claim(self, total: int) -> optuna.Trial | None:
         """A trial to run; None if each below the total is taken."""
-        known = self.trials()
-        if len(known) >= total and not any(t.state == TrialState.WAITING for t in known[:total]):
+        if not self.has_unclaimed(total):
             return None
         with self._one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # heartbeats are sent here, not by `Study.optimize`
@@ -218,14 +234,15 @@ class SharedStudy:
             if trial.number >= total:  # another process was faster
                 self.give_back(trial.number)
                 return None
-            if self.who != SEARCH:
+            if not is_of_search(self.who):
                 self._storage.record_heartbeat(trial._trial_id)  # the heartbeat of an earlier attempt may be old
             trial.set_user_attr(_WHO, self.who)
             return trial
 
-    def has_events(self, trial: FrozenTrial) -> bool:
-        """Whether a worker has ended a trial and stored its events."""
-        return _EVENTS in trial.user_attrs
+    def events_of(self, trial: FrozenTrial) -> list[dict[str, Any]]:
+        """The events that a worker stored when it ended a trial; a worker of the search writes them to the logs."""
+        found: list[dict[str, Any]] = trial.user_attrs.get(_EVENTS, [])
+        return found
 
     def give_back(self, number: int) -> None:
         """Release a trial to be claimed again, unless it has ended in the meantime."""
@@ -237,7 +254,7 @@ class SharedStudy:
 
     def arrived(self, trial: optuna.Trial, phase: int, epoch: int) -> None:
         """A worker stores how far a trial has come, in case it dies in it."""
-        if self.who != SEARCH:
+        if not is_of_search(self.who):
             trial.set_user_attr(_PLACE, [phase, epoch])
 
     def is_mine(self, trial: optuna.Trial) -> bool:
@@ -245,12 +262,13 @@ class SharedStudy:
         found = self._storage.get_trial(trial._trial_id)
         return found.state == TrialState.RUNNING and found.user_attrs.get(_WHO) == self.who
 
-    def left_behind(self) -> list[LeftBehind]:
-        """Running trials of dead processes.
+    def left_behind(self, alive: Set[str] = frozenset()) -> list[LeftBehind]:
+        """Running trials of dead processes; `alive` are the names of the search's own workers.
 
         Only for the search, and only while it runs no trial itself.
         """
-        running = self.trials(TrialState.RUNNING)
+        with self._one_at_a_time:  # so that nobody is between claiming a trial and writing its name into it
+            running = self.trials(TrialState.RUNNING)
         stale = set(self._storage._get_stale_trial_ids(self.optuna._study_id)) if running else set()
         joined = self.optuna.user_attrs.get(_JOINED, False)
         nameless = {trial.number for trial in running if _WHO not in trial.user_attrs or not trial.user_attrs[_WHO]}
@@ -259,8 +277,8 @@ class SharedStudy:
         def is_dead(trial: FrozenTrial) -> bool:
             who = trial.user_attrs.get(_WHO)
             if who is None and joined:  # just being claimed, or its process died while claiming
-                return time.monotonic() - self._nameless[trial.number] > GRACE
-            return who in (None, SEARCH) or trial._trial_id in stale
+                return time.monotonic() - self._nameless[trial.number] > self._claiming
+            return who is None or (who not in alive if is_of_search(who) else trial._trial_id in stale)
 
         def left(number: int, attrs: Mapping[str, Any]) -> LeftBehind:
             return LeftBehind(number, attrs.get(_WHO) or SEARCH, tuple(attrs.get(_PLACE) or ()) or None)
@@ -271,10 +289,10 @@ class SharedStudy:
     def alive(self, trial: optuna.Trial) -> Iterator["Hold"]:
         """Sends a worker's heartbeats, and learns whether its trial is still wanted.
 
-        The search itself sends none, because it holds the study's lock.
+        The search sends none, because it holds the study's lock, and knows whether its own workers are alive.
         """
         hold = Hold()
-        if self.who == SEARCH:
+        if is_of_search(self.who):
             yield hold
             return
         over = threading.Event()
@@ -315,7 +333,7 @@ class SharedStudy:
         """
         if not self.is_mine(trial):
             raise TakenAway
-        if self.who != SEARCH:
+        if not is_of_search(self.who):
             with _taken_away():
                 trial.set_user_attr(_EVENTS, list(events))
         self.tell(trial.number, state, value)
@@ -327,12 +345,6 @@ class SharedStudy:
         """
         with _taken_away():
             self.optuna.tell(number, value if state == "complete" else None, state=OPTUNA_STATES[state])
-
-    def collected(self, known: Callable[[int], bool]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """The trials that workers have ended and that are not `known` yet, with their events."""
-        for trial in self.trials(*OPTUNA_STATES.values()):
-            if self.has_events(trial) and not known(trial.number):
-                yield trial.number, trial.user_attrs[_EVENTS]
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)

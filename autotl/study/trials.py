@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import distribution_to_json
 
 from autotl.engine.fit import Fitted, fit
@@ -28,14 +29,14 @@ from autotl.plan import TransferPlan
 from autotl.registry import TooLong
 from autotl.study import blame, patience, schedule, select
 from autotl.study.budget import OutOfTime
-from autotl.study.estimate import Pace
-from autotl.study.finish import BEST, seconds_needed
+from autotl.study.estimate import Pace, seconds_at_the_end
 from autotl.study.fixed import NotAllowed
 from autotl.study.machine import STORAGE, of_the_machine
 from autotl.study.pruner import IMAGES
 from autotl.study.storage import GUESS, Hold, TakenAway, describe, lasting
 from autotl.study.suggestions import Suggestions
-from autotl.tracking.log import TrialRecord
+from autotl.tracking.folder import StudyFolder
+from autotl.tracking.log import ENDED, TrialRecord
 
 TRACEBACK = 4_000
 """How many of the last characters of a traceback a trial's log keeps."""
@@ -56,11 +57,12 @@ class FellBehind(Exception):
 class Trials:
     """The trials of one study, run one by one."""
 
-    def __init__(self, suggestions: Suggestions, *, keep: bool) -> None:
-        """`keep`: whether the model of the best trial so far is saved in the study's folder."""
-        self.keep = keep
+    def __init__(self, suggestions: Suggestions, folder: StudyFolder, *, saves: bool) -> None:
+        """`folder`: where they are logged. `saves`: whether the model of the best trial so far is saved there, too."""
+        self.folder = folder
+        self._saves = saves
         self._suggestions = suggestions
-        self.study, self.folder, self.settings = suggestions.study, suggestions.folder, suggestions.settings
+        self.study, self.settings = suggestions.study, suggestions.settings
         self.bench, self.watcher, self.budget = suggestions.bench, suggestions.watcher, suggestions.budget
         self._records = {record.number: record for record in self.folder.log.records()}
         # The same plan gives the same numbers, so it is not trained twice.
@@ -68,17 +70,22 @@ class Trials:
         self._best: TrialRecord | None = None
         self._out: blame.Out = {kind: set() for kind in blame.KINDS}
         self._refit_seconds = 0.0
-        self.passed_over: list[int] = []
+        self.passed_over: set[int] = set()
         """Trials that were drawn in this run and not started because there was no time; the next run starts them."""
+        self.told: set[int] = set()
+        """The trials that have ended and are known here."""
         self._pace = Pace(self.bench, suggestions.image_seconds)
-        for record in self._records.values():
-            self._pace.learn(record)
-        self._remember(*self._records.values())
+        self._learn(*self._records.values())
 
     @property
     def done(self) -> int:
         """How many trials have ended."""
         return self.study.done
+
+    def see_others(self) -> None:
+        """Learn from the trials that other workers of the search have ended and logged."""
+        ended = (trial.number for trial in self.study.ended() if trial.number not in self.told)
+        self._learn(*map(self.folder.log.read, ended))
 
     def run_one(self, total: int) -> bool:
         """Run a trial; False if all of the `total` trials are claimed already.
@@ -121,12 +128,11 @@ class Trials:
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             describe(trial, plan, measured)
             value = measured[f"val.{self.settings.metric}"]
-            # If the best trial is a worker's, the best of this process is saved.
-            if fitted and self.keep and (self._is_best(value, measured) or not self.folder.bundle.exists()):
-                bundle.save(self.folder.bundle, fitted, self.bench.dataset.classes, {"validation": measured})
+            if fitted and self._saves:
+                self._save_best(fitted, value)
         except NoTime:
             log.end(number, "interrupted", reason="there was no time to start it", params=trial.params)
-            self.passed_over.append(number)
+            self.passed_over.add(number)
             return
         except FellBehind:
             why = f"pruned at {observer.share} % of its epochs: its {self.settings.metric} was in the worse half"
@@ -163,7 +169,6 @@ class Trials:
             state = "complete"
         self.study.end(trial, state, value, log.last_attempt(number))
         self.tell(number)
-        self._pace.learn(self._records[number])
 
     def tell(self, number: int) -> None:
         """Record a trial that has ended, in this process or a worker.
@@ -171,7 +176,7 @@ class Trials:
         Raises: PluginError with `strict_plugins` if a plugin failed in it.
         """
         record = self.folder.log.read(number)
-        self._remember(record)
+        self._learn(record)
         self.watcher.trial_ended(record, self._best, self.done, self.settings.trials)
         if record.by_plugin:
             self.settings.tolerate(f"Trial {number} failed: {record.reason}")
@@ -226,23 +231,39 @@ class Trials:
             if self.study.is_mine(trial):
                 self.study.give_back(trial.number)
 
-    def _remember(self, *records: TrialRecord) -> None:
-        """Update the best trial and the time to reserve for the steps after the trials."""
+    def _learn(self, *records: TrialRecord) -> None:
+        """Update what is known of the study: its best trial, how long work takes, and the time to reserve for the
+        steps after the trials."""
         for record in records:
             self._records[record.number] = record
+            if record.state in ENDED:
+                self.told.add(record.number)
+            self._pace.learn(record)
             if record.plan and record.metrics:
                 self._known[record.plan.hash] = record.metrics
         board = select.leaderboard(self._records.values(), self.bench.scale, self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
-        longest = max((record.metrics["seconds"] for record in board[:BEST]), default=0.0)
+        longest = max((record.metrics["seconds"] for record in board[: select.BEST]), default=0.0)
         self._refit_seconds = self.settings.refit * self.bench.refit_factor * longest
-        self.budget.keep(seconds_needed(board, self.settings, self.bench))
+        self.budget.keep(seconds_at_the_end(board, self.settings, self.bench))
 
-    def _is_best(self, value: float, measured: Mapping[str, float]) -> bool:
-        if self._best is None:
-            return True
-        scale, best = self.bench.scale, select.value_of(self._best)
-        return select.order(value, measured, scale) < select.order(best, self._best.metrics, scale)
+    def _save_best(self, fitted: Fitted, value: float) -> None:
+        """Save a model as the bundle if it is the best so far, or if there is no bundle.
+
+        If the best trial is that of a worker on another machine, the best of the others is saved.
+        """
+        folder, scale = self.folder.bundle, self.bench.scale
+        order = select.order(value, fitted.metrics, scale)
+        best = self._best and select.order(select.value_of(self._best), self._best.metrics, scale)
+        if best and order >= best and folder.exists():
+            return
+        with FileLock(folder.with_name(".bundle.lock")):
+            saved = bundle.validation_of(folder)  # by another worker of the search, which has not logged it yet
+            if saved and saved[0].data.fingerprint == self.bench.dataset.fingerprint:
+                measured = saved[1]
+                if order >= select.order(measured[f"val.{self.settings.metric}"], measured, scale):
+                    return
+            bundle.save(folder, fitted, self.bench.dataset.classes, {"validation": fitted.metrics})
 
     def seconds_left(self) -> float:
         """Seconds until trials have to end; as long as there is no model, the whole budget."""

@@ -21,7 +21,10 @@ class Estimate:
 
 
 class Watcher(Protocol):
-    """Called by the search from its own thread; only `note` may be called from another thread."""
+    """Called by the search from its own thread; only `note` may be called from another thread.
+
+    Several trials may run at the same time.
+    """
 
     def note(self, text: str) -> None:
         """One line that the user should read."""

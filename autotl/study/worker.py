@@ -1,175 +1,190 @@
-"""A worker: another process, here or on another machine, that runs trials of a search."""
+"""The work of a study, and the worker that does it: the search itself, or another process on its machine."""
 
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from autotl.backbones.catalogue import Catalogue
-from autotl.data import index
-from autotl.data.listing import BY_NAME, Columns
-from autotl.data.shapes import expected
-from autotl.engine import device as devices
+import numpy as np
+import torch
+
+from autotl.engine import feed, metrics
 from autotl.engine.bench import Bench
-from autotl.engine.exact import exact
-from autotl.errors import StudyError
+from autotl.engine.fit import Fitted, fit, on_all_images
+from autotl.engine.observe import Nobody
+from autotl.errors import AutotlError, PluginError, one_line
 from autotl.export import bundle
-from autotl.host import Host
-from autotl.registry import Entry
+from autotl.plan import Network, TransferPlan
 from autotl.study.budget import Budget, OutOfTime
-from autotl.study.inputs import Inputs
-from autotl.study.machine import one_line_each
-from autotl.study.owners import absent, require_reachable, require_same
+from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
-from autotl.study.space import DRAWN
-from autotl.study.storage import SharedStudy
-from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
-from autotl.tracking.folder import Definition, StudyFolder
 
-LOOK = 1.0
-"""Seconds between two checks whether the search has started its trials."""
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of images through a frozen backbone, whose features are stored."""
+
+    network: Network
+    shas: tuple[str, ...]
+    of: int
+    """How many images all passes through this backbone have together."""
+
+
+@dataclass(frozen=True)
+class NextTrial:
+    """The next trial of the study, as long as there are fewer than `total`."""
+
+    total: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """A plan to train after the trials."""
+
+    task: str
+    """What the user reads, such as `refit of the winner`."""
+    plan: TransferPlan
+    refit: bool = False
+    """Whether the result is the plan's refit on all images except the test images, after its own training."""
+    bundle: Path | None = None
+    """Where the model is saved."""
+    validation: dict[str, float] | None = None
+    """The metrics of the bundle."""
+    test: Path | None = None
+    """Where its probabilities for the test images are written, if at all."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The predictions of a saved bundle for the test images."""
+
+    bundle: Path
+    test: Path
+    """Where the probabilities are written."""
+
+
+Job = Pass | NextTrial | Training | Prediction
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The outcome of `NextTrial`."""
+
+    more: bool
+    """False if every trial was claimed already."""
+    passed_over: tuple[int, ...] = ()
+    """The trials that this worker has claimed and not started because there was no time."""
+
+
+def passing(job: Pass) -> str:
+    """What the user reads while images go through a backbone."""
+    return f"features of {job.network.backbone}"
+
+
+class Failed(Exception):
+    """A training after the trials failed; the message is the reason."""
+
+    def __init__(self, reason: str, by_plugin: bool = False) -> None:
+        """`by_plugin`: whether a plugin caused it."""
+        super().__init__(reason, by_plugin)
+        self.reason, self.by_plugin = reason, by_plugin
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def why_not(outcome: "Outcome", task: str, settings: Settings) -> str:
+    """Why a training failed; empty if there was no time for it.
+
+    Raises: PluginError with `strict_plugins` if a plugin failed in it.
+    """
+    if isinstance(outcome, OutOfTime):
+        return ""
+    assert isinstance(outcome, Failed)
+    if outcome.by_plugin:
+        settings.tolerate(f"{task}: {outcome}")
+    return str(outcome)
+
+
+Outcome = Ran | dict[str, float] | None | AutotlError | OutOfTime | Failed
+"""What a job gives: of a training its metrics. An error that does not end the search is an outcome, too."""
 
 
 class Worker:
-    """Joins the study that a search has started.
+    """Does one job after another."""
 
-    It needs only Optuna's storage and the images. It writes the events of its trials to the storage; the search copies
-    them into the study's folder.
-    """
+    def __init__(self, bench: Bench, trials: Trials, watcher: Watcher, budget: Budget) -> None:
+        self.bench, self.trials = bench, trials
+        self.watcher, self.budget = watcher, budget
 
-    def __init__(
-        self,
-        study: SharedStudy,
-        host: Host,
-        watcher: Watcher,
-        *,
-        data: Path | None,
-        columns: Columns = BY_NAME,
-        device: str,
-        cache_dir: Path,
-        weights: Mapping[str, Path],
-    ) -> None:
-        """Raises: AutotlError if this machine cannot reproduce the numbers of the search's machine."""
-        self.study, self.watcher = study, watcher
-        self._joined: str = study.terms["definition"]
-        self.definition = definition = Definition.from_json(self._joined)
-        host.recall(definition.plugins)
-        require_reachable(host, definition.plugins)
-        for problem in host.problems:
-            watcher.note(f"Warning: {problem}")
-        self.data = data or Path(definition.data)
-        self.columns = columns.or_those(definition.columns, self.data)
-        self.device = devices.resolve(device)
-        self.budget = Budget(None, time.monotonic())
-        self.catalogue = Catalogue(host, cache_dir, bundle.given(weights), watcher.note)
-        kind, wanted = devices.kind(self.device), definition.device
-        if kind != wanted:
-            raise StudyError(f"The search runs on {wanted}, this worker on {kind}. Use --device {wanted}.")
-        for name, theirs in definition.versions.items():
-            if version(name) != theirs:
-                raise StudyError(
-                    f"The search uses {name} {theirs}, this worker {version(name)}. Install the same version."
-                )
-        self.missing: list[str] = study.terms["missing"]
-        require_same(host, definition.owners, definition.plugins, self.missing)
-        there = definition.backbones
-        self._backbones = [name for name in there if f"backbones {name.partition(':')[0]}" not in self.missing]
-        for name in self._backbones:
-            if self.catalogue.network(name, definition.seed).weights != there[name]:
-                raise StudyError(
-                    f"The search uses other weights for '{name}'. Use the same: --weights {name}=FILE, or =BUNDLE"
-                )
-        self.strategies = self._entries("strategies", definition.strategies)
-        self.drawn = {kind: self._entries(kind, getattr(definition, kind)) for kind in DRAWN.values()}
+    def do(self, job: Job) -> Outcome:
+        """Raises: an error that ends the search."""
+        try:
+            match job:
+                case Pass():
+                    self._pass(job)
+                    return None
+                case NextTrial():
+                    return Ran(self.trials.run_one(job.total), tuple(self.trials.passed_over))
+                case Training():
+                    return self._train(job)
+                case Prediction():
+                    self._predict(job)
+                    return None
+        except (OutOfTime, Failed) as error:
+            return error
+        except PluginError as error:
+            if isinstance(job, NextTrial):
+                raise
+            return error
 
-    def run(self) -> int:
-        """Run trials until none is left to claim; returns how many.
+    def _pass(self, job: Pass) -> None:
+        progress = self.budget.watched(self.watcher, passing(job))
+        self.bench.features.fill(job.network, job.shas, lambda done, _: progress(done, job.of))
 
-        Raises: AutotlError.
-        """
-        with one_line_each(self.definition.name), exact(self.device):
-            return self._run_all(self._open())
+    def _train(self, job: Training) -> dict[str, float]:
+        fitted = self._fit(job.plan, job.task)
+        if job.refit:
+            fitted = self._fit(on_all_images(job.plan, fitted.metrics, self.bench), f"refit: {job.task}")
+        if job.bundle:
+            classes = self.bench.dataset.classes
+            bundle.save(job.bundle, fitted, classes, {"validation": job.validation})
+        if job.test:
+            np.save(job.test, metrics.probabilities(fitted.logits("test")))
+        return fitted.metrics
 
-    def _run_all(self, bench: Bench) -> int:
-        with tempfile.TemporaryDirectory(prefix="autotl-worker-") as place:
-            definition = self.definition
-            settings = {
-                "data": self.data,
-                "trials": max(1, self._total()),
-                "metric": definition.metric,
-                "seed": definition.seed,
-                "near_copies": definition.near_copies,
-                "heads": definition.heads,
-                "techniques": definition.techniques,
-                "set": definition.set,
-                "prune": self.study.terms["prune"],
-                "strict_plugins": self.study.terms["strict_plugins"],
-            }
-            suggestions = Suggestions(
-                self.study,
-                StudyFolder(Path(place) / definition.name),
-                Settings.of(settings),
-                bench,
-                backbones=tuple(definition.backbones),
-                strategies=self.strategies,
-                drawn=self.drawn,
-                watcher=self.watcher,
-                budget=self.budget,
-            )
-            trials, done = Trials(suggestions, keep=False), 0
-            try:
-                while trials.run_one(self._total()):
-                    done += 1
-            except OutOfTime:
-                self.watcher.note(
-                    "The search has stopped or has other images. Its next run resumes the trial that was started here."
-                )
-            return done
+    def _fit(self, plan: TransferPlan, task: str) -> Fitted:
+        """Raises: OutOfTime; Failed if the training fails."""
+        self.watcher.progress(task, 0, 1)
+        try:
+            fitted = fit(plan, self.bench, _Deadline(self.budget))
+        except (AutotlError, RuntimeError) as error:
+            if of_the_machine(error):
+                raise
+            raise Failed(one_line(error, 200), isinstance(error, PluginError)) from error
+        self.watcher.progress(task, 1, 1)
+        fitted.model.observer = Nobody()  # time is reserved for its predictions on the test images
+        return fitted
 
-    def _open(self) -> Bench:
-        """The images, which must be the same as those of the search, in the same splits."""
-        definition = self.definition
-        bench = Bench.open(
-            self.data,
-            Inputs(self.catalogue, expected(index.find(self.data, self.columns))).firsts(self._backbones),
-            self.catalogue,
-            self.device,
-            seed=definition.seed,
-            columns=self.columns,
-            previous=self.study.split,
-            near_copies=definition.near_copies,
-            metric=definition.metric,
-            progress=self.budget.watched(self.watcher, "reading images"),
-            note=self.watcher.note,
-        )
-        self.watcher.dataset(bench.dataset)
-        self.watcher.scale(bench.scale)
-        if bench.dataset.fingerprint != definition.fingerprint:
-            raise StudyError(f"The images in {self.data} are not those of the search. Name their folder: --data PATH")
-        return bench
+    def _predict(self, job: Prediction) -> None:
+        loaded = bundle.load(job.bundle, self.bench.catalogue).to(self.bench.device)
+        self.bench.decode(loaded.plan.input)
+        pixels = partial(self.bench.features.pixels.read, loaded.plan.input)
+        shas = self.bench.shas("test")
+        batches = [shas[start : start + bundle.BATCH] for start in range(0, len(shas), bundle.BATCH)]
+        found = [loaded.probabilities(images).double() for images in feed.images(pixels, batches, self.bench.device)]
+        given = torch.cat(found)
+        # Rows of float32 sum to 1 only nearly.
+        np.save(job.test, (given / given.sum(1, keepdim=True)).cpu().numpy())
 
-    def _total(self) -> int:
-        """How many trials the search wants, 0 if it is over; waits until the search starts its trials."""
-        terms = self.study.terms
-        if terms["total"] is None:
-            self.watcher.note("Waiting for the search to start its trials …")
-        while terms["total"] is None:
-            time.sleep(LOOK)
-            terms = self.study.terms
-        total: int = terms["total"]
-        return total if terms["definition"] == self._joined else 0
 
-    def _entries(self, kind: str, names: Sequence[str]) -> dict[str, Entry]:
-        """The search's entries of a kind; placeholders for those that it continues without."""
-        registry, owners = self.catalogue.host.registries[kind], self.definition.owners
-        entries = {}
-        for name in names:
-            what = f"{kind} {name}"
-            if what in self.missing:
-                entries[name] = absent(what, owners[what])
-            else:
-                entries[name] = registry[name]
-        return entries
+class _Deadline(Nobody):
+    """Ends a training when the budget is used up."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._check: Callable[[], None] = budget.check
+
+    def step(self) -> None:
+        self._check()

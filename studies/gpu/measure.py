@@ -60,8 +60,9 @@ def main(out: Path, photos: Path, options: tuple[str, ...], only: tuple[str, ...
             measure_speed(report, Path(work))
         if not only or "search" in only:
             words = [str(photos), "--trials", "10", "--device", "cuda", "--no-mlflow", *options]
-            report.measure("a search of 10 trials", lambda: search(words, Path(work) / "alone", workers=0))
-            report.measure("the same beside a worker", lambda: search(words, Path(work) / "two", workers=1))
+            report.measure("a search of 10 trials", lambda: search(words, Path(work) / "alone"))
+            shared = [*words, "--workers", "2"]
+            report.measure("the same with two workers", lambda: search(shared, Path(work) / "two"))
 
 
 class Report:
@@ -285,25 +286,13 @@ def feature_pass(name: str, bench: Bench) -> dict[str, Any]:
 # Searches
 
 
-def search(words: list[str], home: Path, workers: int) -> dict[str, Any]:
+def search(words: list[str], home: Path) -> dict[str, Any]:
     """Run a whole search as a command: its wall time, and the time of its parts."""
     folders = ["--home", str(home), "--cache-dir", str(home / "cache")]
-    given = [word for at, flag in enumerate(words) if flag == "--weights" for word in words[at : at + 2]]
     began = time.time()
     command = [sys.executable, "-m", "autotl", "search", *words, "--study", "gpu", "--json", *folders]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        hands: list[subprocess.Popen[bytes]] = []
-        while process.poll() is None and len(hands) < workers:
-            time.sleep(0.5)
-            if any((home / "gpu" / "trials").glob("*.jsonl")):
-                join = [sys.executable, "-m", "autotl", "worker", "gpu", "--device", "cuda", *given, *folders]
-                hands.append(subprocess.Popen(join))
-        said, _ = process.communicate(timeout=250)
-        wall = time.time() - began
-        for hand in hands:
-            hand.wait(60)
-    if process.returncode:
-        raise RuntimeError(f"the search ended with {process.returncode}")
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=250, check=True).stdout
+    wall = time.time() - began
     result = json.loads(said)
     events = [json.loads(line) for file in (home / "gpu" / "trials").glob("*.jsonl") for line in file.open()]
     first, last = min(event["time"] for event in events), max(event["time"] for event in events)

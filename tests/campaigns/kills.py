@@ -1,9 +1,11 @@
 """Kills a search on generated images at random moments and restarts it until it ends.
 
     python tests/campaigns/kills.py --kills 30 --seed 0
+    python tests/campaigns/kills.py --kills 40 --seed 0 --workers 2
 
 Prints counts and exits with 1 unless every trial was run once, the draws and the test are those of a search that was
-not killed, no SIGTERM caused a traceback, and no process is left. It takes about 15 s per kill.
+not killed, no SIGTERM caused a traceback, and no process is left. With workers, the search, one of its workers or all
+of them are killed, and the draws are not compared. It takes about 15 s per kill.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +43,8 @@ PATIENCE = 60.0
 class Campaign:
     """Searches of one data set with one seed, in a folder of their own."""
 
-    def __init__(self, folder: Path, trials: int, seed: int, mlflow: bool) -> None:
-        self.folder, self.trials = folder, trials
+    def __init__(self, folder: Path, trials: int, seed: int, mlflow: bool, workers: int) -> None:
+        self.folder, self.trials, self.workers = folder, trials, workers
         self.data = write_stripes(folder / "stripes")
         self.draw = random.Random(seed)
         self.mark = uuid.uuid4().hex
@@ -55,6 +58,7 @@ class Campaign:
             *("--cache-dir", self.folder / "cache", "--trials", self.trials, "--device", "cpu"),
             *("--backbones", "autotl:resnet10", "--strategies", "linear-probe,fine-tune,lp-ft"),
             *("--reruns", 1, "--no-compare", "--max-kills", 10_000, "--mlflow" if self.mlflow else "--no-mlflow"),
+            *("--workers", self.workers),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", MARK: self.mark}
         return subprocess.Popen(
@@ -114,8 +118,20 @@ class Campaign:
         return True
 
     def _kill(self, process: subprocess.Popen[str], when: str) -> bool:
-        """Send a signal; whether the search had ended before it."""
+        """Send a signal; whether the search had ended before it, or goes on because it hit only a worker."""
         how = self.draw.choice(SIGNALS)
+        if self.workers > 1:
+            whom = self.draw.choice(["the search", "a worker", "all"])
+            workers = self._workers(process)
+            for worker in workers if whom == "all" else workers[:1] if whom == "a worker" else []:
+                worker.kill()
+                self.counts["workers killed"] += 1
+            if whom == "a worker":
+                self.counts["kills"] += bool(workers)
+                output, _ = process.communicate()
+                if process.returncode:
+                    self.violations.append(f"it did not survive the end of a worker: {output[-2000:]}")
+                return True
         process.send_signal(how)
         try:
             output, _ = process.communicate(timeout=PATIENCE)
@@ -150,6 +166,10 @@ class Campaign:
             self.violations.append(f"{study.name}: trials ended {ends} times, {len(stored)} are in Optuna's storage")
         if not all(trial.state.is_finished() for trial in stored):
             self.violations.append(f"{study.name}: a trial has not ended in Optuna's storage")
+        if self.workers > 1:
+            if results.load(study) is None:
+                self.violations.append(f"{study.name}: there is no result")
+            return
         same = sum(one == other for one, other in zip(found, expected, strict=False))
         self.counts["trials with the same draws and values"] += same
         if found != expected:
@@ -164,6 +184,16 @@ class Campaign:
             time.sleep(0.5)
         self.counts["processes left behind"] = len(left)
         self.violations += [f"left behind: {' '.join(process.cmdline())}" for process in left]
+
+    def _workers(self, process: subprocess.Popen[str]) -> list[psutil.Process]:
+        """The living workers of a search."""
+        found = []
+        with suppress(psutil.Error):  # it has ended
+            for child in psutil.Process(process.pid).children():
+                with suppress(psutil.Error):
+                    if "autotl.study.team" in child.cmdline():
+                        found.append(child)
+        return found
 
     def _left_behind(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
@@ -192,12 +222,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--mlflow", action="store_true", help="With the process that logs to MLflow; slower.")
     options = parser.parse_args()
     # A shell starts what runs in the background with SIGINT ignored, which the searches would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="autotl-kills-") as folder:
-        campaign = Campaign(Path(folder), options.trials, options.seed, options.mlflow)
+        campaign = Campaign(Path(folder), options.trials, options.seed, options.mlflow, options.workers)
         campaign.run(options.kills)
     for what, count in campaign.counts.items():
         print(f"{count:6}  {what}")

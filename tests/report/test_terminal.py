@@ -41,6 +41,10 @@ def test_long_phases_show_progress_and_the_rest_of_the_budget(log):
         until(file, r"\ntrial 3  linear-probe tiny:net → 2\.1, \d\.\d s so far; 1 min")
         made.trial_epoch(3, "epoch 2 of phase 1, 20 %")
         until(file, r"\ntrial 3  linear-probe tiny:net → 2\.1: epoch 2 of phase 1, 20 %, \d\.\d s so far;")
+        made.trial_planned(4, "scratch tiny:net@random → 2.1", 2, 10)  # by another worker
+        until(
+            file, r"so far; 1 min \d+ s of the budget left\ntrial 4  scratch tiny:net@random → 2\.1, \d\.\d s so far;"
+        )
         made.progress("trial 3 with seed 1", 0, 1)
         until(file, r"\ntrial 3 with seed 1, \d\.\d s so far;")
     said = file.getvalue()
@@ -87,6 +91,7 @@ def test_each_running_task_takes_one_line(width):
     made.progress("reference:pixels, on all images", 0, 1)
     lines = console.render_lines(made._live.get_renderable(), console.options)
     said = ["".join(segment.text for segment in line) for line in lines]
-    assert len(said) == 2
-    assert all("1:02:05 left" in line and len(line) <= width for line in said)
-    assert "2/10" in said[0] and "0/1" in said[1]
+    assert len(said) == 3
+    assert all(len(line) <= width for line in said)
+    assert "2/10" in said[0] and "0/1" in said[1] and "1:02:05 left" in said[0] and "1:02:05 left" in said[1]
+    assert said[2].startswith("trial 3  gradual-unfreeze")

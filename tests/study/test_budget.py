@@ -9,14 +9,18 @@ from autotl.engine.fit import fit
 from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.plan import Phase, Stop, Training, TransferPlan
-from autotl.study import estimate, finish
+from autotl.study import closing, estimate
 from autotl.study import search as searching
 from autotl.study.budget import END_SHARE, MARGIN, Budget, OutOfTime
+from autotl.study.reruns import Contender, Reruns, SeedRun
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials, _TrialObserver
 from autotl.study.watch import Silent
+from autotl.study.work import Work
+from autotl.study.worker import Failed, Worker
+from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
 
@@ -64,7 +68,7 @@ def test_trainings_start_with_the_best_backbone_that_the_budget_allows(
     watcher = Notes()
     made = search(host, stripes, backbones=names, budget=budget, trials=3, watcher=watcher, reruns=0, compare=False)
     looks_best = [ProbeRow("tiny:deep", "3.1", "avg", 0.5), ProbeRow("tiny:net", "2.1", "avg", 0.9)]
-    monkeypatch.setattr(made, "_probe", lambda name, bench: [row for row in looks_best if row.backbone == name])
+    monkeypatch.setattr(Work, "_probe", lambda work, name: [row for row in looks_best if row.backbone == name])
     made.run()
     trained = [record for record in made.folder.log.records() if record.params["strategy"] == "fine-tune"]
     assert trained[0].params["backbone"] == first
@@ -90,7 +94,7 @@ def test_skipped_steps_are_named_and_the_best_trial_is_kept(host, stripes, monke
 
         def late(*args):
             patch.setattr(Budget, "left", lambda budget: -1.0)
-            return finish.finish(*args)
+            return closing.finish(*args)
 
         patch.setattr(searching, "finish", late)  # the trials used all of the budget
         result = made.run()
@@ -110,40 +114,44 @@ def test_skipped_steps_are_named_and_the_best_trial_is_kept(host, stripes, monke
 
 
 def test_the_time_reserved_for_the_test_is_used_for_it(host, stripes, monkeypatch):
-    really = finish._End.judge
+    really = closing._End.judge
 
     def late(*args):
         monkeypatch.setattr(Budget, "left", lambda budget: -1.0)  # only the reserve is left
         return really(*args)
 
-    monkeypatch.setattr(finish._End, "judge", late)
+    monkeypatch.setattr(closing._End, "judge", late)
     assert "reference:pixels" in search(host, stripes, trials=2, reruns=0).run().comparisons
 
 
 def test_a_plan_whose_rerun_fails_does_not_win_when_time_runs_out(host, stripes, monkeypatch):
     seen = []
 
-    def run_again(end, contender, turn):
-        seen.append(contender.record.number)
-        if len(seen) > 1:
-            raise OutOfTime
+    def fit(worker, plan, task):
+        if " with seed " not in task:
+            return really(worker, plan, task)
+        seen.append(int(task.split()[1]))
+        raise Failed("it cannot be") if len(seen) == 1 else OutOfTime
 
-    monkeypatch.setattr(finish._End, "_run_again", run_again)
+    really = Worker._fit
+    monkeypatch.setattr(Worker, "_fit", fit)
     result = search(host, stripes, trials=3, strategies=("fine-tune",)).run()
     assert len(seen) == 2
     assert result.best.trial == seen[1]
+    assert f"trial {seen[0]}, which failed with seed 1: it cannot be" in result.skipped
+    assert "no time for 2 of 2 rounds of reruns of the best plans with new seeds" in result.skipped
 
 
 def test_without_time_for_a_new_winner_the_earlier_bundle_is_kept(host, stripes, monkeypatch):
     first = search(host, stripes, trials=3, budget=None, reruns=0).run()
 
-    def others(end, best):
+    def others(reruns, best):
         """As if reruns with new seeds had preferred other trials, and used all of the time."""
         monkeypatch.setattr(Budget, "left", lambda budget: -1.0)
         records = [record for record in best if record.number != first.best.trial]
-        return [finish._Contender(record, (end._own_run(record),)) for record in records]
+        return [Contender.alone(record) for record in records]
 
-    monkeypatch.setattr(finish._End, "contenders", others)
+    monkeypatch.setattr(Reruns, "contenders", others)
     later = search(host, stripes, trials=4, budget=None, reruns=0).run()
     assert later.final == first.final
     assert later.best.trial == first.best.trial
@@ -151,14 +159,14 @@ def test_without_time_for_a_new_winner_the_earlier_bundle_is_kept(host, stripes,
 
 
 def test_a_winner_without_a_refit_is_compared_with_controls_without_one(host, stripes, monkeypatch):
-    def fit(end, plan, task):
+    def fit(worker, plan, task):
         if task.startswith("refit of the winner"):
             raise OutOfTime
         seen.append(plan.train_on)
-        return really(end, plan, task)
+        return really(worker, plan, task)
 
-    really, seen = finish._End._fit, []
-    monkeypatch.setattr(finish._End, "_fit", fit)
+    really, seen = Worker._fit, []
+    monkeypatch.setattr(Worker, "_fit", fit)
     result = search(host, stripes, trials=2, budget=None, reruns=0).run()
     assert result.final.train_on == ("train",)
     assert len(seen) == len(result.comparisons) > 0
@@ -261,7 +269,7 @@ def test_a_training_that_the_budget_cuts_off_may_win_and_its_plan_gives_it_again
     assert bundle.plan_of(made.folder.bundle) == result.best.plan == record.plan
     assert record.reason in " ".join(watcher.notes)
     assert "20 % of its epochs; the best epoch so far counts" in record.reason
-    bench = made._open()
+    bench = made.opening._open_bench()
     again = fit(record.plan, bench).metrics
     assert {key: value for key, value in again.items() if "seconds" not in key} == {
         key: value for key, value in record.metrics.items() if "seconds" not in key
@@ -282,7 +290,13 @@ def test_the_first_model_may_use_the_reserve_for_the_end(host, stripes):
 
 
 def test_there_is_a_bundle_even_while_a_trial_of_a_worker_is_the_best(host, stripes, monkeypatch):
-    monkeypatch.setattr(Trials, "_is_best", lambda *_: False)
+    really = Trials._save_best
+
+    def save_best(trials, fitted, value):
+        trials._best = TrialRecord(9, "complete", {}, None, 1.0, fitted.metrics, 0.0, "", False, (), 0, "")
+        really(trials, fitted, value)
+
+    monkeypatch.setattr(Trials, "_save_best", save_best)
     monkeypatch.setattr(Budget, "left", lambda budget: -1.0 if budget.used > 1e6 else 1e6)
     made = search(host, stripes, trials=1, strategies=("linear-probe",), **FEW)
     made.run()
@@ -290,12 +304,12 @@ def test_there_is_a_bundle_even_while_a_trial_of_a_worker_is_the_best(host, stri
 
 
 def test_the_estimate_for_the_refit_is_for_its_best_epochs_on_more_images(host, stripes, monkeypatch):
-    end = finish._End.__new__(finish._End)
+    end = closing._End.__new__(closing._End)
     end.settings, end.bench = Settings(data=stripes), type("Bench", (), {"refit_factor": 1.5})
     training = Training(epochs=20, batch_size=1, head_lr=0.1, stop=Stop(patience=5))
     phase = Phase(method="gradient-descent", frozen=None, training=training)
     plan = TransferPlan.model_construct(phases=(logistic.probe("x"), phase))
     final = TransferPlan.model_construct(phases=(logistic.probe("x"), phase.trained_by(stop=Stop(at_epoch=5))))
-    run = finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})
+    run = SeedRun(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})
     assert end._seconds_again(final, run) == 40.0 * 1.5 * 5 / 10
-    assert end._seconds_again(plan, finish._Run(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})) == 60.0
+    assert end._seconds_again(plan, SeedRun(plan, 0.9, {"seconds": 40.0, "phase2.best_epoch": 5})) == 60.0

@@ -14,11 +14,11 @@ from autotl.errors import StudyError
 from autotl.host import Host
 from autotl.report import words
 from autotl.study.fixed import Fixed, NotAllowed
+from autotl.study.joining import Joining
 from autotl.study.search import Search
 from autotl.study.settings import Settings, parsed, said
 from autotl.study.storage import SharedStudy
 from autotl.study.watch import Silent
-from autotl.study.worker import Worker
 from autotl.testing.lab import TinyPlugin
 
 QUICK = {"reruns": 0, "compare": False, "refit": False, "device": "cpu", "backbones": "tiny:net"}
@@ -126,7 +126,7 @@ def test_every_trial_has_the_value(stripes):
     assert made.folder.definition.set == flat
 
     study = SharedStudy.join(made.folder.storage, made.folder.definition.optuna)
-    worker = Worker(study, host(), Silent(), data=None, device="cpu", cache_dir=made.cache_dir, weights={})
+    worker = Joining(study, host(), Silent(), data=None, device="cpu", cache_dir=made.cache_dir, weights={})
     assert worker.definition.set == flat
     command = words.go_on(made.folder, made.folder.definition)
     assert "--set recipe.schedule=constant --set recipe.length=0 --set augmentation=flip --set optimizer=sgd" in command

@@ -10,11 +10,11 @@ from autotl.builtin.linear_probe import LinearProbe
 from autotl.errors import StudyError
 from autotl.host import Host
 from autotl.registry import Owner
+from autotl.study.joining import Joining
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
 from autotl.study.watch import Silent
-from autotl.study.worker import Worker
 from autotl.testing.lab import TinyFamily, TinyPlugin, write_stripes
 
 
@@ -102,7 +102,7 @@ def test_a_study_resumes_without_a_plugin_that_no_trial_has_used_and_with_it_lat
     shared = SharedStudy.join(made.folder.storage, "stripes")
     shared.open(9)
     joined = {"data": None, "device": "cpu", "cache_dir": place / "cache", "weights": {}}
-    assert Worker(shared, host(), Silent(), **joined).run() == 1
+    assert Joining(shared, host(), Silent(), **joined).run() == 1
 
     again = search(place, host("1.0"), trials=20)
     again.run()

@@ -23,7 +23,7 @@ from autotl.engine.scale import Scale
 from autotl.errors import DataError, PluginError, StudyError, WeightsError
 from autotl.export import bundle
 from autotl.report.terminal import show_study
-from autotl.study import finish as finishing
+from autotl.study import opening as openings
 from autotl.study import search as searching
 from autotl.study.budget import OutOfTime
 from autotl.study.search import Search
@@ -31,6 +31,8 @@ from autotl.study.select import leaderboard
 from autotl.study.settings import Settings
 from autotl.study.trials import FellBehind
 from autotl.study.watch import Silent
+from autotl.study.work import Work
+from autotl.study.worker import Worker
 from autotl.testing.lab import TinyFamily
 from autotl.tracking import result as results
 from autotl.tracking.folder import cache_dir
@@ -98,9 +100,9 @@ def test_features_are_computed_once_for_all_trials(host, stripes, monkeypatch):
     counts = []
     really = searching.finish
 
-    def finish(folder, settings, bench, watcher, began):
-        counts.append(bench.features.computed)
-        return really(folder, settings, bench, watcher, began)
+    def finish(opened, crew):
+        counts.append(opened.bench.features.computed)
+        return really(opened, crew)
 
     monkeypatch.setattr(searching, "finish", finish)
     search(host, stripes).run()
@@ -127,7 +129,7 @@ def test_pixels_for_a_skipped_comparison_are_not_decoded(host, stripes):
         return len(list((cache_dir(None) / "pixels").glob("*/rows.bin")))
 
     for compare, expected in ((False, 1), (True, 2)):
-        search(host, stripes, backbones=("tiny:net",), compare=compare)._open()
+        search(host, stripes, backbones=("tiny:net",), compare=compare).opening._open_bench()
         assert stores() == expected
 
 
@@ -141,13 +143,13 @@ def test_the_test_images_are_read_in_parts(host, stripes, monkeypatch):
         batches.append(weakref.ref(images))
         return images
 
-    def probabilities(end):
+    def predict(worker, job):
         with monkeypatch.context() as patch:
             patch.setattr(PixelStore, "read", watched)
-            return really(end)
+            really(worker, job)
 
-    really = finishing._End._probabilities
-    monkeypatch.setattr(finishing._End, "_probabilities", probabilities)
+    really = Worker._predict
+    monkeypatch.setattr(Worker, "_predict", predict)
     monkeypatch.setattr(bundle, "BATCH", 2)
     search(host, stripes, trials=1, backbones=("tiny:net",), compare=False).run()
     assert (len(batches), most) == (9, 1)
@@ -173,14 +175,14 @@ def test_a_skipped_comparison_is_done_later_without_testing_the_rest_again(host,
     def openings():
         return len(made.folder.test_openings.read_text().splitlines())
 
-    def no_time(end, control, on_all):
-        if control.name == "reference:pixels":
+    def no_time(worker, plan, task):
+        if "reference:pixels" in task:
             raise OutOfTime
-        return really(end, control, on_all)
+        return really(worker, plan, task)
 
-    really = finishing._End._train_control
+    really = Worker._fit
     with monkeypatch.context() as patch:
-        patch.setattr(finishing._End, "_train_control", no_time)
+        patch.setattr(Worker, "_fit", no_time)
         made = search(host, stripes, trials=4)
         first = made.run()
         again = search(host, stripes, trials=4).run()
@@ -292,7 +294,7 @@ def test_a_strategy_that_suggests_no_plan_is_named(host, stripes):
 
 def test_a_study_without_trials_starts_again(host, stripes, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_try_out", lambda *_: 1 / 0)
+        patch.setattr(Work, "run", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             search(host, stripes, metric="macro-f1").run()
     assert search(host, stripes, trials=1).run().test.metric == "accuracy"
@@ -300,7 +302,7 @@ def test_a_study_without_trials_starts_again(host, stripes, monkeypatch):
 
 def test_images_that_cannot_be_used_are_an_error_before_anything_is_downloaded_or_written(host, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(searching.pools, "choose", lambda *_: 1 / 0)
+    monkeypatch.setattr(openings.pools, "choose", lambda *_: 1 / 0)
     with pytest.raises(DataError, match="has no images"):
         search(host, tmp_path / "empty")
     assert not (tmp_path / "studies").exists()
@@ -402,11 +404,11 @@ def test_a_killed_search_draws_what_an_uninterrupted_one_draws(host, stripes):
     whole.run()
     search(host, stripes, trials=5).run()
     _killed(host, stripes, lambda host: _end_in_trial(host, lambda: os._exit(9), number=5), trials=20)
-    made = search(host, stripes, trials=20)
+    watcher = Recorder()
+    made = search(host, stripes, watcher, trials=20)
     assert [record.state for record in made.folder.log.records()] == ["complete"] * 5 + ["running"]
-    made.watcher = Recorder()
     assert +Counter(made.run().trials) == {"complete": 20}
-    assert made.watcher.done == list(range(6, 21))
+    assert watcher.done == list(range(6, 21))
     assert _drawn(made) == _drawn(whole)
 
 
@@ -595,7 +597,7 @@ def test_a_study_that_starts_again_forgets_the_earlier_probe(host, stripes, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_first_trained", interrupted)  # after the probe, before any trial
+        patch.setattr(Work, "_first_trained", interrupted)  # after the probe, before any trial
         with pytest.raises(KeyboardInterrupt):
             search(host, stripes, strategies=("fine-tune",)).run()
     made = search(host, stripes, trials=1, backbones=("tiny:deep",))

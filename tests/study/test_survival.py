@@ -275,7 +275,7 @@ def test_trials_that_fall_behind_are_pruned_and_linear_probes_never(host, stripe
 )
 def test_an_error_in_a_training_after_the_trials_skips_it_with_a_note(host, stripes, monkeypatch, breaks):
     from autotl.errors import TrainingError
-    from autotl.study import finish
+    from autotl.study import worker
 
     def fit(plan, bench, observer=None):
         what = "whose refit failed" if "val" in plan.train_on else "with seed 1" if plan.seed == 1 else "as it was"
@@ -284,8 +284,8 @@ def test_an_error_in_a_training_after_the_trials_skips_it_with_a_note(host, stri
             raise TrainingError("The loss became nan.")
         return really(plan, bench, observer)
 
-    really = finish.fit
-    monkeypatch.setattr(finish, "fit", fit)
+    really = worker.fit
+    monkeypatch.setattr(worker, "fit", fit)
     pretrained = {"backbones": ("autotl:resnet10",), "strategies": ("linear-probe",)}
     values = pretrained if breaks.endswith("random weights") else {"strategies": ("linear-probe", "full")}
     result = search(host, stripes, trials=2, prune=False, **values).run()

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,12 +19,12 @@ from PIL import Image
 from autotl.data.listing import BY_NAME, Columns
 from autotl.errors import DataError, PluginError, StudyError
 from autotl.study import storage as storages
-from autotl.study.crew import Crew
+from autotl.study.crew import Alone, Crew
+from autotl.study.joining import Joining
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.storage import Hold, LeftBehind, SharedStudy, TakenAway
 from autotl.study.watch import Silent
-from autotl.study.worker import Worker
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import attempts
 
@@ -62,53 +61,25 @@ def postgresql(tmp_path_factory):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def start(tmp_path, tiny_installed, gate):
-    """Starts `autotl …` in a process of its own with its output in a file, and ends it after the test."""
-    running = []
-
-    def run(*words, **environment):
-        output = open(tmp_path / f"{len(running)}-{words[0]}.txt", "w+")  # noqa: SIM115
-        words = [sys.executable, "-m", "autotl", *map(str, words)]
-        env = {**os.environ, **environment}
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, cwd=tmp_path, text=True, env=env)
-        process.printed = lambda: Path(output.name).read_text()
-        running.append(process)
-        return process
-
-    yield run
-    for process in running:
-        process.kill()
-        process.wait()
-
-
-def _until(condition, seconds=120):
-    began = time.monotonic()
-    while not (found := condition()):
-        assert time.monotonic() - began < seconds, "it did not come to pass"
-        time.sleep(0.05)
-    return found
-
-
-def _joined(start, folder, *words, **environment):
+def _joined(start, until, folder, *words, **environment):
     """A worker, started when its search has written its definition."""
-    _until(lambda: (folder.path / "study.json").exists())
+    until(lambda: (folder.path / "study.json").exists())
     time.sleep(1)
     return start("worker", "stripes", *words, **environment)
 
 
-def _together(gate):
+def _together(gate, until):
     """Open the gate once three processes wait: all have a share of the trials, however long each takes to start."""
-    _until(lambda: gate.came == 3)
+    until(lambda: gate.came == 3)
     gate.open()
 
 
-def test_workers_on_sqlite_share_the_trials_of_a_search(start, gate, stripes, tmp_path):
+def test_workers_on_sqlite_share_the_trials_of_a_search(start, until, gate, stripes, tmp_path):
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     gate.shut()
     search = start("search", stripes, "--trials", TRIALS, *OPTIONS)
-    workers = [_joined(start, folder) for _ in range(2)]
-    _together(gate)
+    workers = [_joined(start, until, folder) for _ in range(2)]
+    _together(gate, until)
     assert search.wait(240) == 0, search.printed()
     assert [worker.wait(60) for worker in workers] == [0, 0], [worker.printed() for worker in workers]
 
@@ -123,14 +94,14 @@ def test_workers_on_sqlite_share_the_trials_of_a_search(start, gate, stripes, tm
     assert all(f"/{TRIALS}] trial {record.number}  " in search.printed() for record in records)
 
 
-def test_a_worker_that_is_killed_leaves_the_total_exact(start, gate, stripes, tmp_path, postgresql):
+def test_a_worker_that_is_killed_leaves_the_total_exact(start, until, gate, stripes, tmp_path, postgresql):
     """Two workers on PostgreSQL, without the study's folder; one is killed during a trial."""
     folder = StudyFolder(tmp_path / "studies" / "stripes")
     join = ("--storage", postgresql, "--home", tmp_path / "elsewhere", "--data", stripes)
     gate.shut()
     search = start("search", stripes, "--trials", TRIALS, "--storage", postgresql, *OPTIONS)
-    workers = [_joined(start, folder, *join, PAUSE=pause) for pause in ("0", "0.3")]
-    _together(gate)
+    workers = [_joined(start, until, folder, *join, PAUSE=pause) for pause in ("0", "0.3")]
+    _together(gate, until)
     shared = optuna.load_study(study_name=folder.definition.optuna, storage=postgresql)
 
     def in_a_training_of_the_second():
@@ -143,7 +114,7 @@ def test_a_worker_that_is_killed_leaves_the_total_exact(start, gate, stripes, tm
             None,
         )
 
-    killed = _until(in_a_training_of_the_second)
+    killed = until(in_a_training_of_the_second)
     workers[1].send_signal(signal.SIGKILL)
     assert search.wait(240) == 0, search.printed()
     assert workers[0].wait(60) == 0, workers[0].printed()
@@ -181,7 +152,7 @@ def joining(host, stripes, tmp_path):
         shared.agree({**shared.terms, "definition": definition.to_json()}, None)
         shared.open(4)
         cache = tmp_path / "elsewhere"
-        return Worker(shared, host, Silent(), data=data, columns=columns, device="cpu", cache_dir=cache, weights={})
+        return Joining(shared, host, Silent(), data=data, columns=columns, device="cpu", cache_dir=cache, weights={})
 
     return join
 
@@ -261,7 +232,7 @@ def test_images_that_were_added_later_are_in_the_search_s_splits(host, stripes, 
     grown.run()
     shared = SharedStudy.join(grown.folder.storage, "stripes")
     shared.open(4)
-    worker = Worker(shared, host, Silent(), data=None, device="cpu", cache_dir=tmp_path / "elsewhere", weights={})
+    worker = Joining(shared, host, Silent(), data=None, device="cpu", cache_dir=tmp_path / "elsewhere", weights={})
     assert worker.run() == 1
 
 
@@ -339,13 +310,13 @@ def test_a_trial_that_a_worker_ends_at_the_last_moment_is_logged(study, tmp_path
     folder = StudyFolder(tmp_path / "flowers")
     taken_in = []
 
-    def none_is_left_to_start(total):
-        """The last trial ends now, before the search checks whether to wait for a worker."""
-        if worker.is_mine(last):
+    class Late(Crew):
+        def _others_are_running(self, total):
+            """The last trial ends now, when the search checks whether to wait for a worker."""
             worker.end(last, "complete", 0.5, [{"event": "end", "state": "complete", "value": 0.5}])
-        return False
+            return super()._others_are_running(total)
 
-    crew = Crew(search, folder, SimpleNamespace(run_one=none_is_left_to_start, tell=taken_in.append))
+    crew = Late(search, folder, SimpleNamespace(tell=taken_in.append, told=set(taken_in), passed_over=()), Alone(None))
     last = worker.claim(1)
     crew.run(1)
     assert [(record.number, record.value) for record in folder.log.records()] == [(0, 0.5)]
@@ -385,7 +356,7 @@ def test_only_trials_of_dead_processes_are_left_behind(study, monkeypatch):
     assert worker.optuna.trials[others.number].user_attrs["place"] is None
 
 
-def test_a_worker_notices_what_becomes_of_its_trial(study, monkeypatch):
+def test_a_worker_notices_what_becomes_of_its_trial(study, until, monkeypatch):
     monkeypatch.setattr(storages, "BEAT", 0.05)
     search, join = study
     worker = join()
@@ -397,16 +368,16 @@ def test_a_worker_notices_what_becomes_of_its_trial(study, monkeypatch):
         assert hold == Hold()
         search.open(5)
         search.give_back(trial.number)
-        _until(lambda: hold.taken, 5)
+        until(lambda: hold.taken, 5)
         assert not hold.closed
     with worker.alive(worker.claim(5)) as hold:
         search.open(0)
-        _until(lambda: hold.closed, 5)
+        until(lambda: hold.closed, 5)
         assert not hold.taken
     search.open(5)
     with worker.alive(worker.claim(5)) as hold:
         search.agree({**search.terms, "definition": "another"}, None)
-        _until(lambda: hold.closed, 5)
+        until(lambda: hold.closed, 5)
 
 
 def test_errors_about_studies_that_cannot_be_joined(study, tmp_path):

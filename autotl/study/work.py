@@ -1,0 +1,163 @@
+"""The work of a study: passes through its backbones, the probe, first guesses, and trials."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from autotl.data.split import SPLITS
+from autotl.engine import metrics, probe
+from autotl.errors import PluginError, StudyError
+from autotl.study import estimate, guesses, select
+from autotl.study.budget import OutOfTime
+from autotl.study.crew import Crew
+from autotl.study.opening import Opened
+from autotl.study.storage import GUESS
+from autotl.study.worker import Pass
+from autotl.tracking.probe import ProbeRow, read_probe, write_probe
+
+FIRST_TRAININGS = 0.6
+"""The largest share of the remaining time for the first guesses of all strategies together."""
+
+
+class Work:
+    """The work of an opened study up to its last trial, done by a crew."""
+
+    def __init__(self, opened: Opened, crew: Crew) -> None:
+        self.opened, self.crew = opened, crew
+        self.bench, self.study, self.settings = opened.bench, opened.study, opened.settings
+        self.watcher, self.budget = opened.watcher, opened.budget
+
+    def run(self) -> None:
+        """The probe and the trials, as far as the budget allows.
+
+        The cheapest backbone comes first and its best cut is the first trial, so a usable model exists early.
+
+        Raises: AutotlError.
+        """
+        if self.study.done < self.settings.trials:
+            self.watcher.estimate(estimate.estimate(list(self.opened.networks.values()), self.bench))
+        else:
+            self.watcher.note(
+                f"Study '{self.opened.folder.name}' already has {self.study.done} trials of --trials "
+                f"{self.settings.trials}; a larger --trials adds more. Reruns, refit and comparisons that an earlier "
+                "run skipped are done now."
+            )
+        known = self._guesses()
+        fingerprint = self.bench.dataset.fingerprint
+        rows: list[ProbeRow] = []
+        try:
+            for name in self._seen():
+                rows += self._probed(name)
+                if name == rows[0].backbone:
+                    first = known.linear_probes(rows)[:1]
+                    self._enqueue(f"{fingerprint} first", first)
+                    self.crew.run(min(len(first), self.settings.trials))
+            if not rows:
+                raise StudyError("No backbone is left to search. Name some with --backbones.")
+            self.watcher.probed(rows)
+            self._enqueue(fingerprint, known.before_sampling(rows, self._first_trained(rows)))
+            self.study.open(self.settings.trials)
+            self.crew.run(self.settings.trials)
+        except OutOfTime:
+            self.crew.catch_up()  # the winner is chosen from the trials that have ended
+        except BaseException:
+            self.crew.hands.end()  # so that nobody runs a trial any more
+            raise
+        finally:
+            self.study.open(0)
+            self.crew.let_go()
+
+    def _guesses(self) -> guesses.Guesses:
+        opened = self.opened
+        return guesses.Guesses(
+            self.bench.catalogue,
+            opened.inputs,
+            opened.strategies,
+            opened.drawn,
+            opened.skip,
+            class_weights=metrics.class_weights_of(self.bench.metrics[0]),
+            heads=self.settings.head_kinds,
+        )
+
+    def _seen(self) -> Iterator[str]:
+        """The backbones in order, each when all images have been through it, without those that fail.
+
+        Raises: PluginError if one fails that the user named; OutOfTime.
+        """
+        parts = {name: list(self._parts(name)) for name in self.opened.networks}
+        failed: set[str] = set()
+
+        def jobs() -> Iterator[Pass]:
+            for name, each in parts.items():
+                yield from (part for part in tuple(each) if name not in failed)
+
+        order = list(parts)
+        for job, outcome in self.crew.carry_out(jobs()):
+            assert isinstance(job, Pass)
+            name = job.network.backbone
+            parts[name].remove(job)
+            if isinstance(outcome, PluginError):  # only some of the images have been tried before
+                if name in self.settings.backbones:
+                    raise outcome
+                if name not in failed:
+                    self.opened.skip(outcome)
+                failed.add(name)
+            elif isinstance(outcome, Exception):
+                raise outcome
+            while order and (order[0] in failed or not parts[order[0]]):
+                if (seen := order.pop(0)) not in failed:
+                    yield seen
+
+    def _parts(self, name: str) -> Iterator[Pass]:
+        """The passes through a backbone that are done at the same time: at least one, which checks stored features."""
+        network, every = self.opened.networks[name], self.bench.shas(*SPLITS)
+        shas = self.bench.features.missing(network, every) or every
+        most = math.ceil(len(shas) / self.crew.size)
+        for start in range(0, len(shas), most):
+            yield Pass(network, tuple(shas[start : start + most]), of=len(shas))
+
+    def _probed(self, name: str) -> list[ProbeRow]:
+        """The probe of a backbone, stored in the study's folder."""
+        stored = read_probe(self.opened.folder)
+        rows = [row for row in stored if row.backbone == name]
+        if not rows:
+            rows = self._probe(name)
+            write_probe(self.opened.folder, [*stored, *rows])
+        return rows
+
+    def _probe(self, name: str) -> list[ProbeRow]:
+        """The accuracy of a linear classifier at every cut of a backbone."""
+        bench, network = self.bench, self.opened.networks[name]
+        shas, labels = bench.shas("train", "early_stop"), bench.labels("train", "early_stop")
+        seen = probe.subset(labels, self.settings.seed)
+        units = bench.units("train", "early_stop")[seen]
+        shas, labels = [shas[i] for i in seen], labels.cpu()[seen]
+        cells = [(stage.name, pooling) for stage in bench.catalogue.info(name).stages for pooling in stage.poolings]
+        progress = self.budget.watched(self.watcher, f"probing cuts and poolings of {name}")
+        rows = []
+        for done, (cut, pooling) in enumerate(cells, 1):
+            features = bench.features.read(network, cut, pooling, shas)
+            accuracy = probe.ridge_accuracy(features, labels, len(bench.dataset.classes), units)
+            rows.append(ProbeRow(name, cut, pooling, accuracy))
+            progress(done, len(cells))
+        return rows
+
+    def _enqueue(self, what: str, trials: Sequence[Mapping[str, object]]) -> None:
+        """Enqueue trials with known parameters, each once in a study, even after interruptions."""
+        waiting = {trial.user_attrs.get(GUESS) for trial in self.study.trials()}
+        for at, guess in enumerate(trials):
+            if f"{what} {at}" not in waiting:
+                known = {name: value for name, value in guess.items() if name not in self.settings.set}
+                self.study.optuna.enqueue_trial(known, user_attrs={GUESS: f"{what} {at}"})
+
+    def _first_trained(self, rows: Sequence[ProbeRow]) -> ProbeRow:
+        """Where the strategies start: the best backbone of the probe that the budget has time to train."""
+        best = select.best_cuts(rows)
+        probes = guesses.probes_among(self.opened.strategies.values())
+        if not self.budget.limited or len(probes) == len(self.opened.strategies):
+            return best[0]
+        for_each = FIRST_TRAININGS * self.budget.left() / len(self.opened.strategies)
+        chosen = guesses.affordable(best, self.crew.trials.epoch_seconds, for_each)
+        if chosen != best[0]:
+            slower = ", ".join(row.backbone for row in best[: best.index(chosen)])
+            self.watcher.note(f"Training starts with {chosen.backbone}: --budget is too short for {slower}.")
+        return chosen
