@@ -19,6 +19,8 @@ from autotl.errors import DataError
 
 Split = Literal["train", "early_stop", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+OPEN: tuple[Split, ...] = ("train", "early_stop", "val")
+"""All except the sealed test split."""
 
 SHARES: dict[Split, float] = {"test": 0.20, "val": 0.20, "early_stop": 0.15}
 """The share of each class that a split takes from what the previous splits left."""

@@ -11,11 +11,11 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.data.dataset import Dataset, open_dataset
 from autotl.data.listing import BY_NAME, Columns
 from autotl.data.pixels import PixelStore, Progress
-from autotl.data.split import SPLITS, Split
+from autotl.data.split import OPEN, SPLITS, Split
 from autotl.engine import metrics
 from autotl.engine.features import FeatureStore
 from autotl.engine.scale import Scale
-from autotl.plan import Input, NearCopies, TransferPlan
+from autotl.plan import Input, NearCopies, Network, TransferPlan
 
 
 class Bench:
@@ -33,6 +33,8 @@ class Bench:
         self.memory = features.memory
         self.metrics = metrics.chosen(self.catalogue.host, metric)
         """The one that selects comes first."""
+        self.pass_seconds: dict[Network, float] = {}
+        """Measured seconds for one image through a frozen backbone."""
         features.pixels.locate = dataset.locate
 
     @classmethod
@@ -84,7 +86,7 @@ class Bench:
     @property
     def refit_factor(self) -> float:
         """Images outside the test split divided by those of `train`: how much longer a refit takes."""
-        return len(self.shas("train", "early_stop", "val")) / len(self.shas("train"))
+        return len(self.shas(*OPEN)) / len(self.shas("train"))
 
     def labels(self, *splits: Split) -> Tensor:
         """[N] int64, on the device."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.data.split import Split
+from autotl.data.split import OPEN, Split
 from autotl.engine import head_kinds, loop, metrics, solve
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
@@ -95,7 +95,7 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
         chosen = {name: phase.choice(name, measured[key]) for name, key in keys.items() if key in measured}
         return phase.model_copy(update={"options": narrowed(phase.options, chosen)})
 
-    splits = tuple(split for split in ("train", "early_stop", "val") if bench.shas(split))
+    splits = tuple(split for split in OPEN if bench.shas(split))
     phases = tuple(fixed(phase, number) for number, phase in enumerate(plan.phases, 1))
     return plan.model_copy(update={"train_on": splits, "phases": phases})
 

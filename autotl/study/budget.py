@@ -10,6 +10,8 @@ MARGIN = 1.5
 """Seconds reserved for writing the result."""
 END_SHARE = 0.3
 """The largest share of the budget that is reserved for what comes after the trials."""
+TEST_SHARE = 0.5
+"""The largest share of the budget that is reserved for the test."""
 
 
 class OutOfTime(Exception):
@@ -51,7 +53,7 @@ class Budget:
 
     def keep_at_last(self, seconds: float) -> None:
         """Reserve this many seconds for the last step, the test."""
-        self._margin = MARGIN + min(seconds, END_SHARE * self.seconds)
+        self._margin = MARGIN + min(seconds, TEST_SHARE * self.seconds)
 
     def check_search(self) -> None:
         """Raises: OutOfTime if only the time reserved for the end is left."""

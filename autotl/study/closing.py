@@ -16,7 +16,7 @@ from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.files import read_lines, write
 from autotl.plan import TransferPlan, digest
-from autotl.study import select
+from autotl.study import estimate, select
 from autotl.study.budget import OutOfTime
 from autotl.study.controls import Control, controls_of
 from autotl.study.crew import Crew
@@ -51,7 +51,8 @@ def finish(opened: Opened, crew: Crew) -> Result:
     if ended < settings.trials:
         skipped.append(f"no time for {settings.trials - ended} of {settings.trials} trials")
     best = board[: select.BEST]
-    opened.budget.keep_at_last(_seconds_to_test(best, settings, bench))
+    interval = metrics.interval_seconds(bench.metrics[0], bench.dataset.counts_in("test"))
+    opened.budget.keep_at_last(estimate.seconds_to_test(best, settings, bench) + interval)
     reruns = Reruns(opened, crew)
     contenders = reruns.contenders(best)
     with _place(folder.path / ".test") as place:
@@ -107,14 +108,6 @@ def _board(records: Sequence[TrialRecord], study: str, bench: Bench) -> list[Tri
         f"No trial of study '{study}' succeeded on these images"
         + (f": {'; '.join(reasons[:3])}" if reasons else ". Use more --trials or a larger --budget.")
     )
-
-
-def _seconds_to_test(best: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
-    """Seconds to evaluate the bundle and its controls on the test images."""
-    looks = 4 if settings.compare else 1
-    share = len(bench.shas("test")) / len(bench.shas("val"))
-    seconds = looks * share * max(record.metrics.get("val.seconds", 0.0) for record in best)
-    return seconds + metrics.interval_seconds(bench.metrics[0], bench.dataset.counts_in("test"))
 
 
 @contextmanager

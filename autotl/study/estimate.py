@@ -1,6 +1,5 @@
 """Estimates of how long work takes, from short measurements and from finished trials."""
 
-import math
 import statistics
 import time
 from collections import defaultdict, deque
@@ -10,7 +9,7 @@ from contextlib import suppress
 import torch
 
 from autotl.backbones.catalogue import RANDOM
-from autotl.data.split import SPLITS
+from autotl.data.split import OPEN
 from autotl.engine import head_kinds
 from autotl.engine.bench import Bench
 from autotl.engine.device import of_kind
@@ -42,10 +41,15 @@ def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
 
 
 def pass_seconds(network: Network, bench: Bench) -> float:
-    """Seconds to put every image through a backbone, estimated from one batch; 0 if all features are stored."""
-    missing = len(bench.features.missing(network, bench.shas(*SPLITS)))
-    if not missing:
-        return 0.0
+    """Seconds of the first pass through a backbone, estimated from one batch; 0 if all features are stored."""
+    missing = len(bench.features.missing(network, bench.shas(*OPEN)))
+    if missing and network not in bench.pass_seconds:
+        bench.pass_seconds[network] = _measured(network, bench)
+    return missing and missing * bench.pass_seconds[network]
+
+
+def _measured(network: Network, bench: Bench) -> float:
+    """Seconds for one image through a backbone, measured with a full batch."""
     catalogue, input = bench.catalogue, network.input
     extract = extractor(catalogue.structure(network.backbone, input), network, catalogue, bench.memory)
     batch = batch_size(input, bench.device)
@@ -55,7 +59,7 @@ def pass_seconds(network: Network, bench: Bench) -> float:
         began = time.perf_counter()
         extract(images).cpu()
         seconds.append(time.perf_counter() - began)
-    return math.ceil(missing / batch) * seconds[-1]
+    return seconds[-1] / batch
 
 
 def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
@@ -82,7 +86,18 @@ def seconds_at_the_end(board: Sequence[TrialRecord], settings: Settings, bench: 
     again = [_seconds(record) for record in best if select.depends_on_seed(select.plan_of(record))]
     last = bench.refit_factor * max(map(_seconds, best), default=0.0)
     probe = (1 + bench.refit_factor) * PROBE_SECONDS
-    return settings.reruns * sum(again) + last + settings.compare * (last + probe)
+    test = seconds_to_test(best, settings, bench)
+    return settings.reruns * sum(again) + last + settings.compare * (last + probe) + test
+
+
+def seconds_to_test(best: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
+    """Seconds to evaluate the bundle of one of the best trials, and its controls, on the test images."""
+    looks = 4 if settings.compare else 1
+    share = len(bench.shas("test")) / len(bench.shas("val"))
+    seconds = looks * share * max((record.metrics.get("val.seconds", 0.0) for record in best), default=0.0)
+    # A frozen backbone was evaluated on stored features; those of the test images are not stored yet.
+    passes = max((bench.pass_seconds.get(select.plan_of(record).network, 0.0) for record in best), default=0.0)
+    return max(seconds, (1 + settings.compare) * passes * len(bench.shas("test")))
 
 
 def _seconds(record: TrialRecord) -> float:

@@ -15,7 +15,7 @@ from autotl.data import index
 from autotl.data.dataset import Dataset, changes, read_split
 from autotl.data.rows import trim
 from autotl.data.shapes import expected
-from autotl.data.split import SPLITS, Split
+from autotl.data.split import OPEN, Split
 from autotl.engine import device as devices
 from autotl.engine import metrics
 from autotl.engine.bench import Bench
@@ -291,7 +291,7 @@ class Opening:
         for info in sorted(infos, key=lambda info: info.flops(info.names[-1])):
             try:
                 network = self._network(info.name)
-                bench.features.try_out(network, bench.shas(*SPLITS))
+                bench.features.try_out(network, bench.shas(*OPEN))
                 seconds = estimate.pass_seconds(network, bench) if self.budget.limited else 0.0
             except (PluginError, WeightsError, TrainingError) as error:
                 if info.name in self._required:

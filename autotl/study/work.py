@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from autotl.data.split import SPLITS
+from autotl.data.split import OPEN
 from autotl.engine import metrics, probe
 from autotl.errors import PluginError, StudyError
 from autotl.study import estimate, guesses, select
@@ -79,7 +79,7 @@ class Work:
         )
 
     def _seen(self) -> Iterator[str]:
-        """The backbones in order, each when all images have been through it, without those that fail.
+        """The backbones in order, each when the images have been through it, without those that fail.
 
         Raises: PluginError if one fails that the user named; OutOfTime.
         """
@@ -108,8 +108,11 @@ class Work:
                     yield seen
 
     def _parts(self, name: str) -> Iterator[Pass]:
-        """The passes through a backbone that are done at the same time: at least one, which checks stored features."""
-        network, every = self.opened.networks[name], self.bench.shas(*SPLITS)
+        """The passes through a backbone that are done at the same time: at least one, which checks stored features.
+
+        Test images are left out: at the end only the winner and what it is compared with have to see them.
+        """
+        network, every = self.opened.networks[name], self.bench.shas(*OPEN)
         shas = self.bench.features.missing(network, every) or every
         most = math.ceil(len(shas) / self.crew.size)
         for start in range(0, len(shas), most):

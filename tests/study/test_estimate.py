@@ -1,7 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
 from autotl.builtin import logistic
+from autotl.study import estimate
 from autotl.study.estimate import Pace
+from autotl.study.settings import Settings
 from autotl.testing import lab as labs
 from autotl.testing.lab import Lab, sgd
 from autotl.tracking.log import TrialRecord
@@ -55,6 +59,25 @@ def test_the_estimate_for_a_head_comes_from_similar_heads(lab):
     pace.learn(record(probe, seconds=6.0))
     assert pace.seconds(probe) == pytest.approx(6.0)
     assert pace.seconds(probe.model_copy(update={"cut": "0.2"})) == pytest.approx(3.0)  # 8 features instead of 16
+
+
+def test_the_test_of_a_frozen_backbone_takes_a_pass_of_the_test_images(lab, stripes):
+    plan = lab.plan(logistic.probe("2.1"))
+    settings = Settings(data=stripes, compare=False)
+    bench = lab.bench
+    images = len(bench.shas("test"))
+    best = [replace(record(plan), metrics={"val.seconds": 0.1})]
+    assert estimate.seconds_to_test(best, settings, bench) == pytest.approx(0.1 * images / len(bench.shas("val")))
+    seconds = estimate.pass_seconds(plan.network, bench)
+    each = bench.pass_seconds[plan.network]
+    missing = len(bench.features.missing(plan.network, bench.shas("train", "early_stop", "val")))
+    assert seconds == pytest.approx(missing * each)
+    bench.pass_seconds[plan.network] = 0.5
+    assert estimate.seconds_to_test(best, settings, bench) == 0.5 * images
+    assert estimate.seconds_to_test(best, Settings(data=stripes), bench) == 2 * 0.5 * images
+    assert estimate.seconds_to_test([], settings, bench) == 0
+    bench.features.fill(plan.network, bench.shas("train", "early_stop", "val"))
+    assert estimate.pass_seconds(plan.network, bench) == 0
 
 
 def test_trials_on_other_images_are_ignored(lab):

@@ -151,7 +151,7 @@ def test_a_usable_model_is_there_after_the_first_trial(host, stripes, monkeypatc
     monkeypatch.setattr(Crew, "run", running)
     search(host, stripes, backbones=("tiny:net", "reference:edges"), trials=3).run()
     assert seen[0] == (1, "logistic")
-    assert filled == [90, 180]
+    assert filled == [72, 144]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
