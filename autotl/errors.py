@@ -83,8 +83,11 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
-    """`Unknown backbone 'timm:resnet5'. Did you mean 'timm:resnet50'? <hint>`"""
+def unknown(what: str, name: str, known: Iterable[str], hint: str = "", most: int = 12) -> str:
+    """`Unknown backbone 'timm:resnet5'. Did you mean 'timm:resnet50'? <hint>`
+
+    If no name is similar, up to `most` known names are listed.
+    """
     known = list(known)
     # A name without a tag, such as the `.a1_in1k` of timm:resnet18.a1_in1k, is compared without tags.
     starts: dict[str, str] = {}
@@ -92,7 +95,7 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "") -> str:
         starts.setdefault(each if "." in name else each.partition(".")[0], each)
     close = difflib.get_close_matches(name, starts, n=1)
     guess = f" Did you mean '{starts[close[0]]}'?" if close else ""
-    if not guess and len(known) <= 12:
+    if not guess and len(known) <= most:
         guess = f" Known: {', '.join(known) or 'none'}."
     return f"Unknown {what} '{name}'.{guess} {hint}".rstrip()
 

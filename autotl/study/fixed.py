@@ -1,6 +1,7 @@
 """Parameters that the user fixes with `--set`, so that they are not searched."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -11,11 +12,13 @@ from autotl.errors import AutotlError, StudyError, unknown
 from autotl.host import Host
 from autotl.registry import Entry
 from autotl.study import patience
-from autotl.study.settings import said
-from autotl.study.space import OwnTrial
+from autotl.study.settings import OPTION_OF, said
+from autotl.study.space import DRAWN, RECIPE, SHARED, OwnTrial
 
 DRAWS = 24
 """How many plans each strategy is asked for to find which parameters it draws."""
+MISSPELLED = 0.9
+"""The similarity, by difflib's ratio, from which a name that is not drawn is a misspelling of one that is."""
 
 Values = Mapping[str, Any]
 """The fixed values by the names of their parameters."""
@@ -110,7 +113,26 @@ def drawn_by(strategies: Iterable[Entry], values: Values, host: Host, context: C
     return names
 
 
+def require_known(values: Values, drawn: Collection[str], host: Host) -> None:
+    """Raises: StudyError for a fixed parameter that no plugin can draw, or that is a misspelling of a `drawn` one.
+
+    Other names may belong to parameters that a plugin draws in rare cases.
+    """
+    entries = (entry.name for kind in ("strategies", *DRAWN.values()) for entry in host.registries[kind])
+    owners = {RECIPE, *entries, *(name.partition(".")[0] for name in drawn)}
+    for name in values:
+        if name in drawn or name in SHARED:
+            continue
+        owner, dot, _ = name.partition(".")
+        if not dot or owner not in owners or difflib.get_close_matches(name, drawn, 1, MISSPELLED):
+            raise StudyError(f"--set: {unknown('parameter', name, _settable(drawn), most=len(drawn))}")
+
+
 def not_drawn(values: Values, drawn: Iterable[str]) -> list[str]:
     """For each fixed parameter that is not among the drawn ones, a text that says so."""
-    known = sorted(set(drawn))
+    known = _settable(drawn)
     return [unknown("parameter", name, known) for name in values if name not in known]
+
+
+def _settable(drawn: Iterable[str]) -> list[str]:
+    return sorted(set(drawn) - set(OPTION_OF))

@@ -29,7 +29,7 @@ from autotl.registry import Entry
 from autotl.study import controls, estimate, recovery, start
 from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
-from autotl.study.fixed import DRAWS, drawn_by, not_drawn
+from autotl.study.fixed import DRAWS, drawn_by, not_drawn, require_known
 from autotl.study.inputs import Inputs
 from autotl.study.owners import absent, missing, owners_of, used_by
 from autotl.study.settings import Settings
@@ -310,7 +310,7 @@ class Opening:
     def _try_fixed(self, dataset: Dataset, backbones: Sequence[str]) -> None:
         """Report fixed parameters that no strategy seems to draw, before any time is spent.
 
-        Raises: NotAllowed if a parameter cannot have its fixed value.
+        Raises: StudyError in a new study if a parameter cannot exist, NotAllowed if it cannot have its fixed value.
         """
         if not self.settings.set:
             return
@@ -324,6 +324,8 @@ class Opening:
         )
         strategies = [entry for name, entry in self.strategies.items() if self._has("strategies", name)]
         drawn = drawn_by(strategies, self.settings.set, self.host, context)
+        if not self.before:
+            require_known(self.settings.set, drawn, self.host)
         for problem in not_drawn(self.settings.set, drawn):
             self.watcher.note(f"Warning: --set: {problem} No strategy drew it for {DRAWS} test plans.")
 

@@ -144,12 +144,33 @@ def test_a_wrong_value_ends_the_search_before_its_study_begins(stripes):
     assert search(stripes, set={"recipe.batch_norm": "train", "cut": 1.0}, **options).run().trials["complete"] == 1
 
 
-def test_a_name_that_nothing_draws_is_reported_before_and_after(stripes):
-    watcher = Recorder()
-    search(stripes, watcher, strategies="linear-probe", trials=1, set={"cutt": 1.0, "pooling": "max"}).run()
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cutt", "--set: Unknown parameter 'cutt'. Did you mean 'cut'?"),
+        ("q", "--set: Unknown parameter 'q'. Known: adamw.head_lr, adamw.lr, "),
+        ("recipe.schedul", "--set: Unknown parameter 'recipe.schedul'. Did you mean 'recipe.schedule'?"),
+        ("recip.schedule", "--set: Unknown parameter 'recip.schedule'. Did you mean 'recipe.schedule'?"),
+        ("reference.x", "--set: Unknown parameter 'reference.x'. Known: "),
+    ],
+)
+def test_a_name_that_nothing_can_draw_ends_the_search_before_its_study_begins(stripes, name, says):
+    made = search(stripes, strategies="fine-tune", set={name: 1.0})
+    with pytest.raises(StudyError) as error:
+        made.run()
+    assert str(error.value).startswith(says)
+    assert not made.folder.definition
+
+
+def test_a_name_that_may_be_drawn_in_rare_cases_is_reported_before_and_after(stripes):
+    """With the technique mixup a strategy would draw it."""
+    watcher, options = Recorder(), {"strategies": "linear-probe", "set": {"recipe.mixup": 0.5, "pooling": "max"}}
+    search(stripes, watcher, trials=1, **options).run()
     first, last = (note for note in watcher.notes if "--set" in note)
-    assert first.startswith("Warning: --set: Unknown parameter 'cutt'. Did you mean 'cut'? No strategy drew it for 24")
-    assert last == "Warning: --set had no effect on any trial: Unknown parameter 'cutt'. Did you mean 'cut'?"
+    problem = "Unknown parameter 'recipe.mixup'. Known: cut, pooling."
+    assert first == f"Warning: --set: {problem} No strategy drew it for 24 test plans."
+    assert last == f"Warning: --set had no effect on any trial: {problem}"
+    search(stripes, **options, trials=2).run()
 
 
 def test_a_value_that_only_a_trial_can_refuse_ends_the_search_with_that_error(stripes):
@@ -182,8 +203,8 @@ def test_the_command_and_a_study_file_take_it(stripes, tmp_path):
     done = run(str(stripes), "--set", "pooling=max")
     assert json.loads(done.stdout)["best"]["plan"]["head"]["pooling"] == "max"
     file = tmp_path / "study.toml"
-    file.write_text(f'data = "{stripes.name}"\nstudy = "two"\n[set]\npooling = "max"\nreference.x = 1\n')
+    file.write_text(f'data = "{stripes.name}"\nstudy = "two"\n[set]\npooling = "max"\nrecipe.mixup = 1\n')
     done = run("--config", str(file))
     assert json.loads(done.stdout)["best"]["plan"]["head"]["pooling"] == "max"
-    assert json.loads((tmp_path / "studies/two/study.json").read_text())["set"] == {"pooling": "max", "reference.x": 1}
+    assert json.loads((tmp_path / "studies/two/study.json").read_text())["set"] == {"pooling": "max", "recipe.mixup": 1}
     assert "'pooling' is not of the form NAME=VALUE" in run(str(stripes), "--set", "pooling").output
