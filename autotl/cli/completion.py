@@ -1,11 +1,12 @@
-"""Shell completion of studies and of names that plugins registered.
+"""Shell completion of studies, of names that plugins registered, and of values that plans allow.
 
 Completion prints nothing and never fails: names that cannot be found are not offered.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import StringIO
+from typing import get_args
 
 import click
 from click.shell_completion import CompletionItem
@@ -29,17 +30,37 @@ def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
 
 
 def registered(kind: str) -> Complete:
-    """Names of this kind, separated by commas; for backbones their families, such as `timm:`."""
+    """Names of this kind; for backbones their families, such as `timm:`."""
+
+    def names() -> list[str]:
+        from autotl.host import Host
+
+        colon = ":" if kind == "backbones" else ""
+        return [entry.name + colon for entry in Host.from_environment().registries[kind]]
+
+    return _several(names)
+
+
+def of_plan(kind: str) -> Complete:
+    """The values that a type of `autotl.plan` allows, such as those of `HeadKind`."""
+
+    def names() -> tuple[str, ...]:
+        from autotl import plan
+
+        return get_args(getattr(plan, kind))
+
+    return _several(names)
+
+
+def _several(names: Callable[[], Iterable[str]]) -> Complete:
+    """Several names, separated by commas."""
 
     def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         before, comma, start = incomplete.rpartition(",")
-        names: list[str] = []
+        known: Iterable[str] = ()
         with _quietly():
-            from autotl.host import Host
-
-            colon = ":" if kind == "backbones" else ""
-            names = [entry.name + colon for entry in Host.from_environment().registries[kind]]
-        return [CompletionItem(before + comma + name) for name in names if name.startswith(start)]
+            known = names()
+        return [CompletionItem(before + comma + name) for name in known if name.startswith(start)]
 
     return complete
 

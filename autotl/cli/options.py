@@ -107,10 +107,12 @@ def split(ctx: click.Context, option: click.Parameter, values: tuple[str, ...] |
     return tuple(part for value in values for part in value.split(",") if part)
 
 
-def names(*flags: str, help: str) -> Callable[[Any], Any]:
-    """An option for names and globs of registered plugins, repeated or separated by commas."""
-    complete = completion.registered(flags[0].removeprefix("--"))
-    return click.option(*flags, multiple=True, metavar="NAME,…", callback=split, shell_complete=complete, help=help)
+def names(
+    *flags: str, help: str, metavar: str = "NAME,…", complete: completion.Complete | None = None
+) -> Callable[[Any], Any]:
+    """An option for several names, repeated or separated by commas: of registered plugins, or what `complete` gives."""
+    complete = complete or completion.registered(flags[0].removeprefix("--"))
+    return click.option(*flags, multiple=True, metavar=metavar, callback=split, shell_complete=complete, help=help)
 
 
 def metric(help: str) -> Callable[[Any], Any]:

@@ -115,19 +115,16 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     help="What is trained of each stage, to search over: all, norm, bias, lora … [default: all]",
 )
 @options.names("--methods", help="Gradient methods to search over. [default: gradient-descent]")
-@click.option(
+@options.names(
     "--heads",
-    multiple=True,
     metavar="KIND,…",
-    callback=options.split,
+    complete=completion.of_plan("HeadKind"),
     help="Heads to search over, where they are trained by gradient descent: linear, mlp, conv, cosine. [default: "
     "linear]",
 )
-@click.option(
+@options.names(
     "--techniques",
-    multiple=True,
-    metavar="NAME,…",
-    callback=options.split,
+    complete=completion.of_plan("Technique"),
     help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation. [default: none]",
 )
 @options.fixed

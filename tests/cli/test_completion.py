@@ -83,6 +83,14 @@ def test_names_that_plugins_registered(complete):
     assert ("plain", "new") in complete("plugins", "")
 
 
+def test_values_that_plans_allow(complete):
+    assert complete("search", "data", "--heads", "") == plain("linear", "mlp", "conv", "cosine")
+    assert complete("search", "data", "--heads", "linear,co") == plain("linear,conv", "linear,cosine")
+    assert complete("search", "data", "--techniques", "mixup,") == plain(
+        *(f"mixup,{name}" for name in ("mixup", "cutmix", "l2-sp", "ema", "distillation"))
+    )
+
+
 def test_output_and_errors_of_plugins_are_hidden(complete, tmp_path):
     site = tmp_path / "site"
     for name, code in {
