@@ -4,6 +4,7 @@ A message says what was wrong, what was received, what is allowed and what to do
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -98,6 +99,24 @@ def unknown(what: str, name: str, known: Iterable[str], hint: str = "", most: in
     if not guess and len(known) <= most:
         guess = f" Known: {', '.join(known) or 'none'}."
     return f"Unknown {what} '{name}'.{guess} {hint}".rstrip()
+
+
+def missing(path: Path) -> str:
+    """`'dat/flowers' does not exist. Did you mean 'data/flowers'?`"""
+    near = _near(path)
+    guess = f" Did you mean {str(near)!r}?" if near not in (None, path) else ""
+    return f"{str(path)!r} does not exist.{guess}"
+
+
+def _near(path: Path) -> Path | None:
+    """The path with the most similar existing name in place of each that does not exist."""
+    parent = path.parent if os.path.exists(path.parent) else _near(path.parent)
+    try:
+        names = os.listdir(parent) if parent else ()
+    except OSError:
+        return None
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return parent / close[0] if parent and close else None
 
 
 def masked(url: str) -> str:

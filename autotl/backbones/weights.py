@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urlparse
 
 from autotl.contracts import WeightsSource
-from autotl.errors import WeightsError, one_line
+from autotl.errors import WeightsError, missing, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,7 +72,8 @@ def find(name: str, source: WeightsSource, named: Path | None = None) -> Weights
     """
     if named is not None:
         if not named.is_file():
-            raise WeightsError(f"No weights for '{name}' at {named}: the file does not exist.")
+            why = f"{str(named)!r} is a folder." if named.exists() else missing(named)
+            raise WeightsError(f"No weights for '{name}': {why}")
         return WeightsFile.at(named, "named")
     path = source.file or _cached(source)
     if path is None:

@@ -23,7 +23,7 @@ from autotl.report import output
 )
 @click.option(
     "--images",
-    type=click.Path(exists=True, path_type=Path),
+    type=options.Existing(),
     help="Images to compare the export with the model on. [default: those of the study]",
 )
 @options.plugins

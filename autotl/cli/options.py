@@ -1,5 +1,6 @@
 """Options shared by several commands."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,20 @@ from typing import Any
 import click
 
 from autotl.cli import completion
+from autotl.errors import missing
+
+
+class Existing(click.Path):
+    """The type of a path that must exist; if it does not, the error names a similar one."""
+
+    def __init__(self, *, dir_okay: bool = True, file_okay: bool = True) -> None:
+        super().__init__(exists=True, dir_okay=dir_okay, file_okay=file_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.path.exists(value):
+            self.fail(missing(Path(value)), param, ctx)
+        return super().convert(value, param, ctx)
+
 
 home = click.option(
     "--home",
@@ -34,7 +49,7 @@ plugins = click.option(
     "--plugin",
     "plugins",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=Existing(dir_okay=False),
     metavar="FILE.py",
     help="A plugin in a single file, besides the installed ones. Can be repeated.",
 )

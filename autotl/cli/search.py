@@ -72,10 +72,10 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
 
 
 @click.command()
-@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("data", type=options.Existing())
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=options.Existing(dir_okay=False),
     is_eager=True,
     expose_value=False,
     callback=_study_file,

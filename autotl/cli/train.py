@@ -11,8 +11,8 @@ from autotl.report import output
 
 
 @click.command()
-@click.argument("plan", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("plan", type=options.Existing(dir_okay=False))
+@click.argument("data", type=options.Existing())
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the model, as a bundle.")
 @options.path_column
 @options.label_column

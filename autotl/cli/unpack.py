@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from autotl.cli import options
 from autotl.errors import DataError
 from autotl.report import output
 
@@ -23,9 +24,7 @@ _MOST_CLASSES = 30
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--root", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of torchvision's data set."
-)
+@click.option("--root", type=options.Existing(file_okay=False), help="Folder of torchvision's data set.")
 @click.option("--label-column", metavar="NAME", help="Column, or key of each sample's JSON, with the class.")
 def command(sources: tuple[str, ...], folder: Path, root: Path | None, label_column: str | None) -> None:
     """Write the images of SOURCE to FOLDER, a new or empty folder, for `autotl search FOLDER`.

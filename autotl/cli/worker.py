@@ -17,9 +17,7 @@ from autotl.report import output
     help="Optuna's database of the search. If it has a password, set $AUTOTL_STORAGE instead. "
     "[default: $AUTOTL_STORAGE or that of the study's folder]",
 )
-@click.option(
-    "--data", type=click.Path(exists=True, path_type=Path), help="The images. [default: the path that the search uses]"
-)
+@click.option("--data", type=options.Existing(), help="The images. [default: the path that the search uses]")
 @options.path_column
 @options.label_column
 @options.device

@@ -14,7 +14,7 @@ from autotl.data.folders import SHAPES, read_folder
 from autotl.data.foreign.recognize import foreign
 from autotl.data.listing import BY_NAME, Columns, Listing, some
 from autotl.data.manifest import read_manifest
-from autotl.errors import DataError
+from autotl.errors import DataError, missing
 
 
 def find(path: Path, columns: Columns = BY_NAME) -> Listing:
@@ -39,7 +39,7 @@ def _find(path: Path, columns: Columns) -> Listing:
     elif path.is_file():
         listing = read_manifest(path, columns)
     else:
-        raise DataError(f"{str(path)!r} does not exist. {SHAPES}")
+        raise DataError(f"{missing(path)} {SHAPES}")
     _check(listing, path)
     return listing
 

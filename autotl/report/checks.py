@@ -138,22 +138,24 @@ def _weights(catalogue: Catalogue) -> Iterator[Check]:
 def _plugins(catalogue: Catalogue) -> Iterator[Check]:
     host = catalogue.host
     for owner in host.owners:
-        kinds = host.registries.values()
-        entries = [(kind, entry) for kind in kinds for entry in kind if entry.owner == owner]
-        if not entries:
+        registered = {
+            kind: [entry for entry in registry if entry.owner == owner] for kind, registry in host.registries.items()
+        }
+        names = [f"{kind} {', '.join(e.name for e in entries)}" for kind, entries in registered.items() if entries]
+        if not names:
             lacks = "it has no function such as register_strategies that is marked with @autotl.hookimpl"
             yield _broken(owner, f"{owner} registers nothing: {lacks}")
             continue
-        names = ", ".join(entry.name for _, entry in entries)
-        yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {names}")
-        for kind, entry in entries:
-            try:
-                if kind is host.backbones:
-                    _whole(entry, catalogue)
-                else:
-                    _ = entry.item
-            except AutotlError as error:
-                yield _broken(owner, error)
+        yield Check(f"plugin {owner.plugin}", f"{owner.distribution} {owner.version}: {'; '.join(names)}")
+        for kind, entries in registered.items():
+            for entry in entries:
+                try:
+                    if kind == "backbones":
+                        _whole(entry, catalogue)
+                    else:
+                        _ = entry.item
+                except AutotlError as error:
+                    yield _broken(owner, error)
     for name in sorted(host.blocked - {problem.owner.plugin for problem in host.problems}):
         yield Check(f"plugin {name}", "disabled by AUTOTL_DISABLE_PLUGINS")
     for problem in host.problems:

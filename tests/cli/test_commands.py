@@ -287,7 +287,18 @@ def test_a_folder_that_json_cannot_name_is_refused_before_anything_starts(autotl
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["search", "nowhere"], "nowhere"),
+        (["search", "nowhere"], "Invalid value for 'DATA': 'nowhere' does not exist."),
+        (["search", "strips"], "'strips' does not exist. Did you mean 'stripes'?"),
+        (["search", "strips/dwn"], "'strips/dwn' does not exist. Did you mean 'stripes/down'?"),
+        (["doctor", "strips/down"], "'strips/down' does not exist. Did you mean 'stripes/down'?"),
+        (["search", "--config", "bed.json"], "'bed.json' does not exist. Did you mean 'bad.json'?"),
+        (
+            ["search", "stripes", "--weights", "torchvision:alexnet=bed.json", "--backbones", "torchvision:alexnet"],
+            "No weights for 'torchvision:alexnet': 'bed.json' does not exist. Did you mean 'bad.json'?",
+        ),
+        (["search", "dangling"], "'dangling' does not exist."),
+        (["search", "n" * 300], "does not exist."),
+        (["unpack", "strips", "new"], "/stripes'?"),
         (["search", "empty"], "empty"),
         (["search", "stripes", "--backbones", "timm:resnet5"], "Did you mean 'timm:resnet50"),
         (["search", "stripes", "--backbones", "timm:resnet19"], "Did you mean 'timm:resnet18."),
@@ -308,6 +319,7 @@ def test_a_folder_that_json_cannot_name_is_refused_before_anything_starts(autotl
 )
 def test_bad_input_gets_one_clear_line_and_exit_code_2(autotl, stripes, tmp_path, words, says):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").symlink_to("nothing")
     (tmp_path / "bad.json").write_text('{"schema": 1}')
     error = autotl(*words, code=2)
     assert says in error

@@ -124,6 +124,19 @@ def test_a_data_set(tmp_path):
     assert "only one class" in " ".join(printed.split()) and printed.endswith("1 problem to fix.\n")
 
 
-def test_checks_as_json():
-    found = json.loads(doctor("--json"))
+def test_checks_as_json(tmp_path):
+    """A plugin's check lists what it registers, by kind."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "from autotl import hookimpl\n"
+        "@hookimpl\ndef register_metrics(register):\n    register('all-right', Metric, summary='')\n"
+        "@hookimpl\ndef register_objectives(register):\n"
+        "    register('hinge', Loss, summary='')\n    register('squared', Loss, summary='')\n"
+        "class Metric:\n    greater_is_better = True\n    def __call__(self, labels, probabilities): ...\n"
+        "class Loss:\n    def suggest(self, trial, context): ...\n    def build(self, params): ...\n"
+    )
+    found = json.loads(doctor("--json", "--plugin", plugin))
     assert {"what", "found", "advice", "wrong"} == set(found[0])
+    by_plugin = {check["what"]: check["found"] for check in found}
+    assert by_plugin["plugin fine_tuning"].endswith(": strategies fine-tune, lp-ft, gradual-unfreeze, full, scratch")
+    assert by_plugin["plugin mine.py"].endswith(": objectives hinge, squared; metrics all-right")

@@ -508,7 +508,7 @@ def test_a_search_in_which_every_trial_fails_says_why(host, stripes):
         ({"study": "../escape"}, StudyError, "cannot be a study's name"),
         ({"weights": {"reference:pixels": Path("x")}}, WeightsError, "does not use a weights file"),
         ({"weights": {"torchvision:resnet18": Path("/nowhere.pth")}, "backbones": ("torchvision:resnet18",)},
-         WeightsError, "the file does not exist"),
+         WeightsError, "No weights for 'torchvision:resnet18': '/nowhere.pth' does not exist."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_an_error_at_the_start(host, stripes, settings, error, says, tmp_path):

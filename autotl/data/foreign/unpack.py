@@ -13,7 +13,7 @@ from autotl.data.foreign import archives, shards, tables, vision
 from autotl.data.foreign.recognize import Recognized, foreign, recognize
 from autotl.data.foreign.samples import Source, Tell
 from autotl.data.pixels import Progress
-from autotl.errors import DataError, one_line
+from autotl.errors import DataError, missing, one_line
 from autotl.files import replacing
 
 TORCHVISION = "torchvision:"
@@ -106,7 +106,7 @@ def _read(paths: Sequence[Path], label_column: str | None, tell: Tell) -> Source
 
 def _recognized(path: Path) -> Recognized:
     if not path.exists():
-        raise DataError(f"{str(path)!r} does not exist. {KNOWN}")
+        raise DataError(f"{missing(path)} {KNOWN}")
     found = recognize(path)
     if found is None:
         raise DataError(foreign(path) or f"{str(path)!r} cannot be unpacked. {KNOWN}")
