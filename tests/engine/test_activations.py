@@ -3,26 +3,19 @@ import weakref
 
 import pytest
 import torch
+from tiny import TIMES, after, make_bench, plan
 
 from autotl import hookimpl
-from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
-from autotl.data.dataset import open_dataset
-from autotl.data.pixels import PixelStore
 from autotl.engine import activations
 from autotl.engine.activations import Source
-from autotl.engine.bench import Bench
-from autotl.engine.features import FeatureStore
 from autotl.engine.fit import fit
 from autotl.engine.model import Model
 from autotl.engine.observe import Nobody
 from autotl.engine.tools import Transform
 from autotl.errors import PluginError
-from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Phase, Training, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Component, Phase, Training
 
-TIMES = {"seconds": 0, "val.seconds": 0}
-
-NAMES = ("0.2", "1.2", "2.1")
 PLAIN = {"optimizer": Component(name="sgd", params={"momentum": 0.0}), "batch_size": 7}
 PROBE = Phase(method="logistic", frozen="2.1", options={"penalty": [0.1]})
 CHUNK = 16
@@ -62,35 +55,12 @@ def augment(host):
 def bench(host, stripes, tmp_path, monkeypatch):
     """The striped images with stores, and `tiny:net`, whose frozen stages get few images per batch."""
     monkeypatch.setattr(activations, "batch_size", lambda input, device: CHUNK)
-    catalogue = Catalogue(host, tmp_path / "cache")
-    pixels = PixelStore(tmp_path / "cache")
-    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
-    return Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
+    return make_bench(host, stripes, tmp_path / "cache")
 
 
 def phase(frozen, *, rate=0.001, head_lr=0.02, epochs=2, **options):
-    trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
-    values = {**PLAIN, "stage_lr": dict.fromkeys(trained, rate), "head_lr": head_lr, "epochs": epochs, **options}
+    values = {**PLAIN, "stage_lr": dict.fromkeys(after(frozen), rate), "head_lr": head_lr, "epochs": epochs, **options}
     return Phase(method="gradient-descent", frozen=frozen, training=Training(**values))
-
-
-def plan(bench, *phases, **changes):
-    network = bench.catalogue.network("tiny:net@random", seed=0)
-    return TransferPlan(
-        **{
-            "backbone": network.backbone,
-            "weights": network.weights,
-            "input": network.input,
-            "cut": "2.1",
-            "head": Head(pooling="avg"),
-            "augmentation": NO_AUGMENTATION,
-            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
-            "seed": 0,
-            "requires": {},
-            "phases": phases,
-            **changes,
-        }
-    )
 
 
 class Facts(Nobody):

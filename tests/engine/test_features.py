@@ -4,24 +4,20 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from autotl.backbones import sources
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.contracts import StageInfo
-from autotl.data.dataset import open_dataset
-from autotl.data.pixels import PixelStore
 from autotl.engine import features
-from autotl.engine.bench import Bench
 from autotl.engine.features import FeatureStore, normalise, pool
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.heads import logistic_path
 from autotl.errors import AutotlError, PluginError
 from autotl.host import Host
-from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Input, Network, Phase, Training, TransferPlan
-
-TIMES = {"seconds": 0, "val.seconds": 0}
+from autotl.plan import Component, Head, Input, Network, Phase, Training
 
 WEIGHTS = "none"
 TRAINING = Training(epochs=1, batch_size=8, head_lr=0.1)
@@ -30,11 +26,7 @@ TRAINING = Training(epochs=1, batch_size=8, head_lr=0.1)
 @pytest.fixture
 def bench(host, stripes, tmp_path):
     """The striped images with stores, and the backbone `tiny:net`."""
-    catalogue = Catalogue(host, tmp_path / "cache")
-    pixels = PixelStore(tmp_path / "cache")
-    inputs = [catalogue.card(name).input for name in ("tiny:net", "reference:pixels")]
-    dataset = open_dataset(stripes, seed=0, inputs=inputs, pixels=pixels)
-    return Bench(dataset, FeatureStore(tmp_path / "cache", catalogue, pixels, "cpu"))
+    return tiny.make_bench(host, stripes, tmp_path / "cache", backbones=("tiny:net", "reference:pixels"))
 
 
 def network(bench, weights=WEIGHTS):
@@ -43,24 +35,10 @@ def network(bench, weights=WEIGHTS):
     return Network(name, weights, bench.catalogue.card(name).input)
 
 
-def plan(bench, **changes):
-    catalogue = bench.features.catalogue
-    cut = changes.get("cut", "1.2")
-    return TransferPlan(
-        **{
-            "backbone": "tiny:net",
-            "weights": WEIGHTS,
-            "input": catalogue.card("tiny:net").input,
-            "cut": cut,
-            "head": Head(pooling="avg"),
-            "augmentation": NO_AUGMENTATION,
-            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
-            "seed": 0,
-            "requires": catalogue.requires("tiny:net"),
-            "phases": (Phase(method="logistic", frozen=cut, options={"penalty": [1.0, 0.01, 1e-4]}),),
-            **changes,
-        }
-    )
+def plan(bench, *, backbone="tiny:net", cut="1.2", phases=(), **changes):
+    """A linear probe, unless it has other phases."""
+    phases = phases or (Phase(method="logistic", frozen=cut, options={"penalty": [1.0, 0.01, 1e-4]}),)
+    return tiny.plan(bench, *phases, backbone=backbone, cut=cut, **changes)
 
 
 def test_one_pass_serves_every_cut_every_pooling_and_every_later_store(bench, tmp_path):
@@ -231,7 +209,7 @@ def test_poolings_use_image_tokens_and_not_prefix_tokens(layout, shape, prefix):
 def test_a_plan_gives_the_same_numbers_twice_and_beats_chance(bench):
     first, second = fit(plan(bench), bench), fit(plan(bench), bench)
     assert torch.equal(first.model.head.weight, second.model.head.weight)
-    first.metrics.update(TIMES), second.metrics.update(TIMES)
+    first.metrics.update(tiny.TIMES), second.metrics.update(tiny.TIMES)
     assert first.metrics == second.metrics
     assert first.metrics["val.accuracy"] > 0.6  # three classes
     assert np.allclose(first.logits("test"), second.logits("test"))

@@ -5,16 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import after, make_bench, plan
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import Boundary, StageInfo
-from autotl.data.dataset import open_dataset
-from autotl.data.pixels import PixelStore
 from autotl.engine import head_kinds
-from autotl.engine.bench import Bench
-from autotl.engine.features import FeatureStore, pool
+from autotl.engine.features import pool
 from autotl.engine.fit import check, fit, on_all_images
 from autotl.engine.head_kinds import ConvHead, CosineHead, MlpHead, Scaled, TrainedHead
 from autotl.engine.heads import LinearHead, Scaling
@@ -22,20 +19,16 @@ from autotl.engine.observe import Nobody
 from autotl.errors import PlanError
 from autotl.plan import (
     HEADS,
-    NO_AUGMENTATION,
     WIDE,
     Component,
-    DataRef,
     Head,
     Phase,
     Stop,
     Training,
-    TransferPlan,
 )
 from autotl.testing.lab import assert_same
 
 KINDS = [Head(pooling="avg", kind=kind, width=16 if kind in WIDE else None) for kind in HEADS]
-NAMES = ("0.2", "1.2", "2.1")
 EVENLY = Scaling(torch.zeros(2), torch.ones(2))
 
 
@@ -246,45 +239,21 @@ def test_a_head_that_fits_the_cut_is_accepted():
 PLANNED = [*KINDS, Head(pooling="gem", kind="mlp", width=8), Head(pooling="flatten", kind="conv", width=8)]
 
 
-def make_bench(host, stripes, cache, device):
-    catalogue = Catalogue(host, cache)
-    pixels = PixelStore(cache)
-    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
-    return Bench(dataset, FeatureStore(cache, catalogue, pixels, device))
-
-
 @pytest.fixture
 def bench(host, stripes, tmp_path):
-    return make_bench(host, stripes, tmp_path / "cache", "cpu")
+    return make_bench(host, stripes, tmp_path / "cache")
 
 
 def phase(frozen, epochs=3, **changes):
-    trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
     values = {
         "epochs": epochs,
         "batch_size": 16,
         "head_lr": 0.01,
-        "stage_lr": dict.fromkeys(trained, 0.002),
+        "stage_lr": dict.fromkeys(after(frozen), 0.002),
         "optimizer": Component(name="adamw"),
         **changes,
     }
     return Phase(method="gradient-descent", frozen=frozen, training=Training(**values))
-
-
-def plan(bench, head, *phases):
-    network = bench.catalogue.network("tiny:net@random", seed=0)
-    return TransferPlan(
-        backbone=network.backbone,
-        weights=network.weights,
-        input=network.input,
-        cut="2.1",
-        head=head,
-        augmentation=NO_AUGMENTATION,
-        data=DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
-        seed=0,
-        requires={},
-        phases=phases,
-    )
 
 
 @pytest.mark.parametrize("head", PLANNED, ids=by_name)
@@ -297,12 +266,12 @@ def test_a_plan_with_each_head_restores_its_best_epoch_and_gives_the_same_bits_t
             told.append(facts["early_stop.loss"])
 
     tuned = phase("1.2", epochs=12, head_lr=0.3, dropout=0.2, ema=0.5, stop=Stop(patience=3))
-    fitted = fit(plan(bench, head, tuned), bench, Telling())
+    fitted = fit(plan(bench, tuned, head=head), bench, Telling())
     best = int(fitted.metrics["phase1.best_epoch"])
     assert told[best - 1] == min(told) and best < len(told)
     loss = F.cross_entropy(fitted.model.logits("early_stop"), bench.labels("early_stop")).item()
     assert loss == pytest.approx(min(told), rel=1e-4)
-    assert_same(fitted, fit(plan(bench, head, tuned), bench), by_name(head))
+    assert_same(fitted, fit(plan(bench, tuned, head=head), bench), by_name(head))
     info = bench.catalogue.info("tiny:net")
     parameters = sum(each.numel() for each in fitted.model.head.parameters())
     assert fitted.metrics["parameters"] == info.parameters("2.1") + parameters
@@ -319,20 +288,20 @@ def test_a_head_is_kept_from_phase_to_phase(bench, head):
             told[number, epoch] = facts["early_stop.loss"], facts["early_stop.accuracy"]
 
     phases = [phase(frozen, epochs=2) for frozen in ("2.1", "1.2", None)]
-    fitted = fit(plan(bench, head, *phases), bench, Telling())
+    fitted = fit(plan(bench, *phases, head=head), bench, Telling())
     for number in (2, 3):
         assert told[number, 0] == pytest.approx(told[number - 1, 2], rel=1e-4)
     assert fitted.metrics["phase3.best_epoch"] == 2
     # A phase with learning rates of zero changes nothing, although it scales the features again.
     still = phase("1.2", epochs=1, head_lr=0.0, stage_lr={"2.1": 0.0}, weight_decay=0.0)
-    one, two = fit(plan(bench, head, phases[0]), bench), fit(plan(bench, head, phases[0], still), bench)
+    one, two = fit(plan(bench, phases[0], head=head), bench), fit(plan(bench, phases[0], still, head=head), bench)
     torch.testing.assert_close(two.model.logits("val"), one.model.logits("val"), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", PLANNED, ids=by_name)
 def test_a_plan_with_each_head_is_refit_on_all_images(bench, head):
     phases = [phase("2.1", stop=Stop(patience=2)), phase("1.2", epochs=16, head_lr=0.03)]
-    fitted = fit(plan(bench, head, *phases), bench)
+    fitted = fit(plan(bench, *phases, head=head), bench)
     again = on_all_images(fitted.plan, fitted.metrics, bench)
     assert again.head == head and again.train_on == ("train", "early_stop", "val")
     refit = fit(again, bench)
@@ -346,7 +315,7 @@ def test_a_gpu_gives_the_same_bits_twice_and_about_those_of_the_cpu(host, stripe
     """From the same start: it is drawn on the CPU."""
     on_gpu, on_cpu = (make_bench(host, stripes, tmp_path / device, device) for device in (cuda, "cpu"))
     tuned = phase("1.2", epochs=1, batch_size=1000, optimizer=Component(name="sgd"), head_lr=0.01)
-    one, two, other = (fit(plan(bench, head, tuned), bench) for bench in (on_gpu, on_gpu, on_cpu))
+    one, two, other = (fit(plan(bench, tuned, head=head), bench) for bench in (on_gpu, on_gpu, on_cpu))
     assert_same(one, two, by_name(head))
     np.testing.assert_allclose(one.logits("val"), other.logits("val"), atol=1e-3, rtol=1e-3)
 
@@ -374,14 +343,14 @@ def test_a_method_that_fits_the_head_needs_a_linear_one(bench, head):
     says = f"logistic fits a linear head, but the head of this plan is '{head.kind}'"
     for phases in ([probe], [probe, phase("1.2")]):
         with pytest.raises(PlanError, match=says):
-            check(plan(bench, head, *phases), bench)
+            check(plan(bench, *phases, head=head), bench)
 
 
 @pytest.mark.parametrize("pooling", ["gem", "flatten"])
 def test_a_method_that_fits_the_head_needs_stored_features(bench, pooling):
     probe = Phase(method="logistic", frozen="2.1", options={"penalty": [0.1]})
     with pytest.raises(PlanError, match=f"not pooled by '{pooling}': train the head .* or use avg, max, token"):
-        check(plan(bench, Head(pooling=pooling), probe, phase("1.2")), bench)
+        check(plan(bench, probe, phase("1.2"), head=Head(pooling=pooling)), bench)
 
 
 def test_a_linear_head_is_written_as_before():

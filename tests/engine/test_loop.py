@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from tiny import NAMES, TIMES, after, make_bench, plan
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,13 +15,10 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.splitting import split
 from autotl.backbones.stages import Stages
 from autotl.builtin import logistic
-from autotl.data.dataset import open_dataset
-from autotl.data.pixels import PixelStore
 from autotl.engine import loop, trainee
 from autotl.engine.activations import Source
 from autotl.engine.bench import Bench
 from autotl.engine.best import Best
-from autotl.engine.features import FeatureStore
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.model import Model
 from autotl.engine.objective import Objective
@@ -32,29 +30,19 @@ from autotl.engine.tools import Transform
 from autotl.engine.trainee import Trainee
 from autotl.errors import PlanError, PluginError, TrainingError
 from autotl.export import bundle
-from autotl.plan import NO_AUGMENTATION, Component, DataRef, Head, Phase, Stop, Teacher, Training, TransferPlan
+from autotl.plan import Component, Phase, Stop, Teacher, Training
 from autotl.testing.lab import TinyFamily
 
-TIMES = {"seconds": 0, "val.seconds": 0}
-
-NAMES = ("0.2", "1.2", "2.1")
 ADAMW = Component(name="adamw")
 ONE_STEP = {"batch_size": 1000}
 SLOW = dict.fromkeys(NAMES, 0.0005)
 PROBE = Phase(method="logistic", frozen="2.1", options={"penalty": [0.1]})
 
 
-def make_bench(host, stripes, cache, device):
-    catalogue = Catalogue(host, cache)
-    pixels = PixelStore(cache)
-    dataset = open_dataset(stripes, seed=0, inputs=[catalogue.card("tiny:net").input], pixels=pixels)
-    return Bench(dataset, FeatureStore(cache, catalogue, pixels, device))
-
-
 @pytest.fixture
 def bench(host, stripes, tmp_path):
     """The striped images with stores, and the backbone `tiny:net`."""
-    return make_bench(host, stripes, tmp_path / "cache", "cpu")
+    return make_bench(host, stripes, tmp_path / "cache")
 
 
 def sgd(momentum=0.0):
@@ -63,8 +51,7 @@ def sgd(momentum=0.0):
 
 def phase(frozen=None, **changes):
     """Two epochs at moderate learning rates; `lrs` replaces those of some stages."""
-    trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
-    lrs = dict.fromkeys(trained, 0.002) | changes.pop("lrs", {})
+    lrs = dict.fromkeys(after(frozen), 0.002) | changes.pop("lrs", {})
     values = {
         "stage_lr": lrs,
         "head_lr": 0.02,
@@ -75,26 +62,6 @@ def phase(frozen=None, **changes):
         **changes,
     }
     return Phase(method="gradient-descent", frozen=frozen, training=Training(**values))
-
-
-def plan(bench, *phases, **changes):
-    name = changes.pop("backbone", "tiny:net@random")
-    network = bench.catalogue.network(name, seed=0)
-    return TransferPlan(
-        **{
-            "backbone": network.backbone,
-            "weights": network.weights,
-            "input": network.input,
-            "cut": "2.1",
-            "head": Head(pooling="avg"),
-            "augmentation": NO_AUGMENTATION,
-            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
-            "seed": 0,
-            "requires": {},
-            "phases": phases,
-            **changes,
-        }
-    )
 
 
 def start(bench):
@@ -554,7 +521,7 @@ def test_a_plan_gives_the_same_bits_twice_and_another_seed_does_not(bench, host,
     torch.manual_seed(1)
     first = fit(plan(bench, tuned, augmentation=flip), bench)
     torch.manual_seed(2)
-    elsewhere = make_bench(host, stripes, tmp_path / "another", "cpu")
+    elsewhere = make_bench(host, stripes, tmp_path / "another")
     again = fit(plan(elsewhere, tuned, augmentation=flip), elsewhere)
     other = fit(plan(bench, tuned, augmentation=flip, seed=1), bench)
     assert same(weights(first), weights(again))
@@ -566,7 +533,7 @@ def test_a_plan_gives_the_same_bits_twice_and_another_seed_does_not(bench, host,
 
 def test_a_phase_continues_from_the_result_of_the_one_before(bench):
     def still(frozen):
-        trained = NAMES[NAMES.index(frozen) + 1 if frozen else 0 :]
+        trained = after(frozen)
         return phase(frozen, lrs=dict.fromkeys(trained, 0.0), head_lr=0.0)
 
     one = fit(plan(bench, phase("1.2")), bench)

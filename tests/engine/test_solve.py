@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch.nn import functional as F
 
 from autotl import FittedHead, Head, Phase, PlanError, hookimpl
-from autotl.backbones.catalogue import Catalogue
-from autotl.engine.bench import Bench
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.heads import logistic_path
 from autotl.errors import PluginError
 from autotl.export import bundle
 from autotl.export.export import export
-from autotl.plan import NO_AUGMENTATION, DataRef, Training, TransferPlan
+from autotl.plan import Training
 
 
 class NearestMean:
@@ -108,27 +107,11 @@ class Methods:
 def bench(host, stripes, tmp_path):
     host.add(Methods(), "methods")
     assert not host.problems
-    catalogue = Catalogue(host, tmp_path / "cache")
-    return Bench.open(stripes, [catalogue.card("tiny:net").input], catalogue, "cpu", seed=0)
+    return tiny.make_bench(host, stripes, tmp_path / "cache")
 
 
 def plan(bench, *phases, **changes):
-    catalogue = bench.catalogue
-    return TransferPlan(
-        **{
-            "backbone": "tiny:net",
-            "weights": "none",
-            "input": catalogue.card("tiny:net").input,
-            "cut": "2.1",
-            "head": Head(pooling="avg"),
-            "augmentation": NO_AUGMENTATION,
-            "data": DataRef(fingerprint=bench.dataset.fingerprint, split_seed=0),
-            "seed": 0,
-            "requires": catalogue.requires("tiny:net"),
-            "phases": phases,
-            **changes,
-        }
-    )
+    return tiny.plan(bench, *phases, backbone="tiny:net", **changes)
 
 
 def nearest(**options):
