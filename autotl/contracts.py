@@ -295,7 +295,7 @@ class Augmentation(Protocol):
         """Parameters as plain JSON values; called once per trial by `context.augmentation()`."""
 
     def build(self, params: dict[str, Any]) -> "BatchTransform":
-        """The transform; called once per phase.
+        """The transform; called before training.
 
         An augmentation whose transform returns `Mixed` has an attribute `mixes = True`.
         """
@@ -534,7 +534,8 @@ class BatchTransform(Protocol):
     """Changes a batch of training images, each with its own random numbers."""
 
     def __call__(self, images: "torch.Tensor", draw: Draw) -> "torch.Tensor | Mixed":
-        """images: [N, 3, S, S] uint8 → the same shape and type. `draw` must be the only source of randomness."""
+        """images: [N, 3, S, S] uint8 → the same shape and type, on the same device. `draw` must be the only source of
+        randomness."""
 
 
 CONTRACTS: dict[str, tuple[type, ...]] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from autotl.contracts import Mixed
 from autotl.data.split import Split
 from autotl.engine import feed, precision
 from autotl.engine.draws import Draws, keys
@@ -135,9 +136,12 @@ class Source:
             return images
         rows = to_device(rows, images.device)
         found = self._transform(images, Draws(self._model.plan.seed, view, self._keys[rows]))
-        if self.mixes:
+        if isinstance(found, Mixed):
             self._partners[rows], self._shares[rows] = rows[found.partners], found.shares
-        return found.images
+            return found.images
+        if self.mixes:
+            self._partners[rows], self._shares[rows] = rows, 1.0
+        return found
 
     @torch.no_grad()
     def _forward(self, images: Tensor) -> Tensor:

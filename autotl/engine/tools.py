@@ -142,29 +142,33 @@ class Transform:
         self.mixes = bool(getattr(entry.item, "mixes", False))
         """Whether it mixes images, so that an image depends on its batch and cannot be stored."""
 
-    def __call__(self, images: Tensor, draw: Draw) -> Mixed:
-        """[N, 3, S, S] uint8 → as many images, with what they are mixed with: by default nothing.
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor | Mixed:
+        """[N, 3, S, S] uint8 → as many images, as they are or with what they were mixed with.
 
         Raises: PluginError, naming the plugin, if it fails or returns something else.
         """
         with self._built.guarded():
-            found = self._built.item(images, draw)
-            if not isinstance(found, Mixed):
-                here = torch.arange(len(images), device=images.device)
-                found = Mixed(found, here, torch.ones(len(images), device=images.device))
-            elif not self.mixes:
-                raise TypeError("it returned Mixed; set mixes = True in the augmentation")
-            expected = {"images": images, "partners": torch.empty(len(images), dtype=torch.int64)}
-            expected["shares"] = torch.empty(len(images))
-            for name, wanted in expected.items():
-                given, made = _form(wanted), _form(getattr(found, name))
-                if made != given:
-                    raise self._built.fault(f"returned {made} for {given}; it must keep shape and type.")
+            found: Tensor | Mixed = self._built.item(images, draw)
+            if isinstance(found, Mixed):
+                if not self.mixes:
+                    raise TypeError("it returned Mixed; set mixes = True in the augmentation")
+                self._require(found.images, images.shape, images)
+                self._require(found.partners, images.shape[:1], images, torch.int64)
+                self._require(found.shares, images.shape[:1], images, torch.float32)
+            else:
+                self._require(found, images.shape, images)
             return found
 
+    def _require(self, value: object, shape: torch.Size, images: Tensor, dtype: torch.dtype = torch.uint8) -> None:
+        """Raises: PluginError unless it is a tensor of this form, on the device of the images."""
+        wanted = _form(shape, dtype, images.device)
+        made = _form(value.shape, value.dtype, value.device) if isinstance(value, Tensor) else type(value).__name__
+        if made != wanted:
+            raise self._built.fault(f"returned {made} for {wanted}; it must keep shape, type and device.")
 
-def _form(value: object) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+def _form(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
+    return f"{tuple(shape)} {dtype} on {device}"
 
 
 def _transform(plan: TransferPlan, host: Host) -> Transform | None:
@@ -184,7 +188,7 @@ def _sound(adapted: object, weights: Sequence[Weight]) -> Adapted:
     for name, value in (adapted.weights() if adapted.weights else {}).items():
         if name not in own:
             raise ValueError(f"it replaces '{name}', which is not in the stage")
-        found, expected = (tuple(value.shape), value.dtype), (tuple(own[name].shape), own[name].dtype)
+        found, expected = (_form(each.shape, each.dtype, each.device) for each in (value, own[name]))
         if found != expected:
             raise ValueError(f"it replaces '{name}' by {found}; it must be {expected}")
     return adapted

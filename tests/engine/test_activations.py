@@ -236,13 +236,14 @@ def test_views_are_used_in_turn_and_are_the_same_each_time(bench, augment, froze
         lambda images, draw: images[..., :16],
         lambda images, draw: images[:-1],
         lambda images, draw: images.float(),
+        lambda images, draw: images.to("meta"),
+        lambda images, draw: None,
     ],
 )
 @pytest.mark.parametrize("frozen", [None, "0.2"])
-def test_an_augmentation_that_changes_shape_or_type_is_named(bench, augment, frozen, wrong):
-    with pytest.raises(
-        PluginError, match="Augmentation 'given' of plugin 'given-plugin' .* returned .* it must keep shape and type"
-    ):
+def test_an_augmentation_that_changes_shape_type_or_device_is_named(bench, augment, frozen, wrong):
+    says = "Augmentation 'given' of plugin 'given-plugin' .* returned .* it must keep shape, type and device"
+    with pytest.raises(PluginError, match=says):
         fit(plan(bench, phase(frozen), augmentation=augment(wrong)), bench)
 
 

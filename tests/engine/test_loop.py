@@ -940,10 +940,19 @@ class Unsaid(Pairs):
     mixes = False
 
 
+class Sometimes(Pairs):
+    """Mixes only batches of sixteen."""
+
+    def build(self, params):
+        blend = super().build(params)
+        return lambda images, draw: blend(images, draw) if len(images) == 16 else images
+
+
 class Mixers:
     @hookimpl
     def register_augmentations(self, register):
         register("pairs", Pairs, summary="For a test")
+        register("sometimes", Sometimes, summary="For a test")
         register("unsaid", Unsaid, summary="For a test")
 
 
@@ -962,6 +971,18 @@ def test_an_augmentation_may_mix_images_with_their_targets(bench, host, monkeypa
     assert set(targets.flatten().tolist()) <= {0.0, 0.25, 0.75, 1.0}
     assert 0.2 < (targets == 0.75).any(1).float().mean() < 1  # of two classes, unless the partner has the same
     torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
+
+
+def test_a_batch_that_is_not_mixed_forgets_earlier_partners(bench, host):
+    host.add(Mixers(), "mixers")
+    sometimes = Component(name="sometimes")
+    model = Model(plan(bench, phase(), augmentation=sometimes), bench, Nobody())
+    bench.decode(model.plan.input)
+    source = Source(model, None, ("train",), transform=Transform(host.augmentations["sometimes"], sometimes))
+    rows = torch.arange(16)
+    for steps, partners, share in ((1, rows.roll(-1), 0.75), (2, rows, 1.0)):
+        assert len(list(source.batches(rows, steps))) == steps
+        assert torch.equal(source.mixed(rows)[0], partners) and (source.mixed(rows)[1] == share).all()
 
 
 def test_an_augmentation_that_mixes_must_say_so(bench, host):
@@ -983,6 +1004,7 @@ class Parts:
         register(
             "alien", lambda: Given(lambda weights: Adapted([], lambda: {"x": torch.zeros(1)})), summary="For a test"
         )
+        register("elsewhere", lambda: Given(_on_another_device), summary="For a test")
         register("list", lambda: Given(lambda weights: [each.parameter for each in weights]), summary="For a test")
         register("tensor", lambda: Given(lambda weights: Adapted([torch.zeros(1)])), summary="For a test")
 
@@ -998,6 +1020,10 @@ class Parts:
         register("idle", lambda: Steps(lambda batch: None), summary="For a test")
         register("early", lambda: Steps(lambda batch: batch.update()), summary="For a test")
         register("late", lambda: Steps(lambda batch: batch.gradients()), summary="For a test")
+
+
+def _on_another_device(weights):
+    return Adapted([], lambda: {each.name: each.parameter.to("meta") for each in weights})
 
 
 class Stuck:
@@ -1046,6 +1072,11 @@ class Steps:
         ),
         ({"objective": "number"}, None, "Objective 'number' .* its loss returned float, not a scalar"),
         ({"adapter": "alien"}, None, "Adapter 'alien' .* it replaces 'x', which is not in the stage"),
+        (
+            {"adapter": "elsewhere"},
+            None,
+            r"Adapter 'elsewhere' .* it replaces '0.0.weight' by .*float32 on meta; it must be .*float32 on cpu",
+        ),
         ({"adapter": "list"}, None, "Adapter 'list' .* it returned list, not Adapted"),
         ({"adapter": "tensor"}, None, "Adapter 'tensor' .* it returned Tensor among the parameters"),
         ({"adapter": "tired"}, None, "Adapter 'tired' .* fails: StopIteration"),
