@@ -167,7 +167,9 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
     """Each channel's values are spread so that its histogram is flat, by Pillow's rule."""
     levels = images.flatten(2).flatten(0, 1).long()
     offsets = torch.arange(0, 256 * len(levels), 256, device=images.device)[:, None]
-    counts = (levels + offsets).flatten().bincount(minlength=256 * len(levels)).view(-1, 256)
+    # A bincount would wait for a GPU; so would a sum in two dimensions, because torch is in its deterministic mode.
+    places = (levels + offsets).flatten()
+    counts = places.new_zeros(256 * len(levels)).scatter_add_(0, places, torch.ones_like(places)).view(-1, 256)
     below = counts.cumsum(1) - counts
     step = (below * (counts > 0)).amax(1, keepdim=True) // 255
     spread = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)

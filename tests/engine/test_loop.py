@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tiny import NAMES, TIMES, after, make_bench, plan
+from tiny import NAMES, TIMES, Between, after, make_bench, plan, taught
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,7 +30,7 @@ from autotl.engine.tools import Transform
 from autotl.engine.trainee import Trainee
 from autotl.errors import PlanError, PluginError, TrainingError
 from autotl.export import bundle
-from autotl.plan import Component, Phase, Stop, Teacher, Training
+from autotl.plan import Component, Phase, Stop, Training
 from autotl.testing.lab import TinyFamily
 
 ADAMW = Component(name="adamw")
@@ -714,6 +714,20 @@ def test_on_a_gpu_the_same_plan_gives_the_same_numbers(host, stripes, tmp_path, 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("frozen", [None, "0.2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_a_step_waits_for_nothing(host, stripes, tmp_path, cuda, frozen, dtype):
+    """`pretended_gpu.py` tests it without a GPU, and for other plans."""
+    bench = make_bench(host, stripes, tmp_path / "cache", cuda)
+    steps, options = math.ceil(len(bench.shas("train")) / 4), {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "dropout": 0.1}
+    made = plan(bench, phase(frozen, batch_size=4, optimizer=ADAMW, **options), compute_dtype=dtype)
+    try:
+        fit(made, bench, Between(steps, lambda on: torch.cuda.set_sync_debug_mode("error" if on else "default")))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_stored_values_equal_recomputed_ones(host, stripes, tmp_path, cuda):
     bench = make_bench(host, stripes, tmp_path / "cache", cuda)
     flip = Component(name="flip")
@@ -861,13 +875,6 @@ def test_epochs_are_evaluated_by_cross_entropy_with_every_objective(bench):
     logits, labels = fitted.model.logits("early_stop"), bench.labels("early_stop")
     judged = F.cross_entropy(logits, labels, label_smoothing=0.5).item()
     assert observer.epochs[-1][2]["early_stop.loss"] == pytest.approx(judged, rel=1e-4)
-
-
-def taught(bench, **changes):
-    network = bench.catalogue.network("reference:pixels", 0)
-    cut = bench.catalogue.info("reference:pixels").names[-1]
-    values = {"backbone": network.backbone, "weights": network.weights, "input": network.input, "cut": cut}
-    return Teacher(**{**values, "pooling": "avg", "share": 0.4, "temperature": 2.0, **changes})
 
 
 def test_a_teacher_is_part_of_the_targets(bench, monkeypatch):

@@ -2,7 +2,8 @@
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench
-from autotl.plan import NO_AUGMENTATION, DataRef, Head, TransferPlan
+from autotl.engine.observe import Nobody
+from autotl.plan import NO_AUGMENTATION, DataRef, Head, Teacher, TransferPlan
 
 NAMES = ("0.2", "1.2", "2.1")
 """The stages of `tiny:net`."""
@@ -39,3 +40,27 @@ def plan(bench, *phases, backbone="tiny:net@random", **changes):
             **changes,
         }
     )
+
+
+def taught(bench, backbone="reference:pixels", **changes):
+    """A teacher."""
+    network = bench.catalogue.network(backbone, 0)
+    cut = bench.catalogue.info(backbone).names[-1]
+    values = {"backbone": network.backbone, "weights": network.weights, "input": network.input, "cut": cut}
+    return Teacher(**{**values, "pooling": "avg", "share": 0.4, "temperature": 2.0, **changes})
+
+
+class Between(Nobody):
+    """Calls `switch(True)` after the first step of each phase's second epoch, and `switch(False)` after its last."""
+
+    def __init__(self, steps, switch):
+        """`steps` of an epoch."""
+        self._steps, self._switch, self._done = steps, switch, None
+
+    def epoch(self, phase, epoch, facts):
+        self._done = 0 if epoch == 1 else None
+
+    def step(self):
+        if self._done is not None:
+            self._done += 1
+            self._switch(self._done < self._steps)
