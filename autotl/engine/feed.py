@@ -37,16 +37,23 @@ def images(pixels: Reader, batches: Iterable[Sequence[str]], device: str) -> Ite
 
     stream = _copying(device)
 
-    def read(keys: Sequence[str]) -> tuple[Tensor, torch.cuda.Event]:
+    def read(keys: Sequence[str]) -> tuple[Tensor, torch.cuda.Event | None]:
         pinned = torch.from_numpy(pixels(keys)).pin_memory()
-        with torch.cuda.stream(stream):
-            return pinned.to(device, non_blocking=True), stream.record_event()
+        try:
+            # A thread starts on the first GPU, and leaving a stream of another one alone would allocate memory there.
+            with torch.cuda.device(stream.device), torch.cuda.stream(stream):
+                return pinned.to(device, non_blocking=True), stream.record_event()
+        except torch.OutOfMemoryError:  # while a step computes; it is copied after that
+            return pinned, None
 
-    for copied, done in _read_ahead(read, batches):
-        computing = torch.cuda.current_stream(device)
-        computing.wait_event(done)
-        copied.record_stream(computing)
-        yield copied
+    for batch, copied in _read_ahead(read, batches):
+        if copied:
+            computing = torch.cuda.current_stream(device)
+            computing.wait_event(copied)
+            batch.record_stream(computing)
+            yield batch
+        else:
+            yield to_device(batch, device)
 
 
 def results(values: Iterable[Tensor], device: str) -> Iterator[Tensor]:

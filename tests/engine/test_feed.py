@@ -1,4 +1,6 @@
+import threading
 import time
+from contextlib import contextmanager
 from itertools import count
 
 import numpy as np
@@ -21,6 +23,55 @@ def test_batches_come_in_the_requested_order(pixels):
     batches = [[f"{n:064x}" for n in group] for group in ([3, 1], [9], [0, 0, 2])]
     found = [batch[:, 0, 0, 0].tolist() for batch in feed.images(pixels.read, batches, "cpu")]
     assert found == [[3, 1], [9], [0, 0, 2]]
+
+
+@pytest.fixture
+def second_gpu(monkeypatch):
+    """Torch's calls for `cuda:1` without a GPU, as a list: copies go to the CPU, and fail for batches of one image."""
+    calls, main = [], threading.get_ident()
+
+    class Stream:
+        device = torch.device("cuda", 1)
+
+        def record_event(self):
+            return "copied"
+
+        def wait_event(self, event):
+            calls.append(f"wait for {event}")
+
+    @contextmanager
+    def within(what):
+        calls.append(f"enter {what}")
+        yield
+        calls.append(f"leave {what}")
+
+    def to(tensor, device, non_blocking):
+        assert device == "cuda:1" and non_blocking
+        if len(tensor) == 1 and threading.get_ident() != main:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tensor.clone()
+
+    monkeypatch.setattr(feed, "_copying", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: within(device))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: within("stream"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: calls.append("record"))
+    return calls
+
+
+def test_a_batch_that_finds_no_memory_on_a_gpu_is_copied_when_it_is_needed(pixels, second_gpu):
+    batches = [[f"{n:064x}" for n in group] for group in ([3, 1], [9], [0, 0, 2], [5])]
+    found = [batch[:, 0, 0, 0].tolist() for batch in feed.images(pixels.read, batches, "cuda:1")]
+    assert found == [[3, 1], [9], [0, 0, 2], [5]]
+    assert second_gpu.count("wait for copied") == second_gpu.count("record") == 2
+
+
+def test_copies_to_a_gpu_do_not_touch_another_one(pixels, second_gpu):
+    """Torch sets the stream that a thread had before, and so its GPU, when it leaves a stream of another GPU."""
+    list(feed.images(pixels.read, [[f"{n:064x}" for n in (3, 1)]], "cuda:1"))
+    assert second_gpu[:4] == ["enter cuda:1", "enter stream", "leave stream", "leave cuda:1"]
 
 
 def test_threads_that_read_ahead_keep_the_order():
