@@ -21,8 +21,10 @@ class Best:
         self._kept = kept
         self.epoch = 0
         self._facts: dict[str, float] = {}
-        self._state = self._copies() if started else {}
+        self._state: dict[str, Tensor] = {}
         self._loss = math.inf
+        if started:
+            self._copy()
 
     @property
     def seen(self) -> bool:
@@ -33,11 +35,17 @@ class Best:
         """Whether to stop after this epoch."""
         if self._patience is None or facts["early_stop.loss"] < self._loss:
             self.epoch, self._facts, self._loss = epoch, facts, facts.get("early_stop.loss", math.inf)
-            self._state = self._copies()
+            self._copy()
         return self._patience is not None and epoch - self.epoch >= self._patience
 
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._live.items()} if self._kept else {}
+    @torch.no_grad()
+    def _copy(self) -> None:
+        """Into the same memory each time."""
+        for name, tensor in self._live.items() if self._kept else ():
+            if name in self._state:
+                self._state[name].copy_(tensor)
+            else:
+                self._state[name] = tensor.clone()
 
     @torch.no_grad()
     def restore(self) -> dict[str, float]:
