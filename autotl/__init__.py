@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from autotl.contracts import Objective as Objective
     from autotl.contracts import Optimization as Optimization
     from autotl.contracts import Optimizer as Optimizer
+    from autotl.contracts import ProvidedWeights as ProvidedWeights
     from autotl.contracts import StageInfo as StageInfo
     from autotl.contracts import Strategy as Strategy
     from autotl.contracts import Weight as Weight
+    from autotl.contracts import WeightsProvider as WeightsProvider
     from autotl.contracts import WeightsSource as WeightsSource
     from autotl.engine.heads import logistic_path as logistic_path
     from autotl.engine.heads import standardised as standardised
@@ -91,9 +93,11 @@ _HOME = {
             "Objective",
             "Optimization",
             "Optimizer",
+            "ProvidedWeights",
             "StageInfo",
             "Strategy",
             "Weight",
+            "WeightsProvider",
             "WeightsSource",
         ),
         "autotl.contracts",

@@ -36,7 +36,7 @@ UNEQUAL = 3.0
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where pretrained weights come from: a shipped `file`, a repository on the hub, or a `url`."""
+    """Where pretrained weights come from: a `file` in a package, a repository on the hub, or a `url`."""
 
     file: Path | None = None
     repo: str | None = None
@@ -44,6 +44,40 @@ class WeightsSource:
     url: str | None = None
     sha256: str | None = None
     """The hash that a file from this source must have, where it is known."""
+
+
+@dataclass(frozen=True)
+class ProvidedWeights(WeightsSource):
+    """The pretrained weights of a backbone as a plugin has them: at one of the places of a `WeightsSource`, or what
+    `fetch` gives.
+
+    `sha256` is that of the file before `convert`.
+    """
+
+    fetch: Callable[[Path], object] | None = None
+    """Writes the file to this path, such as from a bucket."""
+    convert: "Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None" = None
+    """Turns the file's tensors into the state dict that the backbone's family reads; without it the file is kept as it
+    is."""
+    license: str = ""
+    """Terms of this file besides those on the backbone's card."""
+
+
+class WeightsProvider(Protocol):
+    """Has pretrained weights of backbones, usually of families of other plugins.
+
+    It is asked if neither the user, the package of the backbone nor a cache has them, before they are downloaded from
+    where their card says. autotl checks the file and keeps it in its cache.
+    """
+
+    def names(self) -> Sequence[str]:
+        """The full names of these backbones, or globs such as `timm:*`."""
+
+    def source(self, name: str) -> ProvidedWeights:
+        """Where the weights of a backbone are. Must be fast, and must not use the network.
+
+        Raises: KeyError if it has none for a name that matches one of its globs.
+        """
 
 
 @dataclass(frozen=True)
@@ -547,6 +581,7 @@ CONTRACTS: dict[str, tuple[type, ...]] = {
     "optimizers": (Optimizer,),
     "adapters": (Adapter,),
     "metrics": (Metric,),
+    "weights": (WeightsProvider,),
 }
 """The interfaces of each kind, of which one is needed."""
 

@@ -86,3 +86,12 @@ def register_metrics(register: Register) -> None:
 
     Called once, when the host starts. A metric is loaded when a training is measured by it.
     """
+
+
+@hookspec
+def register_weights(register: Register) -> None:
+    """Register providers of pretrained weights: `register("our-mirror", load)`, where `load()` returns a
+    `WeightsProvider`.
+
+    Called once, when the host starts. A provider is loaded when a backbone's weights are not on this machine.
+    """

@@ -24,7 +24,10 @@ from autotl.plan import NO_AUGMENTATION
 from autotl.registry import Entry, Owner, Registry, on_stderr
 
 GROUP = "autotl"
-KINDS = ("backbones", "augmentations", "strategies", "methods", "objectives", "optimizers", "adapters", "metrics")
+KINDS = (
+    *("backbones", "weights", "augmentations", "strategies", "methods", "objectives", "optimizers", "adapters"),
+    "metrics",
+)
 """The kinds of things that plugins register: the names of a host's registries, and of the hooks `register_<kind>`."""
 NAME = r"\w[\w.+-]*"
 """Valid names: without characters that have a meaning in lists, globs or `family:architecture@random`."""
@@ -70,6 +73,7 @@ class Host:
 
     def __init__(self, *, blocked: frozenset[str] = frozenset()) -> None:
         self.backbones = Registry("backbone family", "List them: autotl plugins backbones")
+        self.weights = Registry("provider of weights", "List them: autotl plugins weights")
         self.augmentations = Registry("augmentation", "List them: autotl plugins augmentations")
         self.strategies = Registry("strategy", "List them: autotl plugins strategies")
         self.methods = Registry("training method", "List them: autotl plugins methods")

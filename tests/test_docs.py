@@ -7,21 +7,28 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections import Counter
 from contextlib import chdir
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from hatchling import build
+from safetensors.torch import save_file
 
 from autotl import contracts, hookspecs
+from autotl.backbones.catalogue import Catalogue
 from autotl.cli import plugins
 from autotl.cli.main import COMMANDS, main
+from autotl.host import Host
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
@@ -35,6 +42,7 @@ from autotl.testing import (
     ObjectiveTests,
     OptimizerTests,
     StrategyTests,
+    WeightsTests,
 )
 from autotl.testing.lab import Lab, names_of
 
@@ -52,6 +60,7 @@ KITS = {
     "adapters": AdapterTests,
     "methods": type("_Methods", (MethodTests,), {"options": {"nearest-mean": {"shrink": [0.0, 0.5]}}}),
     "metrics": MetricTests,
+    "weights": type("_Weights", (WeightsTests,), {"backbones": ("timm:test_resnet.r160_in1k",)}),
 }
 
 
@@ -83,7 +92,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_listing_is_tested():
     assert set(PYTHON) == {f"{name}.py" for name in PLUGINS} | OTHERS
-    assert len(PLUGINS) == 11
+    assert len(PLUGINS) == 12
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -101,10 +110,11 @@ def test_the_plugins_of_the_tutorial_pass_every_check(name, folder, tmp_path):
                 tests = type("_Tests", (GradientMethodTests,), {"plugin": plugin})()
             for check in (each for each in dir(tests) if each.startswith("test_")):
                 function = getattr(tests, check)
-                given = {"lab": lab, "name": registered, "tmp_path": tmp_path}
-                function(**{key: given[key] for key in inspect.signature(function).parameters})
+                with pytest.MonkeyPatch.context() as patched:
+                    given = {"lab": lab, "name": registered, "tmp_path": tmp_path, "monkeypatch": patched}
+                    function(**{key: given[key] for key in inspect.signature(function).parameters})
                 tried += 1
-    assert tried > 5
+    assert tried > 4
 
 
 def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
@@ -139,6 +149,26 @@ def test_one_search_uses_the_plugins_of_the_tutorial(folder, host, stripes):
 def test_the_other_listings_run(folder):
     assert "written: autotl_dots.safetensors" in run(folder, "save.py")
     assert "name='grey-square'" in run(folder, "try_it.py")
+
+
+def test_the_provider_of_the_tutorial_gives_what_its_server_has(folder, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    mirror, name = import_module("autotl_our_mirror"), "timm:test_resnet.r160_in1k"
+    host = Host()
+    host.add(mirror, "our-mirror")
+    torch.manual_seed(0)
+    network = host.backbones["timm"].item.build("test_resnet.r160_in1k", None)
+    save_file(network.state_dict(), tmp_path / "test_resnet.r160_in1k.safetensors")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(mirror, "SERVER", f"http://127.0.0.1:{server.server_port}")
+    catalogue = Catalogue(host, tmp_path / "cache")
+    built = catalogue.build(catalogue.network(name, seed=0)).state_dict()
+    server.shutdown()
+    server.server_close()
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in built.items())
+    assert catalogue.file(name).provenance.provider == "our-mirror"
 
 
 def run(folder, file):
@@ -284,7 +314,7 @@ def methods_of(protocol):
 
 def test_every_hook_is_documented_with_its_signature():
     hooks = [function for function in vars(hookspecs).values() if hasattr(function, "autotl_spec")]
-    assert len(hooks) == 8
+    assert len(hooks) == 9
     for hook in hooks:
         signature = f"{hook.__name__}({', '.join(inspect.signature(hook).parameters)})"
         assert f"| `{signature}` |" in TUTORIAL, f"plugins/README.md does not document {signature}"
@@ -299,6 +329,7 @@ def test_every_hook_is_documented_with_its_signature():
     "protocol",
     [
         "Family",
+        "WeightsProvider",
         "Augmentation",
         "Strategy",
         "HeadMethod",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from autotl.backbones import sources
 from autotl.backbones import weights as weights_files
+from autotl.backbones.provided import Offer, Provided
 from autotl.backbones.weights import Given, WeightsFile
 from autotl.contracts import BackboneInfo, Family, ModelCard, WeightsSource
 from autotl.errors import PlanError, PluginError, WeightsError, unknown
@@ -44,11 +45,16 @@ class Facts(Record):
     """The hash of their source."""
 
 
+def _raised(error: PluginError) -> None:
+    raise error
+
+
 class Catalogue:
     """Backbones by name.
 
     `named` maps full names to weights files that the user gave; `note` is called once for each with what was read from
-    it. Facts about stages are kept as JSON under `cache_dir`, so that a network is traced only once.
+    it. `skip` is called with the error of each provider of weights that fails, before the next one is asked. Facts
+    about stages are kept as JSON under `cache_dir`, so that a network is traced only once.
     """
 
     def __init__(
@@ -57,8 +63,10 @@ class Catalogue:
         cache_dir: Path,
         named: Mapping[str, Given] | None = None,
         note: Callable[[str], None] = lambda text: None,
+        skip: Callable[[PluginError], None] = _raised,
     ) -> None:
         self.host = host
+        self.provided = Provided(host, cache_dir, note, skip)
         self.cache_dir = cache_dir
         self.named = dict(named or {})
         self._note = note
@@ -129,19 +137,25 @@ class Catalogue:
 
     def available(self, name: str) -> bool:
         """Whether the backbone can be built without downloading anything."""
-        return self.file(name) is not None or self._kind(name) != "sha256"
+        if self._kind(name) != "sha256" or self.file(name) is not None:
+            return True
+        return any(offer.source.file for offer in self.provided.offers(name))
 
     def reachable(self, name: str) -> bool:
         """Whether the backbone's weights are on this machine or can be downloaded; answers within seconds."""
-        return self.available(name) or weights_files.reachable(self._source(name))
+        if self.available(name) or any(offer.reachable for offer in self.provided.offers(name)):
+            return True
+        return weights_files.reachable(self._source(name))
 
     def obtain(self, name: str) -> None:
-        """Download the backbone's weights unless they are already on this machine.
+        """Get the backbone's weights from a plugin or download them, unless they are already on this machine.
 
         Raises: WeightsError if they are not available.
         """
-        if not self.available(name):
-            self._files[name] = weights_files.fetch(name, self._source(name))
+        if self._kind(name) != "sha256" or self.file(name) is not None:
+            return
+        provided = self.provided.obtain(name, lambda file: self._split(name, self.card(name).input, file, seed=0))
+        self._files[name] = provided or weights_files.fetch(name, self._source(name))
 
     def weights(self, name: str, seed: int) -> str:
         """The weights as a plan records them: `sha256:<hex>`, `random:<seed>` or `none`."""
@@ -166,20 +180,30 @@ class Catalogue:
         card = self.card(name)
         return [card.input, *(card.input.at(size) for size in card.sizes)]
 
+    def offer(self, name: str) -> Offer | None:
+        """Where `obtain` looks first for weights that are not on this machine: the first plugin that has them."""
+        return next(self.provided.offers(name), None)
+
     def download_bytes(self, name: str) -> int | None:
-        """Bytes that `obtain` would download, None if the server does not report it."""
-        return weights_files.download_bytes(self._source(name))
+        """Bytes that `obtain` would download, None if that is not known."""
+        offer = self.offer(name)
+        source = offer.source if offer else self._source(name)
+        return weights_files.download_bytes(source) if source.url or source.repo else None
 
     def file(self, name: str) -> WeightsFile | None:
         """The weights file of a backbone, None if it has none or the file is not on this machine."""
         found = self._files.get(name)
         if found is None or found.changed:
-            named = self.named.get(name)
-            path = named.path if named else None
-            found = weights_files.find(name, self._source(name), path) if self._kind(name) == "sha256" else None
+            found = self._found(name) if self._kind(name) == "sha256" else None
             if found:
                 self._files[name] = found
         return found
+
+    def _found(self, name: str) -> WeightsFile | None:
+        source, named = self._source(name), self.named.get(name)
+        if named or source.file:
+            return weights_files.find(name, source, named.path if named else None)
+        return self.provided.file(name) or weights_files.find(name, source)
 
     def build(self, network: Network) -> "Stages":
         """The backbone's stages on the CPU, with the weights that a plan recorded.

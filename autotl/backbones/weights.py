@@ -1,7 +1,7 @@
 """Finds and downloads pretrained weights; `checkpoint` reads them.
 
-The order is: the file that the user names, the shipped file, the local caches of the hub and of torch, the download
-server. Nothing here ever replaces pretrained weights by random ones.
+The order is: the file that the user names, the shipped file, the caches of autotl, the hub and torch, plugins that
+provide weights (`provided`), the download server. Nothing here ever replaces pretrained weights by random ones.
 """
 
 import hashlib
@@ -15,14 +15,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urlparse
 
-from autotl.contracts import WeightsSource
+from autotl.contracts import ProvidedWeights, WeightsSource
 from autotl.errors import WeightsError, missing, one_line
+from autotl.plan import Record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from autotl.backbones.checkpoint import Convert, Rename
 
+FILENAME = "model.safetensors"
+"""The weights file of a repository on the hub, unless its source names another one."""
 REACH_SECONDS = 5.0
 """How long to wait for a server before its backbones, unless named by the user, are skipped. Mirrors and proxies take a
 second or two."""
@@ -43,6 +46,28 @@ class Given:
     """The terms of its weights, if the file came with some."""
 
 
+class Provenance(Record):
+    """Where a file in autotl's cache came from."""
+
+    file: str
+    sha256: str
+    published: str
+    """The SHA-256 of the file that its provider has: another one, if it was converted."""
+    converted: bool
+    provider: str
+    distribution: str
+    version: str
+    license: str
+    """Terms that the provider states."""
+
+    @property
+    def owner(self) -> dict[str, str]:
+        return {self.distribution: self.version}
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """A weights file on this machine, its hash, and where it was found."""
@@ -52,11 +77,23 @@ class WeightsFile:
     origin: Literal["named", "shipped", "cache", "downloaded"]
     stamp: tuple[int, ...]
     """Inode, size and modification time: they show cheaply whether the file has changed."""
+    provenance: Provenance | None = None
+    """Of a file that a plugin provided."""
 
     @classmethod
-    def at(cls, path: Path, origin: Literal["named", "shipped", "cache", "downloaded"]) -> Self:
+    def at(
+        cls,
+        path: Path,
+        origin: Literal["named", "shipped", "cache", "downloaded"],
+        provenance: Provenance | None = None,
+    ) -> Self:
         stamp = _stamp(path)
-        return cls(path, file_hash(path), origin, stamp)
+        return cls(path, file_hash(path), origin, stamp, provenance)
+
+    @property
+    def found(self) -> str:
+        """How it came to this machine."""
+        return f"{self.origin}, from {self.provenance}" if self.provenance else self.origin
 
     @property
     def changed(self) -> bool:
@@ -92,7 +129,7 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
     Raises: WeightsError if the server does not answer in time, or refuses.
     """
     try:
-        _ask(source)  # first, because the hub's client retries a download from a silent server for a minute
+        ask(source)  # first, because the hub's client retries a download from a silent server for a minute
     except Exception as error:
         raise WeightsError(
             f"The weights of '{name}' are not on this machine, and {server(source)} is out of reach or refuses: "
@@ -101,24 +138,34 @@ def fetch(name: str, source: WeightsSource) -> WeightsFile:
         ) from error
     try:
         if source.repo:
-            from huggingface_hub import hf_hub_download
-
-            path = Path(hf_hub_download(source.repo, source.filename or "model.safetensors"))
+            path = from_hub(source)
         else:
-            import torch
-
             path = _torch_cache(source)
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(str(source.url), str(path), hash_prefix=source.sha256, progress=False)
+            download(source, path)
     except Exception as error:
         raise WeightsError(f"The weights of '{name}' could not be downloaded: {one_line(error, 300)}") from error
     return _checked(name, source, WeightsFile.at(path, "downloaded"))
 
 
+def from_hub(source: WeightsSource) -> Path:
+    """The file in the hub's cache, downloaded if necessary."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(str(source.repo), source.filename or FILENAME))
+
+
+def download(source: WeightsSource, file: Path) -> None:
+    """Download from the `url` of a source; a file that is incomplete or has another hash is not kept."""
+    import torch
+
+    torch.hub.download_url_to_file(str(source.url), str(file), hash_prefix=source.sha256, progress=False)
+
+
 def download_bytes(source: WeightsSource) -> int | None:
     """Bytes that `fetch` would download, None if the server does not report it."""
     try:
-        return _ask(source)
+        return ask(source)
     except Exception:
         return None
 
@@ -129,16 +176,16 @@ def reachable(source: WeightsSource) -> bool:
         return False
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def ask() -> None:
+    def answer() -> None:
         try:
-            _ask(source)
+            ask(source)
         except Exception:
             answers.put(False)
         else:
             answers.put(True)
 
     # A DNS lookup ignores timeouts, so the wait is bounded from outside.
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=answer, daemon=True).start()
     try:
         return answers.get(timeout=REACH_SECONDS)
     except queue.Empty:
@@ -146,7 +193,7 @@ def reachable(source: WeightsSource) -> bool:
         return False
 
 
-def _ask(source: WeightsSource) -> int | None:
+def ask(source: WeightsSource) -> int | None:
     """Size of a weights file in bytes, None if the server does not report it.
 
     Uses the client that would download it, because that one respects mirrors, proxies and offline mode.
@@ -156,8 +203,8 @@ def _ask(source: WeightsSource) -> int | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode
 
     if source.repo:
-        return get_hf_file_metadata(hf_hub_url(source.repo, source.filename or "model.safetensors")).size
-    if is_offline_mode():
+        return get_hf_file_metadata(hf_hub_url(source.repo, source.filename or FILENAME)).size
+    if is_offline_mode() and not isinstance(source, ProvidedWeights):  # a server of a plugin may be internal
         raise WeightsError("HF_HUB_OFFLINE is set.")
     request = urllib.request.Request(str(source.url), method="HEAD")
     try:
@@ -235,7 +282,7 @@ def _cached(source: WeightsSource) -> Path | None:
     if source.repo:
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(source.repo, source.filename or "model.safetensors")
+        path = try_to_load_from_cache(source.repo, source.filename or FILENAME)
         return Path(path) if isinstance(path, str) else None
     path = _torch_cache(source)
     return path if path.is_file() else None

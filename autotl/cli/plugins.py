@@ -37,6 +37,7 @@ class Template:
 KINDS_OF_NEW = {
     "strategy": Template("late-probe", ("strategies",), "--strategies {}"),
     "backbone": Template("plain-nets", ("backbones",), "--backbones {}:w16.photos@random"),
+    "weights": Template("our-mirror", ("weights",), "--backbones timm:resnet18.a1_in1k"),
     "augmentation": Template("grey-square", ("augmentations",), "--augmentations none,{}"),
     "method": Template("nearest-mean", ("methods", "strategies"), "--strategies {}"),
     "objective": Template("logit-adjusted", ("objectives",), "--objectives cross-entropy,{}"),
@@ -184,8 +185,12 @@ def _class(name: str) -> str:
 def _host(plugins: Sequence[Path]) -> Host:
     host = Host.from_environment(plugins)
     for problem in host.problems:
-        output.echo(f"Warning: {problem}", err=True)
+        _warn(problem)
     return host
+
+
+def _warn(problem: object) -> None:
+    output.echo(f"Warning: {problem}", err=True)
 
 
 def _list(host: Host, kinds: Sequence[str], pattern: str | None = None) -> None:
@@ -209,7 +214,7 @@ def _backbones(host: Host, pattern: str) -> None:
     from autotl.backbones.catalogue import Catalogue
     from autotl.tracking.folder import cache_dir
 
-    catalogue = Catalogue(host, cache_dir(None))
+    catalogue = Catalogue(host, cache_dir(None), skip=_warn)
     names = catalogue.expand([pattern if ":" in pattern else f"{pattern}:*"])
     if names == [pattern]:
         from autotl.report import backbones, tables
@@ -222,7 +227,7 @@ def _backbones(host: Host, pattern: str) -> None:
         try:
             card = catalogue.card(name)
         except PluginError as error:
-            output.echo(f"Warning: {error}", err=True)
+            _warn(error)
             continue
         size = f"{card.input.size} px"
         rows.append((name, f"{size:<8}{'; '.join(part for part in (card.source, card.note) if part)}"))

@@ -61,7 +61,13 @@ def command(
     setup = TransferPlan.from_json(plan.read_bytes(), name=str(plan))
     with terminal.watcher(quiet=as_json) as watcher:
         given = bundle.given(weights)
-        catalogue = Catalogue(Host.from_environment(plugins), folder.cache_dir(cache_dir), given, watcher.note)
+        catalogue = Catalogue(
+            Host.from_environment(plugins),
+            folder.cache_dir(cache_dir),
+            given,
+            watcher.note,
+            lambda problem: watcher.note(f"Warning: {problem}"),
+        )
         bench = Bench.open(
             data,
             [setup.input],

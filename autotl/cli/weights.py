@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """List and download pretrained weights.
+    """List and get pretrained weights.
 
     \b
     autotl weights list
@@ -29,17 +29,17 @@ def list_(patterns: tuple[str, ...], plugins: tuple[Path, ...]) -> None:
     """List where the weights of backbones are.
 
     PATTERNS are names of backbones, with * and ? for any characters; without PATTERNS, the backbones that a search
-    uses by default are listed.
+    uses by default are listed, and those whose weights a plugin provides.
 
     \b
     autotl weights list
     autotl weights list 'timm:resnet18*'
     """
     from autotl.report import backbones
-    from autotl.study.pool import LARGE, SHIPPED, SMALL
+    from autotl.study import pool
 
     catalogue = _catalogue(plugins)
-    names = catalogue.expand(patterns or (*SHIPPED, *SMALL, *LARGE))
+    names = catalogue.expand(patterns) if patterns else pool.usual(catalogue, _warn)
     output.echo_list((name, backbones.where(catalogue, name)) for name in names)
 
 
@@ -47,10 +47,10 @@ def list_(patterns: tuple[str, ...], plugins: tuple[Path, ...]) -> None:
 @click.argument("patterns", nargs=-1, required=True)
 @options.plugins
 def fetch(patterns: tuple[str, ...], plugins: tuple[Path, ...]) -> None:
-    """Download the weights of backbones, and print each path.
+    """Get the weights of backbones from a plugin or by download, and print each path.
 
-    PATTERNS are names of backbones, with * and ? for any characters. The files are written to the caches of the
-    Hugging Face hub and of torch.
+    PATTERNS are names of backbones, with * and ? for any characters. Downloaded files are written to the caches of the
+    Hugging Face hub and of torch, those of plugins to autotl's own.
 
     \b
     autotl weights fetch timm:resnet18.a1_in1k
@@ -70,4 +70,11 @@ def _catalogue(plugins: tuple[Path, ...]) -> "Catalogue":
     from autotl.host import Host
     from autotl.tracking import folder
 
-    return Catalogue(Host.from_environment(plugins), folder.cache_dir(None))
+    host = Host.from_environment(plugins)
+    for problem in host.problems:
+        _warn(problem)
+    return Catalogue(host, folder.cache_dir(None), note=lambda text: output.echo(text, err=True), skip=_warn)
+
+
+def _warn(problem: object) -> None:
+    output.echo(f"Warning: {problem}", err=True)

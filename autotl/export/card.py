@@ -65,6 +65,10 @@ def license(plan: TransferPlan, catalogue: Catalogue) -> str:
     else:
         of = f"They were made from the pretrained weights of {plan.backbone}, whose terms also apply to them."
         terms = [of, *_published(known)]
+        file = catalogue.file(plan.backbone)
+        if file and (known_by := file.provenance):
+            own = f"\nIts terms: {known_by.license}" if known_by.license else ""
+            terms.append(f"Provided by: {known_by}, from a file with SHA-256 {known_by.published}{own}")
     return "\n\n".join([_TITLE, *terms, _OWN]) + "\n"
 
 

@@ -54,5 +54,7 @@ def where(catalogue: Catalogue, name: str) -> str:
     """Where the weights of a backbone are, or how to get them."""
     file = catalogue.file(name)
     if file:
-        return f"{file.path}  {file.path.stat().st_size / 1e6:.1f} MB  sha256 {file.sha256[:12]}…  ({file.origin})"
+        return f"{file.path}  {file.path.stat().st_size / 1e6:.1f} MB  sha256 {file.sha256[:12]}…  ({file.found})"
+    if offer := catalogue.offer(name):
+        return f"provided by {offer.owner.distribution} {offer.owner.version}"
     return "needs none" if catalogue.available(name) else f"not on this machine: autotl weights fetch {name}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from autotl.backbones import provided
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import AutotlError, PluginError, one_line
 from autotl.host import Host
@@ -42,7 +43,7 @@ def checks(host: Host, home: Path, cache_dir: Path) -> Iterator[Check]:
     found = len(list(studies(home)))
     yield _folder("workspace", home, f"{found} {'study' if found == 1 else 'studies'}")
     yield _folder("cache", cache_dir, f"{_bytes(cache_dir) / 1e9:.1f} GB")
-    catalogue = Catalogue(host, cache_dir)
+    catalogue = Catalogue(host, cache_dir, skip=lambda error: None)  # `_plugins` reports it
     yield from _weights(catalogue)
     yield from _plugins(catalogue)
 
@@ -118,7 +119,7 @@ def _bytes(folder: Path) -> int:
 
 def _weights(catalogue: Catalogue) -> Iterator[Check]:
     broken: list[PluginError] = []
-    for name in pool.of_families_here(catalogue, (*pool.SHIPPED, *pool.SMALL, *pool.LARGE), broken.append):
+    for name in pool.usual(catalogue, broken.append):
         try:
             file = catalogue.file(name)
         except PluginError as error:
@@ -128,7 +129,9 @@ def _weights(catalogue: Catalogue) -> Iterator[Check]:
             yield Check(name, one_line(error), "reinstall autotl", wrong=True)
             continue
         if file:
-            yield Check(name, f"on this machine ({file.origin}), {file.path.stat().st_size / 1e6:.1f} MB")
+            yield Check(name, f"on this machine ({file.found}), {file.path.stat().st_size / 1e6:.1f} MB")
+        elif offer := catalogue.offer(name):
+            yield Check(name, f"provided by {offer.owner.distribution} {offer.owner.version}")
         else:
             yield Check(name, "not on this machine", f"autotl weights fetch {name}")
     for problem in broken:
@@ -152,6 +155,8 @@ def _plugins(catalogue: Catalogue) -> Iterator[Check]:
                 try:
                     if kind == "backbones":
                         _whole(entry, catalogue)
+                    elif kind == "weights":
+                        _provides(entry)
                     else:
                         _ = entry.item
                 except AutotlError as error:
@@ -173,6 +178,13 @@ def _whole(family: Entry, catalogue: Catalogue) -> None:
         weights = catalogue.card(f"{family.name}:{name}").weights
         if weights and weights.file:
             catalogue.file(f"{family.name}:{name}")
+
+
+def _provides(provider: Entry) -> None:
+    """Raises: AutotlError for a provider of weights that fails, or whose files are missing or damaged."""
+    for name in provided.names_of(provider):
+        if offer := provided.offer_of(provider, name):
+            offer.check()
 
 
 def _broken(owner: Owner, problem: object) -> Check:

@@ -21,7 +21,7 @@ from autotl.registry import Entry
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
-from autotl.study.owners import absent, require_reachable, require_same
+from autotl.study.owners import absent, require_reachable, require_same, require_weights
 from autotl.study.settings import Settings
 from autotl.study.space import DRAWN
 from autotl.study.storage import SharedStudy
@@ -77,7 +77,10 @@ class Joining:
         self.columns = columns.or_those(definition.columns, self.data)
         self.device = devices.resolve(device)
         self.budget = shared.budget if shared else Budget(None, time.monotonic())
-        self.catalogue = Catalogue(host, cache_dir, bundle.given(weights), watcher.note)
+        given = bundle.given(weights)
+        self.catalogue = Catalogue(
+            host, cache_dir, given, watcher.note, lambda error: watcher.note(f"Warning: {error}")
+        )
         kind, wanted = devices.kind(self.device), definition.device
         if kind != wanted:
             raise StudyError(f"The search runs on {wanted}, this worker on {kind}. Use --device {wanted}.")
@@ -88,6 +91,7 @@ class Joining:
                 )
         self.missing: list[str] = study.terms["missing"]
         require_same(host, definition.owners, definition.plugins, self.missing)
+        require_weights(self.catalogue, definition, self.missing)
         there = definition.backbones
         self._backbones = [name for name in there if f"backbones {name.partition(':')[0]}" not in self.missing]
         for name in self._backbones:

@@ -31,7 +31,7 @@ from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.fixed import DRAWS, drawn_by, not_drawn, require_known
 from autotl.study.inputs import Inputs
-from autotl.study.owners import absent, missing, owners_of, used_by
+from autotl.study.owners import absent, missing, owners_of, providers_of, require_weights, used_by
 from autotl.study.settings import Settings
 from autotl.study.space import ALL_UNNAMED, DRAWN, head_kinds, head_name
 from autotl.study.storage import SharedStudy, check_url
@@ -88,7 +88,7 @@ class Opening:
         watcher.budget(self.budget.until_the_end)
         self.device = devices.resolve(settings.device)
         self.cache_dir = cache_dir(settings.cache_dir)
-        self.catalogue = Catalogue(host, self.cache_dir, bundle.given(settings.weights), watcher.note)
+        self.catalogue = Catalogue(host, self.cache_dir, bundle.given(settings.weights), watcher.note, self.skip)
         self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
         # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
@@ -100,6 +100,8 @@ class Opening:
             if before
             else frozenset()
         )
+        if before:
+            require_weights(self.catalogue, before, self.missing)
         self.strategies = self._chosen("strategies", settings.strategies, before.strategies if before else None)
         self.drawn = {
             kind: self._chosen(kind, getattr(settings, kind), getattr(before, kind) if before else None)
@@ -338,8 +340,9 @@ class Opening:
         if storage:
             check_url(storage)
         weights = {name: self._network(name).weights for name in backbones}
-        theirs = {}
+        theirs, providers = {}, providers_of(self.catalogue, backbones)
         if before:  # plugins that are missing now are unused so far, and may be installed again later
+            providers = {**before.providers, **providers}
             weights = {name: weights.get(name, known) for name, known in before.backbones.items()}
             theirs = {what: before.owners[what] for what in self.missing}
         definition = Definition(
@@ -351,6 +354,7 @@ class Opening:
             fingerprint=dataset.fingerprint,
             classes=dataset.classes,
             backbones=weights,
+            providers=providers,
             skipped=before.skipped if before else tuple(sorted({*self._named, *self.pool.backbones} - set(backbones))),
             strategies=tuple(self.strategies),
             augmentations=tuple(self.drawn["augmentations"]),

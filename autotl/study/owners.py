@@ -8,6 +8,7 @@ from autotl.engine.fit import components
 from autotl.errors import PluginError, StudyError
 from autotl.host import KINDS, Host
 from autotl.registry import CONTENT, Entry, Owner, to_install
+from autotl.tracking.folder import Definition
 from autotl.tracking.log import TrialRecord
 
 Owners = dict[str, dict[str, str]]
@@ -111,6 +112,30 @@ def require_reachable(host: Host, plugins: Mapping[str, str]) -> None:
             raise StudyError(
                 f"The search uses the plugin '{name}', an object in its own process that a worker cannot load. Save "
                 "it as a file, and start the search with plugins=['FILE.py']."
+            )
+
+
+def providers_of(catalogue: Catalogue, backbones: Iterable[str]) -> Owners:
+    """The distributions whose plugins provided the weights of these backbones."""
+    files = {name: catalogue.file(name) for name in backbones}
+    return {name: file.provenance.owner for name, file in files.items() if file and file.provenance}
+
+
+def require_weights(catalogue: Catalogue, definition: Definition, lacking: Collection[str]) -> None:
+    """Raises: StudyError, with what to install, if weights that a plugin provided are not on this machine any more.
+
+    `lacking`: what the search continues without.
+    """
+    for name, provider in definition.providers.items():
+        if f"backbones {name.partition(':')[0]}" in lacking:
+            continue
+        file = catalogue.file(name)
+        same = file is not None and definition.backbones[name] == f"sha256:{file.sha256}"
+        if not same and not (name in catalogue.named or catalogue.offer(name)):
+            raise StudyError(
+                f"The study uses weights of '{name}' that {' '.join(*provider.items())} provided, which is not "
+                f"installed or is broken, and the cache no longer has them. {_advice(provider)}, use --weights "
+                f"{name}=FILE, or start another study: --study NAME"
             )
 
 

@@ -89,6 +89,12 @@ def of_families_here(catalogue: Catalogue, patterns: Sequence[str], skip: Callab
     return found
 
 
+def usual(catalogue: Catalogue, skip: Callable[[PluginError], None]) -> list[str]:
+    """The backbones of all pools, and those whose weights a plugin provides, without families that are missing."""
+    patterns = dict.fromkeys((*SHIPPED, *SMALL, *LARGE, *catalogue.provided.names()))
+    return of_families_here(catalogue, list(patterns), skip)
+
+
 def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
     """Report what is skipped and what will be downloaded, and ask before a large download.
 
@@ -106,12 +112,12 @@ def announce(pool: Pool, watcher: Watcher, yes: bool) -> None:
 
 
 def download(catalogue: Catalogue, pool: Pool, required: Container[str], skip: Callable[[WeightsError], None]) -> Pool:
-    """The pool after its downloads, without backbones whose download failed.
+    """The pool after its weights were downloaded or provided by plugins, without backbones for which that failed.
 
     Raises: WeightsError if one of these is `required`.
     """
     failed = []
-    for name in pool.downloads:
+    for name in pool.backbones:
         try:
             catalogue.obtain(name)
         except WeightsError as error:

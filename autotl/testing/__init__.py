@@ -16,6 +16,7 @@ from autotl.testing.methods import MethodTests
 from autotl.testing.metrics import MetricTests
 from autotl.testing.strategies import StrategyTests
 from autotl.testing.training import AdapterTests, GradientMethodTests, ObjectiveTests, OptimizerTests
+from autotl.testing.weights import WeightsTests
 
 __all__ = [
     "AdapterTests",
@@ -27,4 +28,5 @@ __all__ = [
     "ObjectiveTests",
     "OptimizerTests",
     "StrategyTests",
+    "WeightsTests",
 ]

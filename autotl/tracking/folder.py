@@ -34,6 +34,8 @@ class Definition(Record):
     classes: tuple[str, ...]
     backbones: dict[str, str]
     """Every backbone to search over, with its weights as a plan records them."""
+    providers: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
+    """The distribution, with its version, whose plugin provided the weights of a backbone, by backbone."""
     skipped: tuple[str, ...] = ()
     """Backbones that were requested but failed, or for which the budget was too short."""
     strategies: tuple[str, ...]
@@ -62,10 +64,10 @@ class Definition(Record):
     def differences(self, other: "Definition") -> dict[str, str]:
         """Each key that differs, with `this → other`; of a table each name in it, as in `versions timm`.
 
-        The location of the images, the names of their columns and the files of plugins are not compared; what plugins
-        provide is, by `owners`.
+        The location of the images, the names of their columns, the files of plugins and the providers of weights are
+        not compared; what plugins register is, by `owners`, and weights by their hashes.
         """
-        mine, theirs = self.model_dump(exclude={"data", "columns", "plugins"}), other.model_dump()
+        mine, theirs = self.model_dump(exclude={"data", "columns", "plugins", "providers"}), other.model_dump()
         found = {}
         for key, value in mine.items():
             named = isinstance(value, dict)

@@ -1,19 +1,21 @@
 """Each check of the conformance kit fails for a plugin that breaks it, with a message."""
 
 import random
+import socket
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from autotl import FittedHead, Head, Phase, Stop, Training, hookimpl, load_weights, logistic_path
+from autotl import FittedHead, Head, Phase, ProvidedWeights, Stop, Training, hookimpl, load_weights, logistic_path
 from autotl.contracts import ModelCard, WeightsSource
 from autotl.errors import PluginError
-from autotl.testing import AugmentationTests, BackboneTests, MethodTests, MetricTests, StrategyTests
+from autotl.testing import AugmentationTests, BackboneTests, MethodTests, MetricTests, StrategyTests, WeightsTests
 from autotl.testing.lab import Lab, TinyFamily, TinyNetwork
 from autotl.testing.plugins import PluginTests
 
@@ -808,6 +810,86 @@ from autotl import hookimpl
 def register_strategies(register):
     register("mine", dict, summary="nothing")
 """
+
+
+class Share:
+    """Provides the weights of two networks from a folder."""
+
+    def __init__(self, folder, says=("timm:test_resnet.r160_in1k",), **more):
+        self._names, self._more = says, {"file": folder / "weights.safetensors", **more}
+
+    def names(self):
+        return self._names
+
+    def source(self, name):
+        return ProvidedWeights(**self._more)
+
+
+class Asking(Share):
+    def source(self, name):
+        socket.getaddrinfo("weights.invalid", 443)
+
+
+class Drawing(Share):
+    def source(self, name):
+        random.random()
+        return super().source(name)
+
+
+def halved(state):
+    return dict([*state.items()][::2])
+
+
+def stirred(state):
+    return {name: value + np.random.rand() for name, value in state.items()}
+
+
+class TestWeights:
+    class Checks(WeightsTests):
+        backbones = ("timm:test_resnet.r160_in1k",)
+
+    @pytest.fixture(autouse=True)
+    def _file(self, tmp_path, host):
+        network = host.backbones["timm"].item.build("test_resnet.r160_in1k", None)
+        save_file(network.state_dict(), tmp_path / "weights.safetensors")
+
+    @pytest.mark.parametrize(
+        ("make", "check", "says"),
+        [
+            (lambda at: Share(at, says=()), "names_are", "lists no names"),
+            (lambda at: Share(at, says=("tim:x",)), "names_are", "lists 'tim:x', which no installed family has"),
+            (lambda at: Share(at, says=("tim:*",)), "names_are", "lists 'tim:.', which no installed family has"),
+            (lambda at: Share(at, says=("reference:pixels",)), "names_are", "'reference:pixels', .* uses no weights"),
+            (Asking, "says_where", "uses the network to say where weights are"),
+            (Drawing, "says_where", "draws from a global generator or seeds it: random"),
+            (lambda at: Share(at, says=("timm:resnet18",)), "says_where", "r160_in1k' matches no name or glob"),
+            (lambda at: Share(at, convert=halved), "files_are", "cannot be used: .*missing"),
+            (lambda at: Share(at, convert=stirred), "files_are", "draws from a global generator"),
+        ],
+    )
+    def test_a_broken_one_is_refused(self, lab_for, tmp_path, monkeypatch, make, check, says):
+        lab, checks = lab_for("weights", make(tmp_path)), self.Checks()
+        name = next(name for name in dir(checks) if check in name)
+        more = {"says_where": {"monkeypatch": monkeypatch}, "files_are": {"tmp_path": tmp_path}}
+        refused(getattr(checks, name), lab, says, **more.get(check, {}))
+
+    def test_a_damaged_file_is_refused(self, lab_for, tmp_path):
+        lab = lab_for("weights", Share(tmp_path, sha256="0" * 8))
+        with pytest.raises(PluginError, match="weights.safetensors is damaged or not the right file"):
+            self.Checks().test_its_files_are_weights_of_their_backbones(lab, "mine", tmp_path)
+
+    def test_a_sound_one_passes_whether_its_file_is_here_or_not(self, lab_for, tmp_path, monkeypatch):
+        lab, checks = lab_for("weights", Share(tmp_path)), self.Checks()
+        checks.test_its_names_are_those_of_backbones_with_weights(lab, "mine")
+        checks.test_its_files_are_weights_of_their_backbones(lab, "mine", tmp_path)
+        away = lab_for("weights", Share(tmp_path, file=None, url="https://unreachable.invalid/x.pth", sha256="00"))
+        checks.test_it_says_where_they_are_without_the_network(away, "mine", monkeypatch)
+        checks.test_its_files_are_weights_of_their_backbones(away, "mine", tmp_path)
+
+    def test_only_globs_need_a_name_to_try(self, lab_for, tmp_path):
+        lab = lab_for("weights", Share(tmp_path, says=("timm:*",)))
+        with pytest.raises(AssertionError, match="'mine' lists only globs. Name backbones to try"):
+            WeightsTests().test_its_files_are_weights_of_their_backbones(lab, "mine", tmp_path)
 
 
 def test_an_entry_module_is_light_and_silent(tmp_path, monkeypatch):
