@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -40,23 +41,23 @@ def installed(tmp_path_factory):
 def run(installed, tmp_path):
     """Runs Python where they are installed."""
 
-    def call(*words):
+    def call(*words, code=0, **environment):
         path = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
             [sys.executable, *map(str, words)],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
 
     return call
 
 
 def test_these_are_the_distributions():
-    assert DISTRIBUTIONS == ["autotl-head2toe", "autotl-late-probe", "autotl-ssf"]
+    assert DISTRIBUTIONS == ["autotl-efficientnet-lite", "autotl-head2toe", "autotl-late-probe", "autotl-ssf"]
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -94,3 +95,27 @@ def test_a_search_draws_the_adapter_and_the_objective_of_a_plugin(run, stripes):
     assert "poly-1" in {training["objective"]["name"] for training in trainings}
     assert all(plan["requires"]["autotl-ssf"] == "0.1.0" for plan in plans)
     assert "no probability differs by more than" in run("-m", "autotl", "export", "mine", "--format", "onnx")
+
+
+LITE = "timm:tf_efficientnet_lite0.in1k"
+
+
+def test_a_search_starts_from_the_weights_of_a_package_and_resumes_without_the_plugin(run, stripes):
+    for image in stripes.glob("*/[12]?.png"):  # ten of each class are enough
+        image.unlink()
+    search = ["-m", "autotl", "search", stripes, "--backbones", LITE, "--strategies", "linear-probe", "--no-mlflow"]
+    search += ["--device", "cpu", "--reruns", 0, "--no-compare", "--study", "mine", "--trials"]
+    run(*search, 1)
+    assert run("-m", "autotl", "weights", "list", LITE).endswith("(cache, from autotl-efficientnet-lite 0.1.0)\n")
+    folder = Path(os.environ["AUTOTL_HOME"], "mine")
+    study = json.loads((folder / "study.json").read_text())
+    assert study["providers"] == {LITE: {"autotl-efficientnet-lite": "0.1.0"}}
+    terms = (folder / "bundle" / "LICENSE").read_text()
+    assert "Terms: apache-2.0" in terms and "Copyright (c) 2020, ML Illustrated" in terms
+
+    without = {"AUTOTL_DISABLE_PLUGINS": "efficientnet-lite"}
+    assert "2 trials" in run(*search, 2, **without)
+    shutil.rmtree(Path(os.environ["XDG_CACHE_HOME"], "autotl", "weights"))
+    assert "Install the study's version (pip install autotl-efficientnet-lite==0.1.0)" in run(
+        *search, 3, code=2, **without
+    )

@@ -370,6 +370,7 @@ def lines():
         README,
         (ROOT / "plugins/autotl-head2toe/README.md").read_text(),
         (ROOT / "plugins/autotl-ssf/README.md").read_text(),
+        (ROOT / "plugins/autotl-efficientnet-lite/README.md").read_text(),
     ):
         for block in text.split("```")[1::2]:
             for line in block.replace("\\\n", "").splitlines():

@@ -16,6 +16,7 @@ PAGES = (
     "studies/README.md",
     "plugins/autotl-head2toe/README.md",
     "plugins/autotl-ssf/README.md",
+    "plugins/autotl-efficientnet-lite/README.md",
 )
 PUBLIC = ("__init__.py", "api.py", "contracts.py", "hookspecs.py", "plan.py", "errors.py", "cli/", "testing/")
 """Modules of autotl whose docstrings users and authors of plugins read, `--help` included."""

@@ -103,8 +103,9 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     type=click.Choice(["auto", "shipped", "small", "large"]),
     default="auto",
     show_default=True,
-    help="Backbones if --backbones is not given. shipped: those that come with autotl; small: also two small ImageNet "
-    "networks (57 MB to download); large: also three larger ones (305 MB); auto: large on a GPU, otherwise small.",
+    help="Backbones if --backbones is not given. shipped: those that come with autotl; small: also three small "
+    "ImageNet networks (76 MB to download, 57 MB with autotl[lite]); large: also three larger ones (305 MB); auto: "
+    "large on a GPU, otherwise small.",
 )
 @options.names("--strategies", help="Strategies to search over. [default: all]")
 @options.names("--augmentations", help="Augmentations to search over. [default: all]")

@@ -9,7 +9,7 @@ from autotl.errors import PluginError, StudyError, WeightsError
 from autotl.study.watch import Watcher
 
 SHIPPED = ("autotl:*",)
-SMALL = ("timm:mobilenetv3_small_100.lamb_in1k", "timm:resnet18.a1_in1k")
+SMALL = ("timm:tf_efficientnet_lite0.in1k", "timm:mobilenetv3_small_100.lamb_in1k", "timm:resnet18.a1_in1k")
 LARGE = (
     "timm:resnet50.a1_in1k",
     "timm:convnext_tiny.fb_in22k_ft_in1k",
@@ -47,7 +47,7 @@ def choose(
     `required`: names that the user wrote out in full. For others `skip` is called with the error if their plugin
     cannot build them.
 
-    `pool` is `shipped` (what comes with autotl), `small` or `large` (plus two small or three large ImageNet
+    `pool` is `shipped` (what comes with autotl), `small` or `large` (plus three small or three large ImageNet
     networks), or `auto`: `large` on a GPU, else `small`.
 
     Raises: WeightsError if a backbone that the user named is not available. One from the pool is skipped.
