@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from autotl.backbones import sources
+from autotl.backbones import compiler, sources
 from autotl.backbones import weights as weights_files
 from autotl.backbones.provided import Offer, Provided
 from autotl.backbones.weights import Given, WeightsFile
@@ -25,6 +25,7 @@ from autotl.registry import Entry, Owner, on_stderr
 if TYPE_CHECKING:
     from torch import nn
 
+    from autotl.backbones.splitting import Traced
     from autotl.backbones.stages import Stages
 
 RANDOM = "@random"
@@ -73,6 +74,7 @@ class Catalogue:
         self._noted: set[str] = set()
         self._files: dict[str, WeightsFile] = {}
         self._facts: dict[tuple[str, int], Facts] = {}
+        self._traced: dict[tuple[str, str, int], Traced] = {}
         for name in self.named:
             if self.card(name).weights is None or name.endswith(RANDOM):
                 raise WeightsError(f"--weights {name}=…: '{name}' does not use a weights file.")
@@ -311,22 +313,25 @@ class Catalogue:
     def _split(self, name: str, input: Input, file: Path | None, seed: int) -> "Stages":
         import torch
 
-        from autotl.backbones.splitting import split
+        from autotl.backbones.splitting import Traced, split
 
         prefix, rest, _ = _parse(name)
         entry = self.host.backbones[prefix]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # only the CPU's: the network is built there
             try:
-                with entry.owner.answers_for(f"Backbone '{name}'", "cannot be built"):
+                with entry.owner.answers_for(f"Backbone '{name}'", "cannot be built"), compiler.unused():
                     model = _family(entry).build(rest, file).float().eval()
             except WeightsError as error:
                 raise _unusable(name, error) from error
+        key = prefix, rest, input.size
+        traced = self._traced.get(key)
         try:
             with on_stderr():
-                stages = split(model, input.size)
+                stages = (traced and traced.stages(model)) or split(model, input.size)
         except PluginError as error:
             raise entry.owner.fault(f"Backbone '{name}'", f"cannot be used: {error}") from error
+        self._traced[key] = Traced(model, stages)
         if file:
             self._accept(name, model, stages)
         return stages
@@ -369,5 +374,6 @@ def _parse(name: str) -> tuple[str, str, bool]:
 
 
 def _family(entry: Entry) -> Family:
-    family: Family = entry.item
+    with compiler.unused():
+        family: Family = entry.item
     return family

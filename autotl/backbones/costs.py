@@ -8,6 +8,7 @@ from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from autotl.backbones import compiler
 from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo, StageInfo
 from autotl.plan import Input
@@ -21,7 +22,7 @@ def measure(name: str, input: Input, stages: Stages) -> BackboneInfo:
     seen = 0
     infos = []
     image = torch.zeros(1, 3, input.size, input.size)
-    with torch.no_grad(), _attention_in_plain_products(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), compiler.unused(), _attention_in_plain_products(), FlopCounterMode(display=False) as counter:
         for boundary, _ in stages.eval().walk(image):
             total = counter.get_total_flops()
             parameters = sum(parameter.numel() for parameter in stages.stage_parameters(boundary.name).values())

@@ -7,15 +7,16 @@ what the network computes.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import pairwise
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from autotl.backbones import compiler
 from autotl.backbones.stages import Piece, Stages, Tail
 from autotl.contracts import Boundary, Layout
 from autotl.errors import PluginError, out_of_memory
@@ -29,6 +30,24 @@ def split(model: nn.Module, size: int) -> Stages:
     Raises: PluginError if the network cannot be traced or has no possible cut.
     """
     return split_with_tail(model, size)[0]
+
+
+class Traced:
+    """The stages of a network without its weights, for other instances of it: a trace takes longer than a network."""
+
+    def __init__(self, model: nn.Module, stages: Stages) -> None:
+        """`stages`: those that `split` made of the model."""
+        self._structure = _structure(model)
+        self._boundaries, self._pieces = stages.boundaries, stages.pieces
+
+    def stages(self, model: nn.Module) -> Stages | None:
+        """As `split`; None if the model is built differently from the one that was traced."""
+        return Stages(model, self._boundaries, self._pieces) if _structure(model) == self._structure else None
+
+
+def _structure(model: nn.Module) -> tuple[str, dict[str, torch.Size]]:
+    """The modules with their settings, and the shapes of their state."""
+    return repr(model), {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def split_with_tail(model: nn.Module, size: int) -> tuple[Stages, Tail]:
@@ -56,9 +75,17 @@ _Steps = Callable[[nn.Module], Iterable[nn.Module]]
 
 
 def _split(model: nn.Module, size: int, steps: _Steps) -> tuple[Stages, Tail]:
-    shadow, images = _shadow(model, size)
+    try:
+        with compiler.unused():
+            return _split_as(_empty(model, size), model, steps)
+    except _NoSplitError:
+        return _split_as(_faked(model, size), model, steps)
+
+
+def _split_as(shadow: "_Shadow", model: nn.Module, steps: _Steps) -> tuple[Stages, Tail]:
     # `self.training` is a constant in a trace, so each mode needs its own.
-    evaluation, training = (_Trace(shadow.train(mode), set(steps(shadow)), images) for mode in (False, True))
+    network = shadow.network
+    evaluation, training = (_Trace(network.train(mode), set(steps(network)), shadow) for mode in (False, True))
     boundaries = evaluation.boundaries()
     if boundaries != training.boundaries():
         raise _NoSplitError("its stages in training mode differ from those in evaluation mode.")
@@ -74,23 +101,46 @@ def _split(model: nn.Module, size: int, steps: _Steps) -> tuple[Stages, Tail]:
         raise _NoSplitError(f"it uses a reserved name: {error.args[0]}. Rename that module.") from error
 
 
-def _shadow(model: nn.Module, size: int) -> tuple[nn.Module, FakeTensor]:
-    """A copy of the model, and images for it, as fake tensors: with shapes but without memory or values."""
+class _Shadow(NamedTuple):
+    """A copy of a model, and images for it, whose tensors have shapes but no memory and no values."""
+
+    network: nn.Module
+    images: Tensor
+    mode: AbstractContextManager[Any]
+    """In which the copy runs."""
+
+
+IMAGES = 2
+"""Batch norm in training needs more than one value per channel."""
+
+
+def _empty(model: nn.Module, size: int) -> _Shadow:
+    """With tensors on the device `meta`: a network that creates tensors on another device, or reads a value, fails."""
+    images = torch.empty(IMAGES, 3, size, size, device="meta")
+    return _Shadow(_copied(model, lambda tensor: _placed(tensor, images.device)), images, nullcontext())
+
+
+def _faked(model: nn.Module, size: int) -> _Shadow:
+    """With fake tensors, which pretend to be on the model's device; they need torch's compiler, a long import."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    state = [*model.parameters(), *model.buffers()]
-    device = next((tensor.device for tensor in state if not tensor.is_meta), None)
+    device = next((tensor.device for tensor in _state(model) if not tensor.is_meta), None)
+    shadow = _copied(model, lambda tensor: fake.from_tensor(_placed(tensor, device) if tensor.is_meta else tensor))
+    return _Shadow(shadow, fake.from_tensor(torch.zeros(IMAGES, 3, size, size, device=device)), fake)
+
+
+def _copied(model: nn.Module, placed: Callable[[Tensor], Tensor]) -> nn.Module:
     try:
-        shadow = copy.deepcopy(model, {id(tensor): fake.from_tensor(_placed(tensor, device)) for tensor in state})
+        return copy.deepcopy(model, {id(tensor): placed(tensor) for tensor in _state(model)})
     except Exception as error:
         raise _NoSplitError(f"it cannot be copied: {_reason(error)}.") from error
-    # Two images, because batch norm in training needs more than one value per channel.
-    return shadow, fake.from_tensor(torch.zeros(2, 3, size, size, device=device))
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
-    """The tensor on the device of the others: one without values (see `checkpoint`) is on `meta`, but has its shape."""
-    if not tensor.is_meta:
-        return tensor
+    """A tensor of this shape on a device, without its values."""
     empty = torch.empty_like(tensor, device=device)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
@@ -234,15 +284,15 @@ _GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 class _Trace:
     """A network's graph in one mode, and where it is cut."""
 
-    def __init__(self, network: nn.Module, steps: set[nn.Module], images: FakeTensor) -> None:
+    def __init__(self, network: nn.Module, steps: set[nn.Module], shadow: _Shadow) -> None:
         self.network = network
         self.graph, self.names = _trace(network, steps)
         recorder = _Recorder(network, self.graph)
         try:
-            with images.fake_mode, torch.no_grad():
-                recorder.run(images)
+            with shadow.mode, torch.no_grad():
+                recorder.run(shadow.images)
         except Exception as error:
-            size = images.shape[-1]
+            size = shadow.images.shape[-1]
             raise _NoSplitError(f"it fails on images of {size} px: {_reason(error)}.") from error
         values = recorder.values.items()
         self.shapes = {node: tuple(value.shape) for node, (value, _) in values if _layouts(value.shape)}

@@ -40,7 +40,7 @@ class Stages(nn.Module):
         """Shares with `source` the modules and tensors that the pieces use."""
         super().__init__()
         self.boundaries = tuple(boundaries)
-        self._pieces = tuple(pieces)
+        self.pieces = tuple(pieces)
         self._frozen = 0
         self.training = source.training
         for piece in pieces:
@@ -65,7 +65,7 @@ class Stages(nn.Module):
     @property
     def graph(self) -> str:
         """SHA-256, in hex, of the traced graph: which modules and functions are called, on what, and in which order."""
-        return hashlib.sha256(json.dumps([piece.code for piece in self._pieces]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([piece.code for piece in self.pieces]).encode()).hexdigest()
 
     def forward(self, images: Tensor, to: str | None = None, *, start: str | None = None) -> Tensor:
         """images: [N, 3, S, S] float → the value at the boundary `to`, by default the last.
@@ -93,7 +93,7 @@ class Stages(nn.Module):
         Raises: PlanError for an unknown boundary.
         """
         count = self._count(name)
-        kept = Stages(self, self.boundaries[:count], self._pieces[:count])
+        kept = Stages(self, self.boundaries[:count], self.pieces[:count])
         kept._frozen = min(self._frozen, count)
         return kept
 
@@ -112,7 +112,7 @@ class Stages(nn.Module):
 
     def train(self, mode: bool = True) -> "Stages":
         super().train(mode)
-        for piece in self._pieces[: self._frozen]:
+        for piece in self.pieces[: self._frozen]:
             for used in map(self._find, piece.uses):
                 if isinstance(used, nn.Module):
                     used.eval()
@@ -139,14 +139,14 @@ class Stages(nn.Module):
 
     def uses(self, name: str) -> bool:
         """Whether a tensor of this name is or would be in a stage: its name is inside a module that a stage uses."""
-        return any(piece.has(name) for piece in self._pieces)
+        return any(piece.has(name) for piece in self.pieces)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the stages that are not frozen, by their names in the state dict; not copied."""
         return {key: self._find(key) for owned in self._owned[self._frozen :] for key in owned}
 
     def _run(self, index: int, value: Tensor) -> Tensor:
-        piece = self._pieces[index]
+        piece = self.pieces[index]
         if index < self._frozen:
             with torch.no_grad():
                 return piece.evaluate(self, value)

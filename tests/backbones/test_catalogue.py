@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from autotl import Input
+from autotl.backbones import splitting
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.weights import Given
 from autotl.errors import PluginError, WeightsError
@@ -203,6 +204,15 @@ def test_facts_are_traced_once_and_then_read_from_disk(host, tmp_path, monkeypat
     assert info.parameters("2.1") == sum(stage.parameters for stage in info.stages)
     assert info.stages[0].parameters == 8 * 3 * 9 + 8 + 16
     assert info.stages[0].flops == 2 * 8 * 3 * 9 * 32 * 32
+
+
+def test_a_network_is_split_once_however_often_it_is_built(catalogue, monkeypatch):
+    split, splits = splitting.split, []
+    monkeypatch.setattr(splitting, "split", lambda *given: splits.append(given) or split(*given))
+    ones = [catalogue.build(catalogue.network("tiny:net@random", seed)) for seed in (0, 0, 1)]
+    assert len(splits) == 1
+    values = [stages.eval()(torch.ones(1, 3, 64, 64)) for stages in ones]
+    assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
 
 
 def test_damaged_facts_are_traced_again(host, tmp_path):

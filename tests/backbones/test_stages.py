@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from autotl.backbones.splitting import split, split_with_tail
+from autotl.backbones import splitting
+from autotl.backbones.splitting import Traced, split, split_with_tail
 from autotl.backbones.stages import Stages, Tail
 from autotl.builtin.reference_networks import Edges, Pixels
 from autotl.errors import PlanError, PluginError
@@ -405,6 +406,60 @@ def test_operations_in_forward_itself_are_kept():
     stages.freeze("b")
     stages.train()
     assert same(stages(images(4)), stages(images(4)))
+
+
+class Counting(nn.Module):
+    """One of its blocks creates a tensor that has the default device, whatever that of the network is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 8, 3), Numbered(8), nn.Linear(8, 2)
+
+    def forward(self, images):
+        return self.fc(self.second(self.first(images)).mean((2, 3)))
+
+
+class Numbered(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+
+    def forward(self, value):
+        return self.other(self.one(value) + torch.arange(value.shape[-1]))
+
+
+def test_a_network_with_tensors_of_its_own_device_is_split():
+    model = disturb(Counting()).eval()
+    stages, tail = split_with_tail(model, 8)
+    assert stages.names == ("first", "second")
+    assert same(tail(stages(images(8))), model(images(8)))
+    with pytest.raises(splitting._NoSplitError, match="device"):
+        splitting._split_as(splitting._empty(model, 8), model, splitting._blocks)
+
+
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_0", "timm:vit_tiny_patch16_224", "timm:densenet121"])
+def test_stages_do_not_depend_on_the_kind_of_tensors_without_memory(name):
+    case = CASES[name]
+    model = case.build()
+    made = [
+        splitting._split_as(shadow(model, case.size), model, splitting._blocks)[0]
+        for shadow in (splitting._empty, splitting._faked)
+    ]
+    assert made[0].boundaries == made[1].boundaries
+    assert made[0].graph == made[1].graph
+
+
+def test_a_trace_gives_the_stages_of_other_instances_of_the_network():
+    models_of_one_kind = [disturb(own_small()).eval() for _ in range(2)]
+    one, other = models_of_one_kind
+    with torch.no_grad():
+        other.conv1[0].weight *= 2
+    traced = Traced(one, split(one, 64))
+    stages = traced.stages(other)
+    assert same(stages(images(64)), split(other, 64)(images(64)))
+    assert not same(stages(images(64)), split(one, 64)(images(64)))
+    assert traced.stages(own_small(act_layer=nn.LeakyReLU)) is None
+    assert traced.stages(own_small(num_classes=10)) is None
 
 
 class Overwriting(nn.Module):
