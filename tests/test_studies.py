@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,83 @@ def test_the_tables_agree_with_the_results(study):
             elif isinstance(value, list):
                 mean, low, high = (f"{100 * each:+.1f}".replace("-", "−") for each in value)
                 assert f"{mean} ({low} to {high})" in printed, (name, row)
+
+
+ARM = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+data, accuracy, *files = sys.argv[1:]
+assert len([*Path(data, "train").glob("*/*")]) == 60 and len([*Path(data, "test").glob("*/*")]) == 18
+busy = "while __import__('time').process_time() < 0.3: pass"
+subprocess.run([sys.executable, "-c", busy], check=True)
+for file in files:
+    if not Path(file).exists():
+        Path(file).touch()
+        sys.exit("first time")
+print("some text")
+print(json.dumps({"test": float(accuracy)}))
+"""
+
+
+def test_peers_are_compared_and_a_run_that_failed_is_repeated(stripes, tmp_path, monkeypatch):
+    peers = script("peers/run.py", monkeypatch)
+    arm, weights, log, picture = (tmp_path / name for name in ("arm.py", "w.safetensors", "runs.jsonl", "peers.png"))
+    arm.write_text(ARM)
+    weights.touch()
+    monkeypatch.setattr(peers.sets, "TEST", 6)
+    monkeypatch.setattr(peers, "version", lambda: "abc")
+    monkeypatch.setattr(peers, "caches", lambda *_: {})
+    arms = {
+        "autotl": peers.Arm("", f"{arm} {{data}}", ["0.5", "0.9"]),
+        "other": peers.Arm("", f"{arm} {{data}}", ["0.7", f"1.0 {tmp_path / 'flag'}"]),
+    }
+    monkeypatch.setattr(peers, "ARMS", arms)
+    words = (tmp_path / "work", "--digits", stripes, "--weights", f"timm:x={weights}", "--log", log, "--seeds", 2)
+    first = run(peers.main, *words)
+    assert any("failed: first time" in line for line in first)
+    again = run(peers.main, *words, "--picture", picture)
+    assert len([line for line in again if line.startswith("{")]) == 1  # only the run that failed
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 2 * 4 + 1
+    assert all(line["cpu_s"] >= 0.3 and line["tested"] == 18 for line in lines if "test" in line)
+    table = [line for line in run(peers.main, *words, "--no-run") if line.startswith("| other")]
+    assert "| 70.0 (" in table[0] and "as good after" not in table[0]
+    assert "| 100.0 (" in table[1] and "not reached" in table[1]
+    assert picture.stat().st_size > 0
+    monkeypatch.setattr(peers, "version", lambda: "changed")
+    assert not any(line.startswith("| autotl") for line in run(peers.main, *words, "--no-run"))
+
+
+def test_an_arm_is_compared_with_autotl_at_no_more_time(monkeypatch):
+    peers = script("peers/run.py", monkeypatch)
+    rows = [
+        peers.Row("autotl", "short", {0: 0.8, 1: 0.8, 2: 0.9}, 50.0, 300),
+        peers.Row("autotl", "long", {0: 0.9, 1: 0.9, 2: 0.9}, 200.0, 300),
+        peers.Row("other", "quick", {0: 0.5}, 40.0, 100),
+        peers.Row("other", "slow", {0: 0.85, 1: 0.85, 2: 0.85}, 100.0, 300),
+    ]
+    *_, quick, slow = peers.table(rows)
+    assert quick == "| other | quick | 1 | 40 | 50.0 (40.4 to 59.6) | no run so short | 50 s, 125% |"
+    assert slow == "| other | slow | 3 | 100 | 85.0 (85.0 to 85.0) | -1.7 (-16.0 to +12.7) | 200 s, 200% |"
+
+
+CLOCKS = """
+import signal, sys, time
+
+began = time.monotonic(), time.perf_counter(), time.time()
+time.sleep(1)
+slept = [now - then for now, then in zip((time.monotonic(), time.perf_counter(), time.time()), began)]
+assert max(slept) < 0.5, slept
+signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"{sys.argv[1]} after {time.monotonic() - began[0]:.1f} s"))
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+time.sleep(1)
+while True:
+    pass
+"""
+
+
+def test_time_limits_of_an_arm_count_processor_time(tmp_path):
+    (tmp_path / "clocks.py").write_text(CLOCKS)
+    words = (sys.executable, STUDIES / "peers/arms/cpu_clock.py", "clocks", "interrupted")
+    done = subprocess.run(words, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "interrupted after 0.3 s\n"
