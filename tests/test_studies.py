@@ -153,9 +153,10 @@ def test_peers_are_compared_and_a_run_that_failed_is_repeated(stripes, tmp_path,
     monkeypatch.setattr(peers.sets, "TEST", 6)
     monkeypatch.setattr(peers, "version", lambda: "abc")
     monkeypatch.setattr(peers, "caches", lambda *_: {})
+    monkeypatch.setattr(peers, "environment", lambda *_: Path(sys.executable))
     arms = {
         "autotl": peers.Arm("", f"{arm} {{data}}", ["0.5", "0.9"]),
-        "other": peers.Arm("", f"{arm} {{data}}", ["0.7", f"1.0 {tmp_path / 'flag'}"]),
+        "other": peers.Arm("torch", f"{arm} {{data}}", ["0.7", f"1.0 {tmp_path / 'flag'}"]),
     }
     monkeypatch.setattr(peers, "ARMS", arms)
     words = (tmp_path / "work", "--digits", stripes, "--weights", f"timm:x={weights}", "--log", log, "--seeds", 2)
@@ -171,7 +172,17 @@ def test_peers_are_compared_and_a_run_that_failed_is_repeated(stripes, tmp_path,
     assert "| 100.0 (" in table[1] and "not reached" in table[1]
     assert picture.stat().st_size > 0
     monkeypatch.setattr(peers, "version", lambda: "changed")
-    assert not any(line.startswith("| autotl") for line in run(peers.main, *words, "--no-run"))
+    again = [json.loads(line) for line in run(peers.main, *words) if line.startswith("{")]
+    assert [line["arm"] for line in again] == ["autotl"] * 4
+
+
+def test_the_tables_of_the_peers_agree_with_their_runs(monkeypatch):
+    peers = script("peers/run.py", monkeypatch)
+    runs = peers.of_last_code(peers.read(STUDIES / "peers/runs.jsonl"))
+    printed = (STUDIES / "README.md").read_text()
+    for cell in {key[:2] for key in runs}:
+        for line in peers.table(peers.rows(runs, *cell)):
+            assert line in printed
 
 
 def test_an_arm_is_compared_with_autotl_at_no_more_time(monkeypatch):

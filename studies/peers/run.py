@@ -14,7 +14,7 @@ script, in the environment that runs it. fastai and AutoGluon load weights by na
 Hugging Face hub and of torch that contain the given files.
 
 A finished run is a line of `--log`, and the same command continues where it stopped, first with one seed for all sets,
-then with the next. Runs of autotl by another version of its code do not count. A run that failed is repeated.
+then with the next. After a change of autotl's code its arm is run again. A run that failed is repeated.
 """
 
 # ruff: noqa: E402, because the modules beside this script are found first
@@ -81,7 +81,7 @@ ARMS = {
     "script": Arm(
         "torch",
         "script.py {data} --backbone {name} --weights {weights} --seed {seed} --kind mixed",
-        ["--seconds 180", "--seconds 600", "--seconds 1800"],
+        ["--seconds 180", "--seconds 600"],
     ),
     "fastai": Arm(
         "fastai",
@@ -101,7 +101,7 @@ ARMS = {
     "autogluon": Arm(
         "autogluon",
         "autogluon_multimodal.py {data} --backbone {backbone} --seed {seed} --preset medium_quality",
-        ["--seconds 180", "--seconds 600", "--seconds 1800"],
+        ["--seconds 180", "--seconds 600"],
     ),
     "autogluon default": Arm(
         "autogluon",
@@ -196,7 +196,7 @@ def main(
             found = {**key._asdict(), **run(key, data, weights[key.backbone], work)}
             append_line(log, json.dumps(found))
             click.echo(json.dumps(found))
-    runs = {key: found for key, found in read(log).items() if key.code in ("", code)}
+    runs = of_last_code(read(log))
     for target, backbone in dict.fromkeys((key.target, key.backbone) for key in runs):
         click.echo(f"\n{target}, {backbone}\n")
         for line in table(rows(runs, target, backbone)):
@@ -335,6 +335,12 @@ def read(log: Path) -> Runs:
     return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log, LINE.validate_python)}
 
 
+def of_last_code(runs: Runs) -> Runs:
+    """Without the runs of autotl by code that was measured before."""
+    last = next((key.code for key in reversed([*runs]) if key.code), "")
+    return {key: run for key, run in runs.items() if key.code in ("", last)}
+
+
 def rows(runs: Runs, target: str, backbone: str) -> list[Row]:
     """One row for each arm and setting, in the order of `ARMS`."""
     found = []
@@ -419,6 +425,7 @@ def draw(runs: Runs) -> Figure:
                 )
         axes.set_title("{}, {}".format(panel[0], panel[1].partition(":")[2]))
         axes.set_xscale("log")
+        axes.set_xlim(25, 3000)
         axes.set_xticks([30, 60, 180, 600, 1800], ["30 s", "1 min", "3", "10", "30 min"])
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
