@@ -56,21 +56,29 @@ def computing(dtype: Precision, device: str) -> Iterator[None]:
         yield
 
 
+def stored(catalogue: Catalogue, backbone: str, memory: Memory, cache_dir: Path) -> Arithmetic | None:
+    """What `choose` has found on this machine before."""
+    found = unseal(_file(catalogue, backbone, memory, cache_dir))
+    return Arithmetic(**json.loads(found)) if found else None
+
+
 def choose(catalogue: Catalogue, backbone: str, memory: Memory, cache_dir: Path) -> Arithmetic:
-    """The fastest way to train a backbone on this device; measured once per machine, then read from `cache_dir`.
+    """Measure the fastest way to train a backbone on this device, and store it in `cache_dir`.
 
     Raises: TrainingError if a step does not fit into the device's memory.
     """
     input = catalogue.card(backbone).input
+    chosen = fastest(catalogue.structure(backbone, input), input, memory)
+    seal(_file(catalogue, backbone, memory, cache_dir), json.dumps(asdict(chosen)))
+    return chosen
+
+
+def _file(catalogue: Catalogue, backbone: str, memory: Memory, cache_dir: Path) -> Path:
+    input = catalogue.card(backbone).input
     facts, versions = catalogue.facts(backbone, input), catalogue.requires(backbone)
     code = [versions, facts.graph, facts.source]
     key = digest([backbone, input.model_dump(mode="json"), code, memory.device, _name_of(memory.device)])
-    file = cache_dir / "arithmetic" / key
-    if stored := unseal(file):
-        return Arithmetic(**json.loads(stored))
-    chosen = fastest(catalogue.structure(backbone, input), input, memory)
-    seal(file, json.dumps(asdict(chosen)))
-    return chosen
+    return cache_dir / "arithmetic" / key
 
 
 def image_seconds(catalogue: Catalogue, backbone: str, arithmetic: Arithmetic, memory: Memory) -> float:

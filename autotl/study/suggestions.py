@@ -121,7 +121,11 @@ class Suggestions:
             bench = self.bench
             owner = bench.catalogue.owner(backbone)
             with patience.paused(), owner.answers_for(f"Backbone '{backbone}'", "fails in training"):
-                chosen = precision.choose(bench.catalogue, backbone, bench.memory, bench.features.cache_dir)
+                where = (bench.catalogue, backbone, bench.memory, bench.features.cache_dir)
+                chosen = precision.stored(*where)
+                if chosen is None:
+                    chosen = precision.choose(*where)
+                    self._image_seconds[backbone] = chosen.image_seconds
             if earlier := self._trained_on(backbone):
                 chosen = replace(chosen, compute_dtype=earlier.compute_dtype, memory_format=earlier.memory_format)
             self.watcher.note(

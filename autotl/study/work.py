@@ -159,7 +159,14 @@ class Work:
         if not self.budget.limited or len(probes) == len(self.opened.strategies):
             return best[0]
         for_each = FIRST_TRAININGS * self.budget.left() / len(self.opened.strategies)
-        chosen = guesses.affordable(best, self.crew.trials.epoch_seconds, for_each)
+
+        def epoch_seconds(backbone: str) -> float:
+            """Without measuring a training, which takes seconds, if the passes of its epochs would take too long."""
+            forward = self.bench.pass_seconds.get(self.opened.networks[backbone], 0.0) * len(self.bench.shas("train"))
+            too_long = guesses.EPOCHS * forward > for_each
+            return forward if too_long else self.crew.trials.epoch_seconds(backbone)
+
+        chosen = guesses.affordable(best, epoch_seconds, for_each)
         if chosen != best[0]:
             slower = ", ".join(row.backbone for row in best[: best.index(chosen)])
             self.watcher.note(f"Training starts with {chosen.backbone}: --budget is too short for {slower}.")

@@ -140,7 +140,8 @@ def test_a_machine_is_measured_once(host, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "fastest", fastest)
 
     def choose(name="tiny:net"):
-        return precision.choose(Catalogue(host, tmp_path / "cache"), name, Memory("cpu"), tmp_path / "cache")
+        where = (Catalogue(host, tmp_path / "cache"), name, Memory("cpu"), tmp_path / "cache")
+        return precision.stored(*where) or precision.choose(*where)
 
     assert choose() == choose() == Arithmetic("bfloat16", "contiguous", 0.125)
     assert len(measured) == 1

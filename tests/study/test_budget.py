@@ -77,6 +77,26 @@ def test_trainings_start_with_the_best_backbone_that_the_budget_allows(
     assert all("starts with tiny:deep: --budget is too short for tiny:net." in note for note in said)
 
 
+def test_no_training_is_measured_on_a_backbone_whose_passes_take_too_long(host, stripes, monkeypatch):
+    measured = []
+
+    def image_seconds(self, name):
+        measured.append(name)
+        return 0.0001
+
+    monkeypatch.setattr(Suggestions, "image_seconds", image_seconds)
+    monkeypatch.setattr(estimate, "pass_seconds", lambda network, bench: bench.pass_seconds.get(network, 0.0))
+    names = ("tiny:net", "tiny:deep")
+    made = search(host, stripes, backbones=names, strategies=("linear-probe", "fine-tune"), trials=2, **FEW)
+    with made.folder.lock():
+        opened = made.opening.open()
+    opened.bench.pass_seconds[opened.networks["tiny:net"]] = 0.1  # 30 epochs of more than 50 images
+    work = Work(opened, made._crew(opened, None))
+    rows = [ProbeRow("tiny:net", "2.1", "avg", 0.9), ProbeRow("tiny:deep", "3.1", "avg", 0.5)]
+    assert work._first_trained(rows).backbone == "tiny:deep"
+    assert measured == ["tiny:deep"]
+
+
 def test_a_search_ends_with_its_budget_and_leaves_a_tested_bundle(host, stripes):
     search(host, stripes, trials=2, study="warm-up", budget=None, reruns=0).run()
     began = time.monotonic()
