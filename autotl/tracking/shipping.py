@@ -31,6 +31,8 @@ LAST_TRIES = (2.0, 4.0, 8.0, 0.0)
 """Pauses after each failed attempt to send the rest when the search is over, in seconds."""
 PATIENCE = 120.0
 """Seconds that a finished search waits until the rest has been sent."""
+LAST = 19
+"""The lowest priority."""
 RESTARTS = 3
 """How often a process that died is restarted."""
 NOT_ALL = 3
@@ -83,7 +85,7 @@ class Shipping:
 
     def _start(self) -> "subprocess.Popen[str]":
         with open(self._complaints, "a", opener=owner_only) as complaints:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "autotl", *self._words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -92,6 +94,10 @@ class Shipping:
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C stops only the search: this process then sends the rest
             )
+        if hasattr(os, "setpriority"):
+            # The search comes first, already while this process imports MLflow.
+            os.setpriority(os.PRIO_PROCESS, process.pid, LAST)
+        return process
 
     def _keep(self) -> None:
         """Pass on the messages of the process, and restart it if it dies."""
@@ -149,8 +155,6 @@ def follow(projection: "Projection", outcome: "Outcome", say: Callable[[str], No
 
     A server that cannot be reached is retried, and `say` is called once.
     """
-    if hasattr(os, "nice"):
-        os.nice(10)  # the search comes first
     place = masked(projection.uri)
     over = threading.Event()
 

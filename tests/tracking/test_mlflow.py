@@ -418,7 +418,6 @@ def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeyp
 def test_an_unreachable_server_costs_one_line_and_its_process_ends_with_the_search(made, monkeypatch):
     monkeypatch.setattr(shipping, "EVERY", 0.1)
     monkeypatch.setattr(shipping, "LAST_TRIES", (0.1, 0.1))
-    monkeypatch.setattr(os, "nice", lambda by: by)
     notes = []
     reading, writing = os.pipe()
     end = time.monotonic() + 8
@@ -437,7 +436,6 @@ def test_an_unreachable_server_costs_one_line_and_its_process_ends_with_the_sear
 
 def test_a_folder_as_the_store_is_refused_with_what_to_do_and_works_if_it_is_allowed(made, tmp_path, monkeypatch):
     monkeypatch.setattr(shipping, "EVERY", 0.1)
-    monkeypatch.setattr(os, "nice", lambda by: by)
     folder = projection(made.folder, str(tmp_path / "mlruns"))
     reading, writing = os.pipe()
     notes = []

@@ -53,6 +53,13 @@ def test_a_process_that_dies_is_restarted_with_a_note(ship):
     assert shipped.wait(20) and not shipped.failed
 
 
+def test_the_search_comes_first(ship):
+    shipped, said = ship("while os.nice(0) < 19: pass\nprint('here', flush=True)\nsys.stdin.read()")
+    until(lambda: "here" in said)
+    shipped.leave()
+    assert shipped.wait(20) and not shipped.failed
+
+
 def test_a_process_that_dies_after_the_end_of_the_search_is_restarted_too(ship):
     shipped, said = ship("sys.stdin.read()\nos.kill(os.getpid(), signal.SIGKILL) if number == 1 else print('all')")
     shipped.leave()
