@@ -4,9 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from autotl.data.split import Split
+if TYPE_CHECKING:
+    from autotl.data.split import Split
 
 Layout = Literal["class folders", "split folders", "manifest"]
 
@@ -38,7 +39,7 @@ class Found:
 
     path: str
     label: str
-    split: Split = "train"
+    split: "Split" = "train"
     group: str | None = None
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,13 +102,15 @@ def logistic_path(
     it from the strongest penalty to the weakest, each time starting from the previous solution. `step` is called after
     each iteration.
     """
+    from scipy.optimize import minimize  # a long import, which a head that is only used does not need
+
     scaling = Scaling.of(features)
     weights = weights_of(class_weights, labels, classes).to(features.dtype)[labels, None]
     problem = _Regression(scaling.apply(features), F.one_hot(labels, classes) * weights, weights)
     heads: dict[float, LinearHead] = {}
     start = np.zeros((features.shape[1] + 1) * classes)
     for penalty in sorted(set(penalties), reverse=True):
-        start = scipy.optimize.minimize(
+        start = minimize(
             problem.loss_and_gradient,
             start,
             args=(penalty,),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,6 @@ from autotl.data import images
 from autotl.data.images import UnreadableImage
 from autotl.data.pixels import alone_if_huge, read_file
 from autotl.engine.exact import exact
-from autotl.engine.fit import Fitted
 from autotl.engine.head_kinds import restored
 from autotl.engine.memory import Memory
 from autotl.errors import PlanError, PluginError, StudyError, WeightsError, one_line
@@ -40,6 +39,9 @@ from autotl.export.graph import Graph
 from autotl.files import as_json, holds_only, read_regular, replacing, settle, where_it_is, write
 from autotl.plan import Input, TransferPlan
 from autotl.registry import CONTENT, on_stderr, to_install
+
+if TYPE_CHECKING:
+    from autotl.engine.fit import Fitted
 
 BATCH = 32
 READS = 4
@@ -130,7 +132,7 @@ def check_target(folder: Path) -> None:
         raise StudyError(f"{folder} has files that are not a bundle's; use a new or empty folder.")
 
 
-def save(folder: Path, fitted: Fitted, classes: Sequence[str], metrics: dict[str, Any]) -> None:
+def save(folder: Path, fitted: "Fitted", classes: Sequence[str], metrics: dict[str, Any]) -> None:
     """Write a fitted plan as a bundle; an existing bundle in the folder is replaced.
 
     Raises: StudyError if the folder has anything else.

@@ -2,19 +2,19 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autotl.backbones.catalogue import Catalogue
-from autotl.export import bundle
-from autotl.export.graph import program
 from autotl.host import Host
-from autotl.report import pictures, words
-from autotl.report.frames import leaderboard, probe
+from autotl.report import words
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.result import Result
 
+if TYPE_CHECKING:
+    from autotl.export.bundle import Bundle
+
 
 class Outcome:
-    """See `autotl.tracking.mlflow.Outcome`."""
+    """See `autotl.tracking.mlflow.Outcome`. Each method imports what it needs: a search starts with this process."""
 
     def __init__(self, folder: StudyFolder, cache_dir: Path) -> None:
         self._folder = folder
@@ -27,6 +27,9 @@ class Outcome:
         return words.against(control, result.test, result.comparisons[control])
 
     def files(self) -> dict[str, str | bytes]:
+        from autotl.report import pictures
+        from autotl.report.frames import leaderboard, probe
+
         return {
             "leaderboard.csv": leaderboard(self._folder).to_csv(),
             "probe.csv": probe(self._folder).to_csv(index=False),
@@ -34,10 +37,15 @@ class Outcome:
         }
 
     def warm_up(self) -> None:
+        from autotl.export.graph import program
+
         with suppress(Exception):  # not the winner yet: an error in it may not matter
             program(self.model().graph)
 
-    def model(self) -> bundle.Bundle:
+    def model(self) -> "Bundle":
+        from autotl.backbones.catalogue import Catalogue
+        from autotl.export import bundle
+
         host = Host.from_environment()
         host.recall(self._folder.require_definition().plugins)
         return bundle.load(self._folder.bundle, Catalogue(host, self._cache_dir))

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from autotl.contracts import UNEQUAL
-from autotl.export.export import Exported
 from autotl.plan import TransferPlan
 from autotl.report.tables import count
 from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.result import Comparison, Result, Test
+
+if TYPE_CHECKING:
+    from autotl.export.export import Exported
 
 MODES = {"crop": "", "squash": " on squashed images", "pad": " on padded images"}
 POOLING = {
@@ -136,7 +139,7 @@ def _gain(comparison: Comparison) -> str:
     return f"{points} {interval}; no significant difference."
 
 
-def exported(found: Exported) -> Iterator[str]:
+def exported(found: "Exported") -> Iterator[str]:
     """The exported file, its size and its latency."""
     batches = [f"{1000 * seconds:.3g} ms for a batch of {images}" for images, seconds in found.latency.items()]
     yield f"{found.file}: {found.bytes / 1e6:.2f} MB"

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from autotl.data.dataset import Dataset
 from autotl.engine.scale import Scale
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
+
+if TYPE_CHECKING:
+    from autotl.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Watcher(Protocol):
     def budget(self, left: Callable[[], float]) -> None:
         """`left()`: seconds until the search has to end; infinite without a budget."""
 
-    def dataset(self, dataset: Dataset) -> None: ...
+    def dataset(self, dataset: "Dataset") -> None: ...
 
     def scale(self, scale: Scale) -> None:
         """That of the metric by which the search selects."""
@@ -62,7 +64,7 @@ class Silent:
 
     def note(self, text: str) -> None: ...
     def budget(self, left: Callable[[], float]) -> None: ...
-    def dataset(self, dataset: Dataset) -> None: ...
+    def dataset(self, dataset: "Dataset") -> None: ...
     def scale(self, scale: Scale) -> None: ...
     def estimate(self, estimate: Estimate) -> None: ...
     def progress(self, task: str, done: int, total: int) -> None: ...
