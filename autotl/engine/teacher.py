@@ -25,7 +25,8 @@ def probabilities(model: Model, teacher: Teacher) -> Tensor:
     splits = plan.train_on
     classes = len(bench.dataset.classes)
     bench.decode(teacher.input, lambda done, total: model.observer.step())
-    key = digest([teacher.model_dump(mode="json"), plan.seed, bench.shas(*splits)])
+    classifier = teacher.model_dump(mode="json", exclude={"share", "temperature"})
+    key = digest([classifier, plan.seed, bench.shas(*splits)])
     kept = bench.memory.keep(
         f"teacher/{key}", 4 * classes * len(bench.shas(*splits)), lambda: _logits(model, teacher, classes)
     )
