@@ -61,6 +61,7 @@ class Campaign:
             *("--workers", self.workers),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", MARK: self.mark}
+        environment["PYTHONFAULTHANDLER"] = "1"
         return subprocess.Popen(
             [sys.executable, "-m", *map(str, words)],
             env=environment,
@@ -136,9 +137,9 @@ class Campaign:
         try:
             output, _ = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.send_signal(signal.SIGABRT)  # it prints where its threads are
             output, _ = process.communicate()
-            self.violations.append(f"{how.name} did not end it within {PATIENCE:.0f} s")
+            self.violations.append(f"{how.name} did not end it within {PATIENCE:.0f} s: {output[-4000:]}")
         if process.returncode == 0:
             self.counts["signals that came too late"] += 1
             return True
