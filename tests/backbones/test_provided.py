@@ -3,6 +3,8 @@
 import os
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -147,6 +149,25 @@ def test_a_file_that_fetch_wrote(machine, plain):
     assert catalogue.download_bytes(NAME) is None
     catalogue.obtain(NAME)
     assert catalogue.file(NAME).sha256 == file_hash(plain)
+
+
+def test_two_processes_fetch_once(machine, plain):
+    fetched, inside = [], threading.Barrier(2, timeout=60)
+
+    def fetch(file):
+        fetched.append(file)
+        time.sleep(0.5)
+        shutil.copy(plain, file)
+
+    def obtain():
+        catalogue = machine.catalogue(Plugin(ProvidedWeights(fetch=fetch)))
+        inside.wait()
+        catalogue.obtain(NAME)
+        return catalogue.file(NAME).sha256
+
+    with ThreadPoolExecutor(2) as pool:
+        hashes = [task.result() for task in [pool.submit(obtain), pool.submit(obtain)]]
+    assert hashes == [file_hash(plain)] * 2 and len(fetched) == 1
 
 
 @contextmanager
