@@ -73,6 +73,7 @@ class Catalogue:
         self._note = note
         self._noted: set[str] = set()
         self._files: dict[str, WeightsFile] = {}
+        self._cards: dict[str, ModelCard] = {}
         self._facts: dict[tuple[str, int], Facts] = {}
         self._traced: dict[tuple[str, str, int], Traced] = {}
         for name in self.named:
@@ -120,6 +121,11 @@ class Catalogue:
 
     def card(self, name: str) -> ModelCard:
         """Raises: PluginError for an unknown family or backbone, with the closest known name."""
+        if name not in self._cards:
+            self._cards[name] = self._read_card(name)
+        return self._cards[name]
+
+    def _read_card(self, name: str) -> ModelCard:
         prefix, rest, random = _parse(name)
         entry = self.host.backbones[prefix]
         with entry.owner.answers_for(f"Backbone '{prefix}:{rest}'", "has no card"):

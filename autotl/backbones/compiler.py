@@ -7,6 +7,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+COMPILER, UTILS = "torch._dynamo", "torch._dynamo.utils"
+
 
 @contextmanager
 def unused() -> Iterator[None]:
@@ -15,7 +17,7 @@ def unused() -> Iterator[None]:
     They are `import torchvision`, which `import timm` includes, operators on the device `meta`, and dispatch modes such
     as torch's counter of floating-point operations. What asks for anything else gets it from the real modules.
     """
-    if "torch._dynamo" in sys.modules:
+    if COMPILER in sys.modules:
         yield
         return
     enabled: list[Callable[..., Any]] = []
@@ -25,8 +27,8 @@ def unused() -> Iterator[None]:
         return function
 
     stand_ins = [
-        _StandIn("torch._dynamo", disable=disable),
-        _StandIn("torch._dynamo.utils", is_compile_supported=_is_compile_supported),
+        _StandIn(COMPILER, disable=disable),
+        _StandIn(UTILS, is_compile_supported=_is_compile_supported),
     ]
     for each in stand_ins:
         sys.modules.setdefault(each.__name__, each)
@@ -48,14 +50,14 @@ class _StandIn(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         # `inspect` asks every module for its file; a package needs its path for its submodules.
-        if name.startswith("__") and (self.__name__, name) != ("torch._dynamo", "__path__"):
+        if name.startswith("__") and (self.__name__, name) != (COMPILER, "__path__"):
             raise AttributeError(name)
         return getattr(_real(self.__name__), name)
 
 
 def _is_compile_supported(device_type: str) -> Any:
     """torchvision keeps this function, and calls it when it computes regions of interest."""
-    return _real("torch._dynamo.utils").is_compile_supported(device_type)
+    return _real(UTILS).is_compile_supported(device_type)
 
 
 def _real(name: str) -> ModuleType:
@@ -64,6 +66,6 @@ def _real(name: str) -> ModuleType:
 
 
 def _remove() -> None:
-    for name, module in list(sys.modules.items()):
-        if isinstance(module, _StandIn):
+    for name in (COMPILER, UTILS):
+        if isinstance(sys.modules.get(name), _StandIn):
             del sys.modules[name]
