@@ -43,6 +43,7 @@ def search(host, data, **settings):
         "augmentations": ("none", "flip"),
         "reruns": 1,
         "device": "cpu",
+        "set": {"recipe.length": 0},  # as few epochs as a search considers
         **settings,
     }
     return Search(Settings(**values), host, Silent(), began=time.monotonic())

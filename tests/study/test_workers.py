@@ -28,7 +28,7 @@ from autotl.study.watch import Silent
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import attempts
 
-TRIALS = 9
+TRIALS = 6
 OPTIONS = ("--backbones", "tiny:net", "--strategies", "fine-tune,full,scratch", "--augmentations", "gate")
 OPTIONS += ("--no-prune", "--reruns", "0", "--no-mlflow", "--no-compare")
 
