@@ -226,6 +226,8 @@ def offer_of(entry: Entry, name: str) -> Offer | None:
             raise TypeError(f"its source returned {type(source).__name__}, not ProvidedWeights")
         if sum(map(bool, (source.file, source.repo, source.url, source.fetch))) != 1:
             raise ValueError("its source must have one of file, repo, url and fetch")
+        if source.file and not isinstance(source.file, Path):
+            raise TypeError(f"its file must be a Path, not {source.file!r}")
         if source.file and not source.file.is_file():
             raise FileNotFoundError(f"{source.file} does not exist")
     return Offer(name, entry, source)

@@ -286,6 +286,7 @@ WRONG = {
     "a bucket that is away": (lambda file: ProvidedWeights(fetch=fails), "ConnectionError: no route to the bucket"),
     "no place": (lambda file: ProvidedWeights(), "ValueError: its source must have one of file, repo, url and fetch"),
     "two places": (lambda file: ProvidedWeights(file=file, url="https://x.invalid"), "must have one of file, repo"),
+    "a text": (lambda file: ProvidedWeights(file=str(file)), "TypeError: its file must be a Path, not '/"),
     "another class": (lambda file: WeightsSource(file=file), "its source returned WeightsSource, not ProvidedWeights"),
     "an error": (lambda file: fails, "ConnectionError: no route"),
     "a name that it lists and does not know": (lambda file: {}.__getitem__, "KeyError: 'far:net'"),

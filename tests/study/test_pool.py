@@ -1,5 +1,7 @@
 """The default pool."""
 
+from pathlib import Path
+
 import pytest
 
 from autotl import ProvidedWeights, hookimpl
@@ -22,7 +24,7 @@ class Lite:
         return [LITE]
 
     def source(self, name):
-        return ProvidedWeights(file=__file__)
+        return ProvidedWeights(file=Path(__file__))
 
 
 @pytest.fixture
