@@ -51,8 +51,8 @@ AUGMENTATIONS = {
         "cannot be built: TypeError: its build returned NoneType, not a function of images and draw",
     ),
     "crashes": ("{}", "lambda images, draw: images.view(7)", "fails: RuntimeError: shape '[7]' is invalid"),
-    "shrinks": ("{}", "lambda images, draw: images[..., :16]", "returned (48, 3, 64, 16) torch.uint8 for (48, 3, 64"),
-    "floats": ("{}", "lambda images, draw: images.float()", "returned (48, 3, 64, 64) torch.float32 for (48, 3, 64"),
+    "shrinks": ("{}", "lambda images, draw: images[..., :16]", "returned (48, 3, 64, 16) torch.uint8 on cpu"),
+    "floats": ("{}", "lambda images, draw: images.float()", "returned (48, 3, 64, 64) torch.float32 on cpu"),
     "listless": ("{}", "lambda images, draw: images.tolist()", "returned list for (48, 3, 64, 64) torch.uint8"),
 }
 """What each returns in `suggest` and in `build`, and its error."""

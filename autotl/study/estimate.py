@@ -13,7 +13,7 @@ from autotl.data.split import OPEN
 from autotl.engine import head_kinds
 from autotl.engine.bench import Bench
 from autotl.engine.device import of_kind
-from autotl.engine.features import batch_size
+from autotl.engine.features import batch_size, extractor
 from autotl.engine.heads import logistic_path
 from autotl.errors import PluginError
 from autotl.plan import NO_AUGMENTATION, PENALTIES, Network, Phase, TransferPlan
@@ -25,8 +25,6 @@ from autotl.tracking.log import TrialRecord
 
 HEAD_IMAGES = {"cpu": 128, "cuda": 8192}
 """On how many images a head is timed; a GPU takes hardly longer for many than for few."""
-BATCHES = 2
-"""How many batches go through a backbone to measure a pass."""
 RECENT = 5
 """How many of the last trials are used to estimate speed, because the machine may be busy at times."""
 BACKWARD = 3
@@ -43,27 +41,25 @@ def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
 
 
 def pass_seconds(network: Network, bench: Bench) -> float:
-    """Seconds of the rest of the first pass through a backbone, of which some batches are done to measure it."""
-    if _missing(network, bench) and network not in bench.pass_seconds:
+    """Seconds of the first pass through a backbone, estimated from one batch; 0 if all features are stored."""
+    missing = len(bench.features.missing(network, bench.shas(*OPEN)))
+    if missing and network not in bench.pass_seconds:
         bench.pass_seconds[network] = _measured(network, bench)
-    missing = len(_missing(network, bench))
     return missing and missing * bench.pass_seconds[network]
 
 
-def _missing(network: Network, bench: Bench) -> list[str]:
-    return bench.features.missing(network, bench.shas(*OPEN))
-
-
 def _measured(network: Network, bench: Bench) -> float:
-    """Seconds for one image through a backbone, of the last of its first batches: loading is not counted.
-
-    Their features are stored.
-    """
-    batch = batch_size(network.input, bench.device)
-    ends = [time.perf_counter()]
-    first = _missing(network, bench)[: BATCHES * batch]
-    bench.features.fill(network, first, lambda done, total: ends.append(time.perf_counter()))
-    return (ends[-1] - ends[-2]) / batch
+    """Seconds for one image through a backbone, measured with a full batch."""
+    catalogue, input = bench.catalogue, network.input
+    extract = extractor(catalogue.structure(network.backbone, input), network, catalogue, bench.memory)
+    batch = batch_size(input, bench.device)
+    images = torch.zeros(batch, 3, input.size, input.size, dtype=torch.uint8, device=bench.device)
+    seconds = []
+    for _ in range(2):  # the first run includes one-time loading and allocation
+        began = time.perf_counter()
+        extract(images).cpu()
+        seconds.append(time.perf_counter() - began)
+    return seconds[-1] / batch
 
 
 def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:

@@ -44,4 +44,4 @@ def test_training_keeps_to_its_device_and_waits_for_nothing():
 def test_a_process_that_computes_on_the_cpu_keeps_the_memory_that_it_frees():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     # Memory that was returned to the system causes more than 100,000 page faults in each batch.
-    assert int(done.stdout) < 1000
+    assert int(done.stdout) < 100_000

@@ -81,7 +81,7 @@ def test_the_best_plan_of_each_kind_of_head_is_the_same_model_in_every_format(ho
     result = search.run()
     won = bundle.load(search.folder.bundle, search.catalogue)
     assert won.plan.head == result.best.plan.head
-    board = select.leaderboard(search.folder.log.records(), search.scale)
+    board = select.leaderboard(search.folder.log.records(), search.folder.definition.scale)
     best = {record.plan.head.kind: record for record in board[::-1]}
     assert set(best) == set(HEADS)
     bench = Bench.open(stripes, [won.plan.input], search.catalogue, "cpu", seed=0)

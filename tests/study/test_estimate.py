@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from autotl.builtin import logistic
-from autotl.engine import features
 from autotl.study import estimate
 from autotl.study.estimate import Pace
 from autotl.study.settings import Settings
@@ -79,20 +78,6 @@ def test_the_test_of_a_frozen_backbone_takes_a_pass_of_the_test_images(lab, stri
     assert estimate.seconds_to_test([], settings, bench) == 0
     bench.features.fill(plan.network, bench.shas("train", "early_stop", "val"))
     assert estimate.pass_seconds(plan.network, bench) == 0
-
-
-def test_a_pass_is_measured_by_doing_a_part_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "BATCH_PIXELS", {"cpu": 8 * 32 * 32})
-    lab = Lab(labs, tmp_path)
-    network, store = lab.plan(logistic.probe("2.1")).network, lab.bench.features
-    images = lab.bench.shas("train", "early_stop", "val")
-    seconds = estimate.pass_seconds(network, lab.bench)
-    assert store.computed == 2 * 8
-    assert seconds == pytest.approx((len(images) - 2 * 8) * lab.bench.pass_seconds[network])
-    assert 0 < estimate.pass_seconds(network, lab.bench) == seconds
-    store.fill(network, images)
-    assert store.computed == len(images)
-    assert estimate.pass_seconds(network, lab.bench) == 0
 
 
 def test_trials_on_other_images_are_ignored(lab):

@@ -13,11 +13,11 @@ from autotl.errors import PluginError, StudyError
 from autotl.host import Host
 from autotl.registry import Owner
 from autotl.study import pool
+from autotl.study.joining import Joining
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.storage import SharedStudy
 from autotl.study.watch import Silent
-from autotl.study.worker import Worker
 from autotl.testing.lab import TinyFamily, TinyNetwork, write_stripes
 
 NAME = "far:net"
@@ -166,12 +166,12 @@ def test_without_both_one_line_says_what_to_install(place):
     shared = SharedStudy.join(joined.folder.storage, "stripes")
     more = {"data": None, "device": "cpu", "cache_dir": place / "cache"}
     with pytest.raises(StudyError, match="that autotl-gives 1.0 provided, which is not installed"):
-        Worker(shared, host(place), Silent(), weights={}, **more)
+        Joining(shared, host(place), Silent(), weights={}, **more)
     assert search(place, host(place, "1.0"), trials=2).run()
 
     kept = joined.catalogue.file(NAME).path.rename(place / "kept.safetensors")
     lose(place)
-    assert Worker(shared, host(place), Silent(), weights={NAME: kept}, **more)
+    assert Joining(shared, host(place), Silent(), weights={NAME: kept}, **more)
     assert search(place, host(place), trials=3, weights={NAME: kept}).run().trials["complete"] == 3
 
 

@@ -62,7 +62,7 @@ def test_two_workers_share_all_work_and_their_search_shows_both(start, until, ga
     assert len(hands) == 2 and all(name.startswith("search:") for name in hands)
     said = search.printed()
     assert all(f"/{TRIALS}] trial {number}  " in said for number in range(TRIALS))
-    assert said.count("features of tiny:net: 90 in") == 1
+    assert said.count("features of tiny:net: 72 in") == 1
     result = results.load(folder)
     assert len(result.best.runs) == 2 and not result.skipped
     assert len(result.comparisons) == 2
