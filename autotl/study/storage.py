@@ -226,10 +226,10 @@ class SharedStudy:
 
     def claim(self, total: int) -> optuna.Trial | None:
         """A trial to run; None if each below the total is taken."""
-        if not self.has_unclaimed(total):
-            return None
         with self._one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # heartbeats are sent here, not by `Study.optimize`
+            if not self.has_unclaimed(total):
+                return None
             trial = self.optuna.ask()
             if trial.number >= total:  # another process was faster
                 self.give_back(trial.number)
