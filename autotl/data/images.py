@@ -179,6 +179,7 @@ def _readable() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+@cache
 def plugins() -> dict[str, str]:
     """Decoders besides Pillow, with their versions."""
     return {"pillow-heif": version("pillow-heif")} if "HEIF" in _readable() else {}
