@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import save_file
+from torchvision import models
 
 from autotl.builtin import shipped
 
@@ -218,3 +221,55 @@ def test_time_limits_of_an_arm_count_processor_time(tmp_path):
     words = (sys.executable, STUDIES / "peers/arms/cpu_clock.py", "clocks", "interrupted")
     done = subprocess.run(words, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
     assert done.stderr == "interrupted after 0.3 s\n"
+
+
+def test_the_cost_of_a_search_is_measured_in_turns_and_resumes(stripes, tmp_path, monkeypatch):
+    speed = script("peers/speed.py", monkeypatch)
+    cost = {"floor": 10.0, "script": 300.0, "autotl": 15.0, "autotl, default": 30.0, "before": 60.0}
+    ran = []
+
+    def measured(words, place, arm, also):
+        ran.append((arm, words))
+        found = {"parts": {"torch": 4.0, "pass": 6.0}} if arm == "floor" else {"val": 0.8, "test": 0.9}
+        return {"cpu_s": cost[arm] * (1 + (len(ran) > 10)), "wall_s": 2 * cost[arm], "load": 0.5, **found}
+
+    monkeypatch.setattr(speed, "measured", measured)
+    (tmp_path / "checkout" / "autotl").mkdir(parents=True)
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "out.json"
+    weights.touch()
+    words = (tmp_path / "work", "--data", stripes, "--weights", weights, "--work", "10 heads", "--out", out)
+    words = (*words, "--also", f"before={tmp_path / 'checkout'}")
+    warm_up = ["floor", "script", "autotl, default", "before"]
+    run(speed.main, *words, "--pairs", 1)
+    assert [arm for arm, _ in ran] == [*warm_up, *cost]
+    assert "--no-compare" in ran[6][1] and "--no-compare" not in ran[7][1]
+    lines = run(speed.main, *words, "--pairs", 2)
+    assert [arm for arm, _ in ran[9:]] == [*warm_up, *cost]
+    row = next(line for line in lines if line.startswith("| 10 heads | autotl |"))
+    cells = ["10 heads", "autotl", "2", "22.5 (15 to 30)", "30 (30 to 30)", "20 (20 to 20)", "1.5 (1.5 to 1.5)"]
+    assert row == f"| {' | '.join([*cells, '90 (90 to 90)'])} |"
+    assert run(speed.main, *words, "--pairs", 2) == [line for line in lines if line.startswith(("|", "Processor"))]
+    assert len(ran) == 18
+    rows = json.loads(out.read_text())["rows"]
+    assert {each["arm"]: each["script_over_it"] for each in rows}["before"] == [5.0, 5.0]
+
+
+def test_the_floor_and_the_script_tell_what_they_cost(tmp_path, monkeypatch):
+    speed = script("peers/speed.py", monkeypatch)
+    draw = np.random.default_rng(0)
+    for split, name, number in product(("train", "test"), ("a", "b"), range(5)):
+        (tmp_path / "data" / split / name).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(draw.integers(256, size=(40, 30, 3), dtype=np.uint8))
+        image.save(tmp_path / "data" / split / name / f"{number}.png")
+    weights = tmp_path / "squeezenet.safetensors"
+    save_file(models.squeezenet1_0().state_dict(), weights)
+    (place := tmp_path / "work").mkdir()
+    for arm, work in ((speed.FLOOR, ""), (speed.SCRIPT, "10 mixed")):
+        words = speed.command(speed.Key(work, arm, 0), place, tmp_path / "data", weights, trials=1)
+        found = speed.measured(words, place, arm, {})
+        assert 1 < found["cpu_s"] < 3 * found["wall_s"]
+        if arm == speed.FLOOR:
+            assert [*found["parts"]] == ["torch", "torchvision", "images", "pass"]
+            assert 0.5 * found["cpu_s"] < sum(found["parts"].values()) < found["cpu_s"]
+        else:
+            assert {found["val"], found["test"]} <= {number / 10 for number in range(11)}
