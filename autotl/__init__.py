@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autotl.api import Model as Model
     from autotl.api import Study as Study
+    from autotl.api import advise as advise
     from autotl.api import load as load
     from autotl.api import search as search
     from autotl.backbones.weights import load_weights as load_weights
@@ -65,7 +66,7 @@ _HOME = {
     **dict.fromkeys(("load_weights", "read_state"), "autotl.backbones.weights"),
     **dict.fromkeys(("logistic_path", "standardised"), "autotl.engine.heads"),
     **dict.fromkeys(("design_effect", "share_interval", "wilson"), "autotl.engine.intervals"),
-    **dict.fromkeys(("Model", "Study", "load", "search"), "autotl.api"),
+    **dict.fromkeys(("Model", "Study", "advise", "load", "search"), "autotl.api"),
     **dict.fromkeys(
         ("PENALTIES", "Component", "Head", "Input", "Phase", "Stop", "Teacher", "Training", "TransferPlan"),
         "autotl.plan",

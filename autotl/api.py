@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autotl.export.bundle import Bundle, Source
     from autotl.export.export import Exported
     from autotl.plan import TransferPlan
+    from autotl.tracking.advice import Advice
     from autotl.tracking.folder import StudyFolder
     from autotl.tracking.result import Result, Test
 
@@ -174,6 +175,25 @@ def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
         result = found.run()
         found.end_logging()
     return Study(found.folder, bundle.load(found.folder.bundle, found.catalogue).to(found.device), result)
+
+
+def advise(data: str | Path, *, verbose: bool = True, **options: Any) -> "Advice":
+    """Which way of transfer learning suits the images in `data`: the situation, how it was measured, what to try first.
+
+    `options` are those of `autotl advise`, with underscores in their names, such as `backbones=["timm:resnet*"]`. With
+    `verbose=False` nothing is printed.
+
+    Raises: AutotlError, in one line, for everything that a user can fix.
+    """
+    from autotl.host import Host
+    from autotl.report import terminal
+    from autotl.study.advising import Advising
+    from autotl.study.watch import Silent
+
+    settings = Settings.of({"data": data, **options})
+    with ExitStack() as stack:
+        watcher = stack.enter_context(terminal.watcher(quiet=False)) if verbose else Silent()
+        return Advising(settings, Host.from_environment(settings.plugins), watcher).run()
 
 
 def _tell_options() -> None:

@@ -100,7 +100,11 @@ class ModelCard:
 
 
 class Family(Protocol):
-    """Backbones with a common prefix, `family:architecture[.tag]`."""
+    """Backbones with a common prefix, `family:architecture[.tag]`.
+
+    With an attribute `is_reference = True` their features are fixed, not learned. Pretrained features are compared with
+    them to see how similar the images are to those of the pretraining.
+    """
 
     def names(self) -> Sequence[str]:
         """Every `architecture[.tag]` that can be listed, without the prefix."""
@@ -305,6 +309,10 @@ class Context(Protocol):
         """
 
 
+Situation = Literal["few-similar", "few-different", "many-similar", "many-different"]
+"""Whether a data set has few or many images, and whether they are similar to those that the backbone was trained on."""
+
+
 class Strategy(Protocol):
     """Suggests a plan.
 
@@ -316,6 +324,8 @@ class Strategy(Protocol):
     frozen backbone, and it draws shared parameters alone. It is then tried first, at the best cut of each backbone, and
     the winner is compared with it. `baselines` names backbones, such as one that gives raw pixels, on which the winner
     is compared with it as well.
+
+    It may have an attribute `suits`, the situations in which it is suggested and tried before others.
     """
 
     def suggest(self, trial: Trial, context: Context) -> TransferPlan:

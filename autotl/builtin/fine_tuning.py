@@ -28,6 +28,7 @@ def register_strategies(register):
 
 
 class FineTune:
+    suits = ("few-different", "many-similar", "many-different")
     first_guess = {
         **recipe.BOLD,
         "cut": 1.0,
@@ -50,6 +51,7 @@ class FineTune:
 class LinearProbeThenFineTune:
     """An untrained head would distort good features (Kumar et al. 2022, arXiv 2202.10054)."""
 
+    suits = ("few-similar", "many-similar")
     first_guess = {**recipe.FIRST_GUESS, "frozen": 0.0, "lp-ft.depth_ratio": 0.1}
 
     def suggest(self, trial, context):
@@ -61,6 +63,7 @@ class LinearProbeThenFineTune:
 class GradualUnfreeze:
     """As in ULMFiT (Howard and Ruder 2018, arXiv 1801.06146): the top is unfrozen first, the bottom last."""
 
+    suits = ("many-similar",)
     first_guess = {
         **recipe.FIRST_GUESS,
         "cut": 1.0,
@@ -86,6 +89,7 @@ class GradualUnfreeze:
 
 
 class Full:
+    suits = ("many-different",)
     first_guess = recipe.BOLD
 
     def suggest(self, trial, context):

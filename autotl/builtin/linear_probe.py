@@ -15,6 +15,7 @@ def register_strategies(register):
 
 class LinearProbe:
     is_probe = True
+    suits = ("few-similar", "few-different")
     baselines = ("reference:pixels",)
 
     def suggest(self, trial, context):

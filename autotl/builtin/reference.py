@@ -15,6 +15,8 @@ def register_backbones(register):
 
 
 class Reference:
+    is_reference = True
+
     def names(self):
         return ["pixels", "edges"]
 

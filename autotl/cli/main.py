@@ -16,6 +16,7 @@ from autotl.report import output
 
 COMMANDS = {
     "search": "Find the best transfer-learning setup for a folder of images.",
+    "advise": "Say which way of transfer learning suits a data set, and why.",
     "predict": "Classify images with the model of a study.",
     "export": "Export the model for use without autotl.",
     "ui": "Browse studies and trials in the MLflow UI.",

@@ -53,6 +53,16 @@ plugins = click.option(
     metavar="FILE.py",
     help="A plugin in a single file, besides the installed ones. Can be repeated.",
 )
+pool = click.option(
+    "--pool",
+    type=click.Choice(["auto", "shipped", "small", "large"]),
+    default="auto",
+    show_default=True,
+    help="Backbones if --backbones is not given. shipped: those that come with autotl; small: also three small "
+    "ImageNet networks (76 MB to download, 57 MB with autotl[lite]); large: also three larger ones (305 MB); auto: "
+    "large on a GPU, otherwise small.",
+)
+yes = click.option("--yes", is_flag=True, help="Download large weights without asking.")
 near_copies = click.option(
     "--near-copies",
     type=click.Choice(["together", "apart"]),

@@ -98,15 +98,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     help="Prune trials that are worse than half of the others at the same share of their epochs.",
 )
 @options.names("--backbones", help="Backbones to search over. [default: those of --pool]")
-@click.option(
-    "--pool",
-    type=click.Choice(["auto", "shipped", "small", "large"]),
-    default="auto",
-    show_default=True,
-    help="Backbones if --backbones is not given. shipped: those that come with autotl; small: also three small "
-    "ImageNet networks (76 MB to download, 57 MB with autotl[lite]); large: also three larger ones (305 MB); auto: "
-    "large on a GPU, otherwise small.",
-)
+@options.pool
 @options.names("--strategies", help="Strategies to search over. [default: all]")
 @options.names("--augmentations", help="Augmentations to search over. [default: all]")
 @options.names("--optimizers", help="Optimizers to search over. [default: adamw,sgd]")
@@ -200,7 +192,7 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     help="Log every trial to MLflow, for autotl ui.",
 )
 @options.tracking_uri
-@click.option("--yes", is_flag=True, help="Download large weights without asking.")
+@options.yes
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object and nothing else.")
 def command(as_json: bool, **values: Any) -> None:
     """Find the best transfer-learning setup for the images in DATA.

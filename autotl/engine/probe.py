@@ -14,7 +14,7 @@ LEAST, PER_CLASS, MOST = 1_000, 5, 5_000
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
-def subset(labels: Tensor, seed: int) -> Tensor:
+def subset(labels: Tensor, seed: int, most: int = MOST) -> Tensor:
     """The images that the probe uses, the same for every cut: sorted indices, with classes as balanced as possible."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels.cpu()[order]
@@ -22,7 +22,7 @@ def subset(labels: Tensor, seed: int) -> Tensor:
     first = torch.searchsorted(shuffled[by_class], shuffled[by_class])
     turn = torch.empty_like(order)
     turn[by_class] = torch.arange(len(labels)) - first  # an image's place among those of its class
-    count = min(MOST, max(LEAST, PER_CLASS * len(labels.unique())))
+    count = min(most, max(LEAST, PER_CLASS * len(labels.unique())))
     return order[turn.argsort(stable=True)[:count]].sort().values
 
 

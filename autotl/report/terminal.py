@@ -18,12 +18,14 @@ from rich.text import Text
 from autotl.engine.scale import Scale
 from autotl.errors import StudyError
 from autotl.registry import on_stderr
+from autotl.report import advice as advices
 from autotl.report import notebook, tables, words
 from autotl.report.console import Console, say
 from autotl.report.output import printable
 from autotl.study.select import leaderboard, value_of
 from autotl.study.watch import Estimate
 from autotl.tracking import result as results
+from autotl.tracking.advice import Advice
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow, read_probe
@@ -134,6 +136,10 @@ class Terminal:
     def probed(self, rows: Sequence[ProbeRow]) -> None:
         if not self.brief:
             self._print(tables.probe(rows, self.console.width))
+
+    def advised(self, advice: Advice) -> None:
+        if not self.brief:
+            self.note(advices.in_a_line(advice))
 
     def trial_planned(self, number: int, what: str, done: int, total: int) -> None:
         self._running[number] = _Step(f"trial {number}  {what}")

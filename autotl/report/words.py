@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from autotl.contracts import UNEQUAL
 from autotl.plan import TransferPlan
+from autotl.report import advice
 from autotl.report.tables import count
 from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
@@ -59,6 +60,8 @@ def summary(result: Result) -> Iterator[str]:
     runs = [shown(run.value) for run in result.best.runs]
     mean = f"{shown(result.best.validation)}, the mean over {len(runs)} seeds ({', '.join(runs)})"
     yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
+    if result.advice:
+        yield advice.tested(result.advice, shown)
     for what in result.skipped:
         yield f"Skipped: {what}."
     if result.test_opened > 1:

@@ -16,7 +16,7 @@ from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.files import read_lines, write
 from autotl.plan import TransferPlan, digest
-from autotl.study import estimate, select
+from autotl.study import advice, estimate, select
 from autotl.study.budget import OutOfTime
 from autotl.study.controls import Control, controls_of
 from autotl.study.crew import Crew
@@ -26,6 +26,7 @@ from autotl.study.settings import Settings
 from autotl.study.suggestions import facts_of
 from autotl.study.worker import Outcome, Prediction, Training, why_not
 from autotl.tracking import result as results
+from autotl.tracking.advice import Advice, AdviceTested, read_advice
 from autotl.tracking.log import ENDED, STATES, TrialRecord
 from autotl.tracking.probe import read_probe
 from autotl.tracking.result import Best, Comparison, OfClass, Result, Run, Test
@@ -76,6 +77,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
         imbalance=facts_of(bench.dataset).imbalance,
         test=test,
         comparisons=comparisons,
+        advice=_tested(read_advice(folder), board, bench),
         skipped=(*skipped, *reruns.skipped, *end.skipped),
         test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings, Opening.model_validate)}),
         made_from=made_from,
@@ -86,6 +88,10 @@ def finish(opened: Opened, crew: Crew) -> Result:
     bundle.describe(folder.bundle, {"validation": run.metrics, **tested})
     write(folder.result, result.to_json())
     return result
+
+
+def _tested(advised: Advice | None, board: Sequence[TrialRecord], bench: Bench) -> AdviceTested | None:
+    return advice.tested(advised, board, len(bench.shas("val")), bench.scale) if advised else None
 
 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:

@@ -43,9 +43,14 @@ def estimate(networks: Sequence[Network], bench: Bench) -> Estimate:
 def pass_seconds(network: Network, bench: Bench) -> float:
     """Seconds of the first pass through a backbone, estimated from one batch; 0 if all features are stored."""
     missing = len(bench.features.missing(network, bench.shas(*OPEN)))
-    if missing and network not in bench.pass_seconds:
+    return missing and missing * image_seconds(network, bench)
+
+
+def image_seconds(network: Network, bench: Bench) -> float:
+    """Seconds for one image through a frozen backbone, measured once in each run."""
+    if network not in bench.pass_seconds:
         bench.pass_seconds[network] = _measured(network, bench)
-    return missing and missing * bench.pass_seconds[network]
+    return bench.pass_seconds[network]
 
 
 def _measured(network: Network, bench: Bench) -> float:

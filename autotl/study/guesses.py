@@ -55,12 +55,14 @@ class Guesses:
             {"strategy": entry.name, **self._place(row)} for entry in found for row in select.best_cuts(rows)[:PROBES]
         ]
 
-    def before_sampling(self, rows: Sequence[ProbeRow], trained: ProbeRow) -> list[Guess]:
-        """Linear probes on all backbones except the first, then the first guess of each strategy at `trained`."""
+    def before_sampling(self, rows: Sequence[ProbeRow], trained: ProbeRow, suggested: Container[str]) -> list[Guess]:
+        """Linear probes on all backbones except the first, then the first guess of each strategy at `trained`, of the
+        `suggested` ones first."""
         place = self._place(trained)
         others = [guess for guess in self.linear_probes(rows) if guess["backbone"] != rows[0].backbone]
         backbones = {row.backbone for row in rows}
-        firsts = [guess for entry in self._strategies.values() if (guess := self._first(entry, place, backbones))]
+        ordered = sorted(self._strategies.values(), key=lambda entry: entry.name not in suggested)
+        firsts = [guess for entry in ordered if (guess := self._first(entry, place, backbones))]
         return others + firsts
 
     def _first(self, entry: Entry, place: Guess, backbones: Container[object]) -> Guess | None:

@@ -26,7 +26,7 @@ from autotl.files import append_line
 from autotl.host import Host
 from autotl.plan import HeadKind, Network
 from autotl.registry import Entry
-from autotl.study import controls, estimate, recovery, start
+from autotl.study import controls, estimate, recovery, similarity, start
 from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.fixed import DRAWS, drawn_by, not_drawn, require_known
@@ -56,6 +56,8 @@ class Opened:
     suggestions: Suggestions
     networks: Mapping[str, Network]
     """The backbones that can be used by name, cheapest first."""
+    references: Sequence[str]
+    """Backbones whose features are fixed, which pretrained ones are compared with."""
     inputs: Inputs
     strategies: Mapping[str, Entry]
     """The strategies that are installed, by name."""
@@ -134,6 +136,7 @@ class Opening:
         Raises: AutotlError.
         """
         self.pool = pools.download(self.catalogue, self.pool, self._required, self.skip)
+        self.references = similarity.references(self.catalogue, self.skip)
         bench = self._open_bench()
         usable = self._usable(bench)
         self._try_fixed(bench.dataset, usable)
@@ -157,6 +160,7 @@ class Opening:
             study=study,
             suggestions=suggestions,
             networks={name: self._network(name) for name in usable},
+            references=self.references,
             inputs=self.inputs,
             strategies={name: each for name, each in self.strategies.items() if self._has("strategies", name)},
             drawn={
@@ -240,7 +244,8 @@ class Opening:
 
     def _open_bench(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
-        names = [*self.pool.backbones, *(controls.baselines(self.catalogue) if self.settings.compare else ())]
+        compared = controls.baselines(self.catalogue) if self.settings.compare else ()
+        names = list(dict.fromkeys((*self.pool.backbones, *self.references, *compared)))
         progress = self.budget.watched(self.watcher, "reading images")
         likely = Inputs(self.catalogue, expected(self._listing)).firsts(names)
         try:
@@ -393,6 +398,7 @@ class Opening:
             self.watcher.note(f"The images have changed since the study was started ({what}). Only new trials count.")
         if differences or not before:
             self.folder.probe.unlink(missing_ok=True)
+            self.folder.advice.unlink(missing_ok=True)
             dataset.write(self.folder.path)
         self.folder.define(definition)
         split = {image.sha: image.split for image in dataset.images} if differences or made_again else None

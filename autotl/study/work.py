@@ -4,16 +4,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from autotl.data.split import OPEN
-from autotl.engine import metrics, probe
+from autotl.engine import metrics
 from autotl.errors import PluginError, StudyError
-from autotl.study import estimate, guesses, select
+from autotl.plan import Network
+from autotl.study import advice, estimate, guesses, probing, select, similarity
 from autotl.study.budget import OutOfTime
 from autotl.study.crew import Crew
 from autotl.study.opening import Opened
+from autotl.study.probing import Sample
 from autotl.study.storage import GUESS
 from autotl.study.worker import Pass
+from autotl.tracking.advice import Advice, Similarity, read_advice, write_advice
 from autotl.tracking.probe import ProbeRow, read_probe, write_probe
 
+ADVICE_SECONDS, ADVICE_SHARE = 20.0, 0.03
+"""The most seconds, and the largest share of a budget, for comparing a backbone with itself at random."""
 FIRST_TRAININGS = 0.6
 """The largest share of the remaining time for the first guesses of all strategies together."""
 
@@ -54,7 +59,9 @@ class Work:
             if not rows:
                 raise StudyError("No backbone is left to search. Name some with --backbones.")
             self.watcher.probed(rows)
-            self._enqueue(fingerprint, known.before_sampling(rows, self._first_trained(rows)))
+            advised = self._advised(rows)
+            suggested = advised.suggested if advised else ()
+            self._enqueue(fingerprint, known.before_sampling(rows, self._first_trained(rows), suggested))
             self.study.open(self.settings.trials)
             self.crew.run(self.settings.trials)
         except OutOfTime:
@@ -129,20 +136,54 @@ class Work:
 
     def _probe(self, name: str) -> list[ProbeRow]:
         """The accuracy of a linear classifier at every cut of a backbone."""
-        bench, network = self.bench, self.opened.networks[name]
-        shas, labels = bench.shas("train", "early_stop"), bench.labels("train", "early_stop")
-        seen = probe.subset(labels, self.settings.seed)
-        units = bench.units("train", "early_stop")[seen]
-        shas, labels = [shas[i] for i in seen], labels.cpu()[seen]
-        cells = [(stage.name, pooling) for stage in bench.catalogue.info(name).stages for pooling in stage.poolings]
         progress = self.budget.watched(self.watcher, f"probing cuts and poolings of {name}")
-        rows = []
-        for done, (cut, pooling) in enumerate(cells, 1):
-            features = bench.features.read(network, cut, pooling, shas)
-            accuracy = probe.ridge_accuracy(features, labels, len(bench.dataset.classes), units)
-            rows.append(ProbeRow(name, cut, pooling, accuracy))
-            progress(done, len(cells))
-        return rows
+        sample = Sample.of(self.bench, self.settings.seed)
+        return probing.rows(self.bench, self.opened.networks[name], sample, progress)
+
+    def _advised(self, rows: Sequence[ProbeRow]) -> Advice | None:
+        """The advice for these images, stored in the study's folder; None if there is no time or nothing to choose."""
+        stored = read_advice(self.opened.folder)
+        strategies = list(self.opened.strategies.values())
+        if stored or len(strategies) < 2:
+            return stored
+        found = self._similarity(select.best_cuts(rows)[0].backbone)
+        if found is None:
+            return None
+        bench = self.bench
+        advised = advice.advise(len(bench.shas(*OPEN)) / len(bench.dataset.classes), found, strategies)
+        write_advice(self.opened.folder, advised)
+        self.watcher.advised(advised)
+        return advised
+
+    def _similarity(self, backbone: str) -> Similarity | None:
+        """How similar the images are to those of a backbone's pretraining; None if that cannot be measured in time."""
+        bench, network, seed = self.bench, self.opened.networks[backbone], self.settings.seed
+        at_random = bench.catalogue.at_random(network, seed)
+        sample = Sample.of(bench, seed, similarity.images_needed(len(bench.dataset.classes)))
+        allowed = min(ADVICE_SECONDS, ADVICE_SHARE * self.budget.seconds)
+        if at_random == network or estimate.image_seconds(network, bench) * len(sample.shas) > allowed:
+            return None
+
+        def see(network: Network, shas: Sequence[str]) -> None:
+            missing = bench.features.missing(network, shas)
+            jobs = [Pass(network, tuple(missing), of=len(missing))] if missing else []
+            for _, outcome in self.crew.carry_out(jobs):
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+        try:
+            return similarity.measure(
+                bench,
+                network,
+                self.opened.references,
+                sample=sample,
+                seed=seed,
+                see=see,
+                watched=lambda task: self.budget.watched(self.watcher, task),
+            )
+        except PluginError as error:
+            self.opened.skip(error)
+            return None
 
     def _enqueue(self, what: str, trials: Sequence[Mapping[str, object]]) -> None:
         """Enqueue trials with known parameters, each once in a study, even after interruptions."""

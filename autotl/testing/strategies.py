@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 
-from autotl.contracts import DataFacts
+from autotl.contracts import DataFacts, Situation
 from autotl.engine.fit import check
 from autotl.errors import PlanError
 from autotl.plan import TransferPlan
@@ -75,6 +75,10 @@ class StrategyTests(PluginTests):
                 raise AssertionError(
                     f"The first guess of '{name}' sets '{parameter}' to {value!r}, which is not in {distribution}."
                 ) from None
+
+    def test_it_suits_situations_that_exist(self, lab: Lab, name: str) -> None:
+        unknown = set(getattr(lab.host.strategies[name].item, "suits", ())).difference(get_args(Situation))
+        assert not unknown, f"'{name}' suits {sorted(unknown)}; the situations are {', '.join(get_args(Situation))}."
 
     def test_its_plans_can_be_trained(self, lab: Lab, name: str) -> None:
         """Also if there are too few images for choosing the epoch, when `context.data.has_early_stop` is False."""

@@ -130,6 +130,7 @@ class StudyFolder:
         self.bundle = path / "bundle"
         self.test_openings = path / "test_openings.jsonl"
         self.probe = path / "probe.json"
+        self.advice = path / "advice.json"
         self.reruns = path / "reruns.jsonl"
         self.searches = path / "searches.jsonl"
         self.result = path / "result.json"

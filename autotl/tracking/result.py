@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field
 
 from autotl.engine.scale import Scale
 from autotl.plan import Record, TransferPlan
+from autotl.tracking.advice import AdviceTested
 from autotl.tracking.folder import StudyFolder, read_record
 from autotl.tracking.log import MEASURED
 
@@ -89,6 +90,8 @@ class Result(Record):
     best: Best
     test: Test
     comparisons: dict[str, Comparison]
+    advice: AdviceTested | None = None
+    """None if the search had no time to compare pretrained features with others."""
     skipped: tuple[str, ...]
     """Steps that were skipped because time ran out, or that failed."""
     final: TransferPlan

@@ -1,0 +1,132 @@
+"""Advice for a data set before any search: reads the images, probes the backbones, compares the best with others."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.data import index
+from autotl.data.shapes import expected
+from autotl.data.split import OPEN
+from autotl.engine import device as devices
+from autotl.engine.bench import Bench
+from autotl.engine.exact import exact
+from autotl.errors import PluginError, StudyError
+from autotl.export import bundle
+from autotl.host import Host
+from autotl.plan import Network
+from autotl.study import advice, estimate, probing, select, similarity
+from autotl.study import pool as pools
+from autotl.study.inputs import Inputs
+from autotl.study.machine import one_line_each
+from autotl.study.probing import Sample
+from autotl.study.settings import Settings
+from autotl.study.watch import Watcher
+from autotl.tracking.advice import Advice
+from autotl.tracking.folder import cache_dir
+
+SECONDS = 40.0
+"""The passes of images through backbones take about as long at most."""
+
+
+class Advising:
+    """Gives advice for the images of `settings.data`, as a search with these settings would split them."""
+
+    def __init__(self, settings: Settings, host: Host, watcher: Watcher) -> None:
+        """Raises: AutotlError for anything that cannot be searched."""
+        self.settings, self.watcher = settings, watcher
+        self.strategies = list(host.strategies)
+        self.device = devices.resolve(settings.device)
+        for problem in host.problems:
+            self._skip(problem)
+        place = cache_dir(settings.cache_dir)
+        self.catalogue = catalogue = Catalogue(host, place, bundle.given(settings.weights), watcher.note, self._skip)
+        named = catalogue.expand(settings.backbones)
+        pool = pools.choose(catalogue, named, settings.backbones, settings.pool, self.device, self._skip)
+        pools.announce(pool, watcher, settings.yes)
+        self.pool = pools.download(catalogue, pool, settings.backbones, self._skip)
+
+    def run(self) -> Advice:
+        """Raises: AutotlError."""
+        with one_line_each(self.settings.study_name), exact(self.device):
+            return self._advised()
+
+    def _advised(self) -> Advice:
+        fixed = similarity.references(self.catalogue, self._skip)
+        bench = self._bench([*self.pool.backbones, *fixed])
+        classes = len(bench.dataset.classes)
+        sample = Sample.of(bench, self.settings.seed, similarity.images_needed(classes))
+        networks = self._affordable(bench, len(sample.shas))
+        see = partial(self._see, bench)
+        rows = []
+        for network in networks:
+            see(network, sample.shas)
+            rows += probing.rows(bench, network, sample, partial(self.watcher.progress, f"probing {network.backbone}"))
+        self.watcher.probed(rows)
+        best = select.best_cuts(rows)[0].backbone
+        chosen = next(network for network in networks if network.backbone == best)
+        found = similarity.measure(
+            bench,
+            chosen,
+            fixed,
+            sample=sample,
+            seed=self.settings.seed,
+            see=see,
+            watched=lambda task: partial(self.watcher.progress, task),
+        )
+        return advice.advise(len(bench.shas(*OPEN)) / classes, found, self.strategies)
+
+    def _skip(self, problem: object) -> None:
+        self.settings.tolerate(problem)
+        self.watcher.note(f"Warning: {problem}")
+
+    def _bench(self, names: Sequence[str]) -> Bench:
+        settings = self.settings
+        columns = settings.columns.or_those({}, settings.data)
+        likely = Inputs(self.catalogue, expected(index.find(settings.data, columns))).firsts(names)
+        progress = partial(self.watcher.progress, "reading images")
+        bench = Bench.open(
+            settings.data,
+            likely,
+            self.catalogue,
+            self.device,
+            seed=settings.seed,
+            columns=columns,
+            near_copies=settings.near_copies,
+            progress=progress,
+            note=self.watcher.note,
+        )
+        for input in set(Inputs(self.catalogue, bench.dataset.shapes).firsts(names)).difference(likely):
+            bench.decode(input, progress)
+        self.watcher.dataset(bench.dataset)
+        return bench
+
+    def _affordable(self, bench: Bench, images: int) -> list[Network]:
+        """The pretrained backbones that there is time for, cheapest first. The best one is needed at random, too.
+
+        Raises: StudyError if there is none.
+        """
+        inputs, seed = Inputs(self.catalogue, bench.dataset.shapes), self.settings.seed
+        kept: list[Network] = []
+        left = SECONDS
+        infos = map(self.catalogue.info, self.pool.backbones)
+        for info in sorted(infos, key=lambda info: info.flops(info.names[-1])):
+            network = inputs.network(info.name, seed)
+            if self.catalogue.at_random(network, seed) == network:
+                continue
+            try:
+                bench.features.try_out(network, bench.shas(*OPEN))
+                seconds = estimate.image_seconds(network, bench) * images
+            except PluginError as error:
+                self._skip(error)
+                continue
+            if 2 * seconds > left and kept:
+                self.watcher.note(f"Without {info.name}: it would take too long here.")
+            else:
+                kept.append(network)
+                left -= seconds
+        if not kept:
+            raise StudyError("No pretrained backbone is left to compare with. Name some with --backbones.")
+        return kept
+
+    def _see(self, bench: Bench, network: Network, shas: Sequence[str]) -> None:
+        bench.features.fill(network, shas, partial(self.watcher.progress, f"features of {network.backbone}"))

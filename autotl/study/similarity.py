@@ -1,0 +1,71 @@
+"""How similar the images are to those that a backbone was trained on: what its features are worth at each depth."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.engine.bench import Bench
+from autotl.errors import PluginError
+from autotl.plan import Network
+from autotl.study import probing
+from autotl.study.inputs import Inputs
+from autotl.study.probing import Sample
+from autotl.tracking.advice import AtCut, Similarity
+from autotl.tracking.probe import ProbeRow
+
+IMAGES = 300
+"""How many images are enough: the standard error of an accuracy is then below 3 points."""
+PER_CLASS = 5
+"""The fewest images of each class that are needed."""
+See = Callable[[Network, Sequence[str]], None]
+"""Computes the features of images that are missing."""
+Watched = Callable[[str], Callable[[int, int], None]]
+"""`progress(done, total)` of a task."""
+
+
+def images_needed(classes: int) -> int:
+    return max(IMAGES, PER_CLASS * classes)
+
+
+def references(catalogue: Catalogue, skip: Callable[[PluginError], None]) -> list[str]:
+    """The backbones whose features are fixed instead of learned."""
+    found: list[str] = []
+    for entry in catalogue.host.backbones:
+        try:
+            if getattr(entry.item, "is_reference", False):
+                found += catalogue.expand([f"{entry.name}:*"])
+        except PluginError as error:
+            skip(error)
+    return found
+
+
+def measure(
+    bench: Bench, network: Network, fixed: Iterable[str], *, sample: Sample, seed: int, see: See, watched: Watched
+) -> Similarity:
+    """Compare a pretrained network with the same one at random and with the backbones `fixed`, on a sample.
+
+    Raises: PluginError if one of them fails.
+    """
+    catalogue = bench.catalogue
+    inputs = Inputs(catalogue, bench.dataset.shapes)
+
+    def accuracies(network: Network) -> dict[str, float]:
+        see(network, sample.shas)
+        task = f"comparing with {network.backbone}"
+        return dict(_best_at_cuts(probing.rows(bench, network, sample, watched(task))))
+
+    pretrained, at_random = accuracies(network), accuracies(catalogue.at_random(network, seed))
+    return Similarity(
+        backbone=network.backbone,
+        images=len(sample.shas),
+        cuts=tuple(AtCut(cut=cut, pretrained=value, random=at_random[cut]) for cut, value in pretrained.items()),
+        references={name: max(accuracies(inputs.network(name, seed)).values()) for name in fixed},
+        chance=sample.labels.bincount().max().item() / len(sample.shas),
+    )
+
+
+def _best_at_cuts(rows: Iterable[ProbeRow]) -> Iterator[tuple[str, float]]:
+    """Each cut, in order, with the accuracy of its best pooling."""
+    found: dict[str, float] = {}
+    for row in rows:
+        found[row.cut] = max(row.accuracy, found.get(row.cut, 0.0))
+    yield from found.items()
