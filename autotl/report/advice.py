@@ -47,6 +47,8 @@ def similarity(found: Similarity) -> Iterator[str]:
     best, late = found.best.cut, found.late.cut
     if best == late:
         yield "The last cut is the best one."
+    elif f"{100 * found.fall:.1f}" == "0.0":
+        yield f"The last cut is as good as the best one, {best}."
     else:
         yield f"The best cut is {best}; at the last one, {late}, accuracy is {100 * found.fall:.1f} points lower."
 
