@@ -252,7 +252,7 @@ class Context(Protocol):
     """The techniques whose strengths the user wants searched; see the fields of `Training`."""
 
     def backbone(self) -> BackboneInfo:
-        """The backbone of this trial."""
+        """The backbone of this trial, up to the last cut within the user's limits on what a network may cost."""
 
     def cut(self) -> str:
         """The last stage that is kept."""
@@ -268,7 +268,8 @@ class Context(Protocol):
 
     def input(self) -> Input:
         """How images are prepared. The size is the backbone's own, or a larger one if backbone and images allow it.
-        The mode (crop, squash or pad) is searched if the shapes of the images make it matter."""
+        The mode (crop, squash or pad) is searched if the shapes of the images make it matter. With the trial's cut and
+        head, if it has asked for them before, the size is within the user's limits."""
 
     def augmentation(self) -> Component:
         """The augmentation of this trial with its parameters."""

@@ -71,6 +71,24 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
         raise click.BadParameter(str(error)) from None
 
 
+def _amount(ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    from autotl.study.costs import amount
+
+    try:
+        return amount(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
+    from autotl.study.settings import way_to_pick
+
+    try:
+        return way_to_pick(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command()
 @click.argument("data", type=options.Existing())
 @click.option(
@@ -120,6 +138,19 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     complete=completion.of_plan("Technique"),
     help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation. [default: none]",
 )
+@click.option(
+    "--max-params",
+    metavar="N",
+    callback=_amount,
+    help="The most parameters that a network may have, head included: 5M, 300k. [default: no limit]",
+)
+@click.option(
+    "--max-flops",
+    metavar="N",
+    callback=_amount,
+    help="The most FLOPs for one image: 600M, 1.5G. Cuts, inputs and backbones beyond it are not searched. [default: "
+    "no limit]",
+)
 @options.fixed
 @options.plugins
 @options.metric("Metric to select by; autotl plugins metrics lists them.")
@@ -133,6 +164,15 @@ def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> 
     default=2,
     show_default=True,
     help="Number of new seeds to rerun the three best plans with; the best mean wins.",
+)
+@click.option(
+    "--pick",
+    metavar="HOW",
+    default="best",
+    show_default=True,
+    callback=_pick,
+    help="Which plan wins, by validation: best; knee, the best compromise with FLOPs; within=0.5, the cheapest that is "
+    "at most 0.5 points worse than the best.",
 )
 @click.option(
     "--compare/--no-compare",

@@ -72,9 +72,8 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
         measured["val.loss"] = metrics.log_loss(logits, labels)
         measured["val.seconds"] = time.perf_counter() - judging
     info = bench.catalogue.info(plan.backbone, plan.input)
-    assert model.head is not None  # a plan has at least one phase
-    measured["parameters"] = info.parameters(plan.cut) + sum(each.numel() for each in model.head.parameters())
     classes = len(bench.dataset.classes)
+    measured["parameters"] = info.parameters(plan.cut) + head_kinds.parameters(plan.head, info, plan.cut, classes)
     measured["flops"] = info.flops(plan.cut) + head_kinds.flops(plan.head, info, plan.cut, classes)
     measured["seconds"] = time.perf_counter() - started
     return fitted

@@ -205,6 +205,23 @@ def features(head: Head, stage: StageInfo) -> int:
     return channels * stage.places if head.pooling == "flatten" else channels
 
 
+def parameters(head: Head, info: BackboneInfo, cut: str, classes: int) -> int:
+    """How many parameters the head has."""
+    stage = info.stage(cut)
+    seen = sum(features(head, info.stage(name)) for name in (*head.taps, cut))
+    match head.kind:
+        case "linear":
+            return classes * (seen + 1)
+        case "cosine":
+            return classes * seen + 1
+        case "mlp":
+            assert head.width is not None
+            return head.width * (seen + 1) + classes * (head.width + 1)
+        case "conv":
+            assert head.width is not None
+            return (9 * stage.channels + 2) * head.width + classes * (seen + 1)
+
+
 def flops(head: Head, info: BackboneInfo, cut: str, classes: int) -> int:
     """The head's multiply-accumulates times two, for one image."""
     stage = info.stage(cut)

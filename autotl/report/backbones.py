@@ -7,7 +7,8 @@ from rich.table import Table
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import BackboneInfo
-from autotl.report.tables import count, fitted
+from autotl.report.tables import fitted
+from autotl.study.costs import count
 
 
 def card(catalogue: Catalogue, name: str, width: int) -> Iterator[RenderableType]:

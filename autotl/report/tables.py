@@ -15,6 +15,7 @@ from autotl.errors import AutotlError, one_line, shortened
 from autotl.plan import TransferPlan
 from autotl.report.console import Console
 from autotl.report.output import printable
+from autotl.study.costs import count
 from autotl.study.select import LOSS_DIGITS, front, plan_of, value_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
@@ -192,13 +193,6 @@ def strategies(records: Sequence[TrialRecord], metric: str, scale: Scale, width:
 
 def _values(records: Iterable[TrialRecord]) -> list[float]:
     return [record.value for record in records if record.value is not None]
-
-
-def count(number: float) -> str:
-    """1234567 → `1.23 M`."""
-    rounded = float(f"{number:.3g}")
-    power = min(4, max(0, int(math.log10(max(1.0, rounded))) // 3))
-    return f"{rounded / 1000**power:.3g}{('', ' k', ' M', ' G', ' T')[power]}"
 
 
 def studies(folders: Iterable[StudyFolder], width: int) -> Iterator[Table | str]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from autotl.contracts import UNEQUAL
 from autotl.plan import TransferPlan
 from autotl.report import advice
-from autotl.report.tables import count
+from autotl.study.costs import COSTS, count
 from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
-from autotl.tracking.result import Comparison, Result, Test
+from autotl.tracking.result import Comparison, Picked, Result, Test
 
 if TYPE_CHECKING:
     from autotl.export.export import Exported
@@ -39,6 +39,8 @@ def summary(result: Result) -> Iterator[str]:
         f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs per image."
     )
     yield from trained(plan)
+    if result.picked:
+        yield _why(result.picked, result)
     in_groups = f" in {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
     certain = "without a confidence interval"
     if test.low is not None and test.high is not None:
@@ -69,6 +71,17 @@ def summary(result: Result) -> Iterator[str]:
             f"The test images were used for {result.test_opened} models in this study. "
             "If you chose anything by the first result, this figure is optimistic."
         )
+
+
+def _why(picked: Picked, result: Result) -> str:
+    """Why a plan won that need not be the best one."""
+    cost = next(cost for cost in COSTS.values() if cost.metric == picked.cost)
+    shown, metric = result.test.scale.text, result.test.metric
+    this = f"Picked by --pick {picked.how}: validation {metric} {shown(result.best.validation)} for "
+    this += cost.text(result.best.metrics[picked.cost])
+    if picked.best == result.best.trial:
+        return f"{this}; it is also the best plan."
+    return f"{this}; the best plan, trial {picked.best}, has {shown(picked.value)} for {cost.text(picked.costs)}."
 
 
 def by_class(test: Test) -> Iterator[str]:

@@ -19,17 +19,19 @@ from autotl.plan import TransferPlan, digest
 from autotl.study import advice, estimate, select
 from autotl.study.budget import OutOfTime
 from autotl.study.controls import Control, controls_of
+from autotl.study.costs import COSTS
 from autotl.study.crew import Crew
 from autotl.study.opening import Opened
+from autotl.study.pick import picked
 from autotl.study.reruns import Contender, Reruns, SeedRun
-from autotl.study.settings import Settings
+from autotl.study.settings import BEST, Settings
 from autotl.study.suggestions import facts_of
 from autotl.study.worker import Outcome, Prediction, Training, why_not
 from autotl.tracking import result as results
 from autotl.tracking.advice import Advice, AdviceTested, read_advice
 from autotl.tracking.log import ENDED, STATES, TrialRecord
 from autotl.tracking.probe import read_probe
-from autotl.tracking.result import Best, Comparison, OfClass, Result, Run, Test
+from autotl.tracking.result import Best, Comparison, OfClass, Picked, Result, Run, Test
 
 ENDING = {"refit", "reruns", "compare"}
 """The settings that the steps after the trials depend on."""
@@ -41,6 +43,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
     Raises: StudyError if no trial succeeded on these images.
     """
     folder, settings, bench = opened.folder, opened.settings, opened.bench
+    cost = COSTS["flops"]
     records = list(folder.log.records())
     known = results.load(folder)
     made_from = _made_from(records, settings, bench.dataset)
@@ -51,7 +54,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
     ended = sum(record.state in ENDED for record in records)
     if ended < settings.trials:
         skipped.append(f"no time for {settings.trials - ended} of {settings.trials} trials")
-    best = board[: select.BEST]
+    best = picked(settings.pick, board, cost.metric, bench.scale)[: select.BEST]
     interval = metrics.interval_seconds(bench.metrics[0], bench.dataset.counts_in("test"))
     opened.budget.keep_at_last(estimate.seconds_to_test(best, settings, bench) + interval)
     reruns = Reruns(opened, crew)
@@ -73,6 +76,15 @@ def finish(opened: Opened, crew: Crew) -> Result:
             metrics=run.metrics,
             runs=tuple(Run(seed=run.plan.seed, value=run.value) for run in winner.runs),
         ),
+        picked=Picked(
+            how=settings.pick,
+            cost=cost.metric,
+            best=board[0].number,
+            value=select.value_of(board[0]),
+            costs=board[0].metrics[cost.metric],
+        )
+        if settings.pick != BEST
+        else None,
         final=final,
         imbalance=facts_of(bench.dataset).imbalance,
         test=test,
@@ -97,7 +109,9 @@ def _tested(advised: Advice | None, board: Sequence[TrialRecord], bench: Bench) 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:
     """A hash of everything that a result depends on."""
     trials = [[record.number, record.state, record.plan.hash if record.plan else None] for record in records]
-    return digest({"trials": trials, "fingerprint": dataset.fingerprint, **settings.model_dump(include=ENDING)})
+    how = {"pick": settings.pick} if settings.pick != BEST else {}
+    ending = {**settings.model_dump(include=ENDING), **how}
+    return digest({"trials": trials, "fingerprint": dataset.fingerprint, **ending})
 
 
 def _board(records: Sequence[TrialRecord], study: str, bench: Bench) -> list[TrialRecord]:

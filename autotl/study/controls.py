@@ -107,7 +107,8 @@ def _plan(entry: Entry, won: TransferPlan, row: ProbeRow, catalogue: Catalogue, 
     Raises: PluginError if the strategy draws anything else, or fails.
     """
     balanced = any(phase.options.get("class_weights") == "balanced" for phase in won.phases)
-    trial = FixedTrial(place(catalogue, Inputs(catalogue, facts), row, "balanced" if balanced else "none"))
+    cuts = catalogue.info(row.backbone).names
+    trial = FixedTrial(place(catalogue, Inputs(catalogue, facts), row, "balanced" if balanced else "none", cuts))
     none = catalogue.host.augmentations[NO_AUGMENTATION.name]
     context = SearchContext(
         trial,  # type: ignore[arg-type]

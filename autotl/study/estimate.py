@@ -92,7 +92,7 @@ def seconds_at_the_end(board: Sequence[TrialRecord], settings: Settings, bench: 
     last = bench.refit_factor * max(map(_seconds, best), default=0.0)
     probe = (1 + bench.refit_factor) * PROBE_SECONDS
     test = seconds_to_test(best, settings, bench)
-    return settings.reruns * sum(again) + last + settings.compare * (last + probe) + test
+    return settings.turns * sum(again) + last + settings.compare * (last + probe) + test
 
 
 def seconds_to_test(best: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:

@@ -39,13 +39,14 @@ class Guesses:
         *,
         class_weights: ClassWeights,
         heads: Sequence[HeadKind],
+        cuts: Callable[[str], Sequence[str]],
     ) -> None:
-        """`class_weights` are those of the metric. `skip` is called with the error of a first guess that cannot be
-        tried, or only with changes."""
+        """`class_weights` are those of the metric; `cuts(backbone)`: those that trials draw. `skip` is called with the
+        error of a first guess that cannot be tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
         self._strategies, self._drawn = strategies, drawn
         self._skip = skip
-        self._heads = heads
+        self._heads, self._cuts = heads, cuts
         self._class_weights = class_weights
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
@@ -105,17 +106,18 @@ class Guesses:
         The head is the first that the user named and that the cut allows.
         """
         heads = {name: kinds[0] for name in HEAD_NAMES if (kinds := head_kinds(name, self._heads))}
-        found = place(self._catalogue, self._inputs, row, self._class_weights)
+        found = place(self._catalogue, self._inputs, row, self._class_weights, self._cuts(row.backbone))
         return {**found, **heads, "head_width_log2": HEAD_WIDTH_LOG2}
 
 
-def place(catalogue: Catalogue, inputs: Inputs, row: ProbeRow, class_weights: ClassWeights) -> Guess:
-    """A backbone, a cut and a pooling as parameters of a trial."""
-    info = catalogue.info(row.backbone)
+def place(
+    catalogue: Catalogue, inputs: Inputs, row: ProbeRow, class_weights: ClassWeights, cuts: Sequence[str]
+) -> Guess:
+    """A backbone, one of the cuts that are drawn and a pooling as parameters of a trial."""
     return {
         "backbone": row.backbone,
-        "cut": share_of(info.names.index(row.cut), len(info.names)),
-        pooling_name(info.stage(row.cut).poolings): row.pooling,
+        "cut": share_of(cuts.index(row.cut), len(cuts)),
+        pooling_name(catalogue.info(row.backbone).stage(row.cut).poolings): row.pooling,
         "class_weights": class_weights,
         **inputs.guess(row.backbone),
     }

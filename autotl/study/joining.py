@@ -25,7 +25,7 @@ from autotl.study.owners import absent, require_reachable, require_same, require
 from autotl.study.settings import Settings
 from autotl.study.space import DRAWN
 from autotl.study.storage import SharedStudy
-from autotl.study.suggestions import Suggestions
+from autotl.study.suggestions import Suggestions, limits_of
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
 from autotl.study.worker import Worker
@@ -128,14 +128,16 @@ class Joining:
         Raises: AutotlError.
         """
         bench = self._open()
+        settings = self.shared.settings if self.shared else self._settings()
         suggestions = Suggestions(
             self.study,
             folder,
-            self.shared.settings if self.shared else self._settings(),
+            settings,
             bench,
             backbones=tuple(self.definition.backbones),
             strategies=self.strategies,
             drawn=self.drawn,
+            limits=limits_of(settings, len(bench.dataset.classes), self.catalogue),
             watcher=self.watcher,
             budget=self.budget,
         )
@@ -155,6 +157,7 @@ class Joining:
                 "heads": definition.heads,
                 "techniques": definition.techniques,
                 "set": definition.set,
+                **definition.limits,
                 "prune": self.study.terms["prune"],
                 "strict_plugins": self.study.terms["strict_plugins"],
             }

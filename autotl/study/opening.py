@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,10 +32,11 @@ from autotl.study.budget import Budget, OutOfTime
 from autotl.study.fixed import DRAWS, drawn_by, not_drawn, require_known
 from autotl.study.inputs import Inputs
 from autotl.study.owners import absent, missing, owners_of, providers_of, require_weights, used_by
+from autotl.study.pool import Pool
 from autotl.study.settings import Settings
 from autotl.study.space import ALL_UNNAMED, DRAWN, head_kinds, head_name
 from autotl.study.storage import SharedStudy, check_url
-from autotl.study.suggestions import Suggestions, contexts
+from autotl.study.suggestions import Suggestions, contexts, limits_of
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import Definition, StudyFolder, cache_dir, home
 
@@ -95,7 +96,7 @@ class Opening:
         # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
         if before:
-            self.settings = settings = settings.resumed(techniques=before.techniques, heads=before.heads)
+            self.settings = settings = settings.resumed(before.limits, techniques=before.techniques, heads=before.heads)
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
             missing(host, before.owners, before.plugins, self._used, self._asked_for(), watcher.note)
@@ -127,6 +128,10 @@ class Opening:
                 raise StudyError(f"--weights names '{name}', which is not one of the backbones. Add it to --backbones.")
             # A file that does not fit is reported before any image is read.
             self.catalogue.build(self.catalogue.network(name, settings.seed))
+        classes = len({file.label for file in self._listing.files})
+        self.limits = limits_of(settings, classes, self.catalogue)
+        if settings.limits and not before:
+            self.pool = self._within_limits()
 
     def open(self) -> Opened:
         """Read the images, and create or resume the study.
@@ -150,6 +155,7 @@ class Opening:
             backbones=tuple(self.before.backbones) if self.before else usable,
             strategies=self.strategies,
             drawn=self.drawn,
+            limits=self.limits,
             watcher=self.watcher,
             budget=self.budget,
         )
@@ -242,6 +248,24 @@ class Opening:
         """Whether a plugin of the study is installed."""
         return f"{kind} {name}" not in self.missing
 
+    def _within_limits(self) -> Pool:
+        """The pool without backbones of which no cut is within the limits.
+
+        Raises: StudyError if none is left.
+        """
+        inputs = {name: self.catalogue.card(name).input for name in self.pool.backbones}
+        kept = tuple(name for name, input in inputs.items() if self.limits.cuts(name, input))
+        needs = "; ".join(f"{name} {self.limits.least(name, inputs[name])}" for name in inputs if name not in kept)
+        if not kept:
+            raise StudyError(
+                f"No backbone has a cut within {self.limits}. With its head, the cheapest cut of each has: {needs}. "
+                "Raise the limit, or name other --backbones."
+            )
+        if needs:
+            self.watcher.note(f"Skipped, because no cut is within {self.limits}; the cheapest has: {needs}.")
+        downloads = {name: size for name, size in self.pool.downloads.items() if name in kept}
+        return replace(self.pool, backbones=kept, downloads=downloads)
+
     def _open_bench(self) -> Bench:
         """The data with its pixels, and the stores that all trials share."""
         compared = controls.baselines(self.catalogue) if self.settings.compare else ()
@@ -327,6 +351,7 @@ class Opening:
             catalogue=self.catalogue,
             backbones=backbones,
             drawn=self.drawn,
+            limits=self.limits,
             arithmetic=lambda backbone: Arithmetic(),  # the test plans are not trained
         )
         strategies = [entry for name, entry in self.strategies.items() if self._has("strategies", name)]
@@ -369,6 +394,7 @@ class Opening:
             methods=tuple(self.drawn["methods"]),
             heads=self.settings.head_kinds,
             techniques=tuple(sorted(set(self.settings.techniques))),
+            limits=self.settings.limits,
             owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn, self.metric) | theirs,
             plugins=self._plugins(),
             set=self.settings.set,

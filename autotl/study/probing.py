@@ -1,6 +1,6 @@
 """Probing a backbone: how well a linear classifier on its frozen features does at every cut."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,10 +32,19 @@ class Sample:
         return cls([shas[at] for at in chosen], labels[chosen], bench.units(*SEEN)[chosen])
 
 
-def rows(bench: Bench, network: Network, sample: Sample, progress: Callable[[int, int], None]) -> list[ProbeRow]:
-    """The accuracy of a linear classifier at every cut of a backbone, with every pooling; features are stored."""
+def rows(
+    bench: Bench,
+    network: Network,
+    sample: Sample,
+    progress: Callable[[int, int], None],
+    cuts: Sequence[str] | None = None,
+) -> list[ProbeRow]:
+    """The accuracy of a linear classifier at these cuts of a backbone, by default all, with every pooling.
+
+    Its features are stored already.
+    """
     info = bench.catalogue.info(network.backbone)
-    cells = [(stage.name, pooling) for stage in info.stages for pooling in stage.poolings]
+    cells = [(cut, pooling) for cut in cuts or info.names for pooling in info.stage(cut).poolings]
     found = []
     for done, (cut, pooling) in enumerate(cells, 1):
         features = bench.features.read(network, cut, pooling, sample.shas)

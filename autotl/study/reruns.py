@@ -58,9 +58,9 @@ class Reruns:
         self._known = _known(self.folder)
 
     def contenders(self, best: Sequence[TrialRecord]) -> list[Contender]:
-        """The best plans by their mean over seeds, without those that fail with another seed."""
+        """The plans by their mean over seeds, without those that fail with another seed; without reruns as given."""
         again = [record for record in best if select.depends_on_seed(select.plan_of(record))]
-        turns = self.settings.reruns if again and len(best) > 1 else 0
+        turns = self.settings.turns if again and len(best) > 1 else 0
         failed = self._run_again(again, turns, most=self.bench.refit_factor * max(map(_seconds, best)))
         left = [record for record in again if record.number not in failed]
         # A round counts if every plan has been trained in it.
@@ -73,7 +73,7 @@ class Reruns:
             for record in best
             if record.number not in failed
         ]
-        return sorted(contenders, key=lambda contender: self.bench.scale.order(contender.mean))
+        return sorted(contenders, key=lambda contender: self.bench.scale.order(contender.mean)) if turns else contenders
 
     def _run_again(self, again: Sequence[TrialRecord], turns: int, most: float) -> set[int]:
         """Train plans with new seeds as far as there is time; the trials whose plans failed.

@@ -15,8 +15,20 @@ from autotl.data.listing import Columns
 from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
 from autotl.plan import HeadKind, NearCopies, Record, Technique
+from autotl.study.costs import amount
 
-OF_ONE_SEARCH = {"trials", "budget", "prune", "pool", "refit", "reruns", "compare", "max_kills", "strict_plugins"}
+OF_ONE_SEARCH = {
+    "trials",
+    "budget",
+    "prune",
+    "pool",
+    "refit",
+    "reruns",
+    "pick",
+    "compare",
+    "max_kills",
+    "strict_plugins",
+}
 """Settings that the next search of a study may change, and that can change its result."""
 OPTION_OF = {"strategy": "strategies", "backbone": "backbones"}
 """Parameters of a trial that have an option of their own."""
@@ -26,6 +38,8 @@ UNITS = {
     **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600),
     **dict.fromkeys(("d", "day", "days"), 86400),
 }
+BEST, KNEE, WITHIN = "best", "knee", re.compile(r"within=(\d+\.?\d*|\.\d+)")
+"""The ways to pick the winner."""
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]+)[\s,]*")
 _CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
 
@@ -65,6 +79,7 @@ def _named(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_named)]
 Techniques = Annotated[tuple[Technique, ...], BeforeValidator(_named)]
+Amount = Annotated[int | None, BeforeValidator(amount)]
 Heads = Annotated[tuple[HeadKind, ...], BeforeValidator(_named)]
 
 
@@ -73,6 +88,16 @@ def _workers(value: Any) -> Any:
     if number != "auto" and (not isinstance(number, int) or number < 1):
         raise ValueError("it must be a number of processes, at least 1, or auto")
     return number
+
+
+def way_to_pick(text: str) -> str:
+    """`best`, `knee` or `within=0.5`.
+
+    Raises: ValueError for anything else.
+    """
+    if text in (BEST, KNEE) or WITHIN.fullmatch(text):
+        return text
+    raise ValueError(f"'{text}' is not a way to pick; allowed are best, knee and within=POINTS, such as within=0.5")
 
 
 def _text(path: Path) -> Path:
@@ -167,6 +192,10 @@ class Settings(Record):
     """Kinds of heads to consider for training by gradient descent: linear, mlp, conv, cosine; empty: linear."""
     techniques: Techniques = ()
     """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation; empty: none."""
+    max_params: Amount = None
+    """The most parameters that a network may have, head included, such as "5M"; None: no limit."""
+    max_flops: Amount = None
+    """The most floating-point operations for one image, such as "600M"; None: no limit."""
     set: Annotated[dict[str, Any], BeforeValidator(_fixed)] = Field(default={})
     """Parameters that are fixed instead of searched, by their names in a trial, such as `{"augmentation": "none"}`."""
     plugins: Annotated[tuple[Any, ...], BeforeValidator(_plugins)] = ()
@@ -188,7 +217,9 @@ class Settings(Record):
     refit: bool = True
     """Whether the winner is refit on all images except the test images."""
     reruns: int = Field(default=2, ge=0)
-    """With how many new seeds the best plans are rerun before the winner is chosen."""
+    """With how many new seeds the best plans are rerun before the best one is chosen."""
+    pick: Annotated[str, AfterValidator(way_to_pick)] = BEST
+    """Which plan wins: `best`; `knee`, a compromise with FLOPs; `within=0.5`, the cheapest within 0.5 points of it."""
     compare: bool = True
     """Whether controls are trained to compare the winner with: a linear probe, raw pixels, random weights."""
     max_kills: int = Field(default=3, ge=1)
@@ -261,10 +292,22 @@ class Settings(Record):
             else:
                 yield from (flag, f"{value:g}s" if name == "budget" else masked(str(value)))
 
-    def resumed(self, **before: tuple[str, ...]) -> Self:
+    def resumed(self, single: Mapping[str, Any], **several: tuple[str, ...]) -> Self:
         """The settings of a study that is resumed: unless the user named others, those it was started with."""
-        same = {name: started for name, started in before.items() if set(getattr(self, name)) in (set(), set(started))}
+        same = {name: started for name, started in several.items() if set(getattr(self, name)) in (set(), set(started))}
+        same |= {name: started for name, started in single.items() if getattr(self, name) is None}
         return self.model_copy(update=same)
+
+    @property
+    def turns(self) -> int:
+        """With how many new seeds plans are rerun: other plans than the best are picked by their trials alone."""
+        return self.reruns if self.pick == BEST else 0
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits on what a network may cost, by the names of their settings."""
+        every = {"max_params": self.max_params, "max_flops": self.max_flops}
+        return {name: most for name, most in every.items() if most is not None}
 
     @property
     def head_kinds(self) -> tuple[HeadKind, ...]:

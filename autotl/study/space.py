@@ -29,6 +29,7 @@ from autotl.plan import (
 )
 from autotl.registry import Entry
 from autotl.study.inputs import Inputs
+from autotl.study.limits import Limits
 
 if TYPE_CHECKING:
     import optuna
@@ -147,6 +148,7 @@ class SearchContext:
         arithmetic: Callable[[str], Arithmetic],
         techniques: Sequence[Technique] = (),
         heads: Sequence[HeadKind] = ("linear",),
+        limits: Limits | None = None,
     ) -> None:
         """`drawn`: the entries to draw from, by kind and name; `heads`: the kinds of heads."""
         self.data = data
@@ -158,6 +160,10 @@ class SearchContext:
         self._backbones = backbones
         self._drawn = drawn
         self._heads = heads
+        self._limits = limits or Limits(catalogue, data.classes)
+        self._place: tuple[str, Head | None] = ("", None)
+        """The cut that the strategy asked for, with the head; "": none yet."""
+        self._input: Input | None = None
         self._data_ref = data_ref
         self._arithmetic = arithmetic
 
@@ -165,6 +171,8 @@ class SearchContext:
         return self._backbone
 
     def cut(self) -> str:
+        if not self._place[0]:
+            self._place = self._cut, None
         return self._cut
 
     def frozen(self, cut: str) -> str | None:
@@ -183,17 +191,25 @@ class SearchContext:
         drawn = self._trial.suggest_categorical(name, kinds) if len(kinds) > 1 else kinds[0]
         kind: HeadKind = drawn  # type: ignore[assignment]
         width = 2 ** self._trial.suggest_int("head_width_log2", *HEAD_WIDTHS_LOG2) if kind in WIDE else None
-        return Head(pooling=self.pooling(cut), kind=kind, width=width)
+        head = Head(pooling=self.pooling(cut), kind=kind, width=width)
+        least, backbone = 2 ** HEAD_WIDTHS_LOG2[0], self._backbone.name
+        while head.width and head.width > least and self._limits.excess(backbone, self._seen, cut, head):
+            head = head.model_copy(update={"width": head.width // 2})
+        self._place = cut, head
+        return head
 
     def input(self) -> Input:
         name = self._backbone.name
         mode = self._inputs.first(name).mode
         if self._inputs.searched:
             mode = self._trial.suggest_categorical("input_mode", MODES)  # type: ignore[assignment]
-        options = self._inputs.sizes(name, mode)
-        if len(options) == 1:
-            return options[0]
-        return at(self._trial.suggest_float("input_size", 0.0, 1.0), options)
+        sizes = self._inputs.sizes(name, mode)
+        options = [input for input in sizes if self._is_allowed(input)] or sizes[:1]
+        if len(options) > 1:
+            self._input = at(self._trial.suggest_float("input_size", 0.0, 1.0), options)
+        else:
+            self._input = options[0]
+        return self._input
 
     def augmentation(self) -> Component:
         return self._component("augmentation")
@@ -284,16 +300,39 @@ class SearchContext:
 
     @cached_property
     def _backbone(self) -> BackboneInfo:
-        return self._catalogue.info(self._trial.suggest_categorical("backbone", list(self._backbones)))
+        """The backbone up to its last cut within the limits."""
+        info = self._catalogue.info(self._trial.suggest_categorical("backbone", list(self._backbones)))
+        cuts = self._limits.cuts(info.name, self._inputs.first(info.name))
+        return info.model_copy(update={"stages": info.upto(cuts[-1])})
 
     @cached_property
     def _cut(self) -> str:
-        return at(self._trial.suggest_float("cut", 0.0, 1.0), self._backbone.names)
+        name = self._backbone.name
+        return at(self._trial.suggest_float("cut", 0.0, 1.0), self._limits.cuts(name, self._seen))
+
+    @property
+    def _seen(self) -> Input:
+        """The input that was drawn, else the smallest."""
+        return self._input or self._inputs.first(self._backbone.name)
+
+    def _is_allowed(self, input: Input) -> bool:
+        """Whether an input is within the limits with the cut and the head of this trial, as far as they are known."""
+        cut, head = self._place
+        name = self._backbone.name
+        if head:
+            return not self._limits.excess(name, input, cut, head)
+        return (cut or self._backbone.names[-1]) in self._limits.cuts(name, input)
 
 
 def head_kinds(name: str, heads: Sequence[HeadKind]) -> list[HeadKind]:
     """The kinds of heads that one of `HEAD_NAMES` draws from: a convolution needs height and width."""
     return [kind for kind in heads if kind != "conv" or name != "token_head"]
+
+
+def smallest_heads(kinds: Sequence[HeadKind]) -> list[Head]:
+    """A head of each kind, of the least width that is drawn."""
+    least = 2 ** HEAD_WIDTHS_LOG2[0]
+    return [Head(pooling="avg", kind=kind, width=least if kind in WIDE else None) for kind in kinds]
 
 
 def head_name(stage: StageInfo) -> str:

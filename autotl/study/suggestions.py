@@ -22,8 +22,9 @@ from autotl.registry import Entry
 from autotl.study import patience
 from autotl.study.budget import Budget
 from autotl.study.fixed import Fixed
+from autotl.study.limits import Limits
 from autotl.study.settings import Settings
-from autotl.study.space import DRAWN, HEAD_NAMES, OwnTrial, SearchContext
+from autotl.study.space import DRAWN, HEAD_NAMES, OwnTrial, SearchContext, smallest_heads
 from autotl.study.storage import GUESS, SharedStudy
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
@@ -42,12 +43,13 @@ class Suggestions:
         backbones: Sequence[str],
         strategies: Mapping[str, Entry],
         drawn: Mapping[str, Mapping[str, Entry]],
+        limits: Limits,
         watcher: Watcher,
         budget: Budget,
     ) -> None:
         self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
         self.backbones, self.strategies, self.drawn = backbones, strategies, drawn
-        self.watcher, self.budget = watcher, budget
+        self.limits, self.watcher, self.budget = limits, watcher, budget
         self._image_seconds: dict[str, float] = {}
 
     def suggest(self, trial: optuna.Trial) -> TransferPlan:
@@ -160,6 +162,7 @@ class Suggestions:
             catalogue=self.bench.catalogue,
             backbones=self.backbones,
             drawn=self.drawn,
+            limits=self.limits,
             arithmetic=self._arithmetic,
         )
 
@@ -171,6 +174,7 @@ def contexts(
     catalogue: Catalogue,
     backbones: Sequence[str],
     drawn: Mapping[str, Mapping[str, Entry]],
+    limits: Limits,
     arithmetic: Callable[[str], Arithmetic],
 ) -> Callable[[Any], SearchContext]:
     """The context of a study's strategies, as a function of the trial."""
@@ -185,7 +189,13 @@ def contexts(
         arithmetic=arithmetic,
         techniques=settings.techniques,
         heads=settings.head_kinds,
+        limits=limits,
     )
+
+
+def limits_of(settings: Settings, classes: int, catalogue: Catalogue) -> Limits:
+    """The limits of a study on what a network may cost."""
+    return Limits(catalogue, classes, settings.limits, smallest_heads(settings.head_kinds))
 
 
 def facts_of(dataset: Dataset) -> DataFacts:

@@ -50,6 +50,10 @@ class NoTime(Exception):
     """There is no time to train a plan, not even with fewer epochs."""
 
 
+class TooCostly(Exception):
+    """A plan is beyond the limits of the study; the message says by what."""
+
+
 class FellBehind(Exception):
     """A trial is pruned. Not Optuna's `TrialPruned`, which a plugin may raise as well."""
 
@@ -120,6 +124,8 @@ class Trials:
             describe(trial, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
+            if excess := self._suggestions.limits.excess(plan.backbone, plan.input, plan.cut, plan.head):
+                raise TooCostly(f"not trained: it has {excess}, beyond {self._suggestions.limits}")
             measured = self._known.get(plan.hash)
             fitted = None
             if measured is None:
@@ -137,6 +143,9 @@ class Trials:
         except FellBehind:
             why = f"pruned at {observer.share} % of its epochs: its {self.settings.metric} was in the worse half"
             log.end(number, "pruned", seconds=time.perf_counter() - began, reason=why)
+            state = "pruned"
+        except TooCostly as error:  # the sampler learns to avoid it, as it does with a trial that fell behind
+            log.end(number, "pruned", seconds=time.perf_counter() - began, reason=str(error))
             state = "pruned"
         except (TakenAway, optuna.exceptions.UpdateFinishedTrialError) as error:
             raise TakenAway from error

@@ -83,7 +83,12 @@ class Work:
             opened.skip,
             class_weights=metrics.class_weights_of(self.bench.metrics[0]),
             heads=self.settings.head_kinds,
+            cuts=self._cuts,
         )
+
+    def _cuts(self, name: str) -> Sequence[str]:
+        """The cuts of a backbone that are within the limits."""
+        return self.opened.suggestions.limits.cuts(name, self.opened.inputs.first(name))
 
     def _seen(self) -> Iterator[str]:
         """The backbones in order, each when the images have been through it, without those that fail.
@@ -135,10 +140,10 @@ class Work:
         return rows
 
     def _probe(self, name: str) -> list[ProbeRow]:
-        """The accuracy of a linear classifier at every cut of a backbone."""
+        """The accuracy of a linear classifier at every cut of a backbone that is within the limits."""
         progress = self.budget.watched(self.watcher, f"probing cuts and poolings of {name}")
         sample = Sample.of(self.bench, self.settings.seed)
-        return probing.rows(self.bench, self.opened.networks[name], sample, progress)
+        return probing.rows(self.bench, self.opened.networks[name], sample, progress, self._cuts(name))
 
     def _advised(self, rows: Sequence[ProbeRow]) -> Advice | None:
         """The advice for these images, stored in the study's folder; None if there is no time or nothing to choose."""

@@ -37,7 +37,7 @@ class Definition(Record):
     providers: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, whose plugin provided the weights of a backbone, by backbone."""
     skipped: tuple[str, ...] = ()
-    """Backbones that were requested but failed, or for which the budget was too short."""
+    """Backbones that were requested but failed, cost too much, or for which the budget was too short."""
     strategies: tuple[str, ...]
     augmentations: tuple[str, ...]
     optimizers: tuple[str, ...]
@@ -46,6 +46,8 @@ class Definition(Record):
     methods: tuple[str, ...]
     heads: tuple[HeadKind, ...] = ("linear",)
     techniques: tuple[Technique, ...] = ()
+    limits: dict[str, int | float] = Field(default={})
+    """The limits on what a network may cost, by the names of their settings."""
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, that provides each plugin item, by kind and name."""
     set: dict[str, Any] = Field(default={})

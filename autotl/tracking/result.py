@@ -35,6 +35,19 @@ class Best(Record):
     runs: tuple[Run, ...]
 
 
+class Picked(Record):
+    """How the winner was picked if not as the best plan, and what the best one would have cost."""
+
+    how: str
+    """`knee` or `within=POINTS`, as the user wrote it."""
+    cost: str
+    """The metric of the cost: `parameters`, `flops`."""
+    best: int
+    """The trial of the best plan."""
+    value: float
+    costs: float
+
+
 class OfClass(Record):
     """How many test images a class has, and how many of them the winner recognised."""
 
@@ -88,6 +101,7 @@ class Result(Record):
     plans: int
     """The number of different plans compared on `val`."""
     best: Best
+    picked: Picked | None = None
     test: Test
     comparisons: dict[str, Comparison]
     advice: AdviceTested | None = None

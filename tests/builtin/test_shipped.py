@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.report.tables import count
+from autotl.study.costs import count
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "autotl/builtin/weights"

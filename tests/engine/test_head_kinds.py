@@ -193,7 +193,7 @@ def test_dropout_is_before_the_last_layer():
     [*KINDS, Head(pooling="flatten"), Head(pooling="flatten", kind="conv", width=8), Head(pooling="gem")],
     ids=by_name,
 )
-def test_the_flops_are_those_that_torch_counts(head):
+def test_the_costs_are_those_that_torch_counts(head):
     torch.manual_seed(0)
     where = stage(shape=(4, 3, 5))
     info = type("Info", (), {"stage": lambda self, name: where})()
@@ -204,6 +204,7 @@ def test_the_flops_are_those_that_torch_counts(head):
     with FlopCounterMode(display=False) as counter:
         made(seen)
     assert head_kinds.flops(head, info, "s", 7) == counter.get_total_flops()
+    assert head_kinds.parameters(head, info, "s", 7) == sum(each.numel() for each in made.parameters())
 
 
 # What is allowed

@@ -127,14 +127,6 @@ def test_every_other_table_fits_too(width):
     assert words.count("50") == 12
 
 
-@pytest.mark.parametrize(
-    ("number", "says"),
-    [(0, "0"), (999, "999"), (999_700, "1 M"), (1234567, "1.23 M"), (2.03e12, "2.03 T"), (5e15, "5e+03 T")],
-)
-def test_large_numbers_are_counted_in_thousands(number, says):
-    assert tables.count(number) == says
-
-
 @pytest.mark.parametrize(("width", "says"), [(40, "a square crop removes 25% of the median image"), (30, None)])
 def test_the_data_summary_says_what_a_crop_cuts_away(tmp_path, width, says):
     for name in ("a", "b"):

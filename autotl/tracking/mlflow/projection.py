@@ -206,6 +206,7 @@ class Projection:
             "seed": definition.seed,
             "device": definition.device,
             "classes": len(definition.classes),
+            **definition.limits,
             **{f"set.{name}": value for name, value in definition.set.items()},
             **{key: ", ".join(getattr(definition, key)) for key in CHOSEN},
         }

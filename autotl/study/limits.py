@@ -1,0 +1,79 @@
+"""The limits on what a network may cost: which cuts, inputs and heads are within them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from autotl.backbones.catalogue import Catalogue
+from autotl.contracts import BackboneInfo, StageInfo
+from autotl.engine import head_kinds
+from autotl.errors import PlanError
+from autotl.plan import Head, Input
+from autotl.study.costs import COSTS
+
+Costs = dict[str, float]
+"""What a network costs, by the settings that limit it."""
+LIMITED = {cost.limit: cost for cost in COSTS.values()}
+LINEAR = Head(pooling="avg")
+
+
+class Limits:
+    """The limits of a study; what a network costs is known before it is trained."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        classes: int,
+        most: Mapping[str, float] | None = None,
+        heads: Sequence[Head] = (),
+    ) -> None:
+        """`most`: by the names of the settings. `heads`: besides a linear one, the smallest of each kind."""
+        self._catalogue, self._classes = catalogue, classes
+        self._most = dict(most or {})
+        self._heads = (LINEAR, *heads)
+
+    def __str__(self) -> str:
+        return " and ".join(
+            f"--{name.replace('_', '-')} {LIMITED[name].number(most)}" for name, most in self._most.items()
+        )
+
+    def cuts(self, name: str, input: Input) -> tuple[str, ...]:
+        """The cuts of a backbone that are within the limits with a linear head and with the smallest of each kind."""
+        info = self._catalogue.info(name, input)
+        return tuple(stage.name for stage in info.stages if not self._over(self._needed(info, stage)))
+
+    def excess(self, name: str, input: Input, cut: str, head: Head) -> str:
+        """What a network costs beyond the limits, in words; empty if it is within them."""
+        if not self._most:
+            return ""
+        return _words(self._over(self._costs(self._catalogue.info(name, input), cut, head)))
+
+    def least(self, name: str, input: Input) -> str:
+        """What the cheapest cut of a backbone costs beyond the limits, in words."""
+        info = self._catalogue.info(name, input)
+        every = (self._over(self._needed(info, stage)) for stage in info.stages)
+        return _words(min(every, key=lambda over: max(over[name] / self._most[name] for name in over)))
+
+    def _needed(self, info: BackboneInfo, stage: StageInfo) -> Costs:
+        """What a cut after this stage costs, with the head that costs most."""
+        every = [self._costs(info, stage.name, head) for head in self._allowed(stage)] if self._most else []
+        return {name: max(costs[name] for costs in every) for name in self._most}
+
+    def _over(self, costs: Costs) -> Costs:
+        return {name: costs[name] for name, most in self._most.items() if costs[name] > most}
+
+    def _costs(self, info: BackboneInfo, cut: str, head: Head) -> Costs:
+        return {
+            "max_params": info.parameters(cut) + head_kinds.parameters(head, info, cut, self._classes),
+            "max_flops": info.flops(cut) + head_kinds.flops(head, info, cut, self._classes),
+        }
+
+    def _allowed(self, stage: StageInfo) -> Iterator[Head]:
+        for head in self._heads:
+            try:
+                head_kinds.check(head, stage)
+            except PlanError:
+                continue
+            yield head
+
+
+def _words(costs: Costs) -> str:
+    return " and ".join(LIMITED[name].text(value) for name, value in costs.items())
