@@ -34,6 +34,8 @@ ClassWeights = Literal["none", "balanced", "effective"]
 effective number of images of its class (Cui et al. 2019, arXiv 1901.05555)."""
 Technique = Literal["mixup", "cutmix", "l2-sp", "ema", "distillation"]
 """Techniques of training that are searched only if the user names them."""
+Minimized = Literal["params", "flops", "latency"]
+"""The costs of a network that a search can minimise, too."""
 Deviation = Annotated[float, Field(gt=0)]
 """A standard deviation, to divide by."""
 

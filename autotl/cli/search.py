@@ -151,6 +151,18 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
     help="The most FLOPs for one image: 600M, 1.5G. Cuts, inputs and backbones beyond it are not searched. [default: "
     "no limit]",
 )
+@click.option(
+    "--max-latency-ms",
+    metavar="MS",
+    type=click.FloatRange(0, min_open=True),
+    help="The most milliseconds for one image, measured on the device of the search, without the head. [default: no "
+    "limit]",
+)
+@click.option(
+    "--minimize",
+    type=click.Choice(["params", "flops", "latency"]),
+    help="A cost to minimize, too: the search looks for a Pareto front, without pruning. [default: the metric alone]",
+)
 @options.fixed
 @options.plugins
 @options.metric("Metric to select by; autotl plugins metrics lists them.")
@@ -171,8 +183,8 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
     default="best",
     show_default=True,
     callback=_pick,
-    help="Which plan wins, by validation: best; knee, the best compromise with FLOPs; within=0.5, the cheapest that is "
-    "at most 0.5 points worse than the best.",
+    help="Which plan wins, by validation: best; knee, the best compromise with the cost of --minimize, or else with "
+    "FLOPs; within=0.5, the cheapest that is at most 0.5 points worse than the best.",
 )
 @click.option(
     "--compare/--no-compare",

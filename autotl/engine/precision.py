@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -74,11 +74,15 @@ def choose(catalogue: Catalogue, backbone: str, memory: Memory, cache_dir: Path)
 
 
 def _file(catalogue: Catalogue, backbone: str, memory: Memory, cache_dir: Path) -> Path:
-    input = catalogue.card(backbone).input
+    key = digest(depends_on(catalogue, backbone, catalogue.card(backbone).input, memory.device))
+    return cache_dir / "arithmetic" / key
+
+
+def depends_on(catalogue: Catalogue, backbone: str, input: Input, device: str) -> list[Any]:
+    """What timings of a backbone depend on: its code, its input, the device."""
     facts, versions = catalogue.facts(backbone, input), catalogue.requires(backbone)
     code = [versions, facts.graph, facts.source]
-    key = digest([backbone, input.model_dump(mode="json"), code, memory.device, _name_of(memory.device)])
-    return cache_dir / "arithmetic" / key
+    return [backbone, input.model_dump(mode="json"), code, device, _name_of(device)]
 
 
 def image_seconds(catalogue: Catalogue, backbone: str, arithmetic: Arithmetic, memory: Memory) -> float:

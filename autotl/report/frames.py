@@ -33,6 +33,7 @@ def leaderboard(folder: StudyFolder) -> pd.DataFrame:
                 **judged,
                 "parameters": int(record.metrics["parameters"]),
                 "flops": int(record.metrics["flops"]),
+                **{name: value for name, value in record.metrics.items() if name == "latency_ms"},
                 "seconds": record.seconds,
             }
         )

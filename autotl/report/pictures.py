@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from autotl.errors import StudyError
 from autotl.report.frames import leaderboard, probe
 from autotl.study import select
+from autotl.study.costs import COSTS, USUAL
 from autotl.tracking.folder import StudyFolder
 
 FEW = 15
@@ -53,20 +54,25 @@ def _cuts(axes: Axes, folder: StudyFolder) -> None:
 def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     definition = folder.definition
     assert definition is not None
-    metric, scale = definition.metric, definition.scale
+    metric, scale, cost = definition.metric, definition.scale, COSTS[definition.minimize or USUAL]
     # Plans far worse than the best of every strategy would squeeze the others into a line.
     orders = board[metric].map(scale.order)
     worst = orders.groupby(board["strategy"]).min().max()
     shown = board[orders <= worst + max(0.02, 0.3 * (worst - orders.min()))]
     for strategy, rows in shown.groupby("strategy", sort=False):
-        axes.scatter(rows["flops"], rows[metric], label=str(strategy), alpha=0.8)
-    points = zip(board.index, zip(orders, board["flops"], strict=True), strict=True)
-    front = shown[shown.index.isin(select.front(dict(points)))].sort_values("flops")
+        axes.scatter(rows[cost.metric], rows[metric], label=str(strategy), alpha=0.8)
+    points = zip(board.index, zip(orders, board[cost.metric], strict=True), strict=True)
+    front = shown[shown.index.isin(select.front(dict(points)))].sort_values(cost.metric)
     axes.plot(
-        front["flops"], front[metric], color="grey", linewidth=1, zorder=0, label="none with fewer FLOPs is as good"
+        front[cost.metric],
+        front[metric],
+        color="grey",
+        linewidth=1,
+        zorder=0,
+        label=f"none with {cost.less} is as good",
     )
-    for _, rows in (shown if len(shown) <= FEW else front).groupby(["flops", metric]):
-        place = (rows["flops"].iloc[0], rows[metric].iloc[0])
+    for _, rows in (shown if len(shown) <= FEW else front).groupby([cost.metric, metric]):
+        place = (rows[cost.metric].iloc[0], rows[metric].iloc[0])
         axes.annotate(", ".join(map(str, sorted(rows.index))), place, xytext=(4, 4), textcoords="offset points")
     below = "below" if scale.greater_is_better else "above"
     if len(shown) < len(board):
@@ -76,7 +82,7 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     axes.xaxis.set_minor_formatter(EngFormatter(sep=" "))
     if scale.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("FLOPs per image")
+    axes.set_xlabel(cost.unit)
     axes.set_ylabel(f"{metric} on the val split")
     axes.set_title(f"{metric} and cost of each trial")
     axes.legend(fontsize="small")

@@ -15,7 +15,7 @@ from autotl.errors import AutotlError, one_line, shortened
 from autotl.plan import TransferPlan
 from autotl.report.console import Console
 from autotl.report.output import printable
-from autotl.study.costs import count
+from autotl.study.costs import COSTS, USUAL, Cost, count
 from autotl.study.select import LOSS_DIGITS, front, plan_of, value_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
@@ -31,7 +31,7 @@ NAMES = ("trial", "strategy", "backbone", "cut", "frozen", "pooling", "head")
 """Columns of the leaderboard that hold no numbers."""
 LOSS = "log-loss"
 """The column of the loss on `val`, by which equal values are ordered; the metric of this name is the same number."""
-OPTIONAL = {"pooling": 24, "head": 24, "parameters": 24, LOSS: 24, "frozen": 24, "": 12, "FLOPs": 12}
+OPTIONAL = {"pooling": 24, "head": 24, "parameters": 24, LOSS: 24, "frozen": 24, "": 12, "ms": 12, "FLOPs": 12}
 """Columns that the leaderboard drops, in this order, before names get shorter than that many characters."""
 Cells = dict[str, Callable[[TrialRecord, TransferPlan], str]]
 """What the cells of each column show."""
@@ -132,13 +132,16 @@ def probe(rows: Sequence[ProbeRow], width: int) -> Table:
     return table
 
 
-def leaderboard(records: Sequence[TrialRecord], metric: str, scale: Scale, width: int, most: int = 10) -> Table:
-    """The best plans with their cost per image; `*` marks plans that no plan with fewer FLOPs matches.
+def leaderboard(
+    records: Sequence[TrialRecord], metric: str, scale: Scale, width: int, most: int = 10, cost: Cost = COSTS[USUAL]
+) -> Table:
+    """The best plans with their cost per image; `*` marks plans that no plan with less of `cost` matches.
 
-    The kinds of heads are shown only if some are not linear.
+    The kinds of heads are shown only if some are not linear, the latency in milliseconds only if it was measured.
     If `width`, in characters, is small, only the most important columns are shown, and names are shortened.
     """
-    cheapest = front({record.number: (scale.order(value_of(record)), record.metrics["flops"]) for record in records})
+    points = {record.number: (scale.order(value_of(record)), record.metrics[cost.metric]) for record in records}
+    cheapest = front(points)
     losses: Cells = {LOSS: lambda record, plan: f"{record.metrics['val.loss']:.{LOSS_DIGITS}f}"}
     columns: Cells = {
         "trial": lambda record, plan: str(record.number),
@@ -152,8 +155,11 @@ def leaderboard(records: Sequence[TrialRecord], metric: str, scale: Scale, width
         **(losses if metric != LOSS else {}),
         "parameters": lambda record, plan: count(record.metrics["parameters"]),
         "FLOPs": lambda record, plan: count(record.metrics["flops"]),
+        "ms": lambda record, plan: f"{record.metrics['latency_ms']:.3g}",
         "": lambda record, plan: "*" if record.number in cheapest else "",
     }
+    if not all("latency_ms" in record.metrics for record in records[:most]):
+        del columns["ms"]
     if all(plan_of(record).head.kind == "linear" for record in records[:most]):
         del columns["head"]
     cells = {name: [cell(record, plan_of(record)) for record in records[:most]] for name, cell in columns.items()}

@@ -22,6 +22,7 @@ from autotl.report import advice as advices
 from autotl.report import notebook, tables, words
 from autotl.report.console import Console, say
 from autotl.report.output import printable
+from autotl.study.costs import COSTS, USUAL
 from autotl.study.select import leaderboard, value_of
 from autotl.study.watch import Estimate
 from autotl.tracking import result as results
@@ -267,11 +268,12 @@ def show_result(folder: StudyFolder) -> None:
     console.print()
     metric, scale = definition.metric, definition.scale
     board = leaderboard(records, scale, definition.fingerprint)
-    table = tables.leaderboard(board, metric, scale, console.width)
+    cost = COSTS[definition.minimize or USUAL]
+    table = tables.leaderboard(board, metric, scale, console.width, cost=cost)
     console.print(table)
     plans = "plan" if len(board) == 1 else "different plans"
     stars = any(not column.header for column in table.columns)  # a narrow table has none
-    meaning = "; *: no plan with fewer FLOPs is as good" if stars else ""
+    meaning = f"; *: no plan with {cost.less} is as good" if stars else ""
     say(console, f"{len(board)} {plans} trained in {len(records)} trials{meaning}")
     console.print()
     now = [record for record in records if not record.plan or record.plan.data.fingerprint == definition.fingerprint]

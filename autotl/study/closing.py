@@ -43,7 +43,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
     Raises: StudyError if no trial succeeded on these images.
     """
     folder, settings, bench = opened.folder, opened.settings, opened.bench
-    cost = COSTS["flops"]
+    cost = settings.cost
     records = list(folder.log.records())
     known = results.load(folder)
     made_from = _made_from(records, settings, bench.dataset)
@@ -64,6 +64,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
         winner, final, controls = end.train(contenders, board)
         test, comparisons = end.test(final, controls, len(records))
     run = winner.median(bench.scale)
+    timed = {name: value for name, value in winner.record.metrics.items() if name == COSTS["latency"].metric}
     result = Result(
         study=folder.name,
         trials={state: sum(record.state == state for record in records) for state in STATES},
@@ -73,7 +74,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
             strategy=winner.record.params["strategy"],
             plan=run.plan,
             validation=winner.mean,
-            metrics=run.metrics,
+            metrics={**timed, **run.metrics},
             runs=tuple(Run(seed=run.plan.seed, value=run.value) for run in winner.runs),
         ),
         picked=Picked(

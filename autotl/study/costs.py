@@ -3,13 +3,12 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from autotl.plan import Minimized
 
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
 _AMOUNT = re.compile(r"([\d_]+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmg]?)", re.IGNORECASE)
-
-
-Minimized = Literal["params", "flops"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,8 @@ class Cost:
     limit: str
     """The setting that limits it."""
     unit: str
+    less: str
+    """How a plan with less of it is described."""
 
     def number(self, value: float) -> str:
         return count(value)
@@ -30,9 +31,14 @@ class Cost:
 
 
 COSTS: dict[Minimized, Cost] = {
-    "params": Cost("parameters", "max_params", "parameters"),
-    "flops": Cost("flops", "max_flops", "FLOPs per image"),
+    "params": Cost("parameters", "max_params", "parameters", "fewer parameters"),
+    "flops": Cost("flops", "max_flops", "FLOPs per image", "fewer FLOPs"),
+    "latency": Cost("latency_ms", "max_latency_ms", "ms per image", "lower latency"),
 }
+
+
+USUAL: Minimized = "flops"
+"""The cost that accuracy is compared with unless the user names another one to minimise."""
 
 
 def amount(value: Any) -> int | None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from optuna.trial import TrialState
 
+from autotl.study import select
 from autotl.study.budget import OutOfTime
 from autotl.study.storage import SharedStudy, TakenAway, is_of_search
 from autotl.study.trials import Trials
@@ -128,7 +129,7 @@ class Crew:
                 record = self.folder.log.read(number)
             if record.state in ENDED:  # logged, but killed before it was reported to Optuna
                 with suppress(TakenAway):  # its process is still alive
-                    self.study.tell(number, record.state, record.value)
+                    self.study.tell(number, record.state, select.values_of(record, self.trials.settings.minimize))
             else:
                 self.study.give_back(number)
 

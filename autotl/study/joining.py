@@ -127,17 +127,17 @@ class Joining:
 
         Raises: AutotlError.
         """
-        bench = self._open()
+        definition, bench = self.definition, self._open()
         settings = self.shared.settings if self.shared else self._settings()
         suggestions = Suggestions(
             self.study,
             folder,
             settings,
             bench,
-            backbones=tuple(self.definition.backbones),
+            backbones=tuple(definition.backbones),
             strategies=self.strategies,
             drawn=self.drawn,
-            limits=limits_of(settings, len(bench.dataset.classes), self.catalogue),
+            limits=limits_of(settings, len(bench.dataset.classes), self.catalogue, definition.latency),
             watcher=self.watcher,
             budget=self.budget,
         )
@@ -158,6 +158,7 @@ class Joining:
                 "techniques": definition.techniques,
                 "set": definition.set,
                 **definition.limits,
+                "minimize": definition.minimize,
                 "prune": self.study.terms["prune"],
                 "strict_plugins": self.study.terms["strict_plugins"],
             }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from autotl.backbones.catalogue import Catalogue
+from autotl.backbones.catalogue import RANDOM, Catalogue
 from autotl.contracts import BackboneInfo, StageInfo
 from autotl.engine import head_kinds
 from autotl.errors import PlanError
@@ -24,11 +24,14 @@ class Limits:
         classes: int,
         most: Mapping[str, float] | None = None,
         heads: Sequence[Head] = (),
+        latency: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """`most`: by the names of the settings. `heads`: besides a linear one, the smallest of each kind."""
+        """`most`: by the names of the settings. `heads`: besides a linear one, the smallest of each kind.
+        `latency`: milliseconds up to each stage, by `timed`."""
         self._catalogue, self._classes = catalogue, classes
         self._most = dict(most or {})
         self._heads = (LINEAR, *heads)
+        self._latency = latency or {}
 
     def __str__(self) -> str:
         return " and ".join(
@@ -52,6 +55,11 @@ class Limits:
         every = (self._over(self._needed(info, stage)) for stage in info.stages)
         return _words(min(every, key=lambda over: max(over[name] / self._most[name] for name in over)))
 
+    def latency(self, name: str, input: Input, cut: str) -> Costs:
+        """The latency of a network without its head, as metrics; empty if the study does not need it."""
+        measured = self._latency.get(timed(name, input))
+        return {"latency_ms": measured[self._catalogue.info(name, input).names.index(cut)]} if measured else {}
+
     def _needed(self, info: BackboneInfo, stage: StageInfo) -> Costs:
         """What a cut after this stage costs, with the head that costs most."""
         every = [self._costs(info, stage.name, head) for head in self._allowed(stage)] if self._most else []
@@ -61,10 +69,13 @@ class Limits:
         return {name: costs[name] for name, most in self._most.items() if costs[name] > most}
 
     def _costs(self, info: BackboneInfo, cut: str, head: Head) -> Costs:
-        return {
+        costs: Costs = {
             "max_params": info.parameters(cut) + head_kinds.parameters(head, info, cut, self._classes),
             "max_flops": info.flops(cut) + head_kinds.flops(head, info, cut, self._classes),
         }
+        if "max_latency_ms" in self._most:
+            costs["max_latency_ms"] = self.latency(info.name, info.input, cut)["latency_ms"]
+        return costs
 
     def _allowed(self, stage: StageInfo) -> Iterator[Head]:
         for head in self._heads:
@@ -73,6 +84,11 @@ class Limits:
             except PlanError:
                 continue
             yield head
+
+
+def timed(name: str, input: Input) -> str:
+    """What was timed: a backbone, with any weights, at an input size."""
+    return f"{name.removesuffix(RANDOM)} at {input.size} px"
 
 
 def _words(costs: Costs) -> str:

@@ -17,7 +17,7 @@ from autotl.data.rows import trim
 from autotl.data.shapes import expected
 from autotl.data.split import OPEN, Split
 from autotl.engine import device as devices
-from autotl.engine import metrics
+from autotl.engine import latency, metrics
 from autotl.engine.bench import Bench
 from autotl.engine.precision import Arithmetic
 from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
@@ -31,6 +31,7 @@ from autotl.study import pool as pools
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.fixed import DRAWS, drawn_by, not_drawn, require_known
 from autotl.study.inputs import Inputs
+from autotl.study.limits import timed
 from autotl.study.owners import absent, missing, owners_of, providers_of, require_weights, used_by
 from autotl.study.pool import Pool
 from autotl.study.settings import Settings
@@ -96,7 +97,9 @@ class Opening:
         # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
         if before:
-            self.settings = settings = settings.resumed(before.limits, techniques=before.techniques, heads=before.heads)
+            self.settings = settings = settings.resumed(
+                {**before.limits, "minimize": before.minimize}, techniques=before.techniques, heads=before.heads
+            )
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
             missing(host, before.owners, before.plugins, self._used, self._asked_for(), watcher.note)
@@ -129,7 +132,8 @@ class Opening:
             # A file that does not fit is reported before any image is read.
             self.catalogue.build(self.catalogue.network(name, settings.seed))
         classes = len({file.label for file in self._listing.files})
-        self.limits = limits_of(settings, classes, self.catalogue)
+        self.latency = before.latency if before else self._latency()
+        self.limits = limits_of(settings, classes, self.catalogue, self.latency)
         if settings.limits and not before:
             self.pool = self._within_limits()
 
@@ -248,6 +252,19 @@ class Opening:
         """Whether a plugin of the study is installed."""
         return f"{kind} {name}" not in self.missing
 
+    def _latency(self) -> dict[str, tuple[float, ...]]:
+        """The latency of each backbone at each of its input sizes, if the study needs it."""
+        if self.settings.max_latency_ms is None and self.settings.minimize != "latency":
+            return {}
+        found = {}
+        sizes = [(name, input) for name in self.pool.backbones for input in self.catalogue.inputs(name)]
+        for done, (name, input) in enumerate(sizes, 1):
+            with self.catalogue.owner(name).answers_for(f"Backbone '{name}'", "fails on images"):
+                where = (self.catalogue, name, input, self.device, self.cache_dir)
+                found[timed(name, input)] = latency.milliseconds(*where)
+            self.watcher.progress("measuring latency", done, len(sizes))
+        return found
+
     def _within_limits(self) -> Pool:
         """The pool without backbones of which no cut is within the limits.
 
@@ -301,6 +318,8 @@ class Opening:
                 metrics.require_defined(metric, split, bench.dataset.counts_in(split))
         if not self.before:
             start.require_unseen(bench.dataset, self.settings.weights.values())
+        if self.settings.minimize and self.settings.prune:
+            self.watcher.note(f"With --minimize {self.settings.minimize} no trial is pruned.")
         for note in self.inputs.notes():
             self.watcher.note(note)
         for name in self.pool.backbones:
@@ -395,6 +414,8 @@ class Opening:
             heads=self.settings.head_kinds,
             techniques=tuple(sorted(set(self.settings.techniques))),
             limits=self.settings.limits,
+            minimize=self.settings.minimize,
+            latency=self.latency,
             owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn, self.metric) | theirs,
             plugins=self._plugins(),
             set=self.settings.set,

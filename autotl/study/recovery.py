@@ -17,9 +17,10 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotl.errors import DamagedFile, StudyError, one_line
+from autotl.study import select
 from autotl.study.machine import STORAGE
 from autotl.study.pruner import SameImagesPruner
-from autotl.study.storage import OPTUNA_STATES, Direction, SharedStudy, described, direction_of
+from autotl.study.storage import OPTUNA_STATES, SharedStudy, described, directions_of
 from autotl.tracking.folder import Definition, StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
 
@@ -67,7 +68,8 @@ def opened(
     Raises: StudyError if the storage cannot be used, or the logs lack the distributions that trials were drawn from.
     """
     records = {record.number: record for record in folder.log.records()}
-    url, direction = storage or folder.storage_of(definition), direction_of(definition.scale)
+    url = storage or folder.storage_of(definition)
+    directions = directions_of(definition.scale, definition.minimize)
     own = folder.database if url == folder.storage_of(None) else None
     study = None
     lost = ""
@@ -75,7 +77,7 @@ def opened(
         lost = f"{own} was {'damaged' if own.exists() else 'missing'}"
     if not lost:
         try:
-            study = SharedStudy.create(url, definition.optuna, definition.seed, direction, missing)
+            study = SharedStudy.create(url, definition.optuna, definition.seed, directions, missing)
             lost = _contradiction(study, records) or _untold(study, records)
         except Exception as error:  # Optuna's errors for damaged rows are of any kind
             if own is None or OUT_OF_REACH.search(str(error)):
@@ -97,8 +99,8 @@ def opened(
         _move_away(own)
     else:
         SharedStudy.forget(url, definition.optuna)
-    study = SharedStudy.create(url, definition.optuna, definition.seed, direction, missing)
-    study.optuna.add_trials(_replayed(records, direction))
+    study = SharedStudy.create(url, definition.optuna, definition.seed, directions, missing)
+    study.optuna.add_trials(_replayed(records, definition))
     again = [str(number) for number in range(max(records, default=0)) if not _is_complete(records.get(number))]
     what = f" To be run again: trial {', '.join(again)}." if again else ""
     say(f"Warning: {lost}. Optuna's storage was rebuilt from the logs of {len(records)} trials.{what}")
@@ -155,17 +157,18 @@ def _is_complete(record: TrialRecord | None) -> bool:
 def _agree(trial: FrozenTrial, record: TrialRecord) -> bool:
     if trial.state == TrialState.RUNNING:
         return True  # its end has not been reported to Optuna yet
-    same_value = record.state != "complete" or trial.value == record.value
+    same_value = record.state != "complete" or (trial.values or [])[:1] == [record.value]
     same_params = not record.params or trial.params == record.params  # a trial that was killed may have none
     return trial.state == OPTUNA_STATES[record.state] and same_value and same_params
 
 
-def _replayed(records: Mapping[int, TrialRecord], direction: Direction) -> list[FrozenTrial]:
+def _replayed(records: Mapping[int, TrialRecord], definition: Definition) -> list[FrozenTrial]:
     """The trials as Optuna would have them if they had just been run, one after another.
 
     Raises: StudyError for a log whose parameters do not fit its distributions.
     """
-    study = optuna.create_study(direction=direction, pruner=SameImagesPruner(), sampler=RandomSampler())
+    directions = directions_of(definition.scale, definition.minimize)
+    study = optuna.create_study(directions=directions, pruner=SameImagesPruner(), sampler=RandomSampler())
     for number in range(max(records, default=-1) + 1):
         record = records.get(number)
         if record is None or not _is_complete(record):
@@ -182,5 +185,5 @@ def _replayed(records: Mapping[int, TrialRecord], direction: Direction) -> list[
         for value, share in record.told:
             trial.report(value, share)
             trial.should_prune()  # it records the rungs that the trial has reached
-        study.tell(number, record.value if record.state == "complete" else None, state=OPTUNA_STATES[record.state])
+        study.tell(number, select.values_of(record, definition.minimize), state=OPTUNA_STATES[record.state])
     return study.trials

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from autotl.engine.scale import Scale
-from autotl.plan import TransferPlan
+from autotl.plan import Minimized, TransferPlan
+from autotl.study.costs import COSTS
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.probe import ProbeRow
 
@@ -45,6 +46,13 @@ def value_of(record: TrialRecord) -> float:
     """The value of a completed trial."""
     assert record.value is not None
     return record.value
+
+
+def values_of(record: TrialRecord, minimize: Minimized | None) -> list[float] | None:
+    """What Optuna is told of a trial: its value, and the cost that is minimised, too; None unless it is complete."""
+    if record.state != "complete":
+        return None
+    return [value_of(record), *([record.metrics[COSTS[minimize].metric]] if minimize else [])]
 
 
 def plan_of(record: TrialRecord) -> TransferPlan:

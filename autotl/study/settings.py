@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from autotl.data.listing import Columns
 from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
-from autotl.plan import HeadKind, NearCopies, Record, Technique
-from autotl.study.costs import amount
+from autotl.plan import HeadKind, Minimized, NearCopies, Record, Technique
+from autotl.study.costs import COSTS, USUAL, Cost, amount
 
 OF_ONE_SEARCH = {
     "trials",
@@ -196,6 +196,10 @@ class Settings(Record):
     """The most parameters that a network may have, head included, such as "5M"; None: no limit."""
     max_flops: Amount = None
     """The most floating-point operations for one image, such as "600M"; None: no limit."""
+    max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The most milliseconds for one image on the device of the search, without the head; None: no limit."""
+    minimize: Minimized | None = None
+    """A cost that the search minimises, too, for a Pareto front: params, flops or latency; None: the metric alone."""
     set: Annotated[dict[str, Any], BeforeValidator(_fixed)] = Field(default={})
     """Parameters that are fixed instead of searched, by their names in a trial, such as `{"augmentation": "none"}`."""
     plugins: Annotated[tuple[Any, ...], BeforeValidator(_plugins)] = ()
@@ -219,7 +223,8 @@ class Settings(Record):
     reruns: int = Field(default=2, ge=0)
     """With how many new seeds the best plans are rerun before the best one is chosen."""
     pick: Annotated[str, AfterValidator(way_to_pick)] = BEST
-    """Which plan wins: `best`; `knee`, a compromise with FLOPs; `within=0.5`, the cheapest within 0.5 points of it."""
+    """Which plan wins: `best`; `knee`, a compromise with the cost of `minimize`, or else with FLOPs; `within=0.5`, the
+    cheapest that is at most 0.5 points worse than the best."""
     compare: bool = True
     """Whether controls are trained to compare the winner with: a linear probe, raw pixels, random weights."""
     max_kills: int = Field(default=3, ge=1)
@@ -299,6 +304,11 @@ class Settings(Record):
         return self.model_copy(update=same)
 
     @property
+    def cost(self) -> Cost:
+        """The cost with which the metric is compared."""
+        return COSTS[self.minimize or USUAL]
+
+    @property
     def turns(self) -> int:
         """With how many new seeds plans are rerun: other plans than the best are picked by their trials alone."""
         return self.reruns if self.pick == BEST else 0
@@ -306,7 +316,11 @@ class Settings(Record):
     @property
     def limits(self) -> dict[str, float]:
         """The limits on what a network may cost, by the names of their settings."""
-        every = {"max_params": self.max_params, "max_flops": self.max_flops}
+        every = {
+            "max_params": self.max_params,
+            "max_flops": self.max_flops,
+            "max_latency_ms": self.max_latency_ms,
+        }
         return {name: most for name, most in every.items() if most is not None}
 
     @property

@@ -32,7 +32,7 @@ BUSY = 60
 """Seconds that SQLite waits for another process to finish writing."""
 OPTUNA_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 """Optuna's states for the end states of a trial's log."""
-DESCRIBED = {"log-loss": "val.loss", "parameters": "parameters", "FLOPs": "flops"}
+DESCRIBED = {"log-loss": "val.loss", "parameters": "parameters", "FLOPs": "flops", "latency_ms": "latency_ms"}
 """The metrics in the user attributes of a trial, by the names of the leaderboard."""
 SEARCH = "search"
 """The process that runs a trial: this, `search:<id>` for a worker that the search has started, or the name of one that
@@ -48,9 +48,10 @@ _FIXED = "fixed_params"
 Direction = Literal["maximize", "minimize"]
 
 
-def direction_of(scale: Scale) -> Direction:
-    """Optuna's direction for the values of a metric."""
-    return "maximize" if scale.greater_is_better else "minimize"
+def directions_of(scale: Scale, minimize: str | None) -> list[Direction]:
+    """Optuna's directions: that of a metric, and that of a cost if one is minimised, too."""
+    of_metric: Direction = "maximize" if scale.greater_is_better else "minimize"
+    return [of_metric, "minimize"] if minimize else [of_metric]
 
 
 def is_of_search(who: str) -> bool:
@@ -105,7 +106,7 @@ class SharedStudy:
 
     @classmethod
     def create(
-        cls, url: str, name: str, seed: int, direction: Direction, missing: Set[str] = frozenset()
+        cls, url: str, name: str, seed: int, directions: Sequence[Direction], missing: Set[str] = frozenset()
     ) -> "SharedStudy":
         """The study of this name, for the search; created if it does not exist. Nothing `missing` is drawn.
 
@@ -114,7 +115,7 @@ class SharedStudy:
         storage = _open(url)
         with _one_kind_of_error(url):
             study = optuna.create_study(
-                study_name=name, storage=storage, direction=direction, load_if_exists=True, **_how(seed, missing)
+                study_name=name, storage=storage, directions=directions, load_if_exists=True, **_how(seed, missing)
             )
         made = cls(study, storage, SEARCH)
         for trial in made.trials(TrialState.WAITING):
@@ -326,7 +327,13 @@ class SharedStudy:
         with _taken_away():
             trial.set_user_attr(BLAMED, [kind, value])
 
-    def end(self, trial: optuna.Trial, state: str, value: float | None, events: Sequence[Mapping[str, Any]]) -> None:
+    def end(
+        self,
+        trial: optuna.Trial,
+        state: str,
+        values: Sequence[float] | None,
+        events: Sequence[Mapping[str, Any]],
+    ) -> None:
         """End a trial. A worker also stores its events for the search to collect.
 
         Raises: TakenAway if another process has claimed it.
@@ -336,15 +343,15 @@ class SharedStudy:
         if not is_of_search(self.who):
             with _taken_away():
                 trial.set_user_attr(_EVENTS, list(events))
-        self.tell(trial.number, state, value)
+        self.tell(trial.number, state, values)
 
-    def tell(self, number: int, state: str, value: float | None) -> None:
-        """Report the end of a trial to Optuna; its value counts if the state is complete.
+    def tell(self, number: int, state: str, values: Sequence[float] | None) -> None:
+        """Report the end of a trial to Optuna; its values count if the state is complete.
 
         Raises: TakenAway if it has ended with another state, or was released.
         """
         with _taken_away():
-            self.optuna.tell(number, value if state == "complete" else None, state=OPTUNA_STATES[state])
+            self.optuna.tell(number, values if state == "complete" else None, state=OPTUNA_STATES[state])
 
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number)

@@ -193,9 +193,9 @@ def contexts(
     )
 
 
-def limits_of(settings: Settings, classes: int, catalogue: Catalogue) -> Limits:
-    """The limits of a study on what a network may cost."""
-    return Limits(catalogue, classes, settings.limits, smallest_heads(settings.head_kinds))
+def limits_of(settings: Settings, classes: int, catalogue: Catalogue, latency: Mapping[str, Sequence[float]]) -> Limits:
+    """The limits of a study on what a network may cost; `latency` is that of its definition."""
+    return Limits(catalogue, classes, settings.limits, smallest_heads(settings.head_kinds), latency)
 
 
 def facts_of(dataset: Dataset) -> DataFacts:

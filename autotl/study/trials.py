@@ -131,6 +131,7 @@ class Trials:
             if measured is None:
                 with self._suggestions.answerable(trial):
                     fitted = self._fit(plan, observer)
+                fitted.metrics.update(self._suggestions.limits.latency(plan.backbone, plan.input, plan.cut))
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             describe(trial, plan, measured)
             value = measured[f"val.{self.settings.metric}"]
@@ -176,7 +177,8 @@ class Trials:
                 cut |= {"plan": fitted.plan.model_dump(mode="json"), "reason": why}
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began, **cut)
             state = "complete"
-        self.study.end(trial, state, value, log.last_attempt(number))
+        told = select.values_of(log.read(number), self.settings.minimize)
+        self.study.end(trial, state, told, log.last_attempt(number))
         self.tell(number)
 
     def tell(self, number: int) -> None:
@@ -347,7 +349,9 @@ class _TrialObserver:
         self.share = 100 * (self.plan.epochs(phase - 1) + epoch) // self.plan.epochs()
         metric = self._trials.settings.metric
         values = [facts[f"{split}.{metric}"] for split in ("early_stop", "val") if f"{split}.{metric}" in facts]
-        told = (values[0], self.share) if values and 0 < self.share < 100 else None
+        # With several objectives Optuna prunes nothing.
+        judged = values and 0 < self.share < 100 and not self._trials.settings.minimize
+        told = (values[0], self.share) if judged else None
         self._trials.folder.log.epoch(self._trial.number, phase, epoch, facts, told)
         self._trials.study.arrived(self._trial, phase, epoch)
         self._trials.watcher.trial_epoch(self._trial.number, f"epoch {epoch} of phase {phase}, {self.share} %")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from autotl.engine.scale import Scale
 from autotl.errors import DamagedFile, PlanError, StudyError, unknown
 from autotl.files import is_utf8, read, write
-from autotl.plan import HeadKind, NearCopies, Record, Technique
+from autotl.plan import HeadKind, Minimized, NearCopies, Record, Technique
 from autotl.tracking.log import TrialLog
 
 
@@ -48,6 +48,10 @@ class Definition(Record):
     techniques: tuple[Technique, ...] = ()
     limits: dict[str, int | float] = Field(default={})
     """The limits on what a network may cost, by the names of their settings."""
+    minimize: Minimized | None = None
+    """The cost that is a second objective."""
+    latency: dict[str, tuple[float, ...]] = Field(default={})
+    """Measured milliseconds up to each stage of each backbone at each input size, if the study needs them."""
     owners: dict[str, Annotated[dict[str, str], Field(min_length=1, max_length=1)]] = Field(default={})
     """The distribution, with its version, that provides each plugin item, by kind and name."""
     set: dict[str, Any] = Field(default={})
@@ -66,10 +70,13 @@ class Definition(Record):
     def differences(self, other: "Definition") -> dict[str, str]:
         """Each key that differs, with `this → other`; of a table each name in it, as in `versions timm`.
 
-        The location of the images, the names of their columns, the files of plugins and the providers of weights are
-        not compared; what plugins register is, by `owners`, and weights by their hashes.
+        The location of the images, the names of their columns, latencies, the files of plugins and the providers of
+        weights are not compared; what plugins register is, by `owners`, and weights by their hashes.
         """
-        mine, theirs = self.model_dump(exclude={"data", "columns", "plugins", "providers"}), other.model_dump()
+        mine, theirs = (
+            self.model_dump(exclude={"data", "columns", "latency", "plugins", "providers"}),
+            other.model_dump(),
+        )
         found = {}
         for key, value in mine.items():
             named = isinstance(value, dict)

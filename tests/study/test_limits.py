@@ -8,9 +8,11 @@ import pytest
 from autotl import hookimpl
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
+from autotl.engine import latency
 from autotl.engine.precision import Arithmetic
 from autotl.errors import StudyError
 from autotl.plan import DataRef, Head
+from autotl.report.frames import leaderboard
 from autotl.study.costs import amount, count
 from autotl.study.limits import Limits
 from autotl.study.search import Search
@@ -141,6 +143,31 @@ def test_without_any_cut_within_the_limits_there_is_no_study(host, stripes):
         "No backbone has a cut within --max-flops 442 k. With its head, the cheapest cut of each has: tiny:net 442 k "
         "FLOPs per image. Raise the limit, or name other --backbones."
     )
+
+
+def test_latency_is_measured_once_for_a_study_and_is_a_cost_of_its_trials(host, stripes, monkeypatch):
+    monkeypatch.setattr(latency, "measure", lambda stages, input, device: (1.0, 2.0, 4.0))
+    options = {"compare": False, "strategies": ("linear-probe", "full"), "reruns": 1}
+    made, result = searched(host, stripes, trials=6, max_latency_ms=2, **options)
+    assert made.folder.definition.latency == {"tiny:net at 32 px": (1.0, 2.0, 4.0)}
+    monkeypatch.setattr(latency, "milliseconds", lambda *where: 1 / 0)
+    searched(host, stripes, trials=8, **options)
+    records = list(made.folder.log.records())
+    assert len(records) == 8 and {record.plan.cut for record in records} == {"0.2", "1.2"}
+    ends = {"0.2": 1.0, "1.2": 2.0}
+    assert all(record.metrics["latency_ms"] == ends[record.plan.cut] for record in records)
+    assert result.best.metrics["latency_ms"] == ends[result.best.plan.cut]
+    assert set(leaderboard(made.folder)["latency_ms"]) == {1.0, 2.0}
+    monkeypatch.setattr(latency, "milliseconds", lambda *where: (1.0, 2.0, 4.0))
+    says = "No backbone has a cut within --max-latency-ms 0.5. .* has: tiny:net 1 ms per image. Raise the limit"
+    with pytest.raises(StudyError, match=says):
+        searched(host, stripes, study="other", max_latency_ms=0.5)
+
+
+def test_without_need_no_latency_is_measured(host, stripes, monkeypatch):
+    monkeypatch.setattr(latency, "milliseconds", lambda *where: 1 / 0)
+    made, _ = searched(host, stripes, trials=1, compare=False)
+    assert "latency_ms" not in leaderboard(made.folder)
 
 
 class Own:

@@ -207,6 +207,7 @@ class Projection:
             "device": definition.device,
             "classes": len(definition.classes),
             **definition.limits,
+            **({"minimize": definition.minimize} if definition.minimize else {}),
             **{f"set.{name}": value for name, value in definition.set.items()},
             **{key: ", ".join(getattr(definition, key)) for key in CHOSEN},
         }
