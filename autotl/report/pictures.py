@@ -58,11 +58,13 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     # Plans far worse than the best of every strategy would squeeze the others into a line.
     orders = board[metric].map(scale.order)
     worst = orders.groupby(board["strategy"]).min().max()
-    shown = board[orders <= worst + max(0.02, 0.3 * (worst - orders.min()))]
+    points = zip(board.index, zip(orders, board[cost.metric], strict=True), strict=True)
+    cheapest = board.index.isin(select.front(dict(points)))
+    near = orders <= worst + max(0.02, 0.3 * (worst - orders.min()))
+    shown = board[near | cheapest if definition.minimize else near]
     for strategy, rows in shown.groupby("strategy", sort=False):
         axes.scatter(rows[cost.metric], rows[metric], label=str(strategy), alpha=0.8)
-    points = zip(board.index, zip(orders, board[cost.metric], strict=True), strict=True)
-    front = shown[shown.index.isin(select.front(dict(points)))].sort_values(cost.metric)
+    front = shown[shown.index.isin(board.index[cheapest])].sort_values(cost.metric)
     axes.plot(
         front[cost.metric],
         front[metric],
@@ -74,12 +76,13 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     for _, rows in (shown if len(shown) <= FEW else front).groupby([cost.metric, metric]):
         place = (rows[cost.metric].iloc[0], rows[metric].iloc[0])
         axes.annotate(", ".join(map(str, sorted(rows.index))), place, xytext=(4, 4), textcoords="offset points")
-    below = "below" if scale.greater_is_better else "above"
     if len(shown) < len(board):
-        axes.text(0.02, 0.02, f"{len(board) - len(shown)} more {below}", transform=axes.transAxes, color="grey")
+        below = "below" if scale.greater_is_better else "above"
+        where = "not on the front" if definition.minimize else below
+        axes.text(0.02, 0.02, f"{len(board) - len(shown)} more {where}", transform=axes.transAxes, color="grey")
     axes.set_xscale("log", subs=(2, 3, 5))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.xaxis.set_minor_formatter(EngFormatter(sep=" "))
+    for write in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        write("{x:g}" if definition.minimize == "latency" else EngFormatter(sep=" "))
     if scale.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel(cost.unit)

@@ -31,12 +31,14 @@ def summary(result: Result) -> Iterator[str]:
     """The winner, its test result, and its gain over the baselines, in a few lines."""
     plan, test = result.best.plan, result.test
     shown = test.scale.text
-    metrics = result.best.metrics
+    costs = [
+        cost.text(result.best.metrics[cost.metric]) for cost in COSTS.values() if cost.metric in result.best.metrics
+    ]
     yield (
         f"Winner: {plan.backbone}{MODES[plan.input.mode]}, cut after {plan.cut}, "
         f"{POOLING[plan.head.pooling]}{'' if plan.head.kind == 'linear' else f', head {plan.head.title}'}, "
         f"strategy {result.best.strategy} (trial {result.best.trial}); "
-        f"{count(metrics['parameters'])} parameters, {count(metrics['flops'])} FLOPs per image."
+        f"{', '.join(costs)}."
     )
     yield from trained(plan)
     if result.picked:

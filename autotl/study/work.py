@@ -207,10 +207,15 @@ class Work:
         for_each = FIRST_TRAININGS * self.budget.left() / len(self.opened.strategies)
 
         def epoch_seconds(backbone: str) -> float:
-            """Without measuring a training, which takes seconds, if the passes of its epochs would take too long."""
-            forward = self.bench.pass_seconds.get(self.opened.networks[backbone], 0.0) * len(self.bench.shas("train"))
+            """Up to the last cut within the limits, without measuring a training, which takes seconds, if the passes of
+            its epochs would take too long."""
+            info = self.bench.catalogue.info(backbone)
+            share = info.flops(self._cuts(backbone)[-1]) / info.flops(info.names[-1])
+            forward = (
+                share * self.bench.pass_seconds.get(self.opened.networks[backbone], 0.0) * len(self.bench.shas("train"))
+            )
             too_long = guesses.EPOCHS * forward > for_each
-            return forward if too_long else self.crew.trials.epoch_seconds(backbone)
+            return forward if too_long else share * self.crew.trials.epoch_seconds(backbone)
 
         chosen = guesses.affordable(best, epoch_seconds, for_each)
         if chosen != best[0]:
