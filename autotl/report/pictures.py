@@ -79,7 +79,14 @@ def _costs(axes: Axes, board: pd.DataFrame, folder: StudyFolder) -> None:
     if len(shown) < len(board):
         below = "below" if scale.greater_is_better else "above"
         where = "not on the front" if definition.minimize else below
-        axes.text(0.02, 0.02, f"{len(board) - len(shown)} more {where}", transform=axes.transAxes, color="grey")
+        axes.text(
+            0.98,
+            0.02,
+            f"{len(board) - len(shown)} more {where}",
+            transform=axes.transAxes,
+            color="grey",
+            ha="right",
+        )
     axes.set_xscale("log", subs=(2, 3, 5))
     for write in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         write("{x:g}" if definition.minimize == "latency" else EngFormatter(sep=" "))

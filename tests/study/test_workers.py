@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from autotl.data.listing import BY_NAME, Columns
+from autotl.engine import latency
 from autotl.errors import DataError, PluginError, StudyError
 from autotl.study import storage as storages
 from autotl.study.crew import Alone, Crew
@@ -172,6 +173,24 @@ def test_a_worker_runs_the_remaining_trials_and_ends(joining, host, stripes):
     ] * 2
 
 
+def test_a_worker_elsewhere_draws_within_the_limits_and_reports_both_values(host, stripes, tmp_path, monkeypatch):
+    """By the latencies that the search has measured."""
+    monkeypatch.setattr(latency, "measure", lambda stages, input, device: (1.0, 2.0, 4.0))
+    values = {"data": stripes, "trials": 1, "backbones": ["tiny:net"], "strategies": ["linear-probe"], "device": "cpu"}
+    search = Search(
+        Settings.of({**values, "max_latency_ms": 2, "minimize": "latency"}), host, Silent(), time.monotonic()
+    )
+    search.run()
+    monkeypatch.setattr(latency, "milliseconds", lambda *where: 1 / 0)
+    shared = SharedStudy.join(search.folder.storage, "stripes")
+    shared.open(7)
+    where = {"data": None, "device": "cpu", "cache_dir": tmp_path / "elsewhere", "weights": {}}
+    assert Joining(shared, host, Silent(), **where).run() == 6
+    trials = shared.trials()[1:]
+    costs = {"0.2": 1.0, "1.2": 2.0}
+    assert [trial.values[1] for trial in trials] == [costs[trial.user_attrs["cut"]] for trial in trials]
+
+
 def test_a_strict_search_ends_with_what_a_plugin_got_wrong_at_a_worker(joining, host, stripes):
     shared = joining().study
     trial = shared.claim(3)
@@ -243,7 +262,7 @@ def test_images_that_were_added_later_are_in_the_search_s_splits(host, stripes, 
 def study(tmp_path):
     """A study in a database, as the search opens it, and a function that opens it as a worker."""
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
-    made = SharedStudy.create(url, "flowers-1234", seed=0, direction="maximize")
+    made = SharedStudy.create(url, "flowers-1234", seed=0, directions=["maximize"])
     made.agree({"definition": "{}", "seed": 0, "prune": True}, None)
     return made, lambda: SharedStudy.join(url, "flowers")
 
@@ -385,7 +404,7 @@ def test_errors_about_studies_that_cannot_be_joined(study, tmp_path):
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     with pytest.raises(StudyError, match="Unknown study 'flower'. Did you mean 'flowers'"):
         SharedStudy.join(url, "flower")
-    SharedStudy.create(url, "flowers-5678", seed=0, direction="maximize")
+    SharedStudy.create(url, "flowers-5678", seed=0, directions=["maximize"])
     with pytest.raises(StudyError, match="Use one of: flowers-1234, flowers-5678"):
         join()
     with pytest.raises(StudyError, match="is still starting"):
