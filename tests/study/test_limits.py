@@ -18,6 +18,7 @@ from autotl.study.limits import Limits
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.space import SearchContext, smallest_heads
+from autotl.study.suggestions import limits_of
 from autotl.study.watch import Silent
 from autotl.testing.lab import linear_probe
 from autotl.tracking.probe import read_probe
@@ -68,6 +69,14 @@ def test_every_limit_holds_and_every_kind_of_head_must_fit(catalogue):
     with_mlp = PARAMETERS["0.2"] - (8 + 1) * 3 + (8 + 1) * 64 + (64 + 1) * 3
     assert cuts(catalogue, ("mlp",), max_params=with_mlp) == ("0.2",)
     assert cuts(catalogue, ("mlp",), max_params=with_mlp - 1) == ()
+
+
+@pytest.mark.parametrize(("fixed", "width"), [({}, 64), ({"head_width_log2": 9}, 512)])
+def test_a_width_that_the_user_fixed_must_fit(catalogue, fixed, width):
+    with_mlp = PARAMETERS["0.2"] - (8 + 1) * 3 + (8 + 1) * width + (width + 1) * 3
+    for most, found in ((with_mlp, ("0.2",)), (with_mlp - 1, ())):
+        settings = Settings.of({"data": ".", "heads": "mlp", "max_params": most, "set": fixed})
+        assert limits_of(settings, 3, catalogue, {}).cuts("tiny:net", catalogue.card("tiny:net").input) == found
 
 
 def test_what_is_beyond_is_said_in_words(catalogue):
