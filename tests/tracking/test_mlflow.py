@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from autotl.engine import latency
 from autotl.engine.scale import Scale
 from autotl.export import bundle
 from autotl.files import append_line
@@ -143,6 +144,25 @@ def _in_order(run):
     """The study's run first, then the trainings after the trials, then the trials."""
     tags = run[3]
     return run[1] is not None, int(tags.get("autotl.trial", -1)), int(tags.get("autotl.attempt", 0))
+
+
+def test_limits_and_a_cost_that_is_minimised_are_logged(host, stripes, uri, monkeypatch):
+    monkeypatch.setattr(latency, "measure", lambda stages, input, device: (1.0, 2.0, 4.0))
+    values = {"data": stripes, "trials": 3, "backbones": ["tiny:net"], "strategies": ["linear-probe"], "device": "cpu"}
+    limits = {"max_latency_ms": 2.5, "max_params": "5k", "minimize": "latency"}
+    search = Search(Settings.of({**values, **limits, "compare": False}), host, Silent(), time.monotonic())
+    result = search.run()
+    projection(search.folder, uri).end(Shown(search))
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("autotl-stripes").experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    logged = {name: parent.data.params[name] for name in limits}
+    assert logged == {"max_latency_ms": "2.5", "max_params": "5000", "minimize": "latency"}
+    ends = {"0.2": 1.0, "1.2": 2.0}
+    children = [run for run in runs if run is not parent]
+    assert len(children) == 4  # three trials, and the refit of the winner
+    assert all(run.data.metrics["latency_ms"] == ends[run.data.params["cut"]] for run in children)
+    assert f"{ends[result.final.cut]:g} ms per image" in parent.data.tags["mlflow.note.content"]
 
 
 def test_every_trial_is_a_run_below_the_study_s(made, uri):

@@ -346,7 +346,8 @@ class Projection:
         """What was tested on the test split: the winner, if it was refit, and the controls."""
         metric, best = result.test.metric, result.best
         if result.final != best.plan:
-            costs = {name: best.metrics[name] for name in ("parameters", "flops")}
+            known = ("parameters", "flops", "latency_ms")
+            costs = {name: best.metrics[name] for name in known if name in best.metrics}
             yield _After(
                 name=f"winner, refit on all images except the test images (trial {best.trial})",
                 plan=result.final,
