@@ -14,6 +14,7 @@ import torch
 from autotl.backbones.catalogue import Catalogue
 from autotl.backbones.stages import Stages
 from autotl.engine.device import kind
+from autotl.engine.exact import exact
 from autotl.engine.features import on_device
 from autotl.engine.precision import depends_on
 from autotl.files import seal, unseal
@@ -42,7 +43,7 @@ def measure(stages: Stages, input: Input, device: str) -> tuple[float, ...]:
     image = image.to(device, memory_format=torch.channels_last)
     passes: list[list[float]] = []
     began = time.perf_counter()
-    with torch.inference_mode():
+    with exact(device), torch.inference_mode():
         for turn in range(WARM_UP + MOST):
             if turn >= WARM_UP + LEAST and time.perf_counter() - began > ENOUGH:
                 break

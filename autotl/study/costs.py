@@ -8,7 +8,7 @@ from typing import Any
 from autotl.plan import Minimized
 
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3}
-_AMOUNT = re.compile(r"([\d_]+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmg]?)", re.IGNORECASE)
+_AMOUNT = re.compile(r"(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmg]?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,8 @@ class Cost:
     less: str
     """How a plan with less of it is described."""
 
-    def number(self, value: float) -> str:
-        return count(value)
-
     def text(self, value: float) -> str:
-        return f"{self.number(value)} {self.unit}"
+        return f"{count(value)} {self.unit}"
 
 
 COSTS: dict[Minimized, Cost] = {
@@ -35,8 +32,6 @@ COSTS: dict[Minimized, Cost] = {
     "flops": Cost("flops", "max_flops", "FLOPs per image", "fewer FLOPs"),
     "latency": Cost("latency_ms", "max_latency_ms", "ms per image", "lower latency"),
 }
-
-
 USUAL: Minimized = "flops"
 """The cost that accuracy is compared with unless the user names another one to minimise."""
 

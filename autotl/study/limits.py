@@ -7,7 +7,7 @@ from autotl.contracts import BackboneInfo, StageInfo
 from autotl.engine import head_kinds
 from autotl.errors import PlanError
 from autotl.plan import Head, Input
-from autotl.study.costs import COSTS
+from autotl.study.costs import COSTS, count
 
 Costs = dict[str, float]
 """What a network costs, by the settings that limit it."""
@@ -34,9 +34,7 @@ class Limits:
         self._latency = latency or {}
 
     def __str__(self) -> str:
-        return " and ".join(
-            f"--{name.replace('_', '-')} {LIMITED[name].number(most)}" for name, most in self._most.items()
-        )
+        return " and ".join(f"--{name.replace('_', '-')} {count(most)}" for name, most in self._most.items())
 
     def cuts(self, name: str, input: Input) -> tuple[str, ...]:
         """The cuts of a backbone that are within the limits with a linear head and with the smallest of each kind."""

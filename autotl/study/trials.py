@@ -14,7 +14,7 @@ import optuna
 from filelock import FileLock
 from optuna.distributions import distribution_to_json
 
-from autotl.engine.fit import Fitted, fit
+from autotl.engine.fit import Fitted, check, fit
 from autotl.engine.observe import Enough
 from autotl.errors import (
     PluginError,
@@ -124,8 +124,7 @@ class Trials:
             describe(trial, plan)
             what = f"{trial.params['strategy']} {plan.backbone} → {plan.cut}"
             self.watcher.trial_planned(number, what, self.done, self.settings.trials)
-            if excess := self._suggestions.limits.excess(plan.backbone, plan.input, plan.cut, plan.head):
-                raise TooCostly(f"not trained: it has {excess}, beyond {self._suggestions.limits}")
+            self._require_within_limits(trial, plan)
             measured = self._known.get(plan.hash)
             fitted = None
             if measured is None:
@@ -307,6 +306,16 @@ class Trials:
             few, many = found.epochs(), plan.epochs()
             self.watcher.note(f"Trial {number} is trained for {few} of its {many} epochs: there is no time for more.")
         return found
+
+    def _require_within_limits(self, trial: optuna.Trial, plan: TransferPlan) -> None:
+        """Raises: TooCostly; PluginError for a plan that cannot be trained at all."""
+        if not self.settings.limits:
+            return
+        with self._suggestions.answerable(trial):
+            check(plan, self.bench)
+        limits = self._suggestions.limits
+        if excess := limits.excess(plan.backbone, plan.input, plan.cut, plan.head):
+            raise TooCostly(f"not trained: it has {excess}, beyond {limits}")
 
     def _fit(self, plan: TransferPlan, observer: "_TrialObserver") -> Fitted:
         """Raises: OutOfTime if the time ends before there is a model."""

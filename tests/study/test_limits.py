@@ -96,7 +96,7 @@ def test_amounts(text, number):
     assert amount(text) == number == Settings.of({"data": ".", "max_params": text}).max_params
 
 
-@pytest.mark.parametrize("text", ["five", "5 MB", "-5M", "0", "", "1e999", "5,000", True])
+@pytest.mark.parametrize("text", ["five", "5 MB", "-5M", "0", "", "1e999", "5,000", "5_000", True])
 def test_what_is_not_an_amount_is_refused(text):
     with pytest.raises(StudyError, match=r"max_flops=.*(5M|at least 1)"):
         Settings.of({"data": ".", "max_flops": text})
@@ -204,6 +204,25 @@ def test_a_plan_that_is_beyond_the_limits_by_its_head_is_not_trained(host, strip
         assert {record.state for record in own} == states
     assert {record.reason for record in own} == {"not trained: it has 1.2 k parameters, beyond --max-params 1.2 k"}
     assert not own[0].epochs and result.best.strategy == "linear-probe"
+
+
+class Wrong(Own):
+    def suggest(self, trial, context):
+        return super().suggest(trial, context).model_copy(update={"cut": "no such stage"})
+
+
+def test_an_invalid_plan_is_the_strategy_s_mistake_with_limits_too(host, stripes):
+    class Plugin:
+        @hookimpl
+        def register_strategies(self, register):
+            register("wrong", Wrong, summary="For a test")
+
+    host.add(Plugin(), "wrong-plugin")
+    options = {"strategies": ("wrong", "linear-probe"), "trials": 4, "compare": False}
+    made, _ = searched(host, stripes, max_params="5k", **options)
+    wrong = [record for record in made.folder.log.records() if record.params["strategy"] == "wrong"]
+    assert wrong and {record.state for record in wrong} == {"failed"}
+    assert "suggested a plan that cannot be trained: Unknown stage" in wrong[0].reason and wrong[0].by_plugin
 
 
 RESNET = "autotl:resnet10"
