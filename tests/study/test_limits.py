@@ -1,6 +1,7 @@
 """Nothing that costs more than the user allows is drawn, probed or trained."""
 
 import time
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -20,8 +21,9 @@ from autotl.study.settings import Settings
 from autotl.study.space import SearchContext, smallest_heads
 from autotl.study.suggestions import limits_of
 from autotl.study.watch import Silent
+from autotl.study.work import Work
 from autotl.testing.lab import linear_probe
-from autotl.tracking.probe import read_probe
+from autotl.tracking.probe import ProbeRow, read_probe
 
 # tiny:net at 32 px: the convolutions of 3 x 3 have 8, 12 and 16 channels at 32 x 32, 15 x 15 and 7 x 7 places, the
 # first two with batch norm; then a linear head for 3 classes.
@@ -177,6 +179,27 @@ def test_without_need_no_latency_is_measured(host, stripes, monkeypatch):
     monkeypatch.setattr(latency, "milliseconds", lambda *where: 1 / 0)
     made, _ = searched(host, stripes, trials=1, compare=False)
     assert "latency_ms" not in leaderboard(made.folder)
+
+
+@pytest.mark.parametrize(("most", "chosen"), [({}, "tiny:deep"), ({"max_flops": FLOPS["0.2"]}, "tiny:net")])
+def test_the_first_training_is_estimated_up_to_the_last_cut_within_the_limits(host, catalogue, most, chosen):
+    """An epoch of the whole `tiny:net`, the best backbone, takes 10 s; that of its first stage 44 % of them."""
+    inputs = SimpleNamespace(first=lambda name: catalogue.card(name).input)
+    seconds = {"tiny:net": 10.0, "tiny:deep": 4.0}
+    opened = SimpleNamespace(
+        bench=SimpleNamespace(pass_seconds={}, shas=lambda split: ["image"], catalogue=catalogue),
+        study=None,
+        settings=None,
+        watcher=Silent(),
+        budget=SimpleNamespace(limited=True, left=lambda: 300.0),  # 90 s for each of two strategies
+        strategies={name: host.strategies[name] for name in ("full", "linear-probe")},
+        networks={name: catalogue.network(name, 0) for name in seconds},
+        suggestions=SimpleNamespace(limits=Limits(catalogue, 3, most)),
+        inputs=inputs,
+    )
+    work = Work(opened, SimpleNamespace(trials=SimpleNamespace(epoch_seconds=seconds.__getitem__)))
+    rows = [ProbeRow("tiny:net", "0.2", "avg", 0.9), ProbeRow("tiny:deep", "0.2", "avg", 0.8)]
+    assert work._first_trained(rows).backbone == chosen
 
 
 class Own:
