@@ -188,11 +188,16 @@ class Stop(Record):
     """Stop after this many epochs without a lower loss on the `early_stop` split, and restore the best epoch."""
     at_epoch: int | None = Field(default=None, ge=0)
     """Stop after this epoch regardless of the loss. This repeats an early-stopped training on more images."""
+    ends_plan: bool = Field(default=False, exclude_if=lambda ends: not ends)
+    """Whether later phases are skipped if no epoch of this one has a lower loss on `early_stop` than the model before
+    it."""
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
         if (self.patience is None) == (self.at_epoch is None):
             raise ValueError("set either patience or at_epoch, not both or neither")
+        if self.ends_plan and not self.patience:
+            raise ValueError("ends_plan needs patience, because the loss decides")
         return self
 
 
@@ -360,6 +365,15 @@ class TransferPlan(Record):
                 if key in metrics and isinstance(word := phase.choice(option, metrics[key]), str):
                     found[key] = word
         return found
+
+    def as_run(self, metrics: Mapping[str, float]) -> Self:
+        """The plan without the phases that a training with these metrics skipped; see `Stop.ends_plan`."""
+        skipped = [
+            number
+            for number, phase in enumerate(self.phases, 1)
+            if phase.training and f"phase{number}.best_epoch" not in metrics
+        ]
+        return self.model_copy(update={"phases": self.phases[: skipped[0] - 1]}) if skipped else self
 
     def ended(self, phase: int, epoch: int) -> Self:
         """The plan that ends after this epoch of this phase, both counted from 1, with the same learning rates."""

@@ -102,6 +102,14 @@ def test_a_stop_has_either_patience_or_an_epoch(wrong):
         Stop(**wrong)
 
 
+def test_ending_the_plan_needs_patience_and_is_written_only_if_it_is_set():
+    with pytest.raises(ValueError, match="ends_plan needs patience"):
+        Stop(at_epoch=3, ends_plan=True)
+    assert json.loads(Stop(patience=2).to_json()) == {"patience": 2, "at_epoch": None}
+    ends = Stop(patience=2, ends_plan=True)
+    assert Stop.from_json(ends.to_json()) == ends != Stop(patience=2)
+
+
 def test_another_size_keeps_the_share_that_is_cropped():
     own = Input(size=224, resize=256, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert own.larger() == (288, 384)

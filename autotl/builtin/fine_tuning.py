@@ -1,4 +1,5 @@
-"""The strategies that train stages: `fine-tune`, `lp-ft`, `gradual-unfreeze`, `full`, and the control `scratch`.
+"""The strategies that train stages: `fine-tune`, `lp-ft`, `gradual-unfreeze`, `work-backwards`, `full`, and the control
+`scratch`.
 
 Freezing keeps pretrained features, fine-tuning adapts them to the images, and a learning rate per stage is the
 trade-off between the two. The first stages have the most general features (Yosinski et al. 2014, arXiv 1411.1792), so
@@ -23,6 +24,7 @@ def register_strategies(register):
         "lp-ft", LinearProbeThenFineTune, summary="First the head by logistic regression, then head and stages together"
     )
     register("gradual-unfreeze", GradualUnfreeze, summary="First the head, then stages from the top, step by step")
+    register("work-backwards", WorkBackwards, summary="The same, as long as it lowers the loss on early_stop")
     register("full", Full, summary="The whole network from pretrained weights, with one learning rate")
     register("scratch", Scratch, summary="The whole network from random weights: shows what pretraining is worth")
 
@@ -76,16 +78,27 @@ class GradualUnfreeze:
         setup = _Setup(trial, context)
         stage_lr = setup.falling(trial.suggest_float("gradual-unfreeze.depth_ratio", *DEPTH_RATIO, log=True))
         wanted = trial.suggest_int("gradual-unfreeze.steps", 2, 6)
-        trained = setup.trained
-        if not trained:
-            return setup.plan([*setup.head_first(), setup.phase(setup.frozen, {})])
-        # Each step trains more stages from the top; the last one trains all that are not permanently frozen.
-        steps = min(wanted, len(trained))
-        tops = [trained[len(trained) * (steps - step) // steps :] for step in range(1, steps + 1)]
-        phases = [
-            setup.phase(setup.before(top[0]), {name: stage_lr[name] for name in top}, share=1 / steps) for top in tops
-        ]
-        return setup.plan([*setup.head_first(), *phases])
+        return setup.plan([*setup.head_first(), *setup.from_the_top(stage_lr, wanted)])
+
+
+class WorkBackwards:
+    """More stages are trained, from the top, only while that lowers the loss on `early_stop`; without that split all
+    are."""
+
+    by_default = False
+    first_guess = {
+        **recipe.FIRST_GUESS,
+        "cut": 1.0,
+        "frozen": 0.0,
+        "work-backwards.depth_ratio": 0.1,
+        "work-backwards.steps": 4,
+    }
+
+    def suggest(self, trial, context):
+        setup = _Setup(trial, context)
+        stage_lr = setup.falling(trial.suggest_float("work-backwards.depth_ratio", *DEPTH_RATIO, log=True))
+        wanted = trial.suggest_int("work-backwards.steps", 2, 8)
+        return setup.plan([*setup.head_first(), *setup.from_the_top(stage_lr, wanted, ends_plan=True)])
 
 
 class Full:
@@ -141,6 +154,20 @@ class _Setup:
         third = {name: len(GROUPS) * at // len(self.names) for at, name in enumerate(self.names)}
         return {name: self.recipe.lr * factors[third[name]] for name in self.trained}
 
+    def from_the_top(self, stage_lr, wanted, ends_plan=False):
+        """Phases that each train more stages from the top; the last one trains all that are not permanently frozen."""
+        trained = self.trained
+        if not trained:
+            return [self.phase(self.frozen, {})]
+        steps = min(wanted, len(trained))
+        tops = [trained[len(trained) * (steps - step) // steps :] for step in range(1, steps + 1)]
+        return [
+            self.phase(
+                self.before(top[0]), {name: stage_lr[name] for name in top}, share=1 / steps, ends_plan=ends_plan
+            )
+            for top in tops
+        ]
+
     def head_first(self):
         """The phase that trains the head before any stage: a logistic regression, unless the head is not linear.
 
@@ -150,7 +177,7 @@ class _Setup:
             return [logistic.probe(self.cut, self.context.class_weights())]
         return [self.phase(self.cut, {})] if self.trained else []
 
-    def phase(self, frozen, stage_lr, share=1.0):
+    def phase(self, frozen, stage_lr, share=1.0, ends_plan=False):
         """A phase with this share of the recipe's epochs."""
         return self.recipe.phase(
             frozen,
@@ -158,6 +185,7 @@ class _Setup:
             epochs=max(1, round(share * self.recipe.epochs)),
             stop=self.context.data.has_early_stop,
             augmented=self.augmentation.name != "none",
+            ends_plan=ends_plan,
         )
 
     def plan(self, phases, pretrained=True):

@@ -55,7 +55,7 @@ class Recipe:
     values: dict[str, Any]
     """The other fields of a phase's training."""
 
-    def phase(self, frozen, stage_lr, *, epochs, stop, augmented):
+    def phase(self, frozen, stage_lr, *, epochs, stop, augmented, ends_plan=False):
         """A phase with this recipe; `stop`: whether there is a split to choose the epoch on."""
         values = self.values
         if frozen and "cutmix" in values and self.backbone.stage(frozen).layout == "tokens":
@@ -65,7 +65,7 @@ class Recipe:
             stage_lr=stage_lr,
             views=min(epochs, MOST_VIEWS) if frozen and augmented else 0,
             # At high learning rates the loss first rises, and falls only when they do: a short patience would miss it.
-            stop=Stop(patience=max(3, round(epochs / 2))) if stop else None,
+            stop=Stop(patience=max(3, round(epochs / 2)), ends_plan=ends_plan) if stop else None,
             **values,
         )
         return Phase(method=self.method.name, frozen=frozen, training=training, options=self.method.params)

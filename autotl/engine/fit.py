@@ -36,7 +36,8 @@ class Fitted:
 def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> Fitted:
     """Train a plan, and measure it on `val` unless it is also trained on that.
 
-    If the observer raises `Enough`, the model so far is kept, and `Fitted.plan` is the shorter plan that gives it.
+    If the observer raises `Enough` or a phase ends the plan, the model so far is kept, and `Fitted.plan` is the shorter
+    plan that gives it.
 
     Raises: Enough if there is no model yet; PlanError if the plan cannot be trained with what is installed;
     TrainingError if its training fails.
@@ -60,6 +61,9 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
             model.plan, model.observer = plan.ended(number, 0), Nobody()
             facts = loop.train(model, number)
         measured |= {f"phase{number}.{name}": value for name, value in facts.items()}
+        stop = phase.training.stop if phase.training else None
+        if stop and stop.ends_plan and facts["best_epoch"] == 0:
+            model.plan = model.plan.as_run(measured)
         if model.plan != plan:
             break
     fitted = Fitted(model.plan, model, measured)

@@ -121,7 +121,7 @@ class Reruns:
             if plan.hash not in self._known:
                 return
             measured = self._known[plan.hash]
-            yield SeedRun(plan, measured[f"val.{self.settings.metric}"], measured)
+            yield SeedRun(plan.as_run(measured), measured[f"val.{self.settings.metric}"], measured)
 
 
 def _with_turn(record: TrialRecord, turn: int) -> TransferPlan:

@@ -132,7 +132,7 @@ class Trials:
                     fitted = self._fit(plan, observer)
                 fitted.metrics.update(self._suggestions.limits.latency(plan.backbone, plan.input, plan.cut))
                 measured = self._known[fitted.plan.hash] = fitted.metrics
-            describe(trial, plan, measured)
+            describe(trial, fitted.plan if fitted else plan, measured)
             value = measured[f"val.{self.settings.metric}"]
             if fitted and self._saves:
                 self._save_best(fitted, value)
@@ -171,9 +171,14 @@ class Trials:
             words = plan.words_in(measured)
             cut: dict[str, Any] = {"chosen": words} if words else {}
             if fitted and fitted.plan != plan:
-                why = f"the budget ended after {observer.share} % of its epochs; the best epoch so far counts"
+                cut["plan"] = fitted.plan.model_dump(mode="json")
+                ran = len(fitted.plan.phases)
+                if fitted.plan.phases == plan.phases[:ran]:
+                    why = f"phase {ran} of {len(plan.phases)} did not lower the loss, so the last ones were skipped"
+                else:
+                    why = f"the budget ended after {observer.share} % of its epochs; the best epoch so far counts"
+                    cut["reason"] = why
                 self.watcher.note(f"Trial {number}: {why}.")
-                cut |= {"plan": fitted.plan.model_dump(mode="json"), "reason": why}
             log.end(number, "complete", value=value, metrics=measured, seconds=time.perf_counter() - began, **cut)
             state = "complete"
         told = select.values_of(log.read(number), self.settings.minimize)

@@ -147,7 +147,7 @@ class Worker:
     def _train(self, job: Training) -> dict[str, float]:
         fitted = self._fit(job.plan, job.task)
         if job.refit:
-            fitted = self._fit(on_all_images(job.plan, fitted.metrics, self.bench), f"refit: {job.task}")
+            fitted = self._fit(on_all_images(fitted.plan, fitted.metrics, self.bench), f"refit: {job.task}")
         if job.bundle:
             classes = self.bench.dataset.classes
             bundle.save(job.bundle, fitted, classes, {"validation": job.validation})

@@ -19,7 +19,9 @@ from autotl.plan import HEADS, DataRef, TransferPlan
 from autotl.study.space import SearchContext
 from autotl.study.suggestions import facts_of
 
-STRATEGIES = ("fine-tune", "lp-ft", "gradual-unfreeze", "full", "scratch")
+UNFREEZING = ("gradual-unfreeze", "work-backwards")
+HEAD_FIRST = ("lp-ft", *UNFREEZING)
+STRATEGIES = ("fine-tune", *HEAD_FIRST, "full", "scratch")
 RESNET = "autotl:resnet10"
 TRIALS = 30
 PLACE = {"backbone": RESNET, "cut": 0.5, "pooling": "avg", "input_size": 0.0}
@@ -134,8 +136,8 @@ def test_every_strategy_trains_every_kind_of_head(drawn, catalogue, strategy):
         starts = [phase.frozen == plan.cut for phase in plan.phases]
         assert len(plan.phases) < 2 or (starts[0] and not any(starts[2:]))
         fitted = [phase.method for phase in plan.phases].count("logistic")
-        assert fitted == (strategy in ("lp-ft", "gradual-unfreeze") and kind == "linear")
-        if strategy in ("lp-ft", "gradual-unfreeze") and len(plan.phases) == 1:
+        assert fitted == (strategy in HEAD_FIRST and kind == "linear")
+        if strategy in HEAD_FIRST and len(plan.phases) == 1:
             assert kind != "linear" and plan.phases[0].frozen == plan.cut  # nothing but the head is trained
         seen.add(kind)
     assert seen == set(HEADS)
@@ -152,7 +154,7 @@ def test_every_trained_stage_has_a_learning_rate_and_no_frozen_one(drawn, catalo
             assert all(rate > 0 for rate in phase.training.stage_lr.values())
 
 
-@pytest.mark.parametrize("strategy", ["fine-tune", "lp-ft", "gradual-unfreeze"])
+@pytest.mark.parametrize("strategy", ["fine-tune", *HEAD_FIRST])
 def test_learning_rates_fall_with_depth_by_the_same_factor(drawn, strategy):
     checked = 0
     for trial, plan in drawn(strategy, trials=2 * TRIALS):
@@ -216,24 +218,25 @@ def test_scratch_starts_from_random_weights_and_the_others_do_not(drawn):
                 assert plan.phases[0].training.batch_norm == "train"
 
 
-def test_lp_ft_and_gradual_unfreeze_fit_the_head_first(drawn):
-    for strategy in ("lp-ft", "gradual-unfreeze"):
+def test_some_strategies_fit_the_head_first(drawn):
+    for strategy in HEAD_FIRST:
         for _, plan in drawn(strategy):
             assert plan.phases[0].method == "logistic"
             assert plan.phases[0].frozen == plan.cut
             assert len(plan.phases[0].options["penalty"]) > 1
 
 
-def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalogue):
+@pytest.mark.parametrize("strategy", UNFREEZING)
+def test_unfreezing_goes_down_phase_by_phase_to_what_stays_frozen(drawn, catalogue, strategy):
     counts = set()
-    for trial, plan in drawn("gradual-unfreeze", trials=2 * TRIALS):
+    for trial, plan in drawn(strategy, trials=2 * TRIALS):
         stages = names(catalogue, plan)
         phases = tuned(plan)
         frozen = [stages.index(phase.frozen) + 1 if phase.frozen else 0 for phase in phases]
         assert all(earlier > later for earlier, later in pairwise(frozen))
         share = trial.params["frozen"]
         assert frozen[-1] == min(len(stages), int(share * (len(stages) + 1)))
-        wanted = min(trial.params["gradual-unfreeze.steps"], len(stages) - frozen[-1])
+        wanted = min(trial.params[f"{strategy}.steps"], len(stages) - frozen[-1])
         assert len(phases) == max(1, wanted)
         assert all(phase.training.epochs >= 1 for phase in phases)
         total = sum(phase.training.epochs for phase in phases)
@@ -320,11 +323,14 @@ def test_an_epoch_has_neither_few_nor_very_many_steps(drawn, train_images, sizes
     assert batches == sizes
 
 
-def test_the_epoch_is_chosen_only_if_there_is_a_split_for_it(drawn):
-    for _, plan in drawn("gradual-unfreeze"):
+@pytest.mark.parametrize("strategy", UNFREEZING)
+def test_the_epoch_is_chosen_only_if_there_is_a_split_for_it(drawn, strategy):
+    for _, plan in drawn(strategy):
         for phase in tuned(plan):
             assert phase.training.stop.patience == max(3, round(phase.training.epochs / 2))
-    for _, plan in drawn("gradual-unfreeze", has_early_stop=False):
+            ends = strategy == "work-backwards" and phase.frozen != plan.cut
+            assert phase.training.stop.ends_plan == ends
+    for _, plan in drawn(strategy, has_early_stop=False):
         assert all(training.stop is None for training in plan.trainings)
 
 

@@ -518,6 +518,38 @@ def test_the_refit_repeats_the_best_number_of_epochs_on_all_images(bench):
     assert not same(weights(last), weights(fitted))
 
 
+ENDING = Stop(patience=2, ends_plan=True)
+
+
+def test_a_phase_that_lowers_no_loss_ends_the_plan(bench):
+    still = {"lrs": dict.fromkeys(after("0.2"), 0.0), "head_lr": 0.0}
+    whole = plan(bench, phase("1.2", stop=ENDING), phase("0.2", stop=ENDING, **still), phase(None, stop=ENDING))
+    observer = Recorder()
+    fitted = fit(whole, bench, observer)
+    assert fitted.metrics["phase1.best_epoch"] > 0 and fitted.metrics["phase2.best_epoch"] == 0
+    assert fitted.plan.phases == whole.phases[:2]
+    assert {number for number, *_ in observer.epochs} == {1, 2}
+    before = fit(plan(bench, *whole.phases[:1]), bench)
+    assert same(weights(fitted), weights(before))
+    # By itself, the plan that was run gives the same model, and so does the longer one with its metrics.
+    again = fit(fitted.plan, bench)
+    assert again.plan == fitted.plan == whole.as_run(again.metrics)
+    assert {**again.metrics, **TIMES} == {**fitted.metrics, **TIMES}
+    everything = on_all_images(fitted.plan, fitted.metrics, bench)
+    best = int(fitted.metrics["phase1.best_epoch"])
+    assert [each.stop for each in everything.trainings] == [Stop(at_epoch=best), Stop(at_epoch=0)]
+    last = fit(everything, bench, observer := Recorder())
+    assert [(number, epoch) for number, epoch, _ in observer.epochs] == [(1, epoch) for epoch in range(1, best + 1)]
+    assert last.plan == everything
+
+
+def test_phases_that_lower_the_loss_do_not_end_the_plan(bench):
+    whole = plan(bench, *(phase(frozen, stop=ENDING) for frozen in ("1.2", "0.2", None)))
+    fitted = fit(whole, bench)
+    assert fitted.plan == whole == whole.as_run(fitted.metrics)
+    assert all(fitted.metrics[f"phase{number}.best_epoch"] > 0 for number in (1, 2, 3))
+
+
 # Repeatability
 
 
