@@ -41,8 +41,11 @@ if TYPE_CHECKING:
     from autotl.contracts import Weight as Weight
     from autotl.contracts import WeightsProvider as WeightsProvider
     from autotl.contracts import WeightsSource as WeightsSource
+    from autotl.engine.heads import LinearHead as LinearHead
+    from autotl.engine.heads import Scaling as Scaling
     from autotl.engine.heads import logistic_path as logistic_path
     from autotl.engine.heads import standardised as standardised
+    from autotl.engine.heads import weights_of as weights_of
     from autotl.engine.intervals import design_effect as design_effect
     from autotl.engine.intervals import share_interval as share_interval
     from autotl.engine.intervals import wilson as wilson
@@ -64,7 +67,7 @@ _HOME = {
     "PlanError": "autotl.errors",
     "hookimpl": "autotl.hookspecs",
     **dict.fromkeys(("load_weights", "read_state"), "autotl.backbones.weights"),
-    **dict.fromkeys(("logistic_path", "standardised"), "autotl.engine.heads"),
+    **dict.fromkeys(("LinearHead", "Scaling", "logistic_path", "standardised", "weights_of"), "autotl.engine.heads"),
     **dict.fromkeys(("design_effect", "share_interval", "wilson"), "autotl.engine.intervals"),
     **dict.fromkeys(("Model", "Study", "advise", "load", "search"), "autotl.api"),
     **dict.fromkeys(

@@ -286,6 +286,9 @@ class Context(Protocol):
     def method(self) -> Component:
         """The gradient method of this trial with its options."""
 
+    def classifier(self) -> Component:
+        """The head method of this trial with its options, for a phase that fits a linear head on frozen features."""
+
     def teacher(self, *, share: float, temperature: float) -> Teacher:
         """The teacher of this trial: one of the study's backbones, at its last stage."""
 
@@ -377,6 +380,10 @@ class HeadMethod(Method, Protocol):
     images.
 
     An option named `class_weights` also sets the class weights of the loss that selects a head.
+
+    With a method `suggest(trial, context)`, which returns options as plain JSON values, it is a classifier:
+    `context.classifier()` draws it if the user names it, or, with an attribute `by_default = True`, if the user names
+    none.
     """
 
     def fit(

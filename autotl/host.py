@@ -43,6 +43,7 @@ BUILTIN = (
     "autotl.builtin.reference",
     "autotl.builtin.augmentations",
     "autotl.builtin.logistic",
+    "autotl.builtin.classifiers",
     "autotl.builtin.gradient_methods",
     "autotl.builtin.objectives",
     "autotl.builtin.optimizers",

@@ -6,8 +6,8 @@ trade-off between the two. The first stages have the most general features (Yosi
 their learning rates are the lowest.
 """
 
-from autotl import hookimpl
-from autotl.builtin import logistic, recipe
+from autotl import Phase, hookimpl
+from autotl.builtin import recipe
 
 DEPTH_RATIO = (1e-2, 1.0)
 """The learning rate of a backbone's first stage divided by that of its last. timm's fine-tuning of ViTs uses a
@@ -169,12 +169,13 @@ class _Setup:
         ]
 
     def head_first(self):
-        """The phase that trains the head before any stage: a logistic regression, unless the head is not linear.
+        """The phase that trains the head before any stage: a classifier is fitted, unless the head is not linear.
 
         Without any stage to train, a head that is not linear needs no such phase, because the next one is the same.
         """
         if self.head.kind == "linear":
-            return [logistic.probe(self.cut, self.context.class_weights())]
+            classifier = self.context.classifier()
+            return [Phase(method=classifier.name, frozen=self.cut, options=classifier.params)]
         return [self.phase(self.cut, {})] if self.trained else []
 
     def phase(self, frozen, stage_lr, share=1.0, ends_plan=False):

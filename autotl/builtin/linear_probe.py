@@ -4,8 +4,7 @@ It suits small data sets. Late features are best if the images resemble those th
 earlier ones if they do not (Yosinski et al. 2014, arXiv 1411.1792), so the cut is searched.
 """
 
-from autotl import Head, hookimpl
-from autotl.builtin import logistic
+from autotl import Head, Phase, hookimpl
 
 
 @hookimpl
@@ -20,9 +19,10 @@ class LinearProbe:
 
     def suggest(self, trial, context):
         cut = context.cut()
+        pooling, classifier = context.pooling(cut), context.classifier()
         return context.plan(
             cut=cut,
-            head=Head(pooling=context.pooling(cut)),
-            phases=[logistic.probe(cut, context.class_weights())],
+            head=Head(pooling=pooling),
+            phases=[Phase(method=classifier.name, frozen=cut, options=classifier.params)],
             input=context.input(),
         )

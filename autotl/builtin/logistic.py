@@ -14,27 +14,46 @@ def register_methods(register):
 
 def probe(cut, class_weights="none"):
     """A phase that fits the head by this method; the penalty with the lowest loss on held-out images is kept."""
-    weighted = {} if class_weights == "none" else {"class_weights": class_weights}
-    return Phase(method="logistic", frozen=cut, options={"penalty": list(PENALTIES), **weighted})
+    return Phase(method="logistic", frozen=cut, options=penalised(class_weights))
+
+
+def penalised(class_weights):
+    """The options of a classifier with a penalty and class weights."""
+    return {"penalty": list(PENALTIES), **({} if class_weights == "none" else {"class_weights": class_weights})}
 
 
 class Logistic:
     """`penalty` and `class_weights` are those of `autotl.logistic_path`: one fit covers all penalties."""
 
+    by_default = True
     options = ("penalty",)
     defaults: ClassVar = {"class_weights": "none"}
+
+    def suggest(self, trial, context):
+        return penalised(context.class_weights())
 
     def fit(self, features, labels, classes, options, step):
         from autotl import logistic_path
 
-        penalties, (class_weights, *others) = options["penalty"], options["class_weights"]
-        if others or class_weights not in CLASS_WEIGHTS:
-            given = [class_weights, *others]
-            raise PlanError(f"class_weights of logistic must be one of {', '.join(CLASS_WEIGHTS)}, not {given}.")
-        if not all(isinstance(penalty, int | float) and penalty > 0 for penalty in penalties):
-            raise PlanError(f"penalty of logistic must be above zero, or a list of values above zero, not {penalties}.")
+        penalties, class_weights = positive("logistic", "penalty", options), one_weighting("logistic", options)
         heads = logistic_path(features, labels, classes, penalties, step, class_weights)
         return [
             FittedHead(head.weight, head.bias, {"penalty": penalty})
             for head, penalty in zip(heads, penalties, strict=True)
         ]
+
+
+def positive(method, name, options):
+    """The values of a method's option. Raises: PlanError unless all are above zero."""
+    values = options[name]
+    if not all(isinstance(value, int | float) and value > 0 for value in values):
+        raise PlanError(f"{name} of {method} must be above zero, or a list of values above zero, not {values}.")
+    return values
+
+
+def one_weighting(method, options):
+    """The value of a method's option `class_weights`. Raises: PlanError unless it is a single valid one."""
+    given = options["class_weights"]
+    if len(given) != 1 or given[0] not in CLASS_WEIGHTS:
+        raise PlanError(f"class_weights of {method} must be one of {', '.join(CLASS_WEIGHTS)}, not {given}.")
+    return given[0]

@@ -127,6 +127,11 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
 )
 @options.names("--methods", help="Gradient methods to search over. [default: gradient-descent]")
 @options.names(
+    "--classifiers",
+    complete=completion.registered("methods"),
+    help="Linear classifiers on frozen features to search over: logistic, svm, ridge … [default: logistic]",
+)
+@options.names(
     "--heads",
     metavar="KIND,…",
     complete=completion.of_plan("HeadKind"),

@@ -40,13 +40,14 @@ class Guesses:
         class_weights: ClassWeights,
         heads: Sequence[HeadKind],
         cuts: Callable[[str], Sequence[str]],
+        classifiers: Sequence[str],
     ) -> None:
         """`class_weights` are those of the metric; `cuts(backbone)`: those that trials draw. `skip` is called with the
         error of a first guess that cannot be tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
         self._strategies, self._drawn = strategies, drawn
         self._skip = skip
-        self._heads, self._cuts = heads, cuts
+        self._heads, self._classifiers, self._cuts = heads, classifiers, cuts
         self._class_weights = class_weights
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
@@ -103,11 +104,12 @@ class Guesses:
     def _place(self, row: ProbeRow) -> Guess:
         """The parameters of a cell of the probe, with class weights that suit the metric.
 
-        The head is the first that the user named and that the cut allows.
+        The head is the first that the user named and that the cut allows, the classifier the first that was named.
         """
         heads = {name: kinds[0] for name in HEAD_NAMES if (kinds := head_kinds(name, self._heads))}
         found = place(self._catalogue, self._inputs, row, self._class_weights, self._cuts(row.backbone))
-        return {**found, **heads, "head_width_log2": HEAD_WIDTH_LOG2}
+        classifier = {"classifier": self._classifiers[0]} if self._classifiers else {}
+        return {**found, **heads, **classifier, "head_width_log2": HEAD_WIDTH_LOG2}
 
 
 def place(

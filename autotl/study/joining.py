@@ -155,6 +155,7 @@ class Joining:
                 "seed": definition.seed,
                 "near_copies": definition.near_copies,
                 "heads": definition.heads,
+                "classifiers": definition.classifiers,
                 "techniques": definition.techniques,
                 "set": definition.set,
                 **definition.limits,

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from autotl.engine import device as devices
 from autotl.engine import latency, metrics
 from autotl.engine.bench import Bench
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked
+from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, masked, unknown
 from autotl.export import bundle
 from autotl.files import append_line
 from autotl.host import Host
@@ -35,7 +36,7 @@ from autotl.study.limits import timed
 from autotl.study.owners import absent, missing, owners_of, providers_of, require_weights, used_by
 from autotl.study.pool import Pool
 from autotl.study.settings import Settings
-from autotl.study.space import ALL_UNNAMED, DRAWN, head_kinds, head_name
+from autotl.study.space import ALL_UNNAMED, DRAWN, head_kinds, head_name, is_classifier
 from autotl.study.storage import SharedStudy, check_url
 from autotl.study.suggestions import Suggestions, contexts, limits_of
 from autotl.study.watch import Watcher
@@ -96,9 +97,13 @@ class Opening:
         self.columns = settings.columns.or_those(before.columns if before else {}, settings.data)
         # Errors in the data are reported before any hub is asked.
         self._listing = index.find(settings.data, self.columns)
+        self.settings = settings = settings.model_copy(update={"classifiers": self._classifiers()})
         if before:
             self.settings = settings = settings.resumed(
-                {**before.limits, "minimize": before.minimize}, techniques=before.techniques, heads=before.heads
+                {**before.limits, "minimize": before.minimize},
+                techniques=before.techniques,
+                heads=before.heads,
+                classifiers=before.classifiers,
             )
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
         self.missing = (
@@ -115,7 +120,10 @@ class Opening:
         }
         for name, entry in self.drawn["methods"].items():
             if not hasattr(entry.item, "step"):
-                raise StudyError(f"--methods: '{name}' fits a head. Name methods that train by gradient descent.")
+                raise StudyError(
+                    f"--methods: '{name}' fits a head. Name methods that train by gradient descent, or use "
+                    "--classifiers."
+                )
         self.metric = host.metrics[settings.metric]
         self.scale = metrics.scale_of(self.metric)
         self._named = self._expanded(settings.backbones)
@@ -238,7 +246,8 @@ class Opening:
                 if entry.name in (before or ()):
                     self.missing |= {f"{kind} {entry.name}"}
             else:
-                if entry.name in named or before is not None or getattr(entry.item, "by_default", kind in ALL_UNNAMED):
+                unnamed = not is_classifier(entry) and getattr(entry.item, "by_default", kind in ALL_UNNAMED)
+                if entry.name in named or before is not None or unnamed:
                     chosen[entry.name] = entry
         if not chosen:
             raise StudyError(f"No {registry.kind} is left to search. {registry.hint}")
@@ -247,6 +256,20 @@ class Opening:
         _require_same(registry.kind, chosen, [name for name in before if self._has(kind, name)])
         owners = self.before.owners
         return {name: chosen.get(name) or absent(f"{kind} {name}", owners[f"{kind} {name}"]) for name in before}
+
+    def _classifiers(self) -> tuple[str, ...]:
+        """The classifiers that the user named, each once.
+
+        Raises: StudyError for a method that strategies cannot draw.
+        """
+        methods, found = self.host.methods, dict[str, None]()
+        known = [entry.name for entry in methods if is_classifier(entry)]
+        for pattern in self.settings.classifiers:
+            matched = [entry.name for entry in methods if fnmatchcase(entry.name, pattern) and entry.name in known]
+            if not matched:
+                raise StudyError(f"--classifiers: {unknown('classifier', pattern, known)}")
+            found |= dict.fromkeys(matched)
+        return tuple(found)
 
     def _has(self, kind: str, name: str) -> bool:
         """Whether a plugin of the study is installed."""
@@ -394,6 +417,8 @@ class Opening:
             providers = {**before.providers, **providers}
             weights = {name: weights.get(name, known) for name, known in before.backbones.items()}
             theirs = {what: before.owners[what] for what in self.missing}
+        classifiers = {name: self.host.methods[name] for name in self.settings.classifiers}
+        used = {**self.drawn, "methods": {**self.drawn["methods"], **classifiers}}
         definition = Definition(
             name=self.folder.name,
             data=str(self.settings.data.resolve()),
@@ -411,12 +436,13 @@ class Opening:
             objectives=tuple(self.drawn["objectives"]),
             adapters=tuple(self.drawn["adapters"]),
             methods=tuple(self.drawn["methods"]),
+            classifiers=self.settings.classifiers,
             heads=self.settings.head_kinds,
             techniques=tuple(sorted(set(self.settings.techniques))),
             limits=self.settings.limits,
             minimize=self.settings.minimize,
             latency=self.latency,
-            owners=owners_of(self.catalogue, backbones, self.strategies, self.drawn, self.metric) | theirs,
+            owners=owners_of(self.catalogue, backbones, self.strategies, used, self.metric) | theirs,
             plugins=self._plugins(),
             set=self.settings.set,
             metric=self.settings.metric,

@@ -188,6 +188,8 @@ class Settings(Record):
     """Names or globs of the adapters to consider, which choose what of a stage is trained; empty: all parameters."""
     methods: Names = ()
     """Names or globs of the gradient methods to consider; empty: gradient-descent."""
+    classifiers: Names = ()
+    """Names or globs of the methods that fit a linear classifier on frozen features; empty: logistic regression."""
     heads: Heads = ()
     """Kinds of heads to consider for training by gradient descent: linear, mlp, conv, cosine; empty: linear."""
     techniques: Techniques = ()

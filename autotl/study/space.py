@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -10,6 +11,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts, Optimization, StageInfo
 from autotl.engine.fit import requires
 from autotl.engine.precision import Arithmetic
+from autotl.errors import PluginError
 from autotl.host import Host
 from autotl.plan import (
     MODES,
@@ -61,6 +63,7 @@ SHARED = (
     "input_mode",
     "input_size",
     *DRAWN,
+    "classifier",
     "teacher",
     "class_weights",
 )
@@ -149,8 +152,10 @@ class SearchContext:
         techniques: Sequence[Technique] = (),
         heads: Sequence[HeadKind] = ("linear",),
         limits: Limits | None = None,
+        classifiers: Sequence[str] = (),
     ) -> None:
-        """`drawn`: the entries to draw from, by kind and name; `heads`: the kinds of heads."""
+        """`drawn`: the entries to draw from, by kind and name; `heads`: the kinds of heads; `classifiers`: by default
+        those that say `by_default`."""
         self.data = data
         self.seed = seed
         self.techniques = frozenset(techniques)
@@ -164,6 +169,7 @@ class SearchContext:
         self._place: tuple[str, Head | None] = ("", None)
         """The cut that the strategy asked for, with the head; "": none yet."""
         self._input: Input | None = None
+        self._classifiers = classifiers or by_default(catalogue.host)
         self._data_ref = data_ref
         self._arithmetic = arithmetic
 
@@ -232,6 +238,9 @@ class SearchContext:
     def method(self) -> Component:
         return self._component("method")
 
+    def classifier(self) -> Component:
+        return self._component("classifier", {name: self._catalogue.host.methods[name] for name in self._classifiers})
+
     def teacher(self, *, share: float, temperature: float) -> Teacher:
         name = self._trial.suggest_categorical("teacher", list(self._backbones))
         network = self._inputs.network(name, self.seed)
@@ -285,15 +294,15 @@ class SearchContext:
             phases=tuple(phases),
         )
 
-    def _component(self, name: str) -> Component:
-        """What the parameter `name` draws, with its parameters."""
-        entry, asked = self._choice(name)
+    def _component(self, name: str, entries: Mapping[str, Entry] | None = None) -> Component:
+        """What the parameter `name` draws, by default from `drawn`, with its parameters."""
+        entry, asked = self._choice(name, entries)
         with entry.owner.answers_for(f"{name.capitalize()} '{entry.name}'"):
             return Component(name=entry.name, params=entry.item.suggest(asked, self))
 
-    def _choice(self, name: str) -> tuple[Entry, OwnTrial]:
+    def _choice(self, name: str, entries: Mapping[str, Entry] | None = None) -> tuple[Entry, OwnTrial]:
         """The entry that the parameter `name` draws, if there is a choice, and the trial as its plugin sees it."""
-        entries = self._drawn[DRAWN[name]]
+        entries = self._drawn[DRAWN[name]] if entries is None else entries
         chosen = next(iter(entries)) if len(entries) == 1 else self._trial.suggest_categorical(name, list(entries))
         entry = entries[chosen]
         return entry, OwnTrial(self._trial, entry, f"{name.capitalize()} '{entry.name}'", self._catalogue.host)
@@ -322,6 +331,19 @@ class SearchContext:
         if head:
             return not self._limits.excess(name, input, cut, head)
         return (cut or self._backbone.names[-1]) in self._limits.cuts(name, input)
+
+
+def is_classifier(entry: Entry) -> bool:
+    """Whether strategies can draw a method to fit a linear head. One that cannot be loaded is none."""
+    with suppress(PluginError):
+        return hasattr(entry.item, "fit") and hasattr(entry.item, "suggest")
+    return False
+
+
+def by_default(host: Host) -> tuple[str, ...]:
+    """The classifiers that are used if the user names none."""
+    known = filter(is_classifier, host.methods)
+    return tuple(entry.name for entry in known if getattr(entry.item, "by_default", False))
 
 
 def head_kinds(name: str, heads: Sequence[HeadKind]) -> list[HeadKind]:

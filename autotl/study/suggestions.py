@@ -190,6 +190,7 @@ def contexts(
         techniques=settings.techniques,
         heads=settings.head_kinds,
         limits=limits,
+        classifiers=settings.classifiers,
     )
 
 

@@ -84,6 +84,7 @@ class Work:
             class_weights=metrics.class_weights_of(self.bench.metrics[0]),
             heads=self.settings.head_kinds,
             cuts=self._cuts,
+            classifiers=self.settings.classifiers,
         )
 
     def _cuts(self, name: str) -> Sequence[str]:

@@ -34,7 +34,7 @@ from autotl.plan import (
     Training,
     TransferPlan,
 )
-from autotl.study.space import DRAWN, OwnTrial, SearchContext
+from autotl.study.space import DRAWN, OwnTrial, SearchContext, is_classifier
 
 SEED = 7
 EPOCHS = 2
@@ -160,6 +160,11 @@ class Lab:
             arithmetic=lambda name: Arithmetic(),
             techniques=get_args(Technique),
             heads=HEADS,
+            classifiers=[
+                entry.name
+                for entry in self.host.methods
+                if is_classifier(entry) and (entry.owner.plugin == self.name or entry.owner.distribution == "autotl")
+            ],
         )
 
     def plan(self, *phases: Phase, backbone: str = "tiny:net", augmentation: Component | None = None) -> TransferPlan:

@@ -44,6 +44,8 @@ class Definition(Record):
     objectives: tuple[str, ...]
     adapters: tuple[str, ...]
     methods: tuple[str, ...]
+    classifiers: tuple[str, ...] = ()
+    """The methods that fit linear heads; empty: those that are used by default."""
     heads: tuple[HeadKind, ...] = ("linear",)
     techniques: tuple[Technique, ...] = ()
     limits: dict[str, int | float] = Field(default={})

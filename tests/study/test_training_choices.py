@@ -19,6 +19,7 @@ CHOICES = {
     "adapters": ("all", "norm", "bias", "lora"),
     "methods": ("gradient-descent", "sam"),
 }
+CLASSIFIERS = ("logistic", "ridge", "svm", "nearest-class-mean")
 TECHNIQUES = {"mixup": "mixup", "cutmix": "cutmix", "l2-sp": "l2_sp", "ema": "ema", "distillation": "teacher"}
 
 
@@ -62,6 +63,36 @@ def test_one_search_draws_all_of_them(host, stripes):
     assert set(CHOSEN) >= set(CHOICES)
 
 
+def test_a_search_draws_classifiers_and_exports_the_best_as_a_linear_layer(host, stripes, tmp_path):
+    settings = {"strategies": ("linear-probe",), "classifiers": CLASSIFIERS, "refit": True, "set": {}}
+    made = search(host, stripes, trials=16, **settings)
+    result = made.run()
+    records = list(made.folder.log.records())
+    assert {record.params["classifier"] for record in records} == set(CLASSIFIERS)
+    assert records[0].params["classifier"] == CLASSIFIERS[0]  # of the first guess
+    for record in records:
+        (phase,) = record.plan.phases
+        assert phase.method == record.params["classifier"]
+        for name in phase.options:
+            assert record.metrics[f"phase1.{name}"] in phase.options[name]
+    assert set(result.final.phases[0].options) == set(result.best.plan.phases[0].options)
+    assert all(len(values) == 1 for values in result.final.phases[0].options.values())
+    model = Study(made.folder, bundle.load(made.folder.bundle, made.catalogue), result)
+    assert model.export("onnx", tmp_path / "out").difference < 1e-4
+    assert made.folder.definition.classifiers == CLASSIFIERS
+    again = search(host, stripes, trials=17, **{**settings, "classifiers": ()})
+    assert again.run().trials["complete"] == 17
+    assert again.folder.log.read(16).params["classifier"] in CLASSIFIERS
+
+
+def test_a_strategy_that_fits_the_head_first_uses_the_classifier(host, stripes):
+    made = search(host, stripes, strategies=("lp-ft",), classifiers=("ridge",))
+    made.run()
+    (record,) = made.folder.log.records()
+    assert record.plan.phases[0].method == "ridge" and "classifier" not in record.params
+    assert "phase1.temperature" in record.metrics
+
+
 @pytest.mark.parametrize(
     "choices",
     [
@@ -85,7 +116,8 @@ def test_a_winner_with_each_is_exported_with_equal_outputs(host, stripes, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"methods": ("logistic",)}, "--methods: 'logistic' fits a head. Name methods that train by gradient descent."),
+        ({"methods": ("logistic",)}, "--methods: 'logistic' fits a head. .*, or use --classifiers."),
+        ({"classifiers": ("sam",)}, "--classifiers: Unknown classifier 'sam'. Did you mean 'svm'?"),
         ({"adapters": ("lore",)}, "Unknown adapter 'lore'. Did you mean 'lora'"),
         ({"techniques": ("mixupp",)}, "techniques"),
     ],

@@ -3,6 +3,7 @@
 from autotl.builtin import (
     adapters,
     augmentations,
+    classifiers,
     fine_tuning,
     gradient_methods,
     linear_probe,
@@ -35,6 +36,12 @@ class TestAugmentations(AugmentationTests):
 class TestLogistic(MethodTests):
     plugin = logistic
     options = {"logistic": {"penalty": [1.0, 0.1, 0.01], "class_weights": "balanced"}}
+
+
+class TestClassifiers(MethodTests):
+    plugin = classifiers
+    penalised = {"penalty": [1.0, 0.1], "class_weights": "balanced", "temperature": [0.5, 1.0]}
+    options = {"ridge": penalised, "svm": penalised, "nearest-class-mean": {"temperature": [0.5, 1.0]}}
 
 
 class TestGradientMethods(GradientMethodTests):

@@ -43,7 +43,17 @@ STATE, RESULT = "autotl.state", "autotl.result"
 AFTER, SHIPPED = "autotl.after", "autotl.shipped"
 """Tags of a run for a training after the trials: its key, and a hash of what was sent."""
 PARENT, NAME, NOTE = "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
-CHOSEN = ("backbones", "strategies", "augmentations", "optimizers", "objectives", "adapters", "methods", "heads")
+CHOSEN = (
+    "backbones",
+    "strategies",
+    "augmentations",
+    "optimizers",
+    "objectives",
+    "adapters",
+    "methods",
+    "heads",
+    "classifiers",
+)
 """The keys of a study's definition with the names that it searches over."""
 SPLIT = Path("data") / "split.csv"
 
