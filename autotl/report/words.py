@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from autotl.contracts import UNEQUAL
 from autotl.plan import TransferPlan
 from autotl.report import advice
+from autotl.study import select
 from autotl.study.costs import COSTS, count
 from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
@@ -61,6 +62,7 @@ def summary(result: Result) -> Iterator[str]:
         )
     for name, comparison in result.comparisons.items():
         yield against(name, test, comparison)
+    yield from pretraining(result)
     runs = [shown(run.value) for run in result.best.runs]
     mean = f"{shown(result.best.validation)}, the mean over {len(runs)} seeds ({', '.join(runs)})"
     yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
@@ -106,6 +108,29 @@ def by_class(test: Test) -> Iterator[str]:
 def against(name: str, test: Test, comparison: Comparison) -> str:
     """A baseline, and the gain of the winner over it."""
     return f"Compared with {name}, {test.metric} {test.scale.text(comparison.value)}: {_gain(comparison)}"
+
+
+def pretraining(result: Result) -> Iterator[str]:
+    """Whether pretrained weights helped, by the comparison of the winner with the best plan of the other kind."""
+    if not result.comparisons:
+        return
+    at_random = select.from_scratch(result.best.plan)
+    other_kind = select.is_pretrained if at_random else select.from_scratch
+    others = [comparison for comparison in result.comparisons.values() if other_kind(comparison.plan)]
+    if not others or not (at_random or select.is_pretrained(result.best.plan)):
+        return
+    best = min(others, key=lambda comparison: result.test.scale.order(comparison.value))
+    low, high = (-best.high, -best.low) if at_random else (best.low, best.high)
+    if low > 0:
+        yield "Pretraining helped here: accuracy is significantly higher than by training from random weights."
+    elif high < 0:
+        more = "" if at_random else " For a model of that kind, search with --strategies scratch --study NAME."
+        yield (
+            "Pretraining hurt here (negative transfer): training from random weights gives significantly higher "
+            f"accuracy.{more}"
+        )
+    else:
+        yield "Pretraining made no significant difference here, compared with training from random weights."
 
 
 def trained(plan: TransferPlan) -> Iterator[str]:

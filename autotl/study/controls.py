@@ -1,4 +1,7 @@
-"""The baselines that a winner is compared with: a linear probe, raw pixels, training from random weights."""
+"""The baselines that a winner is compared with: a linear probe, raw pixels, training from random weights.
+
+A winner with random weights is compared with the best plan with pretrained ones.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,6 +86,9 @@ def controls_of(
             last = catalogue.info(name).stages[-1]
             yield from probe(name, ProbeRow(name, last.name, last.poolings[0], accuracy=0.0))
     if select.has_random_weights(won):
+        pretrained = [record for record in board if select.is_pretrained(select.plan_of(record))][:1]
+        if pretrained and pretrained != probes[:1]:
+            yield Control.known(f"the best plan with pretrained weights (trial {pretrained[0].number})", pretrained[0])
         return
     if scratch:
         yield Control.known(f"the best training from scratch (trial {scratch[0].number})", scratch[0])

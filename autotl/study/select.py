@@ -77,6 +77,11 @@ def has_random_weights(plan: TransferPlan) -> bool:
     return plan.weights.startswith("random:")
 
 
+def is_pretrained(plan: TransferPlan) -> bool:
+    """Whether the network starts with weights from a file."""
+    return plan.weights.startswith("sha256:")
+
+
 def from_scratch(plan: TransferPlan) -> bool:
     """Whether the network is trained from random weights."""
     return bool(plan.trainings) and has_random_weights(plan)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from autotl.builtin import logistic
@@ -12,6 +14,11 @@ PLAN = TransferPlan.model_construct(
     head=Head(pooling="avg"),
     input=Input(size=32, resize=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3),
     phases=(logistic.probe("2.1"),),
+)
+TRAINED = Phase(
+    method="gradient-descent",
+    frozen=None,
+    training=Training(epochs=3, batch_size=8, head_lr=0.01, stage_lr={"2.1": 0.1}),
 )
 OF_CLASS = results.OfClass(images=50, right=40)
 
@@ -93,6 +100,38 @@ def test_the_recall_of_many_classes_lists_only_those_with_an_error():
     one = summary_of(test=of_test(**right | {"7": (9, 10)}))
     assert "\nRecall of each class: '7' 90.0% (9 of 10 images); 100% for all others.\n" in one
     assert "\nRecall is 100% for every class.\n" in summary_of(test=of_test(**right))
+
+
+def compared(weights, low, high, value=0.9):
+    plan = PLAN.model_copy(update={"weights": weights, "phases": (TRAINED,)})
+    return results.Comparison(plan=plan, value=value, difference=(low + high) / 2, low=low, high=high)
+
+
+@pytest.mark.parametrize(
+    ("won", "other", "low", "high", "says"),
+    [
+        ("sha256:1", "random:0", 0.01, 0.05, "Pretraining helped here"),
+        ("sha256:1", "random:0", -0.01, 0.05, "Pretraining made no significant difference here"),
+        ("sha256:1", "random:0", -0.05, -0.01, "Pretraining hurt here.*search with --strategies scratch"),
+        ("random:0", "sha256:1", 0.01, 0.05, "Pretraining hurt here.*accuracy.\n"),
+        ("random:0", "sha256:1", -0.01, 0.05, "Pretraining made no significant difference here"),
+        ("random:0", "sha256:1", -0.05, -0.01, "Pretraining helped here"),
+        ("sha256:1", "sha256:2", 0.01, 0.05, ""),
+        ("none", "random:0", 0.01, 0.05, ""),
+    ],
+)
+def test_the_summary_says_whether_pretraining_helped(won, other, low, high, says):
+    """The difference is that of the winner to the other."""
+    best = result(plans=5, validation=0.9, test=0.95).best
+    plan = best.plan.model_copy(update={"weights": won, "phases": (TRAINED,), "augmentation": NO_AUGMENTATION})
+    others = {
+        "worse": compared(other, 0.3, 0.4, value=0.5),  # only the best of them counts
+        "best": compared(other, low, high),
+        "pixels": compared("none", -0.4, -0.3),
+    }
+    said = summary_of(best=best.model_copy(update={"plan": plan}), comparisons=others)
+    assert ("Pretraining" in said) is bool(says)
+    assert re.search(says, said)
 
 
 def test_a_metric_that_is_better_where_smaller_is_no_percentage():

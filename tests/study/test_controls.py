@@ -1,9 +1,12 @@
 """The linear probe is whichever strategy says that it is one."""
 
 import time
+from types import SimpleNamespace
 
-from autotl import Head, Phase, hookimpl
+from autotl import Head, Phase, Training, TransferPlan, hookimpl
+from autotl.backbones.catalogue import Catalogue
 from autotl.host import Host
+from autotl.study.controls import controls_of
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
@@ -76,6 +79,34 @@ def test_one_that_draws_parameters_of_its_own_is_no_control(stripes):
     assert not result.comparisons
     (told,) = (note for note in watcher.notes if "not compared with tiny:deep" in note)
     assert "Strategy 'own' of plugin 'own-plugin'" in told and "own.penalty" in told
+
+
+def test_a_winner_with_random_weights_is_compared_with_the_best_plan_with_pretrained_ones(host, tmp_path):
+    catalogue = Catalogue(host, tmp_path)
+    training = Training(epochs=1, batch_size=8, head_lr=0.1, stage_lr={})
+
+    def record(number, strategy, weights):
+        plan = TransferPlan.model_construct(
+            backbone="reference:pixels",
+            weights=weights,
+            phases=(Phase(method="gradient-descent", frozen=None, training=training),),
+        )
+        return SimpleNamespace(number=number, params={"strategy": strategy}, plan=plan, metrics={"seconds": 1.0})
+
+    def names(*board):
+        found = controls_of(board[0].plan, 1.0, board, [], catalogue, None, lambda note: None)
+        return [control.name for control in found]
+
+    won, tuned, probe = (
+        record(0, "scratch", "random:0"),
+        record(1, "full", "sha256:1"),
+        record(2, "linear-probe", "sha256:1"),
+    )
+    of_probe = "the best linear probe (trial 2)"
+    assert names(won, tuned, probe) == [of_probe, "the best plan with pretrained weights (trial 1)"]
+    assert names(won, probe, tuned) == [of_probe]  # which is the best plan with pretrained weights
+    assert names(tuned, won, probe) == [of_probe, "the best training from scratch (trial 0)"]
+    assert names(won) == []
 
 
 def test_a_strategy_that_does_not_say_so_is_no_control(stripes):
