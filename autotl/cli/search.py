@@ -139,6 +139,13 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
     "linear]",
 )
 @options.names(
+    "--poolings",
+    metavar="KIND,…",
+    complete=completion.of_plan("Pooling"),
+    help="Poolings to search over, for heads that are trained by gradient descent: avg, max, token, gem, flatten. "
+    "[default: avg,max,token]",
+)
+@options.names(
     "--techniques",
     complete=completion.of_plan("Technique"),
     help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation. [default: none]",

@@ -104,12 +104,13 @@ class Guesses:
     def _place(self, row: ProbeRow) -> Guess:
         """The parameters of a cell of the probe, with class weights that suit the metric.
 
-        The head is the first that the user named and that the cut allows, the classifier the first that was named.
+        The head is the first that the user named and that the cut allows, the classifier the first that was named;
+        so is the pooling of a head that is trained by gradient descent, if any was named.
         """
         heads = {name: kinds[0] for name in HEAD_NAMES if (kinds := head_kinds(name, self._heads))}
         found = place(self._catalogue, self._inputs, row, self._class_weights, self._cuts(row.backbone))
         classifier = {"classifier": self._classifiers[0]} if self._classifiers else {}
-        return {**found, **heads, **classifier, "head_width_log2": HEAD_WIDTH_LOG2}
+        return {**found, **heads, **classifier, "head_width_log2": HEAD_WIDTH_LOG2, "head_pooling": 0.0}
 
 
 def place(

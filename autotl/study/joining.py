@@ -156,6 +156,7 @@ class Joining:
                 "near_copies": definition.near_copies,
                 "heads": definition.heads,
                 "classifiers": definition.classifiers,
+                "poolings": definition.poolings,
                 "techniques": definition.techniques,
                 "set": definition.set,
                 **definition.limits,

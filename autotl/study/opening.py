@@ -25,7 +25,7 @@ from autotl.errors import PluginError, StudyError, TrainingError, WeightsError, 
 from autotl.export import bundle
 from autotl.files import append_line
 from autotl.host import Host
-from autotl.plan import HeadKind, Network
+from autotl.plan import HeadKind, Network, Pooling
 from autotl.registry import Entry
 from autotl.study import controls, estimate, recovery, similarity, start
 from autotl.study import pool as pools
@@ -103,6 +103,7 @@ class Opening:
                 {**before.limits, "minimize": before.minimize},
                 techniques=before.techniques,
                 heads=before.heads,
+                poolings=before.poolings,
                 classifiers=before.classifiers,
             )
         self._used, self._libraries = used_by(self.folder.log.records() if before else ())
@@ -359,6 +360,7 @@ class Opening:
             return self.pool.backbones
         infos = list(map(self.catalogue.info, self.pool.backbones))
         _require_heads(infos, self.settings.head_kinds)
+        _require_poolings(infos, self.settings.poolings)
         allowed = FIRST_PASSES * self.budget.seconds
         kept: list[str] = []
         for info in sorted(infos, key=lambda info: info.flops(info.names[-1])):
@@ -438,6 +440,7 @@ class Opening:
             methods=tuple(self.drawn["methods"]),
             classifiers=self.settings.classifiers,
             heads=self.settings.head_kinds,
+            poolings=tuple(dict.fromkeys(self.settings.poolings)),
             techniques=tuple(sorted(set(self.settings.techniques))),
             limits=self.settings.limits,
             minimize=self.settings.minimize,
@@ -505,6 +508,16 @@ def _require_heads(infos: Sequence[BackboneInfo], heads: Sequence[HeadKind]) -> 
             raise StudyError(
                 f"--heads conv needs cuts with height and width, but '{info.name}' has some that end in tokens. Name "
                 "another kind, too, such as --heads linear,conv, or other --backbones."
+            )
+
+
+def _require_poolings(infos: Sequence[BackboneInfo], poolings: Sequence[Pooling]) -> None:
+    """Raises: StudyError unless every possible cut allows one of these poolings, at any size."""
+    for info in infos if poolings else ():
+        if not all({*stage.poolings, "gem"}.intersection(poolings) for stage in info.stages):
+            raise StudyError(
+                f"--poolings {','.join(poolings)} is not possible at every cut of '{info.name}': 'token' needs a class "
+                "token, 'flatten' a small map. Name another one, too: avg, max or gem."
             )
 
 

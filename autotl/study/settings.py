@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from autotl.data.listing import Columns
 from autotl.errors import PluginError, StudyError, masked, unknown
 from autotl.files import is_utf8
-from autotl.plan import HeadKind, Minimized, NearCopies, Record, Technique
+from autotl.plan import HeadKind, Minimized, NearCopies, Pooling, Record, Technique
 from autotl.study.costs import COSTS, USUAL, Cost, amount
 
 OF_ONE_SEARCH = {
@@ -81,6 +81,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_named)]
 Techniques = Annotated[tuple[Technique, ...], BeforeValidator(_named)]
 Amount = Annotated[int | None, BeforeValidator(amount)]
 Heads = Annotated[tuple[HeadKind, ...], BeforeValidator(_named)]
+Poolings = Annotated[tuple[Pooling, ...], BeforeValidator(_named)]
 
 
 def _workers(value: Any) -> Any:
@@ -192,6 +193,9 @@ class Settings(Record):
     """Names or globs of the methods that fit a linear classifier on frozen features; empty: logistic regression."""
     heads: Heads = ()
     """Kinds of heads to consider for training by gradient descent: linear, mlp, conv, cosine; empty: linear."""
+    poolings: Poolings = ()
+    """Poolings of heads that are trained by gradient descent: avg, max, token, gem, flatten; empty: those of stored
+    features, which are the first three."""
     techniques: Techniques = ()
     """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation; empty: none."""
     max_params: Amount = None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts, Optimization, StageInfo
 from autotl.engine.fit import requires
+from autotl.engine.head_kinds import check
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PluginError
+from autotl.errors import PlanError, PluginError
 from autotl.host import Host
 from autotl.plan import (
     MODES,
@@ -58,6 +59,7 @@ SHARED = (
     "frozen",
     "pooling",
     "token_pooling",
+    "head_pooling",
     *HEAD_NAMES,
     "head_width_log2",
     "input_mode",
@@ -153,9 +155,10 @@ class SearchContext:
         heads: Sequence[HeadKind] = ("linear",),
         limits: Limits | None = None,
         classifiers: Sequence[str] = (),
+        poolings: Sequence[Pooling] = (),
     ) -> None:
         """`drawn`: the entries to draw from, by kind and name; `heads`: the kinds of heads; `classifiers`: by default
-        those that say `by_default`."""
+        those that say `by_default`; `poolings`: of heads, by default those of stored features."""
         self.data = data
         self.seed = seed
         self.techniques = frozenset(techniques)
@@ -164,7 +167,7 @@ class SearchContext:
         self._inputs = Inputs(catalogue, data)
         self._backbones = backbones
         self._drawn = drawn
-        self._heads = heads
+        self._heads, self._poolings = heads, tuple(dict.fromkeys(poolings))
         self._limits = limits or Limits(catalogue, data.classes)
         self._place: tuple[str, Head | None] = ("", None)
         """The cut that the strategy asked for, with the head; "": none yet."""
@@ -197,12 +200,26 @@ class SearchContext:
         drawn = self._trial.suggest_categorical(name, kinds) if len(kinds) > 1 else kinds[0]
         kind: HeadKind = drawn  # type: ignore[assignment]
         width = 2 ** self._trial.suggest_int("head_width_log2", *HEAD_WIDTHS_LOG2) if kind in WIDE else None
-        head = Head(pooling=self.pooling(cut), kind=kind, width=width)
+        head = Head(pooling="avg", kind=kind, width=width)
+        head = head.model_copy(update={"pooling": self._head_pooling(head, cut)})
         least, backbone = 2 ** HEAD_WIDTHS_LOG2[0], self._backbone.name
         while head.width and head.width > least and self._limits.excess(backbone, self._seen, cut, head):
             head = head.model_copy(update={"width": head.width // 2})
         self._place = cut, head
         return head
+
+    def _head_pooling(self, head: Head, cut: str) -> Pooling:
+        """One of the study's poolings that the cut allows for a head, at any input size of the study."""
+        if not self._poolings:
+            return self.pooling(cut)
+        info = self._backbone
+        if "flatten" in self._poolings:  # which a larger map may not allow
+            info = self._catalogue.info(info.name, self._inputs.sizes(info.name, "squash")[-1])
+        heads = [head.model_copy(update={"pooling": pooling}) for pooling in self._poolings]
+        allowed = [each.pooling for each in heads if _is_possible(each, info.stage(cut))]
+        if len(self._poolings) == 1:
+            return allowed[0]
+        return at(self._trial.suggest_float("head_pooling", 0.0, 1.0), allowed)
 
     def input(self) -> Input:
         name = self._backbone.name
@@ -331,6 +348,14 @@ class SearchContext:
         if head:
             return not self._limits.excess(name, input, cut, head)
         return (cut or self._backbone.names[-1]) in self._limits.cuts(name, input)
+
+
+def _is_possible(head: Head, stage: StageInfo) -> bool:
+    try:
+        check(head, stage)
+    except PlanError:
+        return False
+    return True
 
 
 def is_classifier(entry: Entry) -> bool:

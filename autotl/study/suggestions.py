@@ -191,6 +191,7 @@ def contexts(
         heads=settings.head_kinds,
         limits=limits,
         classifiers=settings.classifiers,
+        poolings=settings.poolings,
     )
 
 

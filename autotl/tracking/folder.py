@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from autotl.engine.scale import Scale
 from autotl.errors import DamagedFile, PlanError, StudyError, unknown
 from autotl.files import is_utf8, read, write
-from autotl.plan import HeadKind, Minimized, NearCopies, Record, Technique
+from autotl.plan import HeadKind, Minimized, NearCopies, Pooling, Record, Technique
 from autotl.tracking.log import TrialLog
 
 
@@ -47,6 +47,7 @@ class Definition(Record):
     classifiers: tuple[str, ...] = ()
     """The methods that fit linear heads; empty: those that are used by default."""
     heads: tuple[HeadKind, ...] = ("linear",)
+    poolings: tuple[Pooling, ...] = ()
     techniques: tuple[Technique, ...] = ()
     limits: dict[str, int | float] = Field(default={})
     """The limits on what a network may cost, by the names of their settings."""

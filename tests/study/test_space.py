@@ -18,12 +18,13 @@ from autotl.study.space import SHARED, OwnTrial, SearchContext, at, share_of
 def context_of(host, tmp_path):
     catalogue = Catalogue(host, tmp_path / "cache")
 
-    def make(trial, backbones=("tiny:net", "reference:edges"), heads=("linear",)):
+    def make(trial, backbones=("tiny:net", "reference:edges"), heads=("linear",), poolings=()):
         return SearchContext(
             trial,
             catalogue=catalogue,
             backbones=backbones,
             heads=heads,
+            poolings=poolings,
             drawn={"augmentations": {entry.name: entry for entry in host.augmentations}},
             data=DataFacts(
                 classes=3, train_images=50, smallest_class=12, largest_class=30, has_early_stop=True, image_size=32
@@ -71,6 +72,20 @@ def test_a_head_is_drawn_if_there_is_a_choice(context_of):
         assert drawn(several, head=kind) == (Head(pooling="max", kind=kind), {"head"})
     wide = {"head": "conv", "head_width_log2": 6}
     assert drawn(several, **wide) == (Head(pooling="max", kind="conv", width=64), set(wide))
+
+
+def test_poolings_are_drawn_from_those_that_the_cut_allows(context_of):
+    """The stages of `tiny:net` end in 32 x 32, 15 x 15 and 7 x 7 positions with 8, 12 and 16 channels."""
+    named = ("flatten", "gem", "max")
+
+    def drawn(cut, share, poolings=named, **head):
+        trial = optuna.trial.FixedTrial({"backbone": "tiny:net", "pooling": "avg", "head_pooling": share, **head})
+        return context_of(trial, heads=(head.get("kind", "linear"),), poolings=poolings).head(cut).pooling
+
+    assert [drawn("2.1", share) for share in (0.0, 0.5, 1.0)] == ["flatten", "gem", "max"]
+    assert [drawn("0.2", share) for share in (0.0, 0.5, 1.0)] == ["gem", "max", "max"]  # 8,192 features are too many
+    assert drawn("2.1", 1.0, poolings=()) == "avg"
+    assert drawn("2.1", 1.0, poolings=("gem",)) == "gem"
 
 
 VIT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"

@@ -100,12 +100,25 @@ def test_a_strategy_that_fits_the_head_first_uses_the_classifier(host, stripes):
         {"optimizers": ("sgd",), "adapters": ("norm",), "heads": ("mlp",)},
         {"methods": ("sam",), "adapters": ("bias",), "heads": ("conv",)},
         {"heads": ("cosine",)},
+        {"poolings": ("flatten", "gem"), "set": {"head_pooling": 0.0, "recipe.length": 0}},
+        {
+            "poolings": ("gem",),
+            "heads": ("mlp",),
+            "strategies": ("fine-tune",),
+            "set": {"frozen": 1.0, "recipe.length": 0},
+        },
     ],
-    ids=lambda choices: "-".join(value for values in choices.values() for value in values),
+    ids=lambda choices: "-".join(str(value) for values in choices.values() for value in values),
 )
 def test_a_winner_with_each_is_exported_with_equal_outputs(host, stripes, tmp_path, choices):
     made = search(host, stripes, **choices)
     result = made.run()
+    if "poolings" in choices:
+        assert result.best.plan.head.pooling == choices["poolings"][0]
+        assert made.folder.definition.poolings == choices["poolings"]
+    if "frozen" in choices.get("set", {}):  # one hidden layer on frozen features
+        assert result.best.plan.head.kind == "mlp"
+        assert [phase.frozen for phase in result.best.plan.phases] == [result.best.plan.cut]
     model = Study(made.folder, bundle.load(made.folder.bundle, made.catalogue), result)
     files = sorted(stripes.rglob("*.png"))[::9]
     model.export("onnx", tmp_path / "out")  # which compares the two
@@ -118,6 +131,7 @@ def test_a_winner_with_each_is_exported_with_equal_outputs(host, stripes, tmp_pa
     [
         ({"methods": ("logistic",)}, "--methods: 'logistic' fits a head. .*, or use --classifiers."),
         ({"classifiers": ("sam",)}, "--classifiers: Unknown classifier 'sam'. Did you mean 'svm'?"),
+        ({"poolings": ("mean",)}, "poolings"),
         ({"adapters": ("lore",)}, "Unknown adapter 'lore'. Did you mean 'lora'"),
         ({"techniques": ("mixupp",)}, "techniques"),
     ],
@@ -125,6 +139,11 @@ def test_a_winner_with_each_is_exported_with_equal_outputs(host, stripes, tmp_pa
 def test_a_wrong_choice_is_reported_before_any_image_is_read(host, stripes, settings, says):
     with pytest.raises((StudyError, Exception), match=says):
         search(host, stripes, **settings)
+
+
+def test_a_pooling_that_some_cut_does_not_allow_needs_another(host, stripes):
+    with pytest.raises(StudyError, match="--poolings flatten,token is not possible at every cut of 'tiny:net'.*or gem"):
+        search(host, stripes, poolings=("flatten", "token")).run()
 
 
 def test_the_strength_of_a_technique_can_be_fixed(host, stripes):
