@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from autotl import contracts, hookspecs
 from autotl.backbones.catalogue import Catalogue
-from autotl.cli import plugins
+from autotl.cli import plugins, search
 from autotl.cli.main import COMMANDS, main
 from autotl.host import Host
 from autotl.study.search import Search
@@ -51,6 +51,7 @@ TUTORIAL = (ROOT / "plugins/README.md").read_text()
 STEPS = re.findall(r"^## Step by step\n.*?(?=^## )", TUTORIAL, re.DOTALL | re.MULTILINE)[0]
 LATE_PROBE = "autotl_late_probe.py"
 README = (ROOT / "README.md").read_text()
+METHODS = (ROOT / "docs/methods.md").read_text()
 KITS = {
     "backbones": BackboneTests,
     "augmentations": AugmentationTests,
@@ -356,6 +357,22 @@ def test_every_kit_is_in_the_tutorial():
 
     for name in autotl.testing.__all__:
         assert f"| `{name}` |" in TUTORIAL
+
+
+def test_every_option_in_the_table_of_methods_is_one_that_a_search_takes(host):
+    """By name; parameters of --set by the strategies of their examples."""
+    shown = re.findall(r"`(--[^`]+)`", METHODS)
+    assert len(shown) > 20
+    kinds = {"strategies": "strategies", "adapters": "adapters", "methods": "methods", "classifiers": "methods"}
+    for options in shown:
+        if "NAME" in options or " " not in options:
+            continue
+        found = search.command.make_context("search", ["data", *shlex.split(options)], resilient_parsing=True).params
+        named = {name: value for name, value in found.items() if value and name in Settings.model_fields}
+        Settings.of({"data": "data", **named})
+        for option, kind in kinds.items():
+            for name in set(found[option]) - {"head2toe"}:  # of a plugin in this repository
+                assert host.registries[kind].match(name), options
 
 
 def test_every_command_is_in_the_readme():

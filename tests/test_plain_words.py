@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "docs/methods.md",
     "plugins/README.md",
     "studies/README.md",
     "plugins/autotl-head2toe/README.md",
