@@ -23,7 +23,15 @@ CLASSIFIERS = ("logistic", "ridge", "svm", "nearest-class-mean")
 TECHNIQUES = {"mixup": "mixup", "cutmix": "cutmix", "l2-sp": "l2_sp", "ema": "ema", "distillation": "teacher"}
 
 
-def search(host, data, **settings):
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def search(host, data, watcher=None, **settings):
     values = {
         "data": data,
         "trials": 1,
@@ -38,7 +46,7 @@ def search(host, data, **settings):
         "prune": False,
         **settings,
     }
-    return Search(Settings.of(values), host, Silent(), began=time.monotonic())
+    return Search(Settings.of(values), host, watcher or Silent(), began=time.monotonic())
 
 
 def test_one_search_draws_all_of_them(host, stripes):
@@ -147,18 +155,12 @@ def test_a_pooling_that_some_cut_does_not_allow_needs_another(host, stripes):
 
 
 def test_the_strength_of_a_technique_can_be_fixed(host, stripes):
-    notes = []
-
-    class Notes(Silent):
-        def note(self, text):
-            notes.append(text)
-
-    made = search(host, stripes, techniques=("mixup",), set={"recipe.mixup": 0.3, "recipe.length": 0})
-    made.watcher = Notes()
+    watcher = Notes()
+    made = search(host, stripes, watcher, techniques=("mixup",), set={"recipe.mixup": 0.3, "recipe.length": 0})
     made.run()
     (record,) = made.folder.log.records()
     assert record.plan.phases[0].training.mixup == 0.3
-    assert not [note for note in notes if "--set" in note]
+    assert watcher.notes and not [note for note in watcher.notes if "--set" in note]
 
 
 def test_a_resumed_study_keeps_its_choices(host, stripes):
@@ -174,3 +176,37 @@ def test_a_resumed_study_keeps_its_choices(host, stripes):
         assert again.run().trials["complete"] == trials
     assert again.folder.definition.heads == ("cosine", "linear")
     assert next(record.plan.head.kind for record in again.folder.log.records()) == "cosine"
+
+
+def test_a_plan_that_ended_itself_is_logged_as_it_was_run_and_refit(host, stripes):
+    watcher = Notes()
+    settings = {
+        "strategies": ("work-backwards",),
+        "set": {
+            "frozen": 0.0,
+            "cut": 1.0,
+            "work-backwards.steps": 3,
+            "recipe.length": 0,
+            "recipe.warmup_ratio": 0,
+            "recipe.schedule": "constant",
+            "sgd.lr": 0.1,
+            "sgd.head_lr": 1.0,
+        },
+        "optimizers": ("sgd",),
+        "refit": True,
+        "reruns": 1,
+    }
+    made = search(host, stripes, watcher, trials=2, **settings)
+    result = made.run()
+    records = list(made.folder.log.records())
+    ended = [record for record in records if record.metrics[f"phase{len(record.plan.phases)}.best_epoch"] == 0]
+    assert min(len(record.plan.phases) for record in ended) < 4  # the head, and three stages
+    for record in ended:
+        assert record.state == "complete" and not record.reason
+        assert f"phase{len(record.plan.phases) + 1}.best_epoch" not in record.metrics
+        ran = len(record.plan.phases)
+        if ran < 4:
+            assert [note for note in watcher.notes if note.startswith(f"Trial {record.number}: phase {ran} of 4")]
+    assert all(training.stop.at_epoch is not None for training in result.final.trainings)
+    assert len(result.final.phases) <= len(result.best.plan.phases)
+    assert bundle.plan_of(made.folder.bundle) == result.final
