@@ -376,11 +376,17 @@ def head_kinds(name: str, heads: Sequence[HeadKind]) -> list[HeadKind]:
     return [kind for kind in heads if kind != "conv" or name != "token_head"]
 
 
-def smallest_heads(kinds: Sequence[HeadKind], fixed: object = None) -> list[Head]:
-    """A head of each kind, of the least width that is drawn; `fixed`: what the user fixed `head_width_log2` to."""
+def smallest_heads(kinds: Sequence[HeadKind], poolings: Sequence[Pooling] = (), fixed: object = None) -> list[Head]:
+    """A head of each kind with each pooling that changes its cost, of the least width that is drawn.
+
+    `fixed`: what the user fixed `head_width_log2` to.
+    """
     low, high = HEAD_WIDTHS_LOG2
     least = 2 ** next((power for power in range(low, high + 1) if power == fixed), low)
-    return [Head(pooling="avg", kind=kind, width=least if kind in WIDE else None) for kind in kinds]
+    found: list[Pooling] = ["avg", *(["flatten"] if "flatten" in poolings else [])]  # type: ignore[list-item]
+    return [
+        Head(pooling=pooling, kind=kind, width=least if kind in WIDE else None) for kind in kinds for pooling in found
+    ]
 
 
 def head_name(stage: StageInfo) -> str:

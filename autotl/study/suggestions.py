@@ -197,7 +197,7 @@ def contexts(
 
 def limits_of(settings: Settings, classes: int, catalogue: Catalogue, latency: Mapping[str, Sequence[float]]) -> Limits:
     """The limits of a study on what a network may cost; `latency` is that of its definition."""
-    heads = smallest_heads(settings.head_kinds, settings.set.get("head_width_log2"))
+    heads = smallest_heads(settings.head_kinds, settings.poolings, settings.set.get("head_width_log2"))
     return Limits(catalogue, classes, settings.limits, heads, latency)
 
 

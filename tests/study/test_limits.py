@@ -52,8 +52,8 @@ def catalogue(host, tmp_path):
     return Catalogue(host, tmp_path / "cache")
 
 
-def cuts(catalogue, heads=(), name="tiny:net", **most):
-    return Limits(catalogue, 3, most, smallest_heads(heads)).cuts(name, catalogue.card(name).input)
+def cuts(catalogue, heads=(), name="tiny:net", poolings=(), **most):
+    return Limits(catalogue, 3, most, smallest_heads(heads, poolings)).cuts(name, catalogue.card(name).input)
 
 
 @pytest.mark.parametrize(("limit", "costs"), [("max_params", PARAMETERS), ("max_flops", FLOPS)])
@@ -69,6 +69,10 @@ def test_every_limit_holds_and_every_kind_of_head_must_fit(catalogue):
     assert cuts(catalogue, max_params=PARAMETERS["2.1"], max_flops=FLOPS["1.2"]) == ("0.2", "1.2")
     # The smallest hidden layer, of 64 units, after the first stage: (8 + 1) · 64 + (64 + 1) · 3 parameters.
     with_mlp = PARAMETERS["0.2"] - (8 + 1) * 3 + (8 + 1) * 64 + (64 + 1) * 3
+    # Without pooling after the last stage, 16 · 7² features; those after the first are too many for that.
+    flat = PARAMETERS["2.1"] + 16 * (7**2 - 1) * 3
+    assert cuts(catalogue, ("linear",), poolings=("flatten",), max_params=flat) == ("0.2", "2.1")
+    assert cuts(catalogue, ("linear",), poolings=("flatten",), max_params=flat - 1) == ("0.2",)
     assert cuts(catalogue, ("mlp",), max_params=with_mlp) == ("0.2",)
     assert cuts(catalogue, ("mlp",), max_params=with_mlp - 1) == ()
 
