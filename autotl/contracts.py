@@ -20,6 +20,7 @@ from autotl.plan import (
     Phase,
     Pooling,
     Record,
+    Sampling,
     Teacher,
     Technique,
     TransferPlan,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 UNEQUAL = 3.0
-"""Above this imbalance, rare classes are easily missed: class weights are searched and other metrics recommended."""
+"""Above this imbalance, rare classes are easily missed: class weights and balanced sampling are searched, and
+other metrics recommended."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,9 @@ class Context(Protocol):
     def class_weights(self) -> ClassWeights:
         """The class weights of the loss; always "none" unless the classes are unequal, see `UNEQUAL`."""
 
+    def sampling(self) -> Sampling:
+        """Which images an epoch has; always "shuffled" if the classes are equal or the loss has class weights."""
+
     def plan(
         self,
         *,
@@ -337,7 +342,10 @@ class Strategy(Protocol):
 
 
 class Augmentation(Protocol):
-    """Suggests parameters, and builds a transform of a batch from them."""
+    """Suggests parameters, and builds a transform of a batch from them.
+
+    With an attribute `by_default = False` it is searched only if the user names it.
+    """
 
     def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:
         """Parameters as plain JSON values; called once per trial by `context.augmentation()`."""

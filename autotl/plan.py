@@ -32,6 +32,8 @@ NearCopies = Literal["together", "apart"]
 ClassWeights = Literal["none", "balanced", "effective"]
 """How images are weighted in a loss: all equally, so that every class has the same total weight, or in between, by the
 effective number of images of its class (Cui et al. 2019, arXiv 1901.05555)."""
+Sampling = Literal["shuffled", "balanced"]
+"""Which images an epoch has: each one once, or as many as that, and as many of each class."""
 Technique = Literal["mixup", "cutmix", "l2-sp", "ema", "distillation"]
 """Techniques of training that are searched only if the user names them."""
 Minimized = Literal["params", "flops", "latency"]
@@ -249,6 +251,9 @@ class Training(Record):
     """Of what the head's last layer gets: the pooled features, or the hidden units of an `mlp`."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weights: ClassWeights = "none"
+    """Of the objective, and of the cross-entropy that epochs are evaluated by."""
+    sampling: Sampling = Field(default="shuffled", exclude_if=lambda sampling: sampling == "shuffled")
+    """With `balanced`, epochs are evaluated by a cross-entropy with balanced class weights."""
     teacher: Teacher | None = None
     """Whose probabilities become part of the targets."""
     mixup: float = Field(default=0.0, ge=0)
@@ -263,6 +268,17 @@ class Training(Record):
     """Whether batch norm in trained stages uses its stored statistics (`eval`) or each batch's (`train`). Frozen stages
     always use the stored ones."""
     stop: Stop | None = None
+
+    @property
+    def counted(self) -> ClassWeights:
+        """The class weights that have the effect of `class_weights` and `sampling` on average."""
+        return "balanced" if self.sampling == "balanced" else self.class_weights
+
+    @model_validator(mode="after")
+    def _balances_classes_once(self) -> Self:
+        if self.sampling == "balanced" and self.class_weights != "none":
+            raise ValueError("balanced sampling already counts classes equally: set class_weights to 'none'")
+        return self
 
 
 class Phase(Record):

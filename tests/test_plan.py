@@ -127,3 +127,13 @@ def test_default_fields_of_an_input_are_not_written():
     assert own.by("crop") == own
     with pytest.raises(PlanError, match="bits"):
         Input.from_json(other.to_json().replace("12", "17"))
+
+
+def test_classes_are_balanced_once():
+    assert Training(epochs=1, batch_size=8, head_lr=0.1, sampling="balanced").counted == "balanced"
+    with pytest.raises(ValueError, match="balanced sampling already counts classes equally: set class_weights to 'no"):
+        Training(epochs=1, batch_size=8, head_lr=0.1, sampling="balanced", class_weights="effective")
+
+
+def test_a_plan_without_balanced_sampling_keeps_its_hash():
+    assert "sampling" not in PLAN.to_json()

@@ -89,6 +89,7 @@ def suggest(trial, context, *, pretrained=True):
             "objective": context.objective(),
             "adapter": context.adapter(),
             "class_weights": context.class_weights(),
+            "sampling": context.sampling(),
             # A random network has no useful statistics.
             "batch_norm": trial.suggest_categorical("recipe.batch_norm", ["eval", "train"]) if pretrained else "train",
             "batch_size": 2 ** trial.suggest_int("recipe.batch_size_log2", smallest, largest),

@@ -55,16 +55,18 @@ class Source:
         """Whether the values are read from memory; no longer once the memory was needed for something else."""
         self._key = self._identity() if self.kept else ""
         self._made: set[int] = set()
-        # What each image was mixed with in this epoch: its partner, by its place among all images, and its own share.
-        self._partners, self._shares = torch.arange(len(self)).to(bench.device), torch.ones(len(self)).to(bench.device)
+        # What images were mixed with, in the order in which they are read: partners, among all images, and own shares.
+        self._mixed: list[tuple[Tensor, Tensor]] = []
 
     def __len__(self) -> int:
         return len(self._shas)
 
-    def mixed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """For the images `rows` of the latest batch, [N] indices on the device, what the augmentation mixed them with:
-        the rows of their partners, [N] int64, and their own shares, [N] float32."""
-        return self._partners[rows], self._shares[rows]
+    def mixed(self, count: int) -> tuple[Tensor, Tensor]:
+        """What the augmentation mixed the latest batch, of `count` images, with: the rows of the images' partners, [N]
+        int64, and their own shares, [N] float32. Called once for each batch."""
+        partners, shares = (torch.cat(part) for part in zip(*self._mixed, strict=True))
+        self._mixed = [(partners[count:], shares[count:])]
+        return partners[:count], shares[:count]
 
     @property
     def mixes(self) -> bool:
@@ -76,6 +78,7 @@ class Source:
 
         The values are float32; if nothing is frozen, they are the normalised images.
         """
+        self._mixed.clear()
         view = 0 if self._transform is None else (epoch - 1) % self._views if self._views else epoch - 1
         order = to_device(rows, self.labels.device)
         values = self._values(rows.tensor_split(steps), order.tensor_split(steps), view)
@@ -137,10 +140,10 @@ class Source:
         rows = to_device(rows, images.device)
         found = self._transform(images, Draws(self._model.plan.seed, view, self._keys[rows]))
         if isinstance(found, Mixed):
-            self._partners[rows], self._shares[rows] = rows[found.partners], found.shares
+            self._mixed.append((rows[found.partners], found.shares))
             return found.images
         if self.mixes:
-            self._partners[rows], self._shares[rows] = rows, 1.0
+            self._mixed.append((rows, torch.ones(len(rows), device=rows.device)))
         return found
 
     @torch.no_grad()

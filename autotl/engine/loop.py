@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autotl.contracts import BackboneInfo
 from autotl.data.split import Split
@@ -110,6 +109,20 @@ def places(info: BackboneInfo, frozen: str | None) -> tuple[int, int] | None:
     return {"NCHW": (2, 3), "NHWC": (1, 2), "tokens": None}[layout]
 
 
+def balanced(classes: Sequence[Tensor], draw: torch.Generator) -> Tensor:
+    """A random order of as many images as there are: equally many of each class, give or take one, and each image of a
+    class equally often, give or take once. classes: the images of each, [N] indices."""
+    images = sum(map(len, classes))
+    chosen = []
+    for turn, at in enumerate(torch.randperm(len(classes), generator=draw).tolist()):
+        rows = classes[at]
+        count = (images + turn) // len(classes)  # the counts of all turns add up to `images`
+        orders = [torch.randperm(len(rows), generator=draw) for _ in range(math.ceil(count / len(rows)))]
+        chosen.append(rows[torch.cat(orders)[:count]])
+    together = torch.cat(chosen)
+    return together[torch.randperm(images, generator=draw)]
+
+
 class _Run:
     """A running phase."""
 
@@ -122,6 +135,9 @@ class _Run:
         self._source = Source(model, phase.frozen, plan.train_on, transform=found.transform, views=training.views)
         self._steps = math.ceil(len(self._source) / training.batch_size)
         self._micro_batch = training.batch_size
+        labels = self._source.labels.cpu() if training.sampling == "balanced" else torch.empty(0)
+        self._classes = [rows for label in labels.unique() for rows in (labels == label).nonzero(as_tuple=True)]
+        """The images of each class, for balanced sampling."""
         self.trainee = Trainee(model, phase, found, self._source)
         self._objective = Objective(
             training, found.loss, self._source.labels, len(bench.dataset.classes), places(info, phase.frozen)
@@ -141,10 +157,10 @@ class _Run:
         model.change(phase.frozen, f"{plan.hash}.{number}")
 
     def epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the images in a new order; returns the mean objective and the accuracy, before each step."""
+        """As many steps as a pass over the images takes; returns the mean objective and accuracy, before each step."""
         self.trainee.train()
         draw = generator(self._model.plan.seed, self._number, epoch)
-        order = torch.randperm(len(self._source), generator=draw)
+        order = self._order(draw)
         total = torch.zeros((), device=self._model.bench.device)
         seen: list[tuple[Tensor, Tensor]] = []
         parts = to_device(order, self._source.labels.device).tensor_split(self._steps)
@@ -166,11 +182,18 @@ class _Run:
             mean = math.nan
         return {"train.loss": _finite(mean, epoch), "train.accuracy": accuracy}
 
+    def _order(self, draw: torch.Generator) -> Tensor:
+        """The images of an epoch, [N] indices on the CPU; `draw` is on the CPU."""
+        if self._training.sampling == "balanced":
+            return balanced(self._classes, draw)
+        return torch.randperm(len(self._source), generator=draw)
+
     def _targets(self, rows: Tensor) -> Tensor:
-        """The targets of the images `rows`, [N] indices on the device, as the augmentation mixed them: [N, C]."""
+        """The targets of the latest batch, the images `rows`, [N] indices on the device, as the augmentation mixed
+        them: [N, C]."""
         if not self._source.mixes:
             return self._soft(rows)
-        partners, shares = self._source.mixed(rows)
+        partners, shares = self._source.mixed(len(rows))
         return torch.lerp(self._soft(partners), self._soft(rows), shares[:, None])
 
     def _soft(self, rows: Tensor) -> Tensor:
@@ -180,7 +203,7 @@ class _Run:
         return torch.lerp(targets, self._taught[rows], self._training.teacher.share)
 
     def judge(self, source: Source, split: str) -> dict[str, float]:
-        """The cross-entropy with label smoothing, and the metrics, on a split that is not trained on.
+        """The cross-entropy of the objective, and the metrics, on a split that is not trained on.
 
         A cross-entropy that is not finite comes without metrics.
         """
@@ -190,9 +213,7 @@ class _Run:
             steps = math.ceil(len(rows) / max(64, self._micro_batch))
             batches = [(self.trainee.in_parts(value), label) for value, label in source.batches(rows, steps)]
         logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
-        # With the smoothing of the training, which makes a model less sure than the logistic regression before it: by
-        # plain cross-entropy the model would seem worse although it is more accurate.
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._training.label_smoothing).item()
+        loss = self._objective.judged(logits, labels)
         facts = {f"{split}.loss": loss}
         if math.isfinite(loss):
             true, probabilities = labels.cpu().numpy(), metrics.probabilities(logits.cpu().numpy())

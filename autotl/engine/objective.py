@@ -26,6 +26,7 @@ class Objective:
         None if they have none."""
         self._training, self._loss, self._classes, self._places = training, loss, classes, places
         self._weights = weights_of(training.class_weights, labels, classes)
+        self._counted = None if training.counted == "none" else weights_of(training.counted, labels, classes)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[N, C] logits and targets → the mean loss of the images."""
@@ -35,6 +36,17 @@ class Objective:
         """[N] int64 → [N, C] float32."""
         smoothing = self._training.label_smoothing
         return F.one_hot(labels, self._classes).float() * (1 - smoothing) + smoothing / self._classes
+
+    def judged(self, logits: Tensor, labels: Tensor) -> float:
+        """The cross-entropy of images that are not trained on, with the label smoothing and class weights of the
+        training. [N, C] logits, [N] labels.
+
+        Smoothing makes a model less sure than the logistic regression before it: by plain cross-entropy the model would
+        seem worse although it is more accurate. Without class weights the best epoch would be one that neglects rare
+        classes.
+        """
+        smoothing = self._training.label_smoothing
+        return F.cross_entropy(logits, labels, self._counted, label_smoothing=smoothing).item()
 
     def mixed(self, values: Tensor, targets: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch with its images mixed in pairs, if the training mixes images, else as it is. `draw` is on the CPU."""

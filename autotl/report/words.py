@@ -139,7 +139,8 @@ def trained(plan: TransferPlan) -> Iterator[str]:
         training = phase.training
         if training is None:
             taps = f" of {len(plan.head.taps) + 1} stages" if plan.head.taps else ""
-            weights = ", balanced class weights" if phase.options.get("class_weights") == "balanced" else ""
+            weighted = phase.options.get("class_weights", "none")
+            weights = f", {weighted} class weights" if weighted != "none" else ""
             yield f"  Head: {phase.method} on the frozen features{taps}{weights}."
             continue
         rates = list(training.stage_lr.values())
@@ -148,9 +149,11 @@ def trained(plan: TransferPlan) -> Iterator[str]:
         what = f"{stages[0]} to {stages[-1]} at {_lr(rates)}, {head}" if stages else f"only {head}"
         frozen = f", frozen up to {phase.frozen}" if phase.frozen else ""
         size = f" at {plan.input.size} px"
+        weights = f"; {training.class_weights} class weights" if training.class_weights != "none" else ""
+        balanced = "; balanced sampling" if training.sampling == "balanced" else weights
         yield (
             f"  Training: {training.optimizer.name}{frozen}; {what} at lr {training.head_lr:.2g}; "
-            f"up to {training.epochs} epochs{size}; augmentation {plan.augmentation.name}."
+            f"up to {training.epochs} epochs{size}; augmentation {plan.augmentation.name}{balanced}."
         )
 
 

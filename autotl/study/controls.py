@@ -5,6 +5,7 @@ A winner with random weights is compared with the best plan with pretrained ones
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from optuna.trial import FixedTrial
 
@@ -12,7 +13,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import DataFacts
 from autotl.engine.precision import Arithmetic
 from autotl.errors import PluginError, one_line
-from autotl.plan import NO_AUGMENTATION, TransferPlan
+from autotl.plan import NO_AUGMENTATION, ClassWeights, TransferPlan
 from autotl.registry import Entry
 from autotl.study import select
 from autotl.study.guesses import place, probes_among
@@ -112,9 +113,10 @@ def _plan(entry: Entry, won: TransferPlan, row: ProbeRow, catalogue: Catalogue, 
 
     Raises: PluginError if the strategy draws anything else, or fails.
     """
-    balanced = any(phase.options.get("class_weights") == "balanced" for phase in won.phases)
+    used = [phase.training.counted if phase.training else phase.options.get("class_weights") for phase in won.phases]
+    weights: ClassWeights = next((each for each in get_args(ClassWeights)[1:] if each in used), "none")
     cuts = catalogue.info(row.backbone).names
-    trial = FixedTrial(place(catalogue, Inputs(catalogue, facts), row, "balanced" if balanced else "none", cuts))
+    trial = FixedTrial(place(catalogue, Inputs(catalogue, facts), row, weights, cuts))
     none = catalogue.host.augmentations[NO_AUGMENTATION.name]
     context = SearchContext(
         trial,  # type: ignore[arg-type]

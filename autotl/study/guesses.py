@@ -122,6 +122,7 @@ def place(
         "cut": share_of(cuts.index(row.cut), len(cuts)),
         pooling_name(catalogue.info(row.backbone).stage(row.cut).poolings): row.pooling,
         "class_weights": class_weights,
+        "sampling": "shuffled",
         **inputs.guess(row.backbone),
     }
 

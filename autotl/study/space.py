@@ -26,6 +26,7 @@ from autotl.plan import (
     Input,
     Phase,
     Pooling,
+    Sampling,
     Teacher,
     Technique,
     TransferPlan,
@@ -68,6 +69,7 @@ SHARED = (
     "classifier",
     "teacher",
     "class_weights",
+    "sampling",
 )
 """Parameters that all strategies share."""
 HEAD_WIDTHS_LOG2 = (6, 9)
@@ -275,6 +277,12 @@ class SearchContext:
         if self.data.imbalance <= UNEQUAL:
             return "none"
         chosen: ClassWeights = self._trial.suggest_categorical("class_weights", get_args(ClassWeights))
+        return chosen
+
+    def sampling(self) -> Sampling:
+        if self.data.imbalance <= UNEQUAL or self.class_weights() != "none":
+            return "shuffled"
+        chosen: Sampling = self._trial.suggest_categorical("sampling", get_args(Sampling))
         return chosen
 
     def plan(

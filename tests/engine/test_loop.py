@@ -889,6 +889,7 @@ def test_an_average_of_the_weights_is_judged_and_kept(bench):
         {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
         {"objective": Component(name="focal", params={"gamma": 2.0})},
         {"class_weights": "effective"},
+        {"sampling": "balanced"},
         {"l2_sp": 0.1},
         {"ema": 0.9},
     ],
@@ -914,6 +915,61 @@ def test_epochs_are_evaluated_by_cross_entropy_with_every_objective(bench):
     logits, labels = fitted.model.logits("early_stop"), bench.labels("early_stop")
     judged = F.cross_entropy(logits, labels, label_smoothing=0.5).item()
     assert observer.epochs[-1][2]["early_stop.loss"] == pytest.approx(judged, rel=1e-4)
+
+
+def rare(bench, monkeypatch, count=5):
+    """Give the first `count` train images, and the first `early_stop` image, class 1, and the others class 0."""
+
+    def labels(*splits):
+        parts = [torch.zeros(len(bench.shas(name)), dtype=torch.long) for name in splits]
+        for name, part in zip(splits, parts, strict=True):
+            part[: count if name == "train" else 1] = 1
+        return torch.cat(parts)
+
+    monkeypatch.setattr(bench, "labels", labels)
+
+
+def test_balanced_sampling_draws_all_classes_equally(bench, monkeypatch):
+    rare(bench, monkeypatch)
+    seen = []
+    really = Objective.__call__
+    monkeypatch.setattr(Objective, "__call__", lambda self, *args: seen.append(args[1]) or really(self, *args))
+    fit(plan(bench, phase(epochs=3, sampling="balanced")), bench)
+    targets, images = torch.cat(seen), len(bench.shas("train"))
+    for epoch in targets.split(images):
+        assert abs(epoch[:, 1].sum().item() - images / 2) <= 0.5
+    seen.clear()
+    fit(plan(bench, phase(epochs=1)), bench)
+    assert torch.cat(seen)[:, 1].sum() == 5
+
+
+def test_a_balanced_epoch_uses_the_images_of_a_class_equally_often():
+    """Eleven images, of three classes: 4, 4 and 3 of each are drawn, of the only two images of the first class twice
+    or once each, of the others at most once."""
+    classes = [torch.tensor([0, 1]), torch.tensor([2, 3, 4, 5]), torch.arange(6, 11)]
+    seen = set()
+    for seed in range(40):
+        counts = loop.balanced(classes, generator(seed)).bincount(minlength=11)
+        each = sorted(counts[rows].sum().item() for rows in classes)
+        assert each == [3, 4, 4]
+        assert set(counts[:2].tolist()) <= {1, 2} and counts[2:].max() == 1
+        seen.add(tuple(counts.tolist()))
+    assert len(seen) > 20
+
+
+@pytest.mark.parametrize("changes", [{"class_weights": "balanced"}, {"sampling": "balanced"}])
+def test_epochs_are_evaluated_with_the_class_weights_of_the_training(bench, monkeypatch, changes):
+    """Of N train images 5 are of class 1, so an image of class 1 counts (N - 5) / 5 times as much."""
+    rare(bench, monkeypatch)
+    observer = Recorder()
+    fitted = fit(plan(bench, phase(epochs=1, label_smoothing=0.2, **changes)), bench, observer)
+    shares = fitted.model.logits("early_stop").log_softmax(1)
+    targets = 0.8 * F.one_hot(bench.labels("early_stop"), 3) + 0.2 / 3
+    others = len(bench.shas("train")) - 5
+    weights = torch.tensor([1 / others, 1 / 5, 1.0]) * (others + 5) / 2  # class 2 has no images
+    each = -(weights * targets * shares).sum(1)
+    expected = each.sum() / weights[bench.labels("early_stop")].sum()
+    assert observer.epochs[-1][2]["early_stop.loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_teacher_is_part_of_the_targets(bench, monkeypatch):
@@ -1031,7 +1087,20 @@ def test_a_batch_that_is_not_mixed_forgets_earlier_partners(bench, host):
     rows = torch.arange(16)
     for steps, partners, share in ((1, rows.roll(-1), 0.75), (2, rows, 1.0)):
         assert len(list(source.batches(rows, steps))) == steps
-        assert torch.equal(source.mixed(rows)[0], partners) and (source.mixed(rows)[1] == share).all()
+        found = source.mixed(len(rows))
+        assert torch.equal(found[0], partners) and (found[1] == share).all()
+
+
+@pytest.mark.parametrize("frozen", [None, "0.2"])
+def test_an_image_that_is_drawn_twice_is_mixed_with_two_partners(bench, host, frozen):
+    host.add(Mixers(), "mixers")
+    pairs = Component(name="pairs")
+    model = Model(plan(bench, phase(frozen), augmentation=pairs), bench, Nobody())
+    bench.decode(model.plan.input)
+    source = Source(model, frozen, ("train",), transform=Transform(host.augmentations["pairs"], pairs))
+    rows = torch.tensor([4, 4, 7, 4, 9, 4])
+    found = [source.mixed(3)[0].tolist() for _ in source.batches(rows, 2)]
+    assert found == [[4, 7, 4], [9, 4, 4]]
 
 
 def test_an_augmentation_that_mixes_must_say_so(bench, host):

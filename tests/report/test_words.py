@@ -178,3 +178,14 @@ def test_balanced_class_weights_of_a_head_are_shown():
     plan = PLAN.model_copy(update={"phases": (logistic.probe("2.1", "balanced"),)})
     assert list(words.trained(plan)) == ["  Head: logistic on the frozen features, balanced class weights."]
     assert "balanced" not in "".join(words.trained(PLAN))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [({"class_weights": "effective"}, "effective class weights"), ({"sampling": "balanced"}, "balanced sampling")],
+)
+def test_how_gradient_descent_balances_classes_is_shown(changes, shown):
+    training = Training(epochs=1, batch_size=8, head_lr=0.1, **changes)
+    phase = Phase(method="gradient-descent", frozen="2.1", training=training)
+    (line,) = words.trained(PLAN.model_copy(update={"phases": (phase,), "augmentation": NO_AUGMENTATION}))
+    assert line.endswith(f"augmentation none; {shown}.")

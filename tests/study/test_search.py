@@ -687,3 +687,16 @@ def test_if_classes_are_unequal_the_metric_sets_the_first_class_weights(host, st
     assert result.imbalance > 3
     pixels = result.comparisons["reference:pixels"].plan
     assert pixels.phases[0].options.get("class_weights", "none") == first
+
+
+@pytest.mark.parametrize("how", [{"sampling": "balanced"}, {"class_weights": "effective"}])
+def test_a_fixed_balance_of_classes_reaches_the_training_and_the_baselines(host, stripes, how):
+    for number in range(7, 30):
+        (stripes / "checks" / f"{number}.png").unlink()
+    fixed = {"recipe.length": 0, "class_weights": "none", **how}
+    made = search(host, stripes, trials=1, backbones=("tiny:net",), strategies=("full",), set=fixed)
+    result = made.run()
+    training = result.best.plan.phases[0].training
+    assert {name: getattr(training, name) for name in how} == how
+    pixels = result.comparisons["reference:pixels"].plan
+    assert pixels.phases[0].options["class_weights"] == training.counted

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from autotl import FittedHead, PlanError, logistic_path, standardised
 
+CLASS_WEIGHTS = ("none", "balanced", "effective")
 ITERATIONS = 200
 """Iterations of the group lasso: the order of the scores converges long before the weights."""
 
@@ -23,8 +24,8 @@ class Select:
     def fit(self, features, labels, classes, options, step):
         scores, strength = self._one(options, "scores"), self._one(options, "strength")
         class_weights = self._one(options, "class_weights")
-        if class_weights not in ("none", "balanced"):
-            raise PlanError(f"class_weights of head2toe must be none or balanced, not {class_weights!r}.")
+        if class_weights not in CLASS_WEIGHTS:
+            raise PlanError(f"class_weights of head2toe must be {', '.join(CLASS_WEIGHTS)}, not {class_weights!r}.")
         if scores not in SCORES:
             raise PlanError(f"scores of head2toe must be {' or '.join(SCORES)}, not {scores!r}.")
         # A group lasso of strength 1 keeps no feature.

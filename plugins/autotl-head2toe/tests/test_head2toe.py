@@ -123,7 +123,7 @@ def test_only_kept_features_have_weights_and_constant_ones_have_none():
         ({"strength": ["weak"]}, "strength of head2toe must be above 0"),
         ({"strength": [1.0]}, "strength of head2toe must be above 0 and at most 0.99"),
         ({"penalty": [-1]}, "penalty of head2toe must be above 0"),
-        ({"class_weights": ["evenly"]}, "class_weights of head2toe must be none or balanced, not 'evenly'"),
+        ({"class_weights": ["evenly"]}, "class_weights of head2toe must be none, balanced, effective, not 'evenly'"),
     ],
 )
 def test_bad_options_are_named(change, says):
