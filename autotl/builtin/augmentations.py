@@ -4,6 +4,7 @@ They take and return uint8, so their results stay in the range that every backbo
 """
 
 from functools import partial
+from typing import ClassVar
 
 from autotl import hookimpl
 
@@ -12,6 +13,7 @@ from autotl import hookimpl
 def register_augmentations(register):
     register("flip", Flip, summary="Half of the images mirrored left to right")
     register("flip-rotate-zoom", FlipRotateZoom, summary="Flips, rotations and zooms of searched strength")
+    register("basic", Basic, summary="Mirroring, turns, crops, shifts, colours, erasing, each of searched strength")
     register("randaugment", RandAugment, summary="A few random operations of the same strength (Cubuk et al. 2020)")
     register("trivialaugment", TrivialAugment, summary="One random operation of random strength (Müller, Hutter 2021)")
 
@@ -42,6 +44,35 @@ class FlipRotateZoom:
         from autotl.builtin.image_operations import flip_rotate_zoom
 
         return partial(flip_rotate_zoom, **params)
+
+
+class Basic:
+    """The operations of classic augmentation, each of searched strength, from none to the strongest in use.
+
+    Crops are those of Inception (Szegedy et al. 2015, arXiv 1409.4842), which are of 8 to 100 % of the area. Images are
+    shifted by up to twice as much as in He et al. 2016 (arXiv 1512.03385; 4 of 32 px), and rotated by up to
+    AutoAugment's 30 degrees. Colours change by 0.4 in timm and by 0.8 in SimCLR (Chen et al. 2020, arXiv 2002.05709).
+    Random erasing (Zhong et al. 2020, arXiv 1708.04896) changes half of the images.
+    """
+
+    by_default = False
+    SWITCHES = ("mirror", "upside_down", "quarter_turns")
+    RANGES: ClassVar = {
+        "degrees": (0, 30),
+        "min_area": (0.08, 1),
+        "shift": (0, 0.25),
+        "colour": (0, 0.8),
+        "erasing": (0, 0.5),
+    }
+
+    def suggest(self, trial, context):
+        drawn = {name: trial.suggest_categorical(f"basic.{name}", [False, True]) for name in self.SWITCHES}
+        return drawn | {name: trial.suggest_float(f"basic.{name}", *ends) for name, ends in self.RANGES.items()}
+
+    def build(self, params):
+        from autotl.builtin.image_operations import basic
+
+        return partial(basic, **params)
 
 
 class RandAugment:

@@ -40,6 +40,75 @@ def flip_rotate_zoom(images: Tensor, draw: Draw, degrees: float, zoom: float) ->
     return _read(images, mirror * (x * cos - y * sin), x * sin + y * cos, outside="reflection")
 
 
+def basic(
+    images: Tensor,
+    draw: Draw,
+    *,
+    mirror: bool = False,
+    upside_down: bool = False,
+    quarter_turns: bool = False,
+    degrees: float = 0.0,
+    min_area: float = 1.0,
+    shift: float = 0.0,
+    colour: float = 0.0,
+    erasing: float = 0.0,
+) -> Tensor:
+    """The classic operations one after another, those that move pixels in one interpolation.
+
+    Half of the images are mirrored left to right (`mirror`), and half top to bottom (`upside_down`). All are rotated by
+    0, 90, 180 or 270 degrees (`quarter_turns`) and by up to `degrees`, cropped to at least `min_area` of their area,
+    and shifted by up to `shift` of their side; beyond its edges an image is mirrored. Brightness, contrast and
+    saturation change by up to `colour`. A rectangle is erased from a share `erasing` of the images.
+    """
+    flips, turns, area, aspect, places, shifts, colours, erased = draw(18).split((2, 2, 1, 1, 2, 2, 3, 5), 1)
+    chances = (0.5 * mirror, 0.5 * upside_down)
+    signs = torch.stack([torch.where(flips[:, at] < chance, -1.0, 1.0) for at, chance in enumerate(chances)], 1)
+    quarter = (4 * turns[:, 0]).floor() * (math.pi / 2 * quarter_turns)
+    angle = quarter + math.radians(degrees) * (2 * turns[:, 1] - 1)
+    seen = _sides(min_area + (1 - min_area) * area, (min_area < 1) * CROP_ASPECT, aspect)
+    centre = (1 - seen) * (2 * places - 1) + 2 * shift * (2 * shifts - 1)
+    if mirror or upside_down or quarter_turns or degrees or shift or min_area < 1:
+        cos, sin, (x, y) = _planewise(angle.cos()), _planewise(angle.sin()), _places(images)
+        across, down = (_planewise(part) for part in (signs * seen).unbind(1))
+        right, below = (_planewise(part) for part in centre.unbind(1))
+        x, y = right + cos * across * x - sin * down * y, below + sin * across * x + cos * down * y
+        images = _read(images, x, y, outside="reflection")
+    if colour:
+        for change, amounts in zip((brightness, contrast, saturation), colours.unbind(1), strict=True):
+            images = change(images, colour * (2 * amounts - 1))
+    return erase(images, erased, erasing) if erasing else images
+
+
+CROP_ASPECT = math.log(4 / 3)
+"""The logarithm of a crop's largest ratio of width to height (Szegedy et al. 2015, arXiv 1409.4842)."""
+ERASED_AREA = (0.02, 0.4)
+ERASED_ASPECT = math.log(1 / 0.3)
+"""Those of Zhong et al. 2020, arXiv 1708.04896."""
+
+
+def erase(images: Tensor, draws: Tensor, probability: float) -> Tensor:
+    """Give a rectangle of an image its mean colour, with this probability. draws: [N, 5] in [0, 1)."""
+    chance, area, aspect, place = draws.split((1, 1, 1, 2), 1)
+    least, most = ERASED_AREA
+    sides = _sides(least + (most - least) * area, ERASED_ASPECT, aspect)
+    low = (1 - sides) * (2 * place - 1) - sides  # in the coordinates of `_places`
+    high = low + 2 * sides
+    inside = _pixelwise(chance[:, 0] < probability)
+    for at, where in enumerate(_places(images)):
+        inside = inside & ((where >= _pixelwise(low[:, at])) & (where < _pixelwise(high[:, at])))
+    mean = images.int().sum((2, 3), keepdim=True) // images.shape[-1] ** 2
+    return torch.where(inside, mean.to(torch.uint8), images)
+
+
+def _sides(area: Tensor, spread: float, aspect: Tensor) -> Tensor:
+    """Width and height, [N, 2], of rectangles as shares of the side: at most 1.
+
+    area: [N, 1], shares. aspect: [N, 1] in [0, 1), for logarithms of width to height between -spread and spread.
+    """
+    ratio = (spread * (2 * aspect - 1)).exp()
+    return (area * torch.cat([ratio, 1 / ratio], 1)).sqrt().clamp(max=1)
+
+
 def randaugment(images: Tensor, draw: Draw, operations: int, magnitude: float) -> Tensor:
     """Several operations in sequence, all of the same strength; magnitude: from 0 to 10, the strongest."""
     which, sign = draw(2 * operations).view(len(images), operations, 2).unbind(2)
@@ -127,7 +196,7 @@ def saturation(images: Tensor, amounts: Tensor) -> Tensor:
 
 def contrast(images: Tensor, amounts: Tensor) -> Tensor:
     """-1 gives every pixel the image's mean grey."""
-    mean = _grey(images).int().sum((1, 2, 3), keepdim=True) / images[0, 0].numel()
+    mean = _grey(images).int().sum((1, 2, 3), keepdim=True) / images.shape[-1] ** 2
     return _away_from(mean, images, amounts)
 
 

@@ -118,7 +118,7 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @options.names("--backbones", help="Backbones to search over. [default: those of --pool]")
 @options.pool
 @options.names("--strategies", help="Strategies to search over. [default: all]")
-@options.names("--augmentations", help="Augmentations to search over. [default: all]")
+@options.names("--augmentations", help="Augmentations to search over. [default: all but basic]")
 @options.names("--optimizers", help="Optimizers to search over. [default: adamw,sgd]")
 @options.names("--objectives", help="Losses to search over. [default: cross-entropy]")
 @options.names(

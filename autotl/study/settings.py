@@ -180,7 +180,7 @@ class Settings(Record):
     strategies: Names = ()
     """Names or globs of the strategies to consider; empty: all."""
     augmentations: Names = ()
-    """Names or globs of the augmentations to consider; empty: all."""
+    """Names or globs of the augmentations to consider; empty: all that are searched by default."""
     optimizers: Names = ()
     """Names or globs of the optimizers to consider; empty: adamw and sgd."""
     objectives: Names = ()

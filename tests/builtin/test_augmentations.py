@@ -14,6 +14,16 @@ from autotl.engine.draws import Draws
 SETTINGS = {
     "flip": {},
     "flip-rotate-zoom": {"degrees": 30.0, "zoom": 0.4},
+    "basic": {
+        "mirror": True,
+        "upside_down": True,
+        "quarter_turns": True,
+        "degrees": 30.0,
+        "min_area": 0.08,
+        "shift": 0.25,
+        "colour": 0.8,
+        "erasing": 0.5,
+    },
     "randaugment": {"operations": 3, "magnitude": 9},
     "trivialaugment": {"strength": 1.0},
 }
@@ -186,7 +196,8 @@ def test_draws_decide_everything(build, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "at_least"), [("flip", 2), ("flip-rotate-zoom", 64), ("randaugment", 60), ("trivialaugment", 40)]
+    ("name", "at_least"),
+    [("flip", 2), ("flip-rotate-zoom", 64), ("basic", 64), ("randaugment", 60), ("trivialaugment", 40)],
 )
 def test_copies_of_an_image_are_changed_differently(build, name, at_least):
     copies = noise(2, 32)[1:].expand(64, -1, -1, -1)
@@ -221,6 +232,104 @@ def test_rotation_and_zoom_are_torchvisions_inside_the_image(build, turn, angle,
 def test_rotation_and_zoom_show_no_border(build):
     images = torch.full((64, 3, 16, 16), 200, dtype=torch.uint8)
     assert (build("flip-rotate-zoom")(images, draws(range(64))) == 200).all()
+
+
+def test_basic_is_searched_only_if_the_user_names_it(host):
+    by_default = {entry.name for entry in host.augmentations if getattr(entry.item, "by_default", True)}
+    assert by_default == {"none", *SETTINGS} - {"basic"}
+
+
+def test_basic_draws_its_whole_range(host):
+    augmentation, trial = host.augmentations["basic"].item, optuna.create_study().ask()
+    params = augmentation.suggest(trial, None)
+    assert trial.params == {f"basic.{key}": value for key, value in params.items()}
+    assert set(params) == set(SETTINGS["basic"])
+    for key, strongest in SETTINGS["basic"].items():
+        kind = trial.distributions[f"basic.{key}"]
+        ends = kind.choices if isinstance(strongest, bool) else (kind.low, kind.high)
+        assert strongest in ends and {0, 1} & set(ends)  # from nothing to the strongest
+
+
+def chosen(**changes):
+    """A draw of `basic` for one image, in which all is as in the original except for these numbers."""
+    names = "mirror upside_down quarter turn area aspect place_x place_y shift_x shift_y brightness contrast saturation"
+    usual = dict.fromkeys([*names.split(), "erased", "erased_area", "erased_aspect", "erased_x", "erased_y"], 0.5)
+    usual |= {"mirror": 0.9, "upside_down": 0.9, "quarter": 0.0, "area": 0.0, "erased": 0.9}
+    return exactly(*([value] for value in (usual | changes).values()))
+
+
+def test_basic_without_strength_changes_nothing(build):
+    images = noise(64, 33)
+    assert torch.equal(build("basic", degrees=0)(images, draws(range(64))), images)
+
+
+def test_basic_mirrors_and_turns(build):
+    image = noise(2, 9)[1:]
+    both = build("basic", mirror=True, upside_down=True)
+    assert torch.equal(both(image, chosen(mirror=0.4)), image.flip(3))
+    assert torch.equal(both(image, chosen(upside_down=0.4)), image.flip(2))
+    assert torch.equal(both(image, chosen(mirror=0.5, upside_down=0.5)), image)
+    for times in range(4):
+        turned = build("basic", quarter_turns=True)(image, chosen(quarter=(times + 0.5) / 4))
+        assert torch.equal(turned, image.rot90(times, (2, 3)))
+    rotated = build("basic", degrees=30)(smooth(1, 64), chosen(turn=0.75))
+    expected = theirs.rotate(smooth(1, 64), 15, **BILINEAR)
+    assert apart(rotated[..., 16:48, 16:48], expected[..., 16:48, 16:48]) <= 1
+
+
+def test_basic_shifts_by_a_share_of_the_side(build):
+    """A quarter of the largest shift, 0.25 of 8 px, is one pixel after the other half of the range."""
+    image = noise(2, 8)[1:]
+    result = build("basic", shift=0.25)(image, chosen(shift_x=0.75))
+    assert torch.equal(result, torch.cat([image[..., 1:], image[..., -1:]], 3))
+    result = build("basic", shift=0.25)(image, chosen(shift_y=0.0))
+    assert torch.equal(result, torch.cat([image[..., :2, :].flip(2), image[..., :-2, :]], 2))
+
+
+def test_basic_enlarges_a_crop(build):
+    """A quarter of the area at the upper left is enlarged twice; its lower and right edge see the pixels beyond."""
+    image = noise(2, 8)[1:]
+    result = build("basic", min_area=0.25)(image, chosen(place_x=0.0, place_y=0.0))
+    larger = theirs.resize(image[..., :4, :4], [8, 8], antialias=False, **BILINEAR)
+    assert apart(result[..., :7, :7], larger[..., :7, :7]) <= 1
+    assert torch.equal(build("basic", min_area=0.25)(image, chosen(area=LARGEST)), image)
+
+
+def test_basic_changes_colours(build):
+    image = noise(2, 8)[1:]
+    result = build("basic", colour=0.4)(image, chosen(brightness=0.0, contrast=0.75, saturation=1.0))
+    for change, amount in ((ours.brightness, -0.4), (ours.contrast, 0.2), (ours.saturation, 0.4)):
+        image = change(image, torch.tensor([amount]))
+    assert torch.equal(result, image)
+
+
+@pytest.mark.parametrize(("place", "where"), [(0.0, slice(0, 4)), (0.5, slice(3, 7)), (LARGEST, slice(6, 10))])
+def test_basic_erases_a_rectangle_with_the_mean_colour(build, place, where):
+    """0.16 of the area is 4 x 4 of 10 x 10 px."""
+    image = noise(2, 10)[1:]
+    area = (0.1601 - 0.02) / 0.38
+    erased = chosen(erased=0.49, erased_area=area, erased_x=place, erased_y=0.0)
+    expected = image.clone()
+    expected[..., 0:4, where] = image.double().mean((2, 3), keepdim=True).floor().to(torch.uint8)
+    assert torch.equal(build("basic", erasing=0.5)(image, erased), expected)
+    assert torch.equal(build("basic", erasing=0.5)(image, chosen(erased=0.5)), image)
+
+
+def test_basic_erases_shares_between_those_of_the_paper(build):
+    """Which are 0.02 and 0.4: 0.21 on average."""
+    white = torch.full((64, 3, 40, 40), 255, dtype=torch.uint8)
+    white[:, :, :, :20] = 0
+    changed = (build("basic", erasing=1.0)(white, draws(range(64))) % 255 > 0).float().mean().item()
+    assert changed == pytest.approx(0.21, abs=0.04)
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(0.0, 0.433), (0.5, 0.5), (LARGEST, 0.577)])
+def test_the_sides_of_a_crop_have_at_most_four_to_three(build, aspect, width):
+    """Of a quarter of the area."""
+    ramp = torch.arange(200).to(torch.uint8).expand(1, 3, 200, 200)
+    for turned in (ramp, ramp.transpose(2, 3)):
+        seen = build("basic", min_area=0.25)(turned, chosen(aspect=aspect if turned is ramp else 1 - aspect)).int()
+        assert (seen.max() - seen.min()).item() == pytest.approx(200 * width, abs=2)
 
 
 @pytest.mark.parametrize("name", [operation.change.__name__ for operation in OPERATIONS])
@@ -275,6 +384,11 @@ def test_strength_0_changes_nothing(build, name):
     [
         ("flip-rotate-zoom", [{"degrees": degrees, "zoom": 0} for degrees in (0, 5, 15, 30)]),
         ("flip-rotate-zoom", [{"degrees": 0, "zoom": zoom} for zoom in (0, 0.1, 0.2, 0.4)]),
+        ("basic", [{"degrees": degrees} for degrees in (0, 5, 15, 30)]),
+        ("basic", [{"min_area": area} for area in (1, 0.6, 0.3, 0.08)]),
+        ("basic", [{"shift": shift} for shift in (0, 0.05, 0.1, 0.25)]),
+        ("basic", [{"colour": colour} for colour in (0, 0.2, 0.4, 0.8)]),
+        ("basic", [{"erasing": share} for share in (0, 0.1, 0.2, 0.5)]),
         ("randaugment", [{"operations": 2, "magnitude": magnitude} for magnitude in (1, 4, 7, 10)]),
         ("randaugment", [{"operations": operations, "magnitude": 5} for operations in (1, 2, 3)]),
         ("trivialaugment", [{"strength": strength} for strength in (0.25, 0.5, 0.75, 1)]),

@@ -121,8 +121,20 @@ def test_every_plan_can_be_trained_and_saved(drawn, catalogue, strategy):
         assert (plan.compute_dtype, plan.memory_format) == ("bfloat16", "contiguous")
     assert len({plan.hash for plan in plans}) == TRIALS
     assert len({plan.backbone for plan in plans}) == 2
-    assert len({plan.augmentation.name for plan in plans}) == 5
+    assert len({plan.augmentation.name for plan in plans}) == 6
     assert len({plan.input.size for plan in plans if plan.backbone.startswith(RESNET)}) > 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_balances_unequal_classes(drawn, strategy):
+    """A head that is fitted first gives classes the weights that the rest of the training has on average."""
+    found = set()
+    for _, plan in drawn(strategy, largest_class=600):
+        training = tuned(plan)[-1].training
+        found.add((training.class_weights, training.sampling))
+        first = [phase.options.get("class_weights", "none") for phase in plan.phases if not phase.training]
+        assert set(first) <= {training.counted}
+    assert found == {("none", "shuffled"), ("none", "balanced"), ("balanced", "shuffled"), ("effective", "shuffled")}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
