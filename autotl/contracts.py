@@ -211,6 +211,8 @@ class DataFacts(Shapes):
     """Train images of the largest class."""
     has_early_stop: bool
     """Whether there were enough images for a split that chooses the epoch."""
+    harmful: frozenset[str] = frozenset()
+    """Of the operations that augmentations name, those that make the classes of these images harder to tell apart."""
 
     @property
     def imbalance(self) -> float:
@@ -345,6 +347,11 @@ class Augmentation(Protocol):
     """Suggests parameters, and builds a transform of a batch from them.
 
     With an attribute `by_default = False` it is searched only if the user names it.
+
+    It may have a method `operations()` that returns operations which not all images allow, such as mirroring, which
+    turns a b into a d: functions as `BatchTransform`, by names for the user. autotl measures on train images which of
+    them make classes harder to tell apart, and `suggest` finds their names in `context.data.harmful`. The same name in
+    another augmentation means the same operation.
     """
 
     def suggest(self, trial: Trial, context: Context) -> dict[str, Any]:

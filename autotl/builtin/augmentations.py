@@ -52,7 +52,8 @@ class Basic:
     Crops are those of Inception (Szegedy et al. 2015, arXiv 1409.4842), which are of 8 to 100 % of the area. Images are
     shifted by up to twice as much as in He et al. 2016 (arXiv 1512.03385; 4 of 32 px), and rotated by up to
     AutoAugment's 30 degrees. Colours change by 0.4 in timm and by 0.8 in SimCLR (Chen et al. 2020, arXiv 2002.05709).
-    Random erasing (Zhong et al. 2020, arXiv 1708.04896) changes half of the images.
+    Random erasing (Zhong et al. 2020, arXiv 1708.04896) changes half of the images. Operations that the images
+    do not allow, as digits do not allow mirroring, are not drawn.
     """
 
     by_default = False
@@ -65,9 +66,34 @@ class Basic:
         "erasing": (0, 0.5),
     }
 
+    MEASURED: ClassVar = {
+        "mirror": "mirroring",
+        "upside_down": "turning upside down",
+        "quarter_turns": "quarter turns",
+        "degrees": "rotation",
+        "min_area": "crops",
+        "colour": "other colours",
+    }
+    """The operations that are measured first, by their parameters."""
+
+    def operations(self):
+        from autotl.builtin.image_operations import basic, quarter_turn
+
+        return {
+            "mirroring": lambda images, draw: images.flip(3),
+            "turning upside down": lambda images, draw: images.flip(2),
+            "quarter turns": quarter_turn,
+            "rotation": partial(basic, degrees=20),
+            "crops": partial(basic, min_area=0.35),
+            "other colours": partial(basic, colour=0.6),
+        }
+
     def suggest(self, trial, context):
-        drawn = {name: trial.suggest_categorical(f"basic.{name}", [False, True]) for name in self.SWITCHES}
-        return drawn | {name: trial.suggest_float(f"basic.{name}", *ends) for name, ends in self.RANGES.items()}
+        no = {name for name, operation in self.MEASURED.items() if operation in context.data.harmful}
+        switches = [name for name in self.SWITCHES if name not in no]
+        ranges = {name: ends for name, ends in self.RANGES.items() if name not in no}
+        drawn = {name: trial.suggest_categorical(f"basic.{name}", [False, True]) for name in switches}
+        return drawn | {name: trial.suggest_float(f"basic.{name}", *ends) for name, ends in ranges.items()}
 
     def build(self, params):
         from autotl.builtin.image_operations import basic

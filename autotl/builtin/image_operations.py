@@ -79,6 +79,12 @@ def basic(
     return erase(images, erased, erasing) if erasing else images
 
 
+def quarter_turn(images: Tensor, draw: Draw) -> Tensor:
+    """By 90 degrees, to the left or to the right with equal chances."""
+    (chance,) = draw(1).unbind(1)
+    return torch.where(_pixelwise(chance < 0.5), images.rot90(1, (2, 3)), images.rot90(3, (2, 3)))
+
+
 CROP_ASPECT = math.log(4 / 3)
 """The logarithm of a crop's largest ratio of width to height (Szegedy et al. 2015, arXiv 1409.4842)."""
 ERASED_AREA = (0.02, 0.4)

@@ -206,6 +206,11 @@ class SharedStudy:
                 self.optuna.set_user_attr(what, chosen)
         return found or chosen
 
+    def known(self, what: str) -> dict[str, Any] | None:
+        """What `settled` gave, if anybody has chosen yet."""
+        found: dict[str, Any] | None = self.optuna.user_attrs.get(what)
+        return found
+
     # Trials
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import optuna
+from pydantic import TypeAdapter
 
 from autotl.backbones.catalogue import RANDOM, Catalogue
 from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
 from autotl.engine import precision
 from autotl.engine.bench import Bench
+from autotl.engine.operations import Effect
 from autotl.engine.precision import Arithmetic
 from autotl.errors import PlanError, unknown
 from autotl.plan import DataRef, TransferPlan
@@ -28,6 +30,10 @@ from autotl.study.space import DRAWN, HEAD_NAMES, OwnTrial, SearchContext, small
 from autotl.study.storage import GUESS, SharedStudy
 from autotl.study.watch import Watcher
 from autotl.tracking.folder import StudyFolder
+
+OPERATIONS = "operations"
+"""What the study settles about the operations of its augmentations: `measured`, a list of `Effect`."""
+EFFECTS = TypeAdapter(list[Effect])
 
 
 class Suggestions:
@@ -66,6 +72,7 @@ class Suggestions:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
         fixed: Any = Fixed(trial, self.settings.set)
         context = self._context(fixed)
+        context.data = replace(context.data, harmful=self._harmful())
         what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
         limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
         with entry.owner.answers_for(what), patience.within(limit), warnings.catch_warnings():
@@ -79,6 +86,12 @@ class Suggestions:
         if plan.backbone.removesuffix(RANDOM) not in {name.removesuffix(RANDOM) for name in self.backbones}:
             raise PlanError(unknown("backbone of the study", plan.backbone, self.backbones))
         return plan
+
+    def _harmful(self) -> frozenset[str]:
+        """The harmful operations, as far as they have been measured."""
+        found = self.study.known(OPERATIONS)
+        effects = EFFECTS.validate_python(found["measured"] if found else ())
+        return frozenset(each.operation for each in effects if each.harmful)
 
     def _check_guess(self, trial: optuna.Trial) -> None:
         """Report parameters of a first guess that its strategy does not ask for, or values that it cannot draw.

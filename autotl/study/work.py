@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
+from autotl.contracts import BatchTransform
 from autotl.data.split import OPEN
-from autotl.engine import metrics
+from autotl.engine import metrics, operations
+from autotl.engine.operations import Effect
 from autotl.errors import PluginError, StudyError
 from autotl.plan import Network
 from autotl.study import advice, estimate, guesses, probing, select, similarity
@@ -13,6 +16,7 @@ from autotl.study.crew import Crew
 from autotl.study.opening import Opened
 from autotl.study.probing import Sample
 from autotl.study.storage import GUESS
+from autotl.study.suggestions import OPERATIONS
 from autotl.study.worker import Pass
 from autotl.tracking.advice import Advice, Similarity, read_advice, write_advice
 from autotl.tracking.probe import ProbeRow, read_probe, write_probe
@@ -21,6 +25,8 @@ ADVICE_SECONDS, ADVICE_SHARE = 20.0, 0.03
 """The most seconds, and the largest share of a budget, for comparing a backbone with itself at random."""
 FIRST_TRAININGS = 0.6
 """The largest share of the remaining time for the first guesses of all strategies together."""
+OPERATIONS_SHARE = 0.05
+"""The largest share of the remaining time for measuring which operations the images allow."""
 
 
 class Work:
@@ -59,6 +65,7 @@ class Work:
             if not rows:
                 raise StudyError("No backbone is left to search. Name some with --backbones.")
             self.watcher.probed(rows)
+            self._measure_operations(rows)
             advised = self._advised(rows)
             suggested = advised.suggested if advised else ()
             self._enqueue(fingerprint, known.before_sampling(rows, self._first_trained(rows), suggested))
@@ -190,6 +197,30 @@ class Work:
         except PluginError as error:
             self.opened.skip(error)
             return None
+
+    def _measure_operations(self, rows: Sequence[ProbeRow]) -> None:
+        """Measure once, on the cheapest backbone, which operations of the augmentations are harmful.
+
+        Raises: OutOfTime.
+        """
+        try:
+            wanted = operations.operations_of(self.opened.drawn["augmentations"].values())
+            if wanted and not self.study.known(OPERATIONS):
+                self.study.settled(OPERATIONS, lambda: {"measured": list(map(asdict, self._effects(wanted, rows)))})
+        except PluginError as error:
+            self.opened.skip(error)
+
+    def _effects(self, wanted: Mapping[str, BatchTransform], rows: Sequence[ProbeRow]) -> list[Effect]:
+        bench, network = self.bench, self.opened.networks[rows[0].backbone]
+        best = max((row for row in rows if row.backbone == network.backbone), key=lambda row: row.accuracy)
+        needed = len(wanted) * operations.MOST * bench.pass_seconds.get(network, 0.0)
+        if needed > OPERATIONS_SHARE * self.budget.left_to_search():
+            self.watcher.note(f"No time to measure whether the images allow {', '.join(wanted)}: all are searched.")
+            return []
+        progress = self.budget.watched(self.watcher, "measuring which operations the images allow")
+        found = operations.measured(bench, network, best.cut, best.pooling, wanted, self.settings.seed, progress)
+        self.watcher.note(operations.said(found))
+        return found
 
     def _enqueue(self, what: str, trials: Sequence[Mapping[str, object]]) -> None:
         """Enqueue trials with known parameters, each once in a study, even after interruptions."""

@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -241,13 +242,34 @@ def test_basic_is_searched_only_if_the_user_names_it(host):
 
 def test_basic_draws_its_whole_range(host):
     augmentation, trial = host.augmentations["basic"].item, optuna.create_study().ask()
-    params = augmentation.suggest(trial, None)
+    params = augmentation.suggest(trial, SimpleNamespace(data=SimpleNamespace(harmful=frozenset())))
     assert trial.params == {f"basic.{key}": value for key, value in params.items()}
     assert set(params) == set(SETTINGS["basic"])
     for key, strongest in SETTINGS["basic"].items():
         kind = trial.distributions[f"basic.{key}"]
         ends = kind.choices if isinstance(strongest, bool) else (kind.low, kind.high)
         assert strongest in ends and {0, 1} & set(ends)  # from nothing to the strongest
+
+
+@pytest.mark.parametrize("operation", ["mirroring", "turning upside down", "quarter turns", "rotation", "crops"])
+def test_basic_does_not_draw_an_operation_that_harmful(host, operation):
+    augmentation, trial = host.augmentations["basic"].item, optuna.create_study().ask()
+    data = SimpleNamespace(harmful=frozenset({operation}))
+    (missing,) = set(SETTINGS["basic"]) - set(augmentation.suggest(trial, SimpleNamespace(data=data)))
+    assert augmentation.MEASURED[missing] == operation
+    assert set(augmentation.operations()) == set(augmentation.MEASURED.values())
+
+
+def test_the_operations_to_measure_change_every_image(host):
+    image = noise(2, 9)[1:]
+    found = host.augmentations["basic"].item.operations()
+    assert torch.equal(found["mirroring"](image, None), image.flip(3))
+    assert torch.equal(found["turning upside down"](image, None), image.flip(2))
+    assert torch.equal(found["quarter turns"](image, exactly([0.4])), image.rot90(1, (2, 3)))
+    assert torch.equal(found["quarter turns"](image, exactly([0.5])), image.rot90(3, (2, 3)))
+    for name, operation in found.items():
+        changed = operation(noise(64, 32), draws(range(64)))
+        assert (changed != noise(64, 32)).flatten(1).any(1).all(), name
 
 
 def chosen(**changes):
