@@ -351,6 +351,8 @@ class TransferPlan(Record):
     requires: dict[str, str]
     """Versions of the libraries that the numbers depend on, and `stages`: a hash of the stage list."""
     phases: tuple[Phase, ...] = Field(min_length=1)
+    test_views: int = Field(default=1, ge=1, le=2, exclude_if=lambda views: views == 1)
+    """The views of an image whose probabilities the finished model averages: the image, and the mirrored image."""
 
     def __repr_args__(self) -> Iterator[tuple[str, str]]:
         """A short summary of the plan; `to_json()` has everything."""

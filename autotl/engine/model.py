@@ -14,6 +14,7 @@ from autotl.engine.bench import Bench
 from autotl.engine.features import batch_size, normalise, on_device, seen_by
 from autotl.engine.head_kinds import AnyHead
 from autotl.engine.observe import Observer
+from autotl.engine.views import averaged, view
 from autotl.plan import StoredPooling, TransferPlan
 
 
@@ -59,15 +60,20 @@ class Model:
         return self._computed(splits, lambda seen: seen)
 
     def logits(self, *splits: Split) -> Tensor:
-        """[N, C] for the images of these splits, in the data set's order."""
+        """[N, C] for the images of these splits, in the data set's order, averaged over the plan's views."""
+        return averaged([self.of_view(number, *splits) for number in range(self.plan.test_views)])
+
+    def of_view(self, number: int, *splits: Split) -> Tensor:
+        """The logits of one view of each image."""
         assert self.head is not None, "no phase has made a head yet"
-        if self.plan.head.kind == "conv":  # the maps of a whole split could be too large for the memory
-            return self._computed(splits, self.head)
+        # The maps of a whole split could be too large for the memory, and only features of whole images are stored.
+        if self.plan.head.kind == "conv" or number:
+            return self._computed(splits, self.head, number)
         logits: Tensor = self.head(self.features(*splits))
         return logits
 
-    def _computed(self, splits: Sequence[Split], use: Callable[[Tensor], Tensor]) -> Tensor:
-        """`use` of what the head sees of the images of these splits, from their pixels."""
+    def _computed(self, splits: Sequence[Split], use: Callable[[Tensor], Tensor], number: int = 0) -> Tensor:
+        """`use` of what the head sees of a view of the images of these splits, from their pixels."""
         shas, plan = self.bench.shas(*splits), self.plan
         pixels = partial(self.bench.features.pixels.read, plan.input)
         stages = on_device(self.stages, self.bench.device)
@@ -75,7 +81,7 @@ class Model:
         batches = (shas[start : start + size] for start in range(0, len(shas), size))
 
         def see(images: Tensor) -> Tensor:
-            return use(seen_by(plan.head, stages, normalise(images, plan.input)))
+            return use(seen_by(plan.head, stages, normalise(view(images, number), plan.input)))
 
         with torch.no_grad():  # not inference mode: a method may use them in gradient descent
             images = feed.images(pixels, batches, self.bench.device)

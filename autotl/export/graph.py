@@ -9,6 +9,7 @@ from torch.export import Dim, ExportedProgram
 from autotl.backbones.stages import Stages
 from autotl.engine.features import normalise, seen_by
 from autotl.engine.head_kinds import AnyHead
+from autotl.engine.views import view
 from autotl.errors import StudyError, one_line
 from autotl.plan import TransferPlan
 
@@ -18,7 +19,7 @@ INPUT, OUTPUT, BATCH_AXIS = "images", "probabilities", "batch"
 class Graph(nn.Module):
     """images: [N, 3, S, S] uint8, prepared according to the plan's input → probabilities: [N, classes] float32.
 
-    It ends at the plan's cut, and includes casting and normalisation.
+    It ends at the plan's cut, and includes casting, normalisation and the plan's views.
     """
 
     def __init__(self, plan: TransferPlan, stages: Stages, head: AnyHead) -> None:
@@ -29,8 +30,12 @@ class Graph(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = seen_by(self.plan.head, self.stages, normalise(images, self.plan.input))
-        probabilities: Tensor = self.head(seen).softmax(1)
+        prepared = normalise(images, self.plan.input)
+        each = [self._probabilities(view(prepared, number)) for number in range(self.plan.test_views)]
+        return torch.stack(each).mean(0) if len(each) > 1 else each[0]
+
+    def _probabilities(self, prepared: Tensor) -> Tensor:
+        probabilities: Tensor = self.head(seen_by(self.plan.head, self.stages, prepared)).softmax(1)
         return probabilities
 
     @property

@@ -39,7 +39,7 @@ def summary(result: Result) -> Iterator[str]:
         f"Winner: {plan.backbone}{MODES[plan.input.mode]}, cut after {plan.cut}, "
         f"{POOLING[plan.head.pooling]}{'' if plan.head.kind == 'linear' else f', head {plan.head.title}'}, "
         f"strategy {result.best.strategy} (trial {result.best.trial}); "
-        f"{', '.join(costs)}."
+        f"{', '.join(costs)}{'; an image is predicted as it is and mirrored' if plan.test_views > 1 else ''}."
     )
     yield from trained(plan)
     if result.picked:

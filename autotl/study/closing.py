@@ -61,6 +61,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
     contenders = reruns.contenders(best)
     with _place(folder.path / ".test") as place:
         end = _End(opened, crew, known, place)
+        contenders = end.with_views(contenders)
         winner, final, controls = end.train(contenders, board)
         test, comparisons = end.test(final, controls, len(records))
     run = winner.median(bench.scale)
@@ -110,8 +111,9 @@ def _tested(advised: Advice | None, board: Sequence[TrialRecord], bench: Bench) 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:
     """A hash of everything that a result depends on."""
     trials = [[record.number, record.state, record.plan.hash if record.plan else None] for record in records]
-    how = {"pick": settings.pick} if settings.pick != BEST else {}
-    ending = {**settings.model_dump(include=ENDING), **how}
+    usual = {"pick": BEST, "views": 1}
+    unusual = {name: value for name in usual if (value := getattr(settings, name)) != usual[name]}
+    ending = {**settings.model_dump(include=ENDING), **unusual}
     return digest({"trials": trials, "fingerprint": dataset.fingerprint, **ending})
 
 
@@ -201,6 +203,34 @@ class _End:
             "The budget ended before the winner could be trained. Finished trials are saved; run the same command "
             "again with a larger --budget."
         )
+
+    def with_views(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """The contenders, the first with two views of each image if the user wants that: with `auto` if it is better.
+
+        Its median run is repeated and evaluated in both ways.
+        """
+        if self.settings.views == 1 or not contenders:
+            return list(contenders)
+        first, *others = contenders
+        run = first.median(self.bench.scale)
+        plan = run.plan.model_copy(update={"test_views": 2})
+        task = f"views of the winner, trial {first.record.number}"
+        outcome: Outcome = OutOfTime()
+        if self.budget.left() > run.metrics["seconds"] + self._seconds_again(self._final(first), run):
+            ((_, outcome),) = self.crew.carry_out([Training(task, plan)])
+        if not isinstance(outcome, dict):
+            why = why_not(outcome, task, self.settings)
+            self.skipped.append(f"{task}, which failed: {why}" if why else f"no time for {task}")
+            return [first, *others]
+        value = outcome[f"val.{self.settings.metric}"]
+        better = outcome["val.views.low"] > 0 and self.bench.scale.order(value) < self.bench.scale.order(run.value)
+        used = self.settings.views == 2 or better
+        self.watcher.note(
+            f"With the mirrored image, too: {outcome['val.views.gain'] * 100:+.1f} points of accuracy on val (95 % "
+            f"confidence interval {outcome['val.views.low'] * 100:+.1f} to {outcome['val.views.high'] * 100:+.1f}); "
+            f"{'used' if used else 'not used'}."
+        )
+        return [Contender(first.record, (SeedRun(plan, value, outcome),)) if used else first, *others]
 
     def _final(self, winner: Contender) -> TransferPlan:
         """The plan that the winner's bundle is trained by."""

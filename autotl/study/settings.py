@@ -26,6 +26,7 @@ OF_ONE_SEARCH = {
     "reruns",
     "pick",
     "compare",
+    "views",
     "max_kills",
     "strict_plugins",
 }
@@ -82,6 +83,10 @@ Techniques = Annotated[tuple[Technique, ...], BeforeValidator(_named)]
 Amount = Annotated[int | None, BeforeValidator(amount)]
 Heads = Annotated[tuple[HeadKind, ...], BeforeValidator(_named)]
 Poolings = Annotated[tuple[Pooling, ...], BeforeValidator(_named)]
+
+
+def _views(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _workers(value: Any) -> Any:
@@ -226,6 +231,9 @@ class Settings(Record):
     """A database URL for Optuna; None: SQLite in the study's folder."""
     refit: bool = True
     """Whether the winner is refit on all images except the test images."""
+    views: Annotated[Literal["auto", 1, 2], BeforeValidator(_views)] = 1
+    """Of how many views of an image the model averages the probabilities: 2 for the image and the mirrored image;
+    `auto`: 2 if that is significantly more accurate on `val`."""
     reruns: int = Field(default=2, ge=0)
     """With how many new seeds the best plans are rerun before the best one is chosen."""
     pick: Annotated[str, AfterValidator(way_to_pick)] = BEST

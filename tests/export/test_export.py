@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 from packaging.requirements import Requirement
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors.torch import load_file
 
 from autotl.api import Model, Study, files_in
@@ -52,6 +52,21 @@ def searched(host, data, **values) -> Study:
 @pytest.fixture
 def model(study, host, tmp_path):
     return Study(study, bundle.load(study.bundle, Catalogue(host, tmp_path / "cache")), results.load(study))
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_a_model_of_two_views_is_exported_with_both(host, stripes, tmp_path, kind):
+    model = searched(host, stripes, backbones=("tiny:net",), strategies=("linear-probe",), views=2)
+    assert model.plan.test_views == 2
+    files = sorted(stripes.rglob("*.png"))[::9]
+    model.export(kind, tmp_path / "out")  # which compares the two
+    found = np.array(list(model.bundle.predict(files)))
+    alone = replace(model.bundle, plan=model.plan.model_copy(update={"test_views": 1}))
+    alone.graph.plan = alone.plan
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    each = [list(alone.predict(seen)) for seen in (pictures, [ImageOps.mirror(picture) for picture in pictures])]
+    np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
+    assert np.abs(np.subtract(*each)).max() > 1e-3
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
