@@ -102,6 +102,19 @@ class AugmentationTests(PluginTests):
             off = (alone[0].int() - together[row].int()).abs().max().item()
             assert off <= 1, f"'{name}' changes an image depending on others in the batch: use each image's own draw."
 
+    def test_its_operations_keep_shape_and_type_and_do_not_depend_on_the_batch(self, lab: Lab, name: str) -> None:
+        """Those that are measured first, see `contracts.Augmentation`."""
+        for operation, change in getattr(lab.host.augmentations[name].item, "operations", dict)().items():
+            images = _images(32)
+            together = change(images.clone(), _draw())
+            same = isinstance(together, Tensor) and (together.shape, together.dtype) == (images.shape, images.dtype)
+            assert same, f"Operation '{operation}' of '{name}' must return images of the same shape and type."
+            for row in range(len(images)):
+                alone = change(images[row : row + 1].clone(), _draw([row]))
+                assert (alone[0].int() - together[row].int()).abs().max() <= 1, (
+                    f"Operation '{operation}' of '{name}' changes an image depending on others in the batch."
+                )
+
     def test_training_twice_gives_equal_weights(self, lab: Lab, name: str) -> None:
         params, _ = _suggested(lab, name, {}, 0)
         info = lab.catalogue.info("tiny:net")
