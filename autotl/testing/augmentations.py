@@ -25,7 +25,7 @@ class AugmentationTests(PluginTests):
     def test_every_parameter_that_it_draws_is_used(self, lab: Lab, name: str) -> None:
         def changed(known: Mapping[str, Any], seed: int) -> tuple[Tensor, optuna.Trial]:
             params, trial = _suggested(lab, name, known, seed)
-            return _build(lab, name, params)(_images(32), _draw()), trial
+            return _build(lab, name, params)(_images(32), _draw(view=seed)), trial
 
         unused = unused_parameters(changed, torch.equal)
         assert not unused, f"'{name}' draws {unused} but never uses it: the images do not depend on its value."
@@ -157,6 +157,6 @@ def _images(side: int) -> Tensor:
     return images
 
 
-def _draw(rows: Sequence[int] = range(6)) -> Draws:
-    """The draw of these rows of the images."""
-    return Draws(SEED, 0, torch.tensor(rows) + 1000)
+def _draw(rows: Sequence[int] = range(6), view: int = 0) -> Draws:
+    """The draw of these rows of the images; another one for each view."""
+    return Draws(SEED, view, torch.tensor(rows) + 1000)
