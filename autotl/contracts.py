@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 UNEQUAL = 3.0
-"""Above this imbalance, rare classes are easily missed: class weights and balanced sampling are searched, and
-other metrics recommended."""
+"""Above this imbalance, rare classes are easily missed: class weights are searched and other metrics recommended."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,8 @@ class Context(Protocol):
         """The class weights of the loss; always "none" unless the classes are unequal, see `UNEQUAL`."""
 
     def sampling(self) -> Sampling:
-        """Which images an epoch has; always "shuffled" if the classes are equal or the loss has class weights."""
+        """Which images an epoch has; always "shuffled" unless the user wants `balanced-sampling` searched, the classes
+        are unequal, and the loss has no class weights."""
 
     def plan(
         self,

@@ -34,7 +34,7 @@ ClassWeights = Literal["none", "balanced", "effective"]
 effective number of images of its class (Cui et al. 2019, arXiv 1901.05555)."""
 Sampling = Literal["shuffled", "balanced"]
 """Which images an epoch has: each one once, or as many as that, and as many of each class."""
-Technique = Literal["mixup", "cutmix", "l2-sp", "ema", "distillation"]
+Technique = Literal["mixup", "cutmix", "l2-sp", "ema", "distillation", "balanced-sampling"]
 """Techniques of training that are searched only if the user names them."""
 Minimized = Literal["params", "flops", "latency"]
 """The costs of a network that a search can minimise, too."""

@@ -38,7 +38,7 @@ from autotl.study.watch import Silent
 ARMS: dict[str, dict[str, Any]] = {
     "none": {},
     "balanced weights": {"set": {"class_weights": "balanced"}},
-    "balanced sampling": {"set": {"sampling": "balanced"}},
+    "balanced sampling": {"techniques": ("balanced-sampling",), "set": {"sampling": "balanced"}},
     "focal": {"objectives": ("focal",), "set": {"focal.gamma": 2.0}},
     "focal, balanced weights": {"objectives": ("focal",), "set": {"focal.gamma": 2.0, "class_weights": "balanced"}},
 }

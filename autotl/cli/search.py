@@ -148,7 +148,8 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @options.names(
     "--techniques",
     complete=completion.of_plan("Technique"),
-    help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation. [default: none]",
+    help="Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation, "
+    "balanced-sampling. [default: none]",
 )
 @click.option(
     "--max-params",

@@ -202,7 +202,7 @@ class Settings(Record):
     """Poolings of heads that are trained by gradient descent: avg, max, token, gem, flatten; empty: those of stored
     features, which are the first three."""
     techniques: Techniques = ()
-    """Techniques whose strength is searched, too: mixup, cutmix, l2-sp, ema, distillation; empty: none."""
+    """Techniques to search, too: mixup, cutmix, l2-sp, ema, distillation, balanced-sampling; empty: none."""
     max_params: Amount = None
     """The most parameters that a network may have, head included, such as "5M"; None: no limit."""
     max_flops: Amount = None

@@ -280,7 +280,8 @@ class SearchContext:
         return chosen
 
     def sampling(self) -> Sampling:
-        if self.data.imbalance <= UNEQUAL or self.class_weights() != "none":
+        wanted = "balanced-sampling" in self.techniques and self.data.imbalance > UNEQUAL
+        if not wanted or self.class_weights() != "none":
             return "shuffled"
         chosen: Sampling = self._trial.suggest_categorical("sampling", get_args(Sampling))
         return chosen

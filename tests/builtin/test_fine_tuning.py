@@ -46,7 +46,7 @@ def all_of(registry):
 def suggest(host, catalogue):
     """Asks a strategy for a plan."""
 
-    def ask(strategy, trial, backbones=("tiny:net", RESNET), heads=("linear",), **facts):
+    def ask(strategy, trial, backbones=("tiny:net", RESNET), heads=("linear",), techniques=(), **facts):
         values = {
             "classes": 3,
             "train_images": 900,
@@ -71,6 +71,7 @@ def suggest(host, catalogue):
             seed=7,
             arithmetic=lambda name: Arithmetic("bfloat16", "contiguous"),
             heads=heads,
+            techniques=techniques,
         )
         return host.strategies[strategy].item.suggest(trial, context)
 
@@ -129,7 +130,7 @@ def test_every_plan_can_be_trained_and_saved(drawn, catalogue, strategy):
 def test_every_strategy_balances_unequal_classes(drawn, strategy):
     """A head that is fitted first gives classes the weights that the rest of the training has on average."""
     found = set()
-    for _, plan in drawn(strategy, largest_class=600):
+    for _, plan in drawn(strategy, largest_class=600, techniques=("balanced-sampling",)):
         training = tuned(plan)[-1].training
         found.add((training.class_weights, training.sampling))
         first = [phase.options.get("class_weights", "none") for phase in plan.phases if not phase.training]

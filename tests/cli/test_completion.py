@@ -87,7 +87,7 @@ def test_values_that_plans_allow(complete):
     assert complete("search", "data", "--heads", "") == plain("linear", "mlp", "conv", "cosine")
     assert complete("search", "data", "--heads", "linear,co") == plain("linear,conv", "linear,cosine")
     assert complete("search", "data", "--techniques", "mixup,") == plain(
-        *(f"mixup,{name}" for name in ("mixup", "cutmix", "l2-sp", "ema", "distillation"))
+        *(f"mixup,{name}" for name in ("mixup", "cutmix", "l2-sp", "ema", "distillation", "balanced-sampling"))
     )
 
 

@@ -694,7 +694,8 @@ def test_a_fixed_balance_of_classes_reaches_the_training_and_the_baselines(host,
     for number in range(7, 30):
         (stripes / "checks" / f"{number}.png").unlink()
     fixed = {"recipe.length": 0, "class_weights": "none", **how}
-    made = search(host, stripes, trials=1, backbones=("tiny:net",), strategies=("full",), set=fixed)
+    given = {"strategies": ("full",), "techniques": ("balanced-sampling",), "set": fixed}
+    made = search(host, stripes, trials=1, backbones=("tiny:net",), **given)
     result = made.run()
     training = result.best.plan.phases[0].training
     assert {name: getattr(training, name) for name in how} == how

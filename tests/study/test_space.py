@@ -260,12 +260,19 @@ def test_class_weights_are_searched_if_a_class_has_over_three_times_the_images_o
 
 
 @pytest.mark.parametrize(
-    ("largest", "class_weights", "drawn"), [(36, "none", False), (37, "none", True), (37, "effective", False)]
+    ("wanted", "largest", "class_weights", "drawn"),
+    [
+        (True, 36, "none", False),
+        (True, 37, "none", True),
+        (True, 37, "effective", False),
+        (False, 37, "none", False),
+    ],
 )
-def test_balanced_sampling_is_searched_without_class_weights(context_of, largest, class_weights, drawn):
+def test_balanced_sampling_is_searched_without_class_weights(context_of, wanted, largest, class_weights, drawn):
     trial = optuna.trial.FixedTrial({"class_weights": class_weights, "sampling": "balanced"})
     context = context_of(trial)
     context.data = replace(context.data, smallest_class=12, largest_class=largest)
+    context.techniques = frozenset({"balanced-sampling"} if wanted else ())
     assert context.sampling() == ("balanced" if drawn else "shuffled")
     assert ("sampling" in trial.params) is drawn
 
