@@ -273,3 +273,46 @@ def test_the_floor_and_the_script_tell_what_they_cost(tmp_path, monkeypatch):
             assert 0.5 * found["cpu_s"] < sum(found["parts"].values()) < found["cpu_s"]
         else:
             assert {found["val"], found["test"]} <= {number / 10 for number in range(11)}
+
+
+def test_classes_are_as_unequal_as_requested(tmp_path, monkeypatch):
+    """From 5 to 20 images by the same factor, 2: 5, 10 and 20."""
+    unequal = script("unequal.py", monkeypatch)
+    classes = {name: [f"{name}/{number}.png" for number in range(200)] for name in "abc"}
+    for seed in range(3):
+        unequal.unequal(classes, tmp_path / "table.csv", 5, 20, seed)
+        lines = unequal.sets.manifest(tmp_path / "table.csv")
+        counts = [sum(line["label"] == name and not line["split"] for line in lines) for name in "abc"]
+        assert sorted(counts) == [5, 10, 20]
+        assert sum(line["split"] == "test" for line in lines) == 3 * unequal.sets.TEST
+        assert len({line["path"] for line in lines}) == len(lines)
+
+
+def test_arms_are_compared_with_the_one_that_does_nothing(monkeypatch):
+    unequal = script("unequal.py", monkeypatch)
+    tests = {"none": (0.5, 0.6, 0.7), "focal": (0.6, 0.7, 0.8)}
+    runs = [
+        {"images": [5, 20], "target": "t", "strategy": "full", "arm": arm, "seed": seed, "test": value}
+        for arm, values in tests.items()
+        for seed, value in enumerate(values)
+    ]
+    none, focal = unequal.compared([*runs, {**runs[0], "images": [1, 2], "test": 0.0}], [5, 20])
+    assert (none["arm"], none["gain"]) == ("none", [0, 0, 0])
+    assert (focal["n"], focal["test"], focal["gain"]) == (3, 0.7, [0.1, 0.1, 0.1])
+
+
+def test_what_a_search_measures_is_compared_with_training(stripes, tmp_path, monkeypatch):
+    operations = script("operations.py", monkeypatch)
+    monkeypatch.setattr(operations.sets, "TEST", 6)
+    monkeypatch.setattr(operations, "MEASURED_ON", "reference:edges")
+    monkeypatch.setattr(
+        operations, "trained", lambda table, seed, arm, work: {"nothing": 0.7}.get(arm, 0.8 + seed / 10)
+    )
+    words = (tmp_path / "work", "--digits", stripes, "--images", 20, "--seeds", 2, "--train", "quarter turns")
+    run(operations.main, *words)
+    out = tmp_path / "out.json"
+    again = run(operations.main, *words, "--out", out)  # nothing is measured twice
+    assert len(again) == 6
+    rows = {row["operation"]: row for row in json.loads(out.read_text())["summary"]}
+    assert rows["quarter turns"]["harmful"] == 2 and rows["quarter turns"]["gain"][0] == 0.15
+    assert rows["mirroring"]["harmful"] == 0 and "gain" not in rows["mirroring"]
