@@ -1,5 +1,6 @@
 """The end of a search: reruns of the best plans, refit of the winner, baselines, the test, the bundle."""
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ def finish(opened: Opened, crew: Crew) -> Result:
         winner, final, controls = end.train(contenders, board)
         test, comparisons = end.test(final, controls, len(records))
     run = winner.median(bench.scale)
-    timed = {name: value for name, value in winner.record.metrics.items() if name == COSTS["latency"].metric}
+    latency = COSTS["latency"].metric
+    timed = {name: run.plan.test_views * value for name, value in winner.record.metrics.items() if name == latency}
     result = Result(
         study=folder.name,
         trials={state: sum(record.state == state for record in records) for state in STATES},
@@ -212,6 +214,11 @@ class _End:
         if self.settings.views == 1 or not contenders:
             return list(contenders)
         first, *others = contenders
+        limits, costs = self.settings.limits, first.record.metrics
+        for cost in COSTS.values():
+            if cost.by_view and 2 * costs.get(cost.metric, 0.0) > limits.get(cost.limit, math.inf):
+                self.skipped.append(f"two views of an image, {cost.text(2 * costs[cost.metric])}: beyond the limit")
+                return [first, *others]
         run = first.median(self.bench.scale)
         plan = run.plan.model_copy(update={"test_views": 2})
         task = f"views of the winner, trial {first.record.number}"

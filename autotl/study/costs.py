@@ -22,13 +22,15 @@ class Cost:
     unit: str
     less: str
     """How a plan with less of it is described."""
+    by_view: bool = True
+    """Whether each view of an image costs as much again."""
 
     def text(self, value: float) -> str:
         return f"{count(value)} {self.unit}"
 
 
 COSTS: dict[Minimized, Cost] = {
-    "params": Cost("parameters", "max_params", "parameters", "fewer parameters"),
+    "params": Cost("parameters", "max_params", "parameters", "fewer parameters", by_view=False),
     "flops": Cost("flops", "max_flops", "FLOPs per image", "fewer FLOPs"),
     "latency": Cost("latency_ms", "max_latency_ms", "ms per image", "lower latency"),
 }

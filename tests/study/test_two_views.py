@@ -12,13 +12,14 @@ from autotl.study.settings import Settings
 from autotl.study.worker import Failed
 
 
-def choose(tmp_path, views, outcome, left=100.0):
-    """What becomes of two contenders, whose best has an accuracy of 0.9 after a minute of training."""
+def choose(tmp_path, views, outcome, left=100.0, **limits):
+    """What becomes of two contenders, whose best has an accuracy of 0.9 after a minute of training, and costs."""
     plan = SimpleNamespace(test_views=1, model_copy=lambda update: SimpleNamespace(**update))
-    best = Contender(SimpleNamespace(number=3), (SeedRun(plan, 0.9, {"seconds": 60.0}),))
+    costs = {"parameters": 5e6, "flops": 3e8, "latency_ms": 4.0}
+    best = Contender(SimpleNamespace(number=3, metrics=costs), (SeedRun(plan, 0.9, {"seconds": 60.0}),))
     notes = []
     end = SimpleNamespace(
-        settings=Settings.of({"data": tmp_path, "views": views}),
+        settings=Settings.of({"data": tmp_path, "views": views, **limits}),
         bench=SimpleNamespace(scale=Scale(greater_is_better=True, percent=True)),
         budget=SimpleNamespace(left=lambda: left),
         crew=SimpleNamespace(carry_out=lambda jobs: [(job, outcome) for job in jobs]),
@@ -58,6 +59,17 @@ def test_auto_uses_two_views_if_they_are_better_beyond_chance(tmp_path, views, g
 )
 def test_without_a_measurement_one_view_is_kept(tmp_path, outcome, left, says):
     assert choose(tmp_path, "auto", outcome, left) == (1, [says], [])
+
+
+@pytest.mark.parametrize(
+    ("limits", "cost"),
+    [({"max_flops": "599M"}, "600 M FLOPs per image"), ({"max_latency_ms": 7.9}, "8 ms per image")],
+)
+def test_two_views_stay_within_the_limits(tmp_path, limits, cost):
+    says = f"two views of an image, {cost}: beyond the limit"
+    assert choose(tmp_path, 2, measured(0.05, 0.01), **limits) == (1, [says], [])
+    within = {"max_flops": "600M", "max_latency_ms": 8.0, "max_params": "5M"}
+    assert choose(tmp_path, 2, measured(0.05, 0.01), **within)[:2] == (2, [])
 
 
 def test_one_view_needs_no_measurement(tmp_path):
