@@ -101,11 +101,7 @@ class ModelCard:
 
 
 class Family(Protocol):
-    """Backbones with a common prefix, `family:architecture[.tag]`.
-
-    With an attribute `is_reference = True` their features are fixed, not learned. Pretrained features are compared with
-    them to see how similar the images are to those of the pretraining.
-    """
+    """Backbones with a common prefix, `family:architecture[.tag]`."""
 
     def names(self) -> Sequence[str]:
         """Every `architecture[.tag]` that can be listed, without the prefix."""

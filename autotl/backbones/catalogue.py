@@ -183,6 +183,10 @@ class Catalogue:
             return network
         return Network(network.backbone + RANDOM, f"random:{seed}", network.input)
 
+    def is_pretrained(self, name: str) -> bool:
+        """Whether its weights were learned: neither random nor part of its code."""
+        return self._kind(name) == "sha256"
+
     def inputs(self, name: str) -> list[Input]:
         """A backbone's input preparations: its own, and those for its other sizes."""
         card = self.card(name)

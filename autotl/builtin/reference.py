@@ -15,8 +15,6 @@ def register_backbones(register):
 
 
 class Reference:
-    is_reference = True
-
     def names(self):
         return ["pixels", "edges"]
 

@@ -51,7 +51,7 @@ class Advising:
             return self._advised()
 
     def _advised(self) -> Advice:
-        fixed = similarity.references(self.catalogue, self._skip)
+        fixed = similarity.references(self.catalogue)
         bench = self._bench([*self.pool.backbones, *fixed])
         classes = len(bench.dataset.classes)
         sample = Sample.of(bench, self.settings.seed, similarity.images_needed(classes))
@@ -111,7 +111,7 @@ class Advising:
         infos = map(self.catalogue.info, self.pool.backbones)
         for info in sorted(infos, key=lambda info: info.flops(info.names[-1])):
             network = inputs.network(info.name, seed)
-            if self.catalogue.at_random(network, seed) == network:
+            if not self.catalogue.is_pretrained(info.name):
                 continue
             try:
                 bench.features.try_out(network, bench.shas(*OPEN))

@@ -60,7 +60,7 @@ class Opened:
     networks: Mapping[str, Network]
     """The backbones that can be used by name, cheapest first."""
     references: Sequence[str]
-    """Backbones whose features are fixed, which pretrained ones are compared with."""
+    """The backbones that pretrained features are compared with; none if there is no strategy to choose."""
     inputs: Inputs
     strategies: Mapping[str, Entry]
     """The strategies that are installed, by name."""
@@ -140,6 +140,7 @@ class Opening:
                 raise StudyError(f"--weights names '{name}', which is not one of the backbones. Add it to --backbones.")
             # A file that does not fit is reported before any image is read.
             self.catalogue.build(self.catalogue.network(name, settings.seed))
+        self.references = self._references()
         classes = len({file.label for file in self._listing.files})
         self.latency = before.latency if before else self._latency()
         self.limits = limits_of(settings, classes, self.catalogue, self.latency)
@@ -154,7 +155,6 @@ class Opening:
         Raises: AutotlError.
         """
         self.pool = pools.download(self.catalogue, self.pool, self._required, self.skip)
-        self.references = similarity.references(self.catalogue, self.skip)
         bench = self._open_bench()
         usable = self._usable(bench)
         self._try_fixed(bench.dataset, usable)
@@ -275,6 +275,16 @@ class Opening:
     def _has(self, kind: str, name: str) -> bool:
         """Whether a plugin of the study is installed."""
         return f"{kind} {name}" not in self.missing
+
+    def _references(self) -> list[str]:
+        """Raises: PluginError with `strict_plugins` if a plugin that has some fails."""
+        if len(self.strategies) < 2 or not any(map(self.catalogue.is_pretrained, self.pool.backbones)):
+            return []
+        try:
+            return similarity.references(self.catalogue)
+        except PluginError as error:
+            self.skip(error)
+            return []
 
     def _latency(self) -> dict[str, tuple[float, ...]]:
         """The latency of each backbone at each of its input sizes, if the study needs it."""

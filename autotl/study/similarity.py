@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench
-from autotl.errors import PluginError
 from autotl.plan import Network
-from autotl.study import probing
+from autotl.study import controls, probing
 from autotl.study.inputs import Inputs
 from autotl.study.probing import Sample
 from autotl.tracking.advice import AtCut, Similarity
@@ -26,16 +25,10 @@ def images_needed(classes: int) -> int:
     return max(IMAGES, PER_CLASS * classes)
 
 
-def references(catalogue: Catalogue, skip: Callable[[PluginError], None]) -> list[str]:
-    """The backbones whose features are fixed instead of learned."""
-    found: list[str] = []
-    for entry in catalogue.host.backbones:
-        try:
-            if getattr(entry.item, "is_reference", False):
-                found += catalogue.expand([f"{entry.name}:*"])
-        except PluginError as error:
-            skip(error)
-    return found
+def references(catalogue: Catalogue) -> list[str]:
+    """The backbones that pretrained features are compared with: all of the families that have baselines."""
+    families = dict.fromkeys(name.partition(":")[0] for name in controls.baselines(catalogue))
+    return catalogue.expand(f"{family}:*" for family in families)
 
 
 def measure(

@@ -156,14 +156,14 @@ class Work:
     def _advised(self, rows: Sequence[ProbeRow]) -> Advice | None:
         """The advice for these images, stored in the study's folder; None if there is no time or nothing to choose."""
         stored = read_advice(self.opened.folder)
-        strategies = list(self.opened.strategies.values())
-        if stored or len(strategies) < 2:
+        if stored or not self.opened.references:
             return stored
         found = self._similarity(select.best_cuts(rows)[0].backbone)
         if found is None:
             return None
         bench = self.bench
-        advised = advice.advise(len(bench.shas(*OPEN)) / len(bench.dataset.classes), found, strategies)
+        per_class = len(bench.shas(*OPEN)) / len(bench.dataset.classes)
+        advised = advice.advise(per_class, found, self.opened.strategies.values())
         write_advice(self.opened.folder, advised)
         self.watcher.advised(advised)
         return advised
@@ -171,10 +171,11 @@ class Work:
     def _similarity(self, backbone: str) -> Similarity | None:
         """How similar the images are to those of a backbone's pretraining; None if that cannot be measured in time."""
         bench, network, seed = self.bench, self.opened.networks[backbone], self.settings.seed
-        at_random = bench.catalogue.at_random(network, seed)
         sample = Sample.of(bench, seed, similarity.images_needed(len(bench.dataset.classes)))
         allowed = min(ADVICE_SECONDS, ADVICE_SHARE * self.budget.seconds)
-        if at_random == network or estimate.image_seconds(network, bench) * len(sample.shas) > allowed:
+        if not bench.catalogue.is_pretrained(backbone):
+            return None
+        if estimate.image_seconds(network, bench) * len(sample.shas) > allowed:
             return None
 
         def see(network: Network, shas: Sequence[str]) -> None:

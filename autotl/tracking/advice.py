@@ -43,7 +43,7 @@ class Similarity(Record):
     @property
     def untrained(self) -> float:
         """The best accuracy without pretraining."""
-        return max(*(at.random for at in self.cuts), *self.references.values())
+        return max([*(at.random for at in self.cuts), *self.references.values()])
 
     @property
     def gain(self) -> float:
