@@ -292,11 +292,14 @@ class Context(Protocol):
         """The teacher of this trial: one of the study's backbones, at its last stage."""
 
     def class_weights(self) -> ClassWeights:
-        """The class weights of the loss; always "none" unless the classes are unequal, see `UNEQUAL`."""
+        """The class weights of the loss; always "none" unless the classes are unequal, see `UNEQUAL`.
+
+        After `sampling()` gave "balanced" they are "balanced": what is fitted to all images samples none.
+        """
 
     def sampling(self) -> Sampling:
         """Which images an epoch has; always "shuffled" unless the user wants `balanced-sampling` searched, the classes
-        are unequal, and the loss has no class weights."""
+        are unequal, and the loss has no class weights. Called after `class_weights()` for the same phase."""
 
     def plan(
         self,

@@ -175,10 +175,7 @@ class _Setup:
         """
         if self.head.kind == "linear":
             classifier = self.context.classifier()
-            options = classifier.params
-            if self.recipe.values["sampling"] == "balanced" and "class_weights" in options:
-                options = {**options, "class_weights": "balanced"}  # a fit to all images samples none
-            return [Phase(method=classifier.name, frozen=self.cut, options=options)]
+            return [Phase(method=classifier.name, frozen=self.cut, options=classifier.params)]
         return [self.phase(self.cut, {})] if self.trained else []
 
     def phase(self, frozen, stage_lr, share=1.0, ends_plan=False):

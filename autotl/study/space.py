@@ -174,6 +174,7 @@ class SearchContext:
         self._place: tuple[str, Head | None] = ("", None)
         """The cut that the strategy asked for, with the head; "": none yet."""
         self._input: Input | None = None
+        self._sampling: Sampling | None = None
         self._classifiers = classifiers or by_default(catalogue.host)
         self._data_ref = data_ref
         self._arithmetic = arithmetic
@@ -276,15 +277,18 @@ class SearchContext:
     def class_weights(self) -> ClassWeights:
         if self.data.imbalance <= UNEQUAL:
             return "none"
+        if self._sampling == "balanced":
+            return "balanced"
         chosen: ClassWeights = self._trial.suggest_categorical("class_weights", get_args(ClassWeights))
         return chosen
 
     def sampling(self) -> Sampling:
-        wanted = "balanced-sampling" in self.techniques and self.data.imbalance > UNEQUAL
-        if not wanted or self.class_weights() != "none":
-            return "shuffled"
-        chosen: Sampling = self._trial.suggest_categorical("sampling", get_args(Sampling))
-        return chosen
+        if self._sampling is None:
+            wanted = "balanced-sampling" in self.techniques and self.data.imbalance > UNEQUAL
+            self._sampling = "shuffled"
+            if wanted and self.class_weights() == "none":
+                self._sampling = self._trial.suggest_categorical("sampling", get_args(Sampling))
+        return self._sampling
 
     def plan(
         self,

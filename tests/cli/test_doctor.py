@@ -138,5 +138,6 @@ def test_checks_as_json(tmp_path):
     found = json.loads(doctor("--json", "--plugin", plugin))
     assert {"what", "found", "advice", "wrong"} == set(found[0])
     by_plugin = {check["what"]: check["found"] for check in found}
-    assert by_plugin["plugin fine_tuning"].endswith(": strategies fine-tune, lp-ft, gradual-unfreeze, full, scratch")
+    names = "fine-tune, lp-ft, gradual-unfreeze, work-backwards, full, scratch"
+    assert by_plugin["plugin fine_tuning"].endswith(f": strategies {names}")
     assert by_plugin["plugin mine.py"].endswith(": objectives hinge, squared; metrics all-right")

@@ -271,9 +271,11 @@ def without_pillow_heif(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for known in (Image.OPEN, Image.SAVE):
         monkeypatch.delitem(known, "HEIF", raising=False)
-    images._readable.cache_clear()
+    for cached in (images._readable, images.plugins):
+        cached.cache_clear()
     yield
-    images._readable.cache_clear()
+    for cached in (images._readable, images.plugins):
+        cached.cache_clear()
 
 
 def heic(image, **options):
