@@ -2,6 +2,7 @@
 
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StudyError(f"{file} cannot be read: {error}") from None
     known = {str(parameter.name) for parameter in ctx.command.params} - {"config", "yes", "as_json"}
+    lists = {str(parameter.name) for parameter in ctx.command.params if parameter.callback is options.split}
     values = {key.replace("-", "_"): value for key, value in values.items()}
     for key, value in values.items():
         if key not in known:
@@ -42,51 +44,24 @@ def _study_file(ctx: click.Context, option: click.Parameter, file: Path | None) 
             values[key] = [f"{name}={said(fixed)}" for name, fixed in by_name(value).items()]
         elif kind is dict:
             values[key] = [f"{name}={file.parent / path}" for name, path in value.items()]
-        elif key in NAMES and isinstance(value, str):
+        elif key in lists and isinstance(value, str):
             values[key] = [value]
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return file
 
 
-NAMES = (
-    "backbones",
-    "strategies",
-    "augmentations",
-    "optimizers",
-    "objectives",
-    "adapters",
-    "methods",
-    "heads",
-    "techniques",
-)
-"""The options with several names."""
+def _read_by(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback for an option whose text the function of this name in `autotl.study.settings` reads."""
 
+    def read(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
+        from autotl.study import settings
 
-def _seconds(ctx: click.Context, option: click.Parameter, value: str | None) -> float | None:
-    from autotl.study.settings import seconds
+        try:
+            return getattr(settings, name)(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
 
-    try:
-        return seconds(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _amount(ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    from autotl.study.costs import amount
-
-    try:
-        return amount(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
-    from autotl.study.settings import way_to_pick
-
-    try:
-        return way_to_pick(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+    return read
 
 
 @click.command()
@@ -106,7 +81,7 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option(
     "--budget",
     metavar="TIME",
-    callback=_seconds,
+    callback=_read_by("seconds"),
     help="Time limit for everything, including the test: 90s, 30m, 1.5h, 1h30m. At least 60s. [default: no limit]",
 )
 @click.option(
@@ -154,13 +129,13 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
 @click.option(
     "--max-params",
     metavar="N",
-    callback=_amount,
+    callback=_read_by("amount"),
     help="The most parameters that a network may have, head included: 5M, 300k. [default: no limit]",
 )
 @click.option(
     "--max-flops",
     metavar="N",
-    callback=_amount,
+    callback=_read_by("amount"),
     help="The most FLOPs for one image: 600M, 1.5G. Cuts, inputs and backbones beyond it are not searched. [default: "
     "no limit]",
 )
@@ -195,7 +170,7 @@ def _pick(ctx: click.Context, option: click.Parameter, value: str) -> str:
     metavar="HOW",
     default="best",
     show_default=True,
-    callback=_pick,
+    callback=_read_by("way_to_pick"),
     help="Which plan wins, by validation: best; knee, the best compromise with the cost of --minimize, or else with "
     "FLOPs; within=0.5, the cheapest that is at most 0.5 points worse than the best.",
 )

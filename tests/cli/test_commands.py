@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from autotl.cli import search as searching
 from autotl.cli.main import main
 from autotl.study.settings import seconds
 
@@ -97,6 +98,16 @@ def test_the_output_is_plain_lines_outside_a_terminal(autotl, stripes):
     compared = "Compared with reference:pixels"
     for words in ("Winner: reference:edges", "Test accuracy", "95 % confidence", compared, "Next:"):
         assert words in out
+
+
+@pytest.mark.parametrize(
+    "option", [option.name for option in searching.command.params if option.metavar in ("NAME,…", "KIND,…")]
+)
+def test_a_single_name_in_a_file_needs_no_list(tmp_path, option):
+    file = tmp_path / "studies.toml"
+    file.write_text(f'{option} = "one"\n')
+    asked = searching.command.make_context("search", [str(tmp_path), "--config", str(file)])
+    assert asked.params[option] == ("one",)
 
 
 def test_a_study_file_gives_options_and_the_command_line_overrides_it(autotl, stripes, tmp_path):
