@@ -34,6 +34,7 @@ from scipy import stats
 from autotl.files import append_line, read_lines, write
 from autotl.host import Host
 from autotl.study.search import Search
+from autotl.study.select import by_cut
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
 from autotl.tracking.probe import read_probe
@@ -151,9 +152,6 @@ def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
     made = Search(settings, Host(), Silent(), began=time.monotonic())
     result = made.run()
     plan = result.best.plan
-    best: dict[str, float] = {}
-    for row in read_probe(made.folder):
-        best[row.cut] = max(row.accuracy, best.get(row.cut, 0.0))
     return {
         "test": result.test.value,
         "tested": result.test.images,
@@ -163,7 +161,7 @@ def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
         "frozen": plan.phases[-1].frozen,
         "augmentation": plan.augmentation.name,
         "size": plan.input.size,
-        "probe": best,
+        "probe": by_cut(read_probe(made.folder)),
     }
 
 

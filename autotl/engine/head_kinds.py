@@ -198,6 +198,15 @@ def check(head: Head, stage: StageInfo) -> None:
         )
 
 
+def is_possible(head: Head, stage: StageInfo) -> bool:
+    """Whether this stage's output allows the head, see `check`."""
+    try:
+        check(head, stage)
+    except PlanError:
+        return False
+    return True
+
+
 def features(head: Head, stage: StageInfo) -> int:
     """How many features a stage gives the head's classifier."""
     channels = head.width if head.kind == "conv" else stage.channels

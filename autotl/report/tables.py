@@ -16,7 +16,7 @@ from autotl.plan import TransferPlan
 from autotl.report.console import Console
 from autotl.report.output import printable
 from autotl.study.costs import COSTS, USUAL, Cost, count
-from autotl.study.select import LOSS_DIGITS, front, plan_of, value_of
+from autotl.study.select import LOSS_DIGITS, by_cut, front, plan_of, value_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
@@ -113,10 +113,8 @@ def _width(columns: Iterable[int]) -> int:
 
 def probe(rows: Sequence[ProbeRow], width: int) -> Table:
     """For each backbone the accuracy at its cuts, from the first stage to the last, with the best pooling."""
-    best: dict[str, dict[str, float]] = {}
-    for row in rows:
-        cuts = best.setdefault(row.backbone, {})
-        cuts[row.cut] = max(row.accuracy, cuts.get(row.cut, 0.0))
+    names = dict.fromkeys(row.backbone for row in rows)
+    best = {name: by_cut(row for row in rows if row.backbone == name) for name in names}
     most = max(SHORTEST, (width - 30) // 2)  # so that some cuts fit beside the names
     table = Table(box=None)
     table.add_column("probe: held-out train images")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 from autotl.contracts import Situation
+from autotl.engine.intervals import Z
 from autotl.engine.scale import Scale
 from autotl.errors import PluginError
 from autotl.registry import Entry
@@ -22,7 +23,6 @@ SIMILAR = 0.18
 """The `Similarity.gain` from which on images are similar to those of the pretraining."""
 FALL = 0.03
 """How much less accurate the last cut is than the best one if its features are too specific to the pretraining."""
-Z = 1.959964  # two-sided 95 %
 
 
 def advise(per_class: float, similarity: Similarity, strategies: Iterable[Entry]) -> Advice:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from autotl.backbones.catalogue import RANDOM, Catalogue
 from autotl.contracts import BackboneInfo, StageInfo
 from autotl.engine import head_kinds
-from autotl.errors import PlanError
 from autotl.plan import Head, Input
 from autotl.study.costs import COSTS, count
 
@@ -76,12 +75,7 @@ class Limits:
         return costs
 
     def _allowed(self, stage: StageInfo) -> Iterator[Head]:
-        for head in self._heads:
-            try:
-                head_kinds.check(head, stage)
-            except PlanError:
-                continue
-            yield head
+        return (head for head in self._heads if head_kinds.is_possible(head, stage))
 
 
 def timed(name: str, input: Input) -> str:

@@ -87,6 +87,14 @@ def from_scratch(plan: TransferPlan) -> bool:
     return bool(plan.trainings) and has_random_weights(plan)
 
 
+def by_cut(rows: Iterable[ProbeRow]) -> dict[str, float]:
+    """The accuracy at each cut of a backbone, in the order of its rows, with the best pooling."""
+    found: dict[str, float] = {}
+    for row in rows:
+        found[row.cut] = max(row.accuracy, found.get(row.cut, 0.0))
+    return found
+
+
 def best_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:
     """The best cut of each backbone that the probe found, best first."""
     best: dict[str, ProbeRow] = {}

@@ -1,15 +1,14 @@
 """How similar the images are to those that a backbone was trained on: what its features are worth at each depth."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench
 from autotl.plan import Network
-from autotl.study import controls, probing
+from autotl.study import controls, probing, select
 from autotl.study.inputs import Inputs
 from autotl.study.probing import Sample
 from autotl.tracking.advice import AtCut, Similarity
-from autotl.tracking.probe import ProbeRow
 
 IMAGES = 300
 """How many images are enough: the standard error of an accuracy is then below 3 points."""
@@ -44,7 +43,7 @@ def measure(
     def accuracies(network: Network) -> dict[str, float]:
         see(network, sample.shas)
         task = f"comparing with {network.backbone}"
-        return dict(_best_at_cuts(probing.rows(bench, network, sample, watched(task))))
+        return select.by_cut(probing.rows(bench, network, sample, watched(task)))
 
     pretrained, at_random = accuracies(network), accuracies(catalogue.at_random(network, seed))
     return Similarity(
@@ -54,11 +53,3 @@ def measure(
         references={name: max(accuracies(inputs.network(name, seed)).values()) for name in fixed},
         chance=sample.labels.bincount().max().item() / len(sample.shas),
     )
-
-
-def _best_at_cuts(rows: Iterable[ProbeRow]) -> Iterator[tuple[str, float]]:
-    """Each cut, in order, with the accuracy of its best pooling."""
-    found: dict[str, float] = {}
-    for row in rows:
-        found[row.cut] = max(row.accuracy, found.get(row.cut, 0.0))
-    yield from found.items()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import UNEQUAL, BackboneInfo, DataFacts, Optimization, StageInfo
 from autotl.engine.fit import requires
-from autotl.engine.head_kinds import check
+from autotl.engine.head_kinds import is_possible
 from autotl.engine.precision import Arithmetic
-from autotl.errors import PlanError, PluginError
+from autotl.errors import PluginError
 from autotl.host import Host
 from autotl.plan import (
     MODES,
@@ -219,7 +219,7 @@ class SearchContext:
         if "flatten" in self._poolings:  # which a larger map may not allow
             info = self._catalogue.info(info.name, self._inputs.sizes(info.name, "squash")[-1])
         heads = [head.model_copy(update={"pooling": pooling}) for pooling in self._poolings]
-        allowed = [each.pooling for each in heads if _is_possible(each, info.stage(cut))]
+        allowed = [each.pooling for each in heads if is_possible(each, info.stage(cut))]
         if len(self._poolings) == 1:
             return allowed[0]
         return at(self._trial.suggest_float("head_pooling", 0.0, 1.0), allowed)
@@ -361,14 +361,6 @@ class SearchContext:
         if head:
             return not self._limits.excess(name, input, cut, head)
         return (cut or self._backbone.names[-1]) in self._limits.cuts(name, input)
-
-
-def _is_possible(head: Head, stage: StageInfo) -> bool:
-    try:
-        check(head, stage)
-    except PlanError:
-        return False
-    return True
 
 
 def is_classifier(entry: Entry) -> bool:

@@ -198,10 +198,10 @@ class SharedStudy:
 
     def settled(self, what: str, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the first process chose for the study."""
-        found: dict[str, Any] | None = self.optuna.user_attrs.get(what)
+        found = self.known(what)
         if found is None:
             chosen = choose()
-            found = self.optuna.user_attrs.get(what)  # another process may have chosen in the meantime
+            found = self.known(what)  # another process may have chosen in the meantime
             if found is None:
                 self.optuna.set_user_attr(what, chosen)
         return found or chosen

@@ -206,7 +206,7 @@ class Work:
         """
         try:
             wanted = operations.operations_of(self.opened.drawn["augmentations"].values())
-            if wanted and not self.study.known(OPERATIONS):
+            if wanted:
                 self.study.settled(OPERATIONS, lambda: {"measured": list(map(asdict, self._effects(wanted, rows)))})
         except PluginError as error:
             self.opened.skip(error)
