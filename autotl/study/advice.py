@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 
 from autotl.contracts import Situation
-from autotl.engine.intervals import Z
 from autotl.engine.scale import Scale
 from autotl.errors import PluginError
 from autotl.registry import Entry
@@ -48,7 +47,7 @@ def kins(similarity: Similarity) -> list[str]:
     best = similarity.best.pretrained
     error = math.sqrt(best * (1 - best) / similarity.images)
     noise = error / (1 - similarity.chance)
-    if similarity.fall > max(FALL, Z * error):
+    if similarity.fall > max(FALL, 2 * error):
         return ["different"]
     return ["similar"] * (similarity.gain > SIMILAR - noise) + ["different"] * (similarity.gain < SIMILAR + noise)
 
