@@ -11,36 +11,24 @@ to `--out`, a plot of the accuracy of a linear classifier on each cut to `--pict
 """
 
 import json
-import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import click
 import numpy as np
 import sets
 import torch
-from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from pydantic import TypeAdapter
-from scipy import stats
+from runs import Log, paired, search
 
-from autotl.files import append_line, read_lines, write
-from autotl.host import Host
-from autotl.study.search import Search
+from autotl.files import write
 from autotl.study.select import by_cut
-from autotl.study.settings import Settings
-from autotl.study.watch import Silent
 from autotl.tracking.probe import read_probe
 
-LINE = TypeAdapter(dict[str, Any])
-Folder = click.Path(exists=True, file_okay=False, path_type=Path)
 File = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -76,11 +64,7 @@ Runs = Mapping[Key, Mapping[str, Any]]
 
 @click.command(context_settings={"show_default": True})
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--digits", type=Folder)
-@click.option("--cifar10", type=Folder)
-@click.option("--exclude", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
-@click.option("--signs", type=Folder)
-@click.option("--expressions", type=Folder)
+@sets.options
 @click.option("--arm", "arms", multiple=True, required=True, metavar="NAME=STRATEGY,…", help="The best one first.")
 @click.option("--backbone", "backbones", multiple=True, default=["autotl:resnet10"])
 @click.option("--images", multiple=True, default=[100], help="Training images per class.")
@@ -90,11 +74,7 @@ Runs = Mapping[Key, Mapping[str, Any]]
 @click.option("--picture", type=File)
 def main(
     work: Path,
-    digits: Path | None,
-    cifar10: Path | None,
-    exclude: Path | None,
-    signs: Path | None,
-    expressions: Path | None,
+    targets: Mapping[str, sets.Classes],
     arms: tuple[str, ...],
     backbones: tuple[str, ...],
     images: tuple[int, ...],
@@ -104,24 +84,13 @@ def main(
     picture: Path | None,
 ) -> None:
     """Search each arm for each target set, backbone and seed, and compare them."""
-    torch.set_num_threads(1)
-    work.mkdir(parents=True, exist_ok=True)
-    given = sets.given(digits, cifar10, exclude, signs, expressions)
     strategies = {name: named for name, _, named in (arm.partition("=") for arm in arms)}
-    log = work / "runs.jsonl"
-    for seed, target, count in product(range(seeds), given, images):
-        table = sets.draw(given[target], work / f"{target}-{count}-{seed}.csv", count, seed)
+    log = Log(work / "runs.jsonl", work)
+    for seed, target, count in product(range(seeds), targets, images):
+        table = sets.draw(targets[target], work / f"{target}-{count}-{seed}.csv", count, seed)
         for backbone, arm in product(backbones, strategies):
             key = Key(target, count, backbone, seed, arm, strategies[arm], trials)
-            name = f"{table.stem}-{backbone.replace(':', '-')}-{arm}-{strategies[arm]}-{trials}"
-            try:
-                with FileLock(work / f"{name}.lock", timeout=0):
-                    if key not in read(log):
-                        found = {**key._asdict(), **search(table, key, name, work)}
-                        append_line(log, json.dumps(found))
-                        click.echo(json.dumps(found))
-            except Timeout:
-                pass  # another process runs it
+            log.fill(key._asdict(), lambda name: searched(table, key, name, work))  # noqa: B023
     runs = {key: run for key, run in read(log).items() if strategies.get(key.arm) == key.strategies}
     summary, depths = list(compared(runs, list(strategies))), list(cuts(runs))
     for row in (*summary, *depths):
@@ -133,24 +102,12 @@ def main(
         drawn(depths).savefig(picture, dpi=110)
 
 
-def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
+def searched(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
     """Run a search and return the winner and its accuracy."""
-    settings = Settings(
-        data=table,
-        trials=key.trials,
-        strategies=tuple(key.strategies.split(",")),
-        backbones=(key.backbone,),
-        seed=key.seed,
-        device="cpu",
-        study=name,
-        reruns=0,
-        compare=False,
-        mlflow=False,
-        home=work / "studies",
-        cache_dir=work / "cache",
+    strategies = tuple(key.strategies.split(","))
+    result, folder = search(
+        table, work, name, trials=key.trials, strategies=strategies, backbones=(key.backbone,), seed=key.seed
     )
-    made = Search(settings, Host(), Silent(), began=time.monotonic())
-    result = made.run()
     plan = result.best.plan
     return {
         "test": result.test.value,
@@ -161,13 +118,13 @@ def search(table: Path, key: Key, name: str, work: Path) -> dict[str, Any]:
         "frozen": plan.phases[-1].frozen,
         "augmentation": plan.augmentation.name,
         "size": plan.input.size,
-        "probe": by_cut(read_probe(made.folder)),
+        "probe": by_cut(read_probe(folder)),
     }
 
 
-def read(log: Path) -> Runs:
+def read(log: Log) -> Runs:
     """The runs in the log so far."""
-    return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log, LINE.validate_python)}
+    return {Key(*(run[field] for field in Key._fields)): run for run in log.read()}
 
 
 def cells(keys: Iterable[Key]) -> list[Cell]:
@@ -188,12 +145,6 @@ def compared(runs: Runs, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
         means = {arm: round(float(each.mean()), 6) for arm, each in values.items()}
         gains = {f"{one} - {other}": paired(values[one] - values[other]) for one, other in combinations(arms, 2)}
         yield cell._asdict() | {"n": len(seeds), **means, **gains}
-
-
-def paired(gain: np.ndarray) -> list[float]:
-    """The mean of differences over seeds, and the ends of its 95 % interval."""
-    mean, half = gain.mean(), stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-    return [round(float(value), 6) for value in (mean, mean - half, mean + half)]
 
 
 def cuts(runs: Runs) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,6 @@ stopped.
 """
 
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +20,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import click
 import numpy as np
 import sets
 import torch
-from compare import LINE, File, Folder, paired
+from compare import File
+from runs import Log, paired, search
 from torch import Tensor
 
 from autotl import hookimpl
@@ -36,11 +34,8 @@ from autotl.contracts import BatchTransform, Draw
 from autotl.engine import probe
 from autotl.engine.bench import Bench
 from autotl.engine.operations import measured, operations_of
-from autotl.files import append_line, read_lines, write
+from autotl.files import write
 from autotl.host import Host
-from autotl.study.search import Search
-from autotl.study.settings import Settings
-from autotl.study.watch import Silent
 
 LENGTH = 0.0
 """Of the training, as a share of the range that a search draws from: 10 epochs."""
@@ -80,20 +75,14 @@ class Halves:
 
 @click.command(context_settings={"show_default": True})
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--digits", type=Folder)
-@click.option("--cifar10", type=Folder)
-@click.option("--exclude", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
-@click.option("--signs", type=Folder)
+@sets.options
 @click.option("--images", default=60, help="Images of each class to learn from.")
 @click.option("--train", multiple=True, default=["mirroring", "turning upside down"], help="Operations to train with.")
 @click.option("--seeds", default=3)
 @click.option("--out", type=File, help="Write the summary of all finished runs here.")
 def main(
     work: Path,
-    digits: Path | None,
-    cifar10: Path | None,
-    exclude: Path | None,
-    signs: Path | None,
+    targets: Mapping[str, sets.Classes],
     images: int,
     train: tuple[str, ...],
     seeds: int,
@@ -101,20 +90,15 @@ def main(
 ) -> None:
     """Measure each target set, train with each operation, and compare."""
     torch.set_num_threads(1)
-    work.mkdir(parents=True, exist_ok=True)
-    log = work / "runs.jsonl"
-    targets = sets.given(digits, cifar10, exclude, signs, None)
+    log = Log(work / "runs.jsonl", work)
     for seed, arm, target in product(range(seeds), ("measured", "nothing", *train), targets):
         table = sets.draw(targets[target], work / f"{target}-{images}-{seed}.csv", images, seed)
         key = {"target": target, "images": images, "seed": seed, "arm": arm}
-        if not any(key.items() <= run.items() for run in read_lines(log, LINE.validate_python)):
-            if arm == "measured":
-                found: dict[str, Any] = {"operations": measure(table, seed, work)}
-            else:
-                found = {"test": trained(table, seed, arm, work)}
-            append_line(log, json.dumps({**key, **found}))
-            click.echo(json.dumps({**key, **found}))
-    runs = [run for run in read_lines(log, LINE.validate_python) if run["images"] == images]
+        if arm == "measured":
+            log.fill(key, lambda _: {"operations": measure(table, seed, work)})  # noqa: B023
+        else:
+            log.fill(key, lambda name: {"test": trained(table, seed, arm, name, work)})  # noqa: B023
+    runs = [run for run in log.read() if run["images"] == images]
     summary = list(summarised(runs))
     for row in summary:
         click.echo(json.dumps(row))
@@ -145,31 +129,23 @@ def measure(table: Path, seed: int, work: Path) -> list[dict[str, Any]]:
     return [{**asdict(each), "harmful": each.harmful, "cpu_seconds": seconds} for each in found]
 
 
-def trained(table: Path, seed: int, arm: str, work: Path) -> float:
+def trained(table: Path, seed: int, arm: str, name: str, work: Path) -> float:
     """The test accuracy of the whole network, fine-tuned with an operation on half of the images, or `nothing`."""
     host = Host()
-    operations = operations_of(host.augmentations)
-    host.add(Halves(operations), "halves")
-    augmentation = "none" if arm == "nothing" else _registered(arm)
-    settings = Settings.of(
-        {
-            "data": table,
-            "trials": 1,
-            "strategies": ("full",),
-            "backbones": (TRAINED,),
-            "augmentations": (augmentation,),
-            "seed": seed,
-            "device": "cpu",
-            "study": f"{table.stem}-{augmentation}",
-            "reruns": 0,
-            "compare": False,
-            "mlflow": False,
-            "set": {"recipe.length": LENGTH},
-            "home": work / "studies",
-            "cache_dir": work / "cache",
-        }
+    host.add(Halves(operations_of(host.augmentations)), "halves")
+    result, _ = search(
+        table,
+        work,
+        name,
+        host,
+        trials=1,
+        strategies=("full",),
+        backbones=(TRAINED,),
+        augmentations=("none" if arm == "nothing" else _registered(arm),),
+        seed=seed,
+        set={"recipe.length": LENGTH},
     )
-    return Search(settings, host, Silent(), began=time.monotonic()).run().test.value
+    return result.test.value
 
 
 def summarised(runs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

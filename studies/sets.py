@@ -8,9 +8,11 @@ expressions      faces: happiness, neutral, sadness, surprise (the repository mu
 """
 
 import csv
+import functools
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -25,10 +27,38 @@ Classes = Mapping[str, Sequence[str]]
 """The files of each class."""
 
 
-def given(
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options with the folders of the sets; it is called with `targets`, the given sets by name."""
+
+    @functools.wraps(command)
+    def with_targets(
+        *,
+        digits: Path | None,
+        cifar10: Path | None,
+        exclude: Path | None,
+        signs: Path | None,
+        expressions: Path | None,
+        **others: Any,
+    ) -> None:
+        command(targets=_given(digits, cifar10, exclude, signs, expressions), **others)
+
+    folder = click.Path(exists=True, file_okay=False, path_type=Path)
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    for option in (
+        click.option("--expressions", type=folder),
+        click.option("--signs", type=folder),
+        click.option("--exclude", type=file, help="The list that pretraining/overlap.py writes; for --cifar10."),
+        click.option("--cifar10", type=folder),
+        click.option("--digits", type=folder),
+    ):
+        with_targets = option(with_targets)
+    return with_targets
+
+
+def _given(
     digits: Path | None, cifar10: Path | None, exclude: Path | None, signs: Path | None, expressions: Path | None
 ) -> dict[str, Classes]:
-    """The sets whose folders are given, by name; `exclude` is the list that pretraining/overlap.py writes."""
+    """The sets whose folders are given, by name."""
     if cifar10 and not exclude:
         raise click.UsageError("--cifar10 needs --exclude: the file that pretraining/overlap.py writes.")
     all_of_them = {

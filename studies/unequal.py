@@ -13,27 +13,20 @@ Every finished search is a line of WORK/runs.jsonl. The same command resumes whe
 
 import csv
 import json
-import os
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import click
 import numpy as np
 import sets
 import torch
-from compare import LINE, File, Folder, paired
+from compare import File
+from runs import Log, paired, search
 
-from autotl.files import append_line, read_lines, write
-from autotl.host import Host
-from autotl.study.search import Search
-from autotl.study.settings import Settings
-from autotl.study.watch import Silent
+from autotl.files import write
 
 ARMS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -48,10 +41,7 @@ FROZEN = ("none", "balanced weights")
 
 @click.command(context_settings={"show_default": True})
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--digits", type=Folder)
-@click.option("--cifar10", type=Folder)
-@click.option("--exclude", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
-@click.option("--signs", type=Folder)
+@sets.options
 @click.option("--strategy", "strategies", multiple=True, default=["linear-probe", "full"])
 @click.option("--fewest", default=5, help="Images of the smallest class.")
 @click.option("--most", default=100, help="Images of the largest class.")
@@ -59,10 +49,7 @@ FROZEN = ("none", "balanced weights")
 @click.option("--out", type=File, help="Write the summary of all finished searches here.")
 def main(
     work: Path,
-    digits: Path | None,
-    cifar10: Path | None,
-    exclude: Path | None,
-    signs: Path | None,
+    targets: Mapping[str, sets.Classes],
     strategies: tuple[str, ...],
     fewest: int,
     most: int,
@@ -70,20 +57,14 @@ def main(
     out: Path | None,
 ) -> None:
     """Train each arm on each target set, and compare each with the arm that does nothing."""
-    torch.set_num_threads(1)
-    work.mkdir(parents=True, exist_ok=True)
-    log = work / "runs.jsonl"
-    targets = sets.given(digits, cifar10, exclude, signs, None)
+    log = Log(work / "runs.jsonl", work)
     for seed, target, strategy in product(range(seeds), targets, strategies):
         table = work / f"{target}-{fewest}-{most}-{seed}.csv"
         unequal(targets[target], table, fewest, most, seed)
         for arm in FROZEN if strategy == "linear-probe" else ARMS:
             key = {"images": [fewest, most], "target": target, "strategy": strategy, "arm": arm, "seed": seed}
-            if not any(key.items() <= run.items() for run in read_lines(log, LINE.validate_python)):
-                found = {**key, **search(table, key, work)}
-                append_line(log, json.dumps(found))
-                click.echo(json.dumps(found))
-    runs = list(read_lines(log, LINE.validate_python))
+            log.fill(key, lambda name: trained(table, key, name, work))  # noqa: B023
+    runs = log.read()
     summary = list(compared(runs, [fewest, most]))
     for row in summary:
         click.echo(json.dumps(row))
@@ -125,29 +106,20 @@ def unequal(classes: sets.Classes, table: Path, fewest: int, most: int, seed: in
         writer.writerows(kept)
 
 
-def search(table: Path, key: dict[str, Any], work: Path) -> dict[str, Any]:
+def trained(table: Path, key: dict[str, Any], name: str, work: Path) -> dict[str, Any]:
     """The accuracy of the only trial, trained on all images except the test images."""
     arm = dict(ARMS[key["arm"]])
-    settings = Settings.of(
-        {
-            "data": table,
-            "trials": 1,
-            "strategies": (key["strategy"],),
-            "backbones": ("autotl:resnet10",),
-            "metric": "balanced-accuracy",
-            "seed": key["seed"],
-            "device": "cpu",
-            "study": f"{table.stem}-{key['strategy']}-{key['arm'].replace(',', '')}",
-            "reruns": 0,
-            "compare": False,
-            "mlflow": False,
-            "home": work / "studies",
-            "cache_dir": work / "cache",
-            **arm,
-            "set": {"class_weights": "none", **arm.get("set", {})},
-        }
+    result, _ = search(
+        table,
+        work,
+        name,
+        trials=1,
+        strategies=(key["strategy"],),
+        backbones=("autotl:resnet10",),
+        metric="balanced-accuracy",
+        seed=key["seed"],
+        **{**arm, "set": {"class_weights": "none", **arm.get("set", {})}},
     )
-    result = Search(settings, Host(), Silent(), began=time.monotonic()).run()
     recalls = {name: found.recall for name, found in result.test.classes.items()}
     return {"test": result.test.value, "val": result.best.validation, "recalls": recalls, "plan": result.final.hash}
 

@@ -43,13 +43,12 @@ import numpy as np
 import sets
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from pydantic import TypeAdapter
+from runs import LINE
 from scipy import stats
 
 from autotl.engine.intervals import wilson
 from autotl.files import append_line, read_lines
 
-LINE = TypeAdapter(dict[str, Any])
 IMAGES = {"signs": 20, "digits": 20, "cifar10": 100, "expressions": 100}
 """Images of each class to learn from."""
 SMALL = "torchvision:squeezenet1_0"
@@ -150,11 +149,7 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command(context_settings={"show_default": True})
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--digits", type=Folder)
-@click.option("--cifar10", type=Folder)
-@click.option("--exclude", type=File, help="From ../pretraining/overlap.py.")
-@click.option("--signs", type=Folder)
-@click.option("--expressions", type=Folder)
+@sets.options
 @click.option("--ants-bees", type=Folder, help="With train/ and test/, used as it is. These are photos of ImageNet.")
 @click.option("--weights", "given", multiple=True, metavar="BACKBONE=FILE", required=True, help="In safetensors.")
 @click.option("--only", multiple=True, metavar="GLOB", help="Of SET/BACKBONE/ARM/SETTING/SEED; can be repeated.")
@@ -164,11 +159,7 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--run/--no-run", "go", default=True, help="--no-run: print the tables and draw the picture only.")
 def main(
     work: Path,
-    digits: Path | None,
-    cifar10: Path | None,
-    exclude: Path | None,
-    signs: Path | None,
-    expressions: Path | None,
+    targets: Mapping[str, sets.Classes],
     ants_bees: Path | None,
     given: tuple[str, ...],
     only: tuple[str, ...],
@@ -180,19 +171,18 @@ def main(
     """Run each arm for each target set and seed, and compare them."""
     work = work.resolve()
     weights = {name: Path(file).resolve() for name, _, file in (each.partition("=") for each in given)}
-    drawn = sets.given(digits, cifar10, exclude, signs, expressions)
-    targets = [name for name in ("signs", "ants-bees", "digits", "cifar10", "expressions") if name in drawn]
+    names = [name for name in ("signs", "ants-bees", "digits", "cifar10", "expressions") if name in targets]
     if ants_bees:
-        targets.insert(1, "ants-bees")
+        names.insert(1, "ants-bees")
     code = version()
     if go:
-        for key in plan(targets, list(weights), seeds, code):
+        for key in plan(names, list(weights), seeds, code):
             if (only and not any(fnmatch.fnmatch(key.name, glob) for glob in only)) or "test" in read(log).get(key, {}):
                 continue
             if key.target == "ants-bees":
                 data = ants_bees.resolve()
             else:
-                data = folder(drawn[key.target], work / "data" / f"{key.target}-{key.seed}", key)
+                data = folder(targets[key.target], work / "data" / f"{key.target}-{key.seed}", key)
             found = {**key._asdict(), **run(key, data, weights[key.backbone], work)}
             append_line(log, json.dumps(found))
             click.echo(json.dumps(found))
