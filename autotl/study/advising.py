@@ -5,7 +5,6 @@ from functools import partial
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.data import index
-from autotl.data.shapes import expected
 from autotl.data.split import OPEN
 from autotl.engine import device as devices
 from autotl.engine.bench import Bench
@@ -19,6 +18,7 @@ from autotl.study import pool as pools
 from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
 from autotl.study.probing import Sample
+from autotl.study.reading import read
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking.advice import Advice
@@ -52,10 +52,22 @@ class Advising:
 
     def _advised(self) -> Advice:
         fixed = similarity.references(self.catalogue)
-        bench = self._bench([*self.pool.backbones, *fixed])
+        settings, watcher = self.settings, self.watcher
+        columns = settings.columns.or_those({}, settings.data)
+        bench, inputs = read(
+            settings,
+            index.find(settings.data, columns),
+            columns,
+            [*self.pool.backbones, *fixed],
+            self.catalogue,
+            self.device,
+            progress=partial(watcher.progress, "reading images"),
+            note=watcher.note,
+        )
+        watcher.dataset(bench.dataset)
         classes = len(bench.dataset.classes)
         sample = Sample.of(bench, self.settings.seed, similarity.images_needed(classes))
-        networks = self._affordable(bench, len(sample.shas))
+        networks = self._affordable(bench, inputs, len(sample.shas))
         see = partial(self._see, bench)
         rows = []
         for network in networks:
@@ -79,38 +91,16 @@ class Advising:
         self.settings.tolerate(problem)
         self.watcher.note(f"Warning: {problem}")
 
-    def _bench(self, names: Sequence[str]) -> Bench:
-        settings = self.settings
-        columns = settings.columns.or_those({}, settings.data)
-        likely = Inputs(self.catalogue, expected(index.find(settings.data, columns))).firsts(names)
-        progress = partial(self.watcher.progress, "reading images")
-        bench = Bench.open(
-            settings.data,
-            likely,
-            self.catalogue,
-            self.device,
-            seed=settings.seed,
-            columns=columns,
-            near_copies=settings.near_copies,
-            progress=progress,
-            note=self.watcher.note,
-        )
-        for input in set(Inputs(self.catalogue, bench.dataset.shapes).firsts(names)).difference(likely):
-            bench.decode(input, progress)
-        self.watcher.dataset(bench.dataset)
-        return bench
-
-    def _affordable(self, bench: Bench, images: int) -> list[Network]:
+    def _affordable(self, bench: Bench, inputs: Inputs, images: int) -> list[Network]:
         """The pretrained backbones that there is time for, cheapest first. The best one is needed at random, too.
 
         Raises: StudyError if there is none.
         """
-        inputs, seed = Inputs(self.catalogue, bench.dataset.shapes), self.settings.seed
         kept: list[Network] = []
         left = SECONDS
         infos = map(self.catalogue.info, self.pool.backbones)
         for info in sorted(infos, key=lambda info: info.flops(info.names[-1])):
-            network = inputs.network(info.name, seed)
+            network = inputs.network(info.name, self.settings.seed)
             if not self.catalogue.is_pretrained(info.name):
                 continue
             try:

@@ -8,6 +8,8 @@ from autotl.files import settle
 from autotl.host import Host
 from autotl.study import pool as pools
 from autotl.study import team
+from autotl.study.budget import Budget
+from autotl.study.choices import Choices
 from autotl.study.closing import finish
 from autotl.study.crew import Alone, Crew, Hands
 from autotl.study.fixed import not_drawn
@@ -31,10 +33,13 @@ class Search:
 
         Raises: AutotlError for anything that cannot be searched; nothing has been written by then.
         """
-        self.opening = opening = Opening(settings, host, watcher, began)
-        self.settings, self.watcher = opening.settings, watcher
-        self.folder, self.catalogue = opening.folder, opening.catalogue
-        self.device, self.cache_dir = opening.device, opening.cache_dir
+        self.watcher, budget = watcher, Budget(settings.budget, began)
+        watcher.budget(budget.until_the_end)
+        self.choices = choices = Choices(settings, host, watcher)
+        self.opening = Opening(choices, budget)
+        self.settings = choices.settings
+        self.folder, self.catalogue = choices.folder, choices.catalogue
+        self.device, self.cache_dir = choices.device, choices.cache_dir
         self.devices = team.devices(self.settings, self.device)
         self._shipping: Shipping | None = None
 
@@ -43,7 +48,7 @@ class Search:
 
         Raises: StudyError, also if a disk or a database fails; finished trials are saved.
         """
-        pools.announce(self.opening.pool, self.watcher, self.settings.yes)
+        pools.announce(self.choices.pool, self.watcher, self.settings.yes)
         try:
             with one_line_each(self.folder.name), self.folder.lock(), exact(self.device), self._team() as others:
                 settle(self.folder.bundle)
@@ -92,7 +97,7 @@ class Search:
         trials = Trials(opened.suggestions, self.folder, saves=others is None)
         hands: Hands
         if others:
-            others.invite(opened, self.opening.columns)
+            others.invite(opened, self.choices.columns)
             hands = others
         else:
             hands = Alone(Worker(opened.bench, trials, self.watcher, opened.budget))

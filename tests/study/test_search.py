@@ -23,7 +23,7 @@ from autotl.engine.scale import Scale
 from autotl.errors import DataError, PluginError, StudyError, WeightsError
 from autotl.export import bundle
 from autotl.report.terminal import show_study
-from autotl.study import opening as openings
+from autotl.study import choices
 from autotl.study import search as searching
 from autotl.study.budget import OutOfTime
 from autotl.study.search import Search
@@ -302,7 +302,7 @@ def test_a_study_without_trials_starts_again(host, stripes, monkeypatch):
 
 def test_images_that_cannot_be_used_are_an_error_before_anything_is_downloaded_or_written(host, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(openings.pools, "choose", lambda *_: 1 / 0)
+    monkeypatch.setattr(choices.pools, "choose", lambda *_: 1 / 0)
     with pytest.raises(DataError, match="has no images"):
         search(host, tmp_path / "empty")
     assert not (tmp_path / "studies").exists()

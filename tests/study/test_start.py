@@ -105,7 +105,7 @@ def shorten(folder: Path) -> None:
 def test_the_winner_of_a_study_is_the_backbone_of_the_next_up_to_its_cut(place, tmp_path):
     watcher = Notes()
     made = search(place, watcher, study="second", from_study="first")
-    assert made.opening.pool.backbones == (NAME,)
+    assert made.choices.pool.backbones == (NAME,)
     result = made.run()
     first = StudyFolder(place / "studies" / "first")
     trained = load_file(first.bundle / bundle.WEIGHTS)
@@ -140,7 +140,7 @@ def test_the_winner_of_a_study_is_the_backbone_of_the_next_up_to_its_cut(place, 
 def test_a_bundle_is_given_as_weights_alone_or_with_other_backbones(place):
     first = place / "studies" / "first" / "bundle"
     made = search(place, study="third", backbones=("reference:edges",), from_study="first")
-    assert made.opening.pool.backbones == ("reference:edges", NAME)
+    assert made.choices.pool.backbones == ("reference:edges", NAME)
     given = search(place, study="fourth", backbones=(NAME,), weights={NAME: first})
     assert given.catalogue.weights(NAME, 0) == made.catalogue.weights(NAME, 0)
 
