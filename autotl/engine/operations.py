@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from autotl.contracts import BatchTransform, Draw
-from autotl.engine import feed, probe
+from autotl.engine import feed
 from autotl.engine.bench import Bench
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise, on_device, seen_by
 from autotl.engine.intervals import paired_difference
+from autotl.engine.sample import Sample
 from autotl.plan import Head, Network, Pooling
 from autotl.registry import Entry
 
@@ -104,10 +105,8 @@ def measured(
 
     `progress(done, total)` is called after each operation, and may raise.
     """
-    shas = bench.shas("train", "early_stop")
-    rows = probe.subset(bench.labels("train", "early_stop"), seed, MOST)
-    shas, labels = [shas[row] for row in rows], bench.dataset.labels("train", "early_stop")[rows.numpy()]
-    units = bench.units("train", "early_stop")[rows].numpy()
+    sample = Sample.of(bench, seed, MOST)
+    shas, labels, units = sample.shas, sample.labels.numpy(), sample.units.numpy()
     plain = bench.features.read(network, cut, pooling, shas).cpu().numpy()
     folds = list(_folds(labels, units, seed))
     alone, found = _guessed([plain], labels, folds), []

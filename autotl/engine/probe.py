@@ -8,22 +8,8 @@ from torch import Tensor
 
 from autotl.engine.heads import Scaling
 
-LEAST, PER_CLASS, MOST = 1_000, 5, 5_000
-"""Limits of the number of images that the probe uses: it ranks cuts and need not measure them precisely."""
-
+NEIGHBOURS = 5
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-
-
-def subset(labels: Tensor, seed: int, most: int = MOST) -> Tensor:
-    """The images that the probe uses, the same for every cut: sorted indices, with classes as balanced as possible."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    shuffled = labels.cpu()[order]
-    by_class = shuffled.argsort(stable=True)
-    first = torch.searchsorted(shuffled[by_class], shuffled[by_class])
-    turn = torch.empty_like(order)
-    turn[by_class] = torch.arange(len(labels)) - first  # an image's place among those of its class
-    count = min(most, max(LEAST, PER_CLASS * len(labels.unique())))
-    return order[turn.argsort(stable=True)[:count]].sort().values
 
 
 def ridge_accuracy(features: Tensor, labels: Tensor, classes: int, units: Tensor) -> float:
@@ -54,6 +40,21 @@ def ridge_accuracy(features: Tensor, labels: Tensor, classes: int, units: Tensor
             left_out[unit] = target[unit] - torch.linalg.solve(others, residual[unit])
         best = max(best, (left_out.argmax(1) == labels).double().mean().item())
     return best
+
+
+def neighbour_accuracy(features: Tensor, labels: Tensor, classes: int, units: Tensor) -> float:
+    """The accuracy of the vote of each image's `NEIGHBOURS` nearest images of other units, by cosine; of equal votes
+    the more similar images win.
+
+    features: [N, D] float32, raw. labels, units: [N] int64, as for `ridge_accuracy`.
+    """
+    scaled = torch.nn.functional.normalize(Scaling.of(features).apply(features).cpu().double())
+    labels, units = labels.cpu(), units.cpu()
+    likeness = (scaled @ scaled.T).masked_fill(units[:, None] == units, -2.0)
+    nearest = likeness.topk(min(NEIGHBOURS, len(labels)), dim=1)
+    weights = (nearest.values > -2).double() * (1 + 1e-3 * nearest.values)
+    votes = torch.zeros(len(labels), classes, dtype=torch.float64).scatter_add_(1, labels[nearest.indices], weights)
+    return (votes.argmax(1) == labels).double().mean().item()
 
 
 def _of_several(units: Tensor) -> list[Tensor]:

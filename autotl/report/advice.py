@@ -30,6 +30,11 @@ def lines(advice: Advice, summaries: Mapping[str, str], data: str) -> Iterator[t
     yield "", f"{_percent(at.random for at in found.cuts)}  the same network with random weights"
     for name, value in found.references.items():
         yield "", f"{100 * value:.0f}  {name}"
+    if found.neighbours is not None:
+        yield (
+            "",
+            f"{100 * found.neighbours:.0f}  by the nearest images alone, with pretrained features at {found.best.cut}",
+        )
     yield "similarity", " ".join(similarity(found))
     for heading, texts in (("situation", WORDS), ("textbook", TEXTBOOK)):
         yield heading, "; or ".join(texts[each] for each in advice.situations)

@@ -9,15 +9,16 @@ from autotl.data.split import OPEN
 from autotl.engine import device as devices
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
+from autotl.engine.sample import Sample
 from autotl.errors import PluginError, StudyError
 from autotl.export import bundle
 from autotl.host import Host
 from autotl.plan import Network
+from autotl.registry import Entry
 from autotl.study import advice, estimate, probing, select, similarity
 from autotl.study import pool as pools
 from autotl.study.inputs import Inputs
 from autotl.study.machine import one_line_each
-from autotl.study.probing import Sample
 from autotl.study.reading import read
 from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
@@ -34,10 +35,10 @@ class Advising:
     def __init__(self, settings: Settings, host: Host, watcher: Watcher) -> None:
         """Raises: AutotlError for anything that cannot be searched."""
         self.settings, self.watcher = settings, watcher
-        self.strategies = list(host.strategies)
         self.device = devices.resolve(settings.device)
         for problem in host.problems:
             self._skip(problem)
+        self.strategies = list(filter(self._is_searched, host.strategies))
         place = cache_dir(settings.cache_dir)
         self.catalogue = catalogue = Catalogue(host, place, bundle.given(settings.weights), watcher.note, self._skip)
         named = catalogue.expand(settings.backbones)
@@ -86,6 +87,14 @@ class Advising:
             watched=lambda task: partial(self.watcher.progress, task),
         )
         return advice.advise(len(bench.shas(*OPEN)) / classes, found, self.strategies)
+
+    def _is_searched(self, entry: Entry) -> bool:
+        """Whether a search that names no strategies tries this one."""
+        try:
+            return getattr(entry.item, "by_default", True)
+        except PluginError as error:
+            self._skip(error)
+            return False
 
     def _skip(self, problem: object) -> None:
         self.settings.tolerate(problem)

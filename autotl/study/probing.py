@@ -1,35 +1,12 @@
 """Probing a backbone: how well a linear classifier on its frozen features does at every cut."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from torch import Tensor
-
-from autotl.data.split import Split
 from autotl.engine import probe
 from autotl.engine.bench import Bench
+from autotl.engine.sample import Sample
 from autotl.plan import Network
 from autotl.tracking.probe import ProbeRow
-
-SEEN: tuple[Split, ...] = ("train", "early_stop")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The images that a probe uses: some of those that trials may learn from, with classes as balanced as possible."""
-
-    shas: list[str]
-    labels: Tensor
-    """[N] int64."""
-    units: Tensor
-    """[N] int64, as in `Bench.units`."""
-
-    @classmethod
-    def of(cls, bench: Bench, seed: int, most: int = probe.MOST) -> "Sample":
-        """At most `most` images, the same for every backbone."""
-        shas, labels = bench.shas(*SEEN), bench.labels(*SEEN).cpu()
-        chosen = probe.subset(labels, seed, most)
-        return cls([shas[at] for at in chosen], labels[chosen], bench.units(*SEEN)[chosen])
 
 
 def rows(

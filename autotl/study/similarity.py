@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.engine import probe
 from autotl.engine.bench import Bench
+from autotl.engine.sample import Sample
 from autotl.plan import Network
 from autotl.study import controls, probing, select
 from autotl.study.inputs import Inputs
-from autotl.study.probing import Sample
 from autotl.tracking.advice import AtCut, Similarity
+from autotl.tracking.probe import ProbeRow
 
 IMAGES = 300
 """How many images are enough: the standard error of an accuracy is then below 3 points."""
@@ -40,16 +42,19 @@ def measure(
     catalogue = bench.catalogue
     inputs = Inputs(catalogue, bench.dataset.shapes)
 
-    def accuracies(network: Network) -> dict[str, float]:
+    def probed(network: Network) -> list[ProbeRow]:
         see(network, sample.shas)
-        task = f"comparing with {network.backbone}"
-        return select.by_cut(probing.rows(bench, network, sample, watched(task)))
+        return probing.rows(bench, network, sample, watched(f"comparing with {network.backbone}"))
 
-    pretrained, at_random = accuracies(network), accuracies(catalogue.at_random(network, seed))
+    rows = probed(network)
+    pretrained, at_random = select.by_cut(rows), select.by_cut(probed(catalogue.at_random(network, seed)))
+    (best,) = select.best_cuts(rows)
+    features = bench.features.read(network, best.cut, best.pooling, sample.shas)
     return Similarity(
         backbone=network.backbone,
         images=len(sample.shas),
         cuts=tuple(AtCut(cut=cut, pretrained=value, random=at_random[cut]) for cut, value in pretrained.items()),
-        references={name: max(accuracies(inputs.network(name, seed)).values()) for name in fixed},
+        references={name: max(row.accuracy for row in probed(inputs.network(name, seed))) for name in fixed},
         chance=sample.labels.bincount().max().item() / len(sample.shas),
+        neighbours=probe.neighbour_accuracy(features, sample.labels, len(bench.dataset.classes), sample.units),
     )

@@ -8,13 +8,13 @@ from autotl.contracts import BatchTransform
 from autotl.data.split import OPEN
 from autotl.engine import metrics, operations
 from autotl.engine.operations import Effect
+from autotl.engine.sample import Sample
 from autotl.errors import PluginError, StudyError
 from autotl.plan import Network
 from autotl.study import advice, estimate, guesses, probing, select, similarity
 from autotl.study.budget import OutOfTime
 from autotl.study.crew import Crew
 from autotl.study.opening import Opened
-from autotl.study.probing import Sample
 from autotl.study.storage import GUESS
 from autotl.study.suggestions import OPERATIONS
 from autotl.study.worker import Pass

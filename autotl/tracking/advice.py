@@ -30,6 +30,9 @@ class Similarity(Record):
     """The accuracy with fixed features, such as pixels, by the backbone that gives them."""
     chance: float
     """The share of the largest class among these images."""
+    neighbours: float | None = None
+    """The accuracy of the nearest other images' classes, with pretrained features at the best cut: what can be had
+    without fitting anything. None in a record of an earlier version."""
 
     @property
     def best(self) -> AtCut:

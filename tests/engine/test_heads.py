@@ -5,7 +5,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from autotl.engine.heads import LinearHead, Scaling, logistic_path
-from autotl.engine.probe import PENALTIES, ridge_accuracy, subset
+from autotl.engine.probe import PENALTIES, neighbour_accuracy, ridge_accuracy
+from autotl.engine.sample import subset
 
 
 def blobs(n=200, d=20, classes=4, seed=0):
@@ -110,3 +111,22 @@ def test_the_probe_uses_images_of_every_class():
     assert len(seen) == 2000
     assert torch.bincount(seen)[1:].tolist() == [2] * 399
     assert len(subset(torch.arange(20_000) % 1000, seed=0)) == 5000
+
+
+def test_neighbours_vote_without_the_image_itself_and_its_copies():
+    from sklearn.datasets import make_blobs
+    from sklearn.model_selection import LeaveOneOut, cross_val_predict
+    from sklearn.neighbors import KNeighborsClassifier
+
+    points, labels = make_blobs(90, 4, centers=3, cluster_std=5.0, random_state=0)
+    features, labels = torch.from_numpy(points).float(), torch.from_numpy(labels)
+    found = neighbour_accuracy(features, labels, 3, torch.arange(90))
+    scaled = torch.nn.functional.normalize(Scaling.of(features).apply(features).double()).numpy()
+    votes = KNeighborsClassifier(5, weights=lambda distances: 1 + 1e-3 * (1 - distances**2 / 2))
+    theirs = cross_val_predict(votes, scaled, labels.numpy(), cv=LeaveOneOut())
+    assert 0.4 < found < 1 and found == pytest.approx((theirs == labels.numpy()).mean())
+
+    copies, units = features.repeat(4, 1), torch.arange(90).repeat(4)
+    at_random = torch.randint(3, (90,), generator=torch.Generator().manual_seed(0)).repeat(4)
+    assert neighbour_accuracy(copies, at_random, 3, units) < 0.6
+    assert neighbour_accuracy(copies, at_random, 3, torch.arange(360)) == 1

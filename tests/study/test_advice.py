@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from autotl.data.dataset import Dataset
+from autotl.engine.sample import Sample
 from autotl.engine.scale import Scale
 from autotl.errors import PluginError, StudyError
 from autotl.report import advice as words
 from autotl.report.words import summary
 from autotl.study import advice
 from autotl.study.advising import Advising
-from autotl.study.probing import Sample
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
@@ -151,7 +151,9 @@ def test_advice_is_measured_on_images_outside_val_and_test(host, stripes, monkey
     assert measured.chance == pytest.approx(1 / 3)
     assert any(at.pretrained != at.random for at in measured.cuts)
     assert given.situations and set(given.suggested).isdisjoint(given.others)
-    assert set(given.suggested) | set(given.others) == {entry.name for entry in host.strategies}
+    searched = {entry.name for entry in host.strategies if getattr(entry.item, "by_default", True)}
+    assert set(given.suggested) | set(given.others) == searched < {entry.name for entry in host.strategies}
+    assert measured.chance < measured.neighbours <= 1
 
 
 def test_without_a_pretrained_backbone_there_is_nothing_to_compare(host, stripes):
