@@ -38,6 +38,10 @@ def lines(advice: Advice, summaries: Mapping[str, str], data: str) -> Iterator[t
     yield "similarity", " ".join(similarity(found))
     for heading, texts in (("situation", WORDS), ("textbook", TEXTBOOK)):
         yield heading, "; or ".join(texts[each] for each in advice.situations)
+    if advice.harmful:
+        yield "augment", f"not by {', '.join(advice.harmful)}: changed images look like those of other classes"
+    if advice.allowed:
+        yield "" if advice.harmful else "augment", f"the images allow {', '.join(advice.allowed)}"
     for number, name in enumerate(advice.suggested, 1):
         yield "try first" if number == 1 else "", f"{number}. {name}: {summaries[name]}"
     if advice.others:

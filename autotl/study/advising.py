@@ -7,6 +7,7 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.data import index
 from autotl.data.split import OPEN
 from autotl.engine import device as devices
+from autotl.engine import operations
 from autotl.engine.bench import Bench
 from autotl.engine.exact import exact
 from autotl.engine.sample import Sample
@@ -24,9 +25,12 @@ from autotl.study.settings import Settings
 from autotl.study.watch import Watcher
 from autotl.tracking.advice import Advice
 from autotl.tracking.folder import cache_dir
+from autotl.tracking.probe import ProbeRow
 
 SECONDS = 40.0
 """The passes of images through backbones take about as long at most."""
+OPERATIONS_SECONDS = 15.0
+"""So do those of changed images."""
 
 
 class Advising:
@@ -34,7 +38,7 @@ class Advising:
 
     def __init__(self, settings: Settings, host: Host, watcher: Watcher) -> None:
         """Raises: AutotlError for anything that cannot be searched."""
-        self.settings, self.watcher = settings, watcher
+        self.settings, self.host, self.watcher = settings, host, watcher
         self.device = devices.resolve(settings.device)
         for problem in host.problems:
             self._skip(problem)
@@ -86,7 +90,27 @@ class Advising:
             see=see,
             watched=lambda task: partial(self.watcher.progress, task),
         )
-        return advice.advise(len(bench.shas(*OPEN)) / classes, found, self.strategies)
+        given = advice.advise(len(bench.shas(*OPEN)) / classes, found, self.strategies)
+        return given.model_copy(update=self._operations(bench, networks[0], rows))
+
+    def _operations(self, bench: Bench, network: Network, rows: Sequence[ProbeRow]) -> dict[str, tuple[str, ...]]:
+        """The `allowed` and `harmful` operations on images, measured on the cheapest backbone; none without time."""
+        try:
+            wanted = operations.operations_of(self.host.augmentations)
+            if len(wanted) * operations.MOST * estimate.image_seconds(network, bench) > OPERATIONS_SECONDS:
+                self.watcher.note(f"No time to measure whether the images allow {', '.join(wanted)}.")
+                return {}
+            (best,) = select.best_cuts(row for row in rows if row.backbone == network.backbone)
+            progress = partial(self.watcher.progress, "measuring which operations the images allow")
+            see = (bench, network, best.cut, best.pooling)
+            found = operations.measured(*see, wanted, self.settings.seed, progress)
+        except PluginError as error:
+            self._skip(error)
+            return {}
+        return {
+            name: tuple(each.operation for each in found if each.harmful == is_harmful)
+            for name, is_harmful in (("allowed", False), ("harmful", True))
+        }
 
     def _is_searched(self, entry: Entry) -> bool:
         """Whether a search that names no strategies tries this one."""

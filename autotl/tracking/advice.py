@@ -71,6 +71,10 @@ class Advice(Record):
     """The strategies that suit one of them, in the order in which they are tried."""
     others: tuple[str, ...]
     """The other strategies of the search, which are tried next."""
+    allowed: tuple[str, ...] = ()
+    harmful: tuple[str, ...] = ()
+    """Operations on images, such as mirroring, that were measured: those that make classes harder to tell apart are
+    harmful."""
 
 
 class AdviceTested(Record):

@@ -154,6 +154,10 @@ def test_advice_is_measured_on_images_outside_val_and_test(host, stripes, monkey
     searched = {entry.name for entry in host.strategies if getattr(entry.item, "by_default", True)}
     assert set(given.suggested) | set(given.others) == searched < {entry.name for entry in host.strategies}
     assert measured.chance < measured.neighbours <= 1
+    assert "quarter turns" in given.harmful  # they make stripes down of stripes across
+    assert "mirroring" in given.allowed
+    shown = list(words.lines(given, {entry.name: "" for entry in host.strategies}, "data"))
+    assert next(text for heading, text in shown if heading == "augment").startswith(f"not by {given.harmful[0]}")
 
 
 def test_without_a_pretrained_backbone_there_is_nothing_to_compare(host, stripes):
