@@ -181,6 +181,9 @@ class DataRef(Record):
     split_seed: int
     near_copies: NearCopies = "together"
     """Whether near-copies (images that look nearly the same) are kept in one split."""
+    division: int = Field(default=0, ge=0, exclude_if=lambda division: division == 0)
+    """Which division of the images outside the test split into the other splits: 0 is the study's own. In the others
+    images that were in `val` least often come first, so that plans are judged on more images."""
 
 
 class Stop(Record):

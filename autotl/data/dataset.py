@@ -6,8 +6,8 @@ Only this module knows the labels of the test split, and only `Dataset.open_test
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from autotl.data.listing import BY_NAME, Columns, Found, Listing
 from autotl.data.names import one_form
 from autotl.data.pixels import PixelStore, Progress
 from autotl.data.shapes import shapes_of
-from autotl.data.split import LEAST_EARLY_STOP, SPLITS, Member, Split, assign, unit_numbers
+from autotl.data.split import LEAST_EARLY_STOP, SPLITS, Member, Split, assign, divisions, unit_numbers
 from autotl.errors import DataError, reason
 from autotl.files import append_line, write
 from autotl.plan import Input, NearCopies, digest
@@ -140,6 +140,22 @@ class Dataset:
         opening = Opening(time=time, plan=plan, trials=trials, fingerprint=self.fingerprint, images=len(at))
         append_line(log, opening.model_dump_json())
         return self._labels[at]
+
+    @property
+    def divisible(self) -> bool:
+        """Whether `val` may be drawn again: not if the user chose its images."""
+        return all(found.split != "val" for found in self.listing.files)
+
+    def divisions(self) -> Iterator["Dataset"]:
+        """The same images with further divisions of those outside the test split, as numbered from 1 in `DataRef`."""
+        members = [
+            Member(image.sha, self.classes[label], image.split, picture=unit)
+            for image, label, unit in zip(self.images, self._labels, self._units.tolist(), strict=True)
+        ]
+        for splits in divisions(members, seed=self.seed):
+            pairs = zip(self.images, splits, strict=True)
+            images = (image if image.split == split else replace(image, split=split) for image, split in pairs)
+            yield replace(self, images=tuple(images))
 
     @cached_property
     def near_apart(self) -> frozenset[str]:

@@ -8,8 +8,9 @@ test         tests the winner, once: the user's, or split off from train
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, get_args
 
 import numpy as np
@@ -27,6 +28,9 @@ SHARES: dict[Split, float] = {"test": 0.20, "val": 0.20, "early_stop": 0.15}
 
 LEAST_EARLY_STOP = 3
 """The least images of every class for a useful early_stop split."""
+
+TRIES = 10
+"""How many orders of the images are tried for a further division."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,44 @@ def assign(members: Sequence[Member], *, seed: int, previous: Mapping[str, Split
     return splits
 
 
+def divisions(members: Sequence[Member], *, seed: int) -> Iterator[list[Split]]:
+    """Further divisions of the images outside the test split, without end: in each the split of each member.
+
+    `given` is the study's own split. Each division splits off `val`, and `early_stop` if there is one, from units in a
+    random order, those first that were in `val` of the fewest divisions before. If a class that a split had would be
+    missing there, which groups of several classes can cause, the division is the same as the one before.
+    """
+    units = _units(members, seed)
+    _give(units, members)
+    pool = [unit for unit in units if unit.split != "test"]
+    for number in count(1):
+        _divide_again(pool, f"{seed}:{number}")
+        splits = [member.given for member in members]
+        for unit in pool:
+            for at in unit.members:
+                splits[at] = unit.split
+        yield splits
+
+
+def _divide_again(pool: Sequence["_Unit"], seed: str) -> None:
+    before = {split: [unit for unit in pool if unit.split == split] for split in OPEN}
+    for unit in before["val"]:
+        unit.judged += 1
+    for attempt in range(TRIES):
+        left = sorted(pool, key=lambda unit: (unit.judged, unit.rank(f"{seed}:{attempt}")))
+        for unit in left:
+            unit.split = "train"
+        for split in ("val", "early_stop"):
+            if before[split]:
+                left = _move(_take(left, SHARES[split], keep=1), split, left)
+        now = {split: [unit for unit in pool if unit.split == split] for split in OPEN}
+        if all(_images(before[split]).keys() <= _images(now[split]).keys() for split in OPEN):
+            return
+    for split, those in before.items():
+        for unit in those:
+            unit.split = split
+
+
 def unit_numbers(members: Sequence[Member]) -> np.ndarray:
     """[N] the unit number of each member: members that share a picture or a group, directly or through others.
 
@@ -81,21 +123,27 @@ class _Unit:
 
     members: list[int]
     labels: Counter[str]
+    first: str
+    """The smallest hash of its images."""
     split: Split = "train"
+    judged: int = 0
+    """In how many divisions it was in val."""
+
+    def rank(self, seed: object) -> str:
+        """Its place in a random order that depends only on the seed and the images."""
+        return hashlib.sha256(f"{seed}:{self.first}".encode()).hexdigest()
 
 
 def _units(members: Sequence[Member], seed: int) -> list[_Unit]:
     """The units in an order that depends only on the seed and the images."""
-
-    def order(unit: _Unit) -> str:
-        first = min(members[at].sha for at in unit.members)
-        return hashlib.sha256(f"{seed}:{first}".encode()).hexdigest()
-
     together = defaultdict(list)
     for at, number in enumerate(unit_numbers(members).tolist()):
         together[number].append(at)
-    units = [_Unit(ats, Counter(members[at].label for at in ats)) for ats in together.values()]
-    return sorted(units, key=order)
+    units = [
+        _Unit(ats, Counter(members[at].label for at in ats), min(members[at].sha for at in ats))
+        for ats in together.values()
+    ]
+    return sorted(units, key=lambda unit: unit.rank(seed))
 
 
 def _give(units: Iterable[_Unit], members: Sequence[Member]) -> None:

@@ -1,5 +1,6 @@
 """The bench: the data set and the stores with which all plans are trained."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,16 @@ class Bench:
         self.pass_seconds: dict[Network, float] = {}
         """Measured seconds for one image through a frozen backbone."""
         features.pixels.locate = dataset.locate
+        self._divisions = [self]
+        self._further = dataset.divisions()
+
+    def of_division(self, division: int) -> "Bench":
+        """The bench with another division of the images outside the test split, as in `DataRef`."""
+        while len(self._divisions) <= division:
+            divided = copy.copy(self)
+            divided.dataset = next(self._further)
+            self._divisions.append(divided)
+        return self._divisions[division]
 
     @classmethod
     def open(

@@ -45,7 +45,7 @@ def fit(plan: TransferPlan, bench: Bench, observer: Observer | None = None) -> F
     """
     check(plan, bench)
     with exact(bench.device):
-        return _fit(plan, bench, observer or Nobody())
+        return _fit(plan, bench.of_division(plan.data.division), observer or Nobody())
 
 
 def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
@@ -99,7 +99,7 @@ def _gain(fitted: Fitted, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Bench) -> TransferPlan:
-    """The plan that refits the same setup on all images except the test images.
+    """The plan that refits the same setup on all images except the test images, whatever division it had.
 
     The choices of the original training, a head's options and the epoch, are taken from its metrics, `measured`.
     """
@@ -115,7 +115,8 @@ def on_all_images(plan: TransferPlan, measured: Mapping[str, float], bench: Benc
 
     splits = tuple(split for split in OPEN if bench.shas(split))
     phases = tuple(fixed(phase, number) for number, phase in enumerate(plan.phases, 1))
-    return plan.model_copy(update={"train_on": splits, "phases": phases})
+    data = plan.data.model_copy(update={"division": 0})
+    return plan.model_copy(update={"train_on": splits, "phases": phases, "data": data})
 
 
 def components(phases: Sequence[Phase], augmentation: str) -> set[tuple[str, str]]:
@@ -146,6 +147,10 @@ def check(plan: TransferPlan, bench: Bench) -> None:
     Raises: PlanError if it was made with other versions, stages or input than this machine has, or is inconsistent.
     """
     catalogue = bench.catalogue
+    if plan.data.division and not bench.dataset.divisible:
+        raise PlanError(
+            f"'data.division' is {plan.data.division}, but the val split of these images was given: set it to 0."
+        )
     for phase in plan.phases:
         if phase.method not in catalogue.host.methods:
             methods = [entry.name for entry in catalogue.host.methods]

@@ -1,6 +1,7 @@
 """From a folder to a data set: excluded files, records, and a test split that stays sealed."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -275,6 +276,7 @@ def test_given_splits_are_kept(opened, tmp_path):
         "dog": {"train": 20, "early_stop": 4, "val": 4, "test": 6},
     }
     assert all((image.split == "val") == image.path.startswith("valid") for image in dataset.images)
+    assert not dataset.divisible
 
 
 def test_a_manifest_with_groups(opened, tmp_path):
@@ -457,3 +459,16 @@ def test_a_stored_split_that_cannot_be_read(tmp_path, text):
     with pytest.raises(DataError, match=r"split\.csv' cannot be read.*Start a new study") as caught:
         read_split(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_further_divisions_are_of_the_same_images_and_keep_the_test_split_sealed(opened, tmp_path):
+    dataset = opened(folder(tmp_path / "data", cat=30, dog=30))
+    first, second = itertools.islice(dataset.divisions(), 2)
+    assert dataset.divisible and first.shas("val") != dataset.shas("val") != second.shas("val")
+    for other in (first, second):
+        assert other.counts() == dataset.counts() and other.shas("test") == dataset.shas("test")
+        assert [image.path for image in other.images] == [image.path for image in dataset.images]
+        with pytest.raises(SealedTest):
+            other.labels("test")
+    again = opened(tmp_path / "data")
+    assert [splits(other) for other in itertools.islice(again.divisions(), 2)] == [splits(first), splits(second)]

@@ -3,10 +3,12 @@
 import hashlib
 import random
 from collections import Counter
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 
-from autotl.data.split import SPLITS, Member, assign
+from autotl.data.split import SPLITS, Member, assign, divisions
 from autotl.errors import DataError
 
 
@@ -215,3 +217,40 @@ def test_the_stored_split_of_other_data():
     _, previous = stored(members(a=50, b=50))
     with pytest.raises(DataError, match=r"No image is left in test, val: of 80 images 0 are among the 100"):
         assign(members(start=1000, a=40, b=40), seed=0, previous=previous)
+
+
+def divided(some, count, seed=0):
+    """The study's own splits, and `count` further divisions."""
+    own = assign(some, seed=seed)
+    given = [replace(member, given=split) for member, split in zip(some, own, strict=True)]
+    return own, list(islice(divisions(given, seed=seed), count))
+
+
+def test_further_divisions_keep_the_test_split_and_the_shares_and_judge_on_all_other_images():
+    some = members(a=100, b=50)
+    own, further = divided(some, 9)
+    judged = Counter(at for splits in (own, *further[:4]) for at, split in enumerate(splits) if split == "val")
+    assert set(judged) == {at for at, split in enumerate(own) if split != "test"} and set(judged.values()) == {1}
+    for splits in further:
+        assert counts(some, splits) == counts(some, own)
+        assert all((one == "test") == (other == "test") for one, other in zip(splits, own, strict=True))
+    twice = Counter(at for splits in (own, *further) for at, split in enumerate(splits) if split == "val")
+    assert set(twice.values()) == {2}
+    assert len({tuple(splits) for splits in further}) == 9
+    assert divided(some, 9) == (own, further) and divided(some, 9, seed=1)[1] != further
+
+
+def test_further_divisions_divide_no_group_and_no_copies():
+    draw = random.Random(0)
+    some = [replace(member, group=f"{member.label}{draw.randrange(20)}") for member in members(a=60, b=60)]
+    some += some[:10]
+    for splits in divided(some, 6)[1]:
+        assert_nothing_is_divided(some, splits)
+        assert {"a", "b"} == {member.label for member, split in zip(some, splits, strict=True) if split == "val"}
+
+
+def test_a_division_that_would_lack_a_class_is_the_one_before():
+    # The only unit of class b outside the test split is in val, where it is needed, and it cannot be in train, too.
+    some = members(a=20, given="train") + members("val", start=20, a=5, b=1) + members("test", start=30, a=5, b=1)
+    (splits,) = islice(divisions(some, seed=0), 1)
+    assert splits == [member.given for member in some]
