@@ -163,7 +163,7 @@ def _read_by(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Number of new seeds to rerun the three best plans with; the best mean wins.",
+    help="How often the best plans are rerun, with new seeds and other images in val, before one is picked.",
 )
 @click.option(
     "--pick",
@@ -171,8 +171,9 @@ def _read_by(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     default="best",
     show_default=True,
     callback=_read_by("way_to_pick"),
-    help="Which plan wins, by validation: best; knee, the best compromise with the cost of --minimize, or else with "
-    "FLOPs; within=0.5, the cheapest that is at most 0.5 points worse than the best.",
+    help="Which plan wins, by validation: best; simplest, the simplest that is at most one standard error worse; knee, "
+    "the best compromise with the cost of --minimize, or else with FLOPs; within=0.5, the cheapest that is at most 0.5 "
+    "points worse than the best.",
 )
 @click.option(
     "--compare/--no-compare",

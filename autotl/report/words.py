@@ -11,7 +11,7 @@ from autotl.study import select
 from autotl.study.costs import COSTS, count
 from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
-from autotl.tracking.result import Comparison, Picked, Result, Test
+from autotl.tracking.result import Comparison, Picked, Result, Simplest, Test
 
 if TYPE_CHECKING:
     from autotl.export.export import Exported
@@ -44,6 +44,8 @@ def summary(result: Result) -> Iterator[str]:
     yield from trained(plan)
     if result.picked:
         yield _why(result.picked, result)
+    if result.simplest:
+        yield _simplest(result.simplest, result)
     in_groups = f" in {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
     certain = "without a confidence interval"
     if test.low is not None and test.high is not None:
@@ -64,7 +66,7 @@ def summary(result: Result) -> Iterator[str]:
         yield against(name, test, comparison)
     yield from pretraining(result)
     runs = [shown(run.value) for run in result.best.runs]
-    mean = f"{shown(result.best.validation)}, the mean over {len(runs)} seeds ({', '.join(runs)})"
+    mean = f"{shown(result.best.validation)}, the mean over {len(runs)} runs ({', '.join(runs)})"
     yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
     if result.advice:
         yield advice.tested(result.advice, shown)
@@ -86,6 +88,20 @@ def _why(picked: Picked, result: Result) -> str:
     if picked.best == result.best.trial:
         return f"{this}; it is also the best plan."
     return f"{this}; the best plan, trial {picked.best}, has {shown(picked.value)} for {cost.text(picked.costs)}."
+
+
+def _simplest(simplest: Simplest, result: Result) -> str:
+    """How the simplest plan within the noise compares with the best one."""
+    scale, won = result.test.scale, simplest.trial == result.best.trial
+    noise = f"{100 * simplest.noise:.1f} points" if scale.percent else scale.text(simplest.noise)
+    runs = f"{simplest.runs} runs each" if simplest.runs > 1 else "one run each"
+    what = (
+        f"within one standard error ({noise}, {runs}) of the best plan, trial {simplest.best}: validation "
+        f"{result.test.metric} {scale.text(simplest.value)} against {scale.text(simplest.value_of_best)}"
+    )
+    if won:
+        return f"Picked because it is simpler and {what}. --pick best takes trial {simplest.best}."
+    return f"Trial {simplest.trial} is simpler and {what}. --pick simplest takes it."
 
 
 def by_class(test: Test) -> Iterator[str]:

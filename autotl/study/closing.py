@@ -25,7 +25,7 @@ from autotl.study.crew import Crew
 from autotl.study.opening import Opened
 from autotl.study.pick import picked
 from autotl.study.reruns import Contender, Reruns, SeedRun
-from autotl.study.settings import BEST, Settings
+from autotl.study.settings import BEST, RERUN, Settings
 from autotl.study.suggestions import facts_of
 from autotl.study.worker import Outcome, Prediction, Training, why_not
 from autotl.tracking import result as results
@@ -55,7 +55,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
     ended = sum(record.state in ENDED for record in records)
     if ended < settings.trials:
         skipped.append(f"no time for {settings.trials - ended} of {settings.trials} trials")
-    best = picked(settings.pick, board, cost.metric, bench.scale)[: select.BEST]
+    best = picked(settings.pick, board, cost.metric, bench.scale)
     interval = metrics.interval_seconds(bench.metrics[0], bench.dataset.counts_in("test"))
     opened.budget.keep_at_last(estimate.seconds_to_test(best, settings, bench) + interval)
     reruns = Reruns(opened, crew)
@@ -63,7 +63,9 @@ def finish(opened: Opened, crew: Crew) -> Result:
     with _place(folder.path / ".test") as place:
         end = _End(opened, crew, known, place)
         contenders = end.with_views(contenders)
-        winner, final, controls = end.train(contenders, board)
+        judged = {each.record.number: each.record for each in contenders}  # more reliably than by their trials
+        others = [record for record in board if record.number not in judged]
+        winner, final, controls = end.train(contenders, [*judged.values(), *others])
         test, comparisons = end.test(final, controls, len(records))
     run = winner.median(bench.scale)
     latency = COSTS["latency"].metric
@@ -87,8 +89,9 @@ def finish(opened: Opened, crew: Crew) -> Result:
             value=select.value_of(board[0]),
             costs=board[0].metrics[cost.metric],
         )
-        if settings.pick != BEST
+        if settings.pick not in RERUN
         else None,
+        simplest=reruns.simplest,
         final=final,
         imbalance=facts_of(bench.dataset).imbalance,
         test=test,

@@ -87,12 +87,16 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
 
 def seconds_at_the_end(board: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
     """Seconds that reruns, refit and comparisons will take, estimated from the trials so far, best first."""
-    best = board[: select.BEST]
-    again = [_seconds(record) for record in best if select.depends_on_seed(select.plan_of(record))]
+    best = select.finalists(board)
+    trained, heads = (
+        sum(_seconds(record) for record in best if bool(select.plan_of(record).trainings) == is_trained)
+        for is_trained in (True, False)
+    )
     last = bench.refit_factor * max(map(_seconds, best), default=0.0)
     probe = (1 + bench.refit_factor) * PROBE_SECONDS
     test = seconds_to_test(best, settings, bench)
-    return settings.turns * sum(again) + last + settings.compare * (last + probe) + test
+    again = settings.turns * trained + max(settings.turns, select.HEAD_TURNS) * heads if settings.turns else 0.0
+    return again + last + settings.compare * (last + probe) + test
 
 
 def seconds_to_test(best: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:

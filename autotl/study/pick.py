@@ -1,12 +1,17 @@
-"""Which of the plans wins: the best one, or one that costs less and is nearly as good."""
+"""Which of the plans wins: the best one, or one that is simpler or costs less and is nearly as good."""
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from autotl.engine.scale import Scale
 from autotl.study import select
-from autotl.study.settings import BEST, KNEE, WITHIN
+from autotl.study.settings import KNEE, RERUN, WITHIN
 from autotl.tracking.log import TrialRecord
+
+ROUNDING = 1e-9
+"""How much worse than it is a value may look by rounding."""
 
 
 def picked(how: str, board: Sequence[TrialRecord], cost: str, scale: Scale) -> list[TrialRecord]:
@@ -14,22 +19,55 @@ def picked(how: str, board: Sequence[TrialRecord], cost: str, scale: Scale) -> l
 
     `board`: all plans, best first. `cost`: the name of a metric.
 
-    `knee`: the plans of the Pareto front, first the one farthest above the line between the ends of the front, where
-    the study's metric and the logarithm of the cost are scaled to [0, 1]. `within=0.5`: those of the front that are at
-    most 0.5 points worse than the best, the cheapest first; if the metric is no share, 0.5 in its own unit.
+    `best` and `simplest`: those that are rerun before one is picked, best first. `knee`: the plans of the Pareto front,
+    first the one farthest above the line between the ends of the front, where the study's metric and the logarithm of
+    the cost are scaled to [0, 1]. `within=0.5`: those of the front that are at most 0.5 points worse than the best, the
+    cheapest first; if the metric is no share, 0.5 in its own unit.
     """
-    if how == BEST:
-        return list(board)
+    if how in RERUN:
+        return select.finalists(board)
     points = {record.number: (scale.order(select.value_of(record)), record.metrics[cost]) for record in board}
     front = [record for record in board if record.number in select.front(points)]
     if how == KNEE:
         gains = _gains([points[record.number] for record in front])
-        return [record for _, record in sorted(zip(gains, front, strict=True), key=lambda pair: -pair[0])]
+        ordered = sorted(zip(gains, front, strict=True), key=lambda pair: -pair[0])
+        return [record for _, record in ordered][: select.BEST]
     match = WITHIN.fullmatch(how)
     assert match is not None
     loss = float(match[1]) / (100 if scale.percent else 1)
-    most = points[board[0].number][0] + loss + 1e-9
-    return [record for record in reversed(front) if points[record.number][0] <= most]
+    most = points[board[0].number][0] + loss + ROUNDING
+    return [record for record in reversed(front) if points[record.number][0] <= most][: select.BEST]
+
+
+def simplest(
+    values: np.ndarray, complexity: Sequence[tuple[object, ...]], images: int, scale: Scale
+) -> tuple[list[int], float]:
+    """The order of plans in which those come first, the simplest before others, that are at most one standard error
+    worse than the best (the rule of Breiman et al. 1984), and that error.
+
+    values: as for `noise`, with the best mean in the first row. complexity: a sort key of each plan.
+    """
+    error = noise(values, images, scale)
+    orders = [scale.order(float(mean)) for mean in values.mean(1)]
+    near = [at for at, order in enumerate(orders) if order <= orders[0] + error + ROUNDING]
+    others = [at for at in range(len(orders)) if at not in near]
+    return [*sorted(near, key=lambda at: complexity[at]), *others], error
+
+
+def noise(values: np.ndarray, images: int, scale: Scale) -> float:
+    """The standard error of the difference between two plans' means.
+
+    values: [plans, runs]; a column has the same images and the same seed. It is estimated from what the values deviate
+    by from the means of their rows and columns, as in a design of randomised blocks (Fisher 1935). With a single run it
+    is that of a share of so many `images` if what the plans get right correlates by one half, and 0 for a metric that
+    is no share.
+    """
+    plans, runs = values.shape
+    if runs > 1:
+        left = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+        return math.sqrt(2 / runs * float((left**2).sum()) / max(1, (plans - 1) * (runs - 1)))
+    best = float(values.max())
+    return math.sqrt(best * (1 - best) / images) if scale.percent else 0.0
 
 
 def _gains(front: Sequence[tuple[float, float]]) -> list[float]:

@@ -1,6 +1,6 @@
 """Which plans and which cuts are best."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from autotl.engine.scale import Scale
 from autotl.plan import Minimized, TransferPlan
@@ -10,6 +10,11 @@ from autotl.tracking.probe import ProbeRow
 
 BEST = 3
 """How many of the best plans are rerun with new seeds."""
+HEADS = 10
+"""Of how many of the best heads on frozen features one is rerun with them."""
+HEAD_TURNS = 9
+"""How often those heads are rerun, which takes little time: each time a fifth of the images outside the test split is
+in `val`, so with the trial's own run that is about twice five folds."""
 LOSS_DIGITS = 3
 """Decimals of a log-loss that are shown and compared."""
 
@@ -24,6 +29,14 @@ def leaderboard(records: Iterable[TrialRecord], scale: Scale, fingerprint: str |
         if record.state == "complete" and record.plan and fingerprint in (None, record.plan.data.fingerprint):
             best.setdefault(record.plan.hash, record)
     return sorted(best.values(), key=lambda record: order(value_of(record), record.metrics, scale))
+
+
+def finalists(board: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The best of the plans that train the network, and of those that fit a head on frozen features, in their order."""
+    trained = [record for record in board if plan_of(record).trainings][:BEST]
+    heads = [record for record in board if not plan_of(record).trainings][:HEADS]
+    numbers = {record.number for record in (*trained, *heads)}
+    return [record for record in board if record.number in numbers]
 
 
 def order(value: float, metrics: Mapping[str, float], scale: Scale) -> tuple[float, float, float]:
@@ -70,6 +83,16 @@ def with_seed(plan: TransferPlan, seed: int) -> TransferPlan:
 def depends_on_seed(plan: TransferPlan) -> bool:
     """Whether another seed would give another result."""
     return bool(plan.trainings) or has_random_weights(plan)
+
+
+def complexity(record: TrialRecord) -> tuple[bool, int, float]:
+    """A sort key: the simplest plan has the smallest.
+
+    A head on frozen features is simpler than any training, then fewer trained stages are, then fewer FLOPs.
+    """
+    trainings = plan_of(record).trainings
+    stages = {stage for training in trainings for stage in training.stage_lr}
+    return bool(trainings), len(stages), record.metrics["flops"]
 
 
 def has_random_weights(plan: TransferPlan) -> bool:

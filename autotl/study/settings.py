@@ -39,8 +39,10 @@ UNITS = {
     **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600),
     **dict.fromkeys(("d", "day", "days"), 86400),
 }
-BEST, KNEE, WITHIN = "best", "knee", re.compile(r"within=(\d+\.?\d*|\.\d+)")
+BEST, SIMPLEST, KNEE, WITHIN = "best", "simplest", "knee", re.compile(r"within=(\d+\.?\d*|\.\d+)")
 """The ways to pick the winner."""
+RERUN = (BEST, SIMPLEST)
+"""The ways for which the best plans are rerun; others pick by the trials alone, and by a cost."""
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]+)[\s,]*")
 _CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)")
 
@@ -97,13 +99,15 @@ def _workers(value: Any) -> Any:
 
 
 def way_to_pick(text: str) -> str:
-    """`best`, `knee` or `within=0.5`.
+    """`best`, `simplest`, `knee` or `within=0.5`.
 
     Raises: ValueError for anything else.
     """
-    if text in (BEST, KNEE) or WITHIN.fullmatch(text):
+    if text in (BEST, SIMPLEST, KNEE) or WITHIN.fullmatch(text):
         return text
-    raise ValueError(f"'{text}' is not a way to pick; allowed are best, knee and within=POINTS, such as within=0.5")
+    raise ValueError(
+        f"'{text}' is not a way to pick; allowed are best, simplest, knee and within=POINTS, such as within=0.5"
+    )
 
 
 def _text(path: Path) -> Path:
@@ -235,10 +239,11 @@ class Settings(Record):
     """Of how many views of an image the model averages the probabilities: 2 for the image and the mirrored image;
     `auto`: 2 if that is significantly more accurate on `val`."""
     reruns: int = Field(default=2, ge=0)
-    """With how many new seeds the best plans are rerun before the best one is chosen."""
+    """How often the best plans are rerun, with new seeds and other images in `val`, before one is chosen."""
     pick: Annotated[str, AfterValidator(way_to_pick)] = BEST
-    """Which plan wins: `best`; `knee`, a compromise with the cost of `minimize`, or else with FLOPs; `within=0.5`, the
-    cheapest that is at most 0.5 points worse than the best."""
+    """Which plan wins: `best`; `simplest`, the simplest that is at most one standard error worse; `knee`, a compromise
+    with the cost of `minimize`, or else with FLOPs; `within=0.5`, the cheapest that is at most 0.5 points worse than
+    the best."""
     compare: bool = True
     """Whether controls are trained to compare the winner with: a linear probe, raw pixels, random weights."""
     max_kills: int = Field(default=3, ge=1)
@@ -324,8 +329,8 @@ class Settings(Record):
 
     @property
     def turns(self) -> int:
-        """With how many new seeds plans are rerun: other plans than the best are picked by their trials alone."""
-        return self.reruns if self.pick == BEST else 0
+        """How often plans are rerun."""
+        return self.reruns if self.pick in RERUN else 0
 
     @property
     def limits(self) -> dict[str, float]:

@@ -258,7 +258,7 @@ class Trials:
                 self._known[record.plan.hash] = record.metrics
         board = select.leaderboard(self._records.values(), self.bench.scale, self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
-        longest = max((record.metrics["seconds"] for record in board[: select.BEST]), default=0.0)
+        longest = max((record.metrics["seconds"] for record in select.finalists(board)), default=0.0)
         self._refit_seconds = self.settings.refit * self.bench.refit_factor * longest
         self.budget.keep(seconds_at_the_end(board, self.settings, self.bench))
 

@@ -18,7 +18,7 @@ def _whole(metrics: dict[str, float]) -> dict[str, float]:
 
 
 class Run(Record):
-    """One training of a plan: its seed, and the study's metric on `val`."""
+    """One training of a plan: its seed, and the study's metric on `val` of its division of the images."""
 
     seed: int
     value: float
@@ -46,6 +46,20 @@ class Picked(Record):
     """The trial of the best plan."""
     value: float
     costs: float
+
+
+class Simplest(Record):
+    """The simplest plan that is at most one standard error worse than the best one, and that one."""
+
+    trial: int
+    value: float
+    best: int
+    """The trial of the best plan."""
+    value_of_best: float
+    noise: float
+    """One standard error of the difference between two of the plans that were compared."""
+    runs: int
+    """How many runs of each plan were compared."""
 
 
 class OfClass(Record):
@@ -102,6 +116,8 @@ class Result(Record):
     """The number of different plans compared on `val`."""
     best: Best
     picked: Picked | None = None
+    simplest: Simplest | None = None
+    """None if the best plan is the simplest one within the noise, and if the winner was picked by its cost."""
     test: Test
     comparisons: dict[str, Comparison]
     advice: AdviceTested | None = None

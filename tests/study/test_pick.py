@@ -1,5 +1,7 @@
 """The winner is the best plan, or one that costs less and is nearly as good."""
 
+from types import SimpleNamespace
+
 import pytest
 from test_limits import searched
 
@@ -10,6 +12,10 @@ from autotl.study import select
 from autotl.study.pick import picked
 from autotl.study.settings import Settings
 from autotl.tracking.log import TrialRecord
+from autotl.tracking.result import Simplest
+
+HEAD = SimpleNamespace(trainings=())
+"""A plan that fits a head on frozen features."""
 
 
 def board(*points, scale):
@@ -19,7 +25,7 @@ def board(*points, scale):
             number=number,
             state="complete",
             params={},
-            plan=None,
+            plan=HEAD,
             value=value,
             metrics={"val.loss": 0.0, "flops": cost},
             seconds=0.0,
@@ -76,7 +82,9 @@ def test_a_metric_that_is_better_where_smaller_has_its_own_unit():
 
 @pytest.mark.parametrize("how", ["cheap", "within", "within=", "within=-1", "within=a", "within=1%"])
 def test_another_way_to_pick_is_refused(how):
-    with pytest.raises(StudyError, match="is not a way to pick; allowed are best, knee and within=POINTS, such as"):
+    with pytest.raises(
+        StudyError, match="is not a way to pick; allowed are best, simplest, knee and within=POINTS, such as"
+    ):
         Settings.of({"data": ".", "pick": how})
 
 
@@ -100,3 +108,21 @@ def test_a_search_picks_on_validation_and_says_what_the_best_plan_would_have_bee
         f"plan, trial {found[0].number}, has {shown(found[0].value)} for 1 M FLOPs per image."
     )
     assert not any(line.startswith("Picked") for line in words.summary(best))
+
+
+def test_the_summary_says_which_simpler_plan_is_within_the_noise(host, stripes):
+    _, result = searched(host, stripes, trials=2, reruns=0, compare=False)
+    won = result.best.trial
+
+    def said(**values):
+        simplest = Simplest(**{"trial": 7, "value": 0.985, "best": won, "value_of_best": 1.0, "noise": 0.02, **values})
+        return list(words.summary(result.model_copy(update={"simplest": simplest})))
+
+    assert (
+        f"Trial 7 is simpler and within one standard error (2.0 points, one run each) of the best plan, trial {won}: "
+        "validation accuracy 98.5% against 100.0%. --pick simplest takes it."
+    ) in said(runs=1)
+    assert (
+        "Picked because it is simpler and within one standard error (2.0 points, 3 runs each) of the best plan, trial "
+        "9: validation accuracy 98.5% against 100.0%. --pick best takes trial 9."
+    ) in said(runs=3, trial=won, best=9)

@@ -71,7 +71,7 @@ def search(host, data, watcher=None, **settings):
 
 def test_from_a_folder_of_images_to_a_tested_bundle(host, stripes):
     watcher = Recorder()
-    made = search(host, stripes, watcher)
+    made = search(host, stripes, watcher, reruns=0)
     result = made.run()
 
     assert +Counter(result.trials) == {"complete": 6}
@@ -615,7 +615,7 @@ def test_a_study_resumes_with_another_device_of_its_kind(host, stripes):
 
 @pytest.mark.parametrize("metric", ["balanced-accuracy", "macro-f1"])
 def test_other_metrics_select_the_winner_and_are_tested(host, stripes, metric):
-    made = search(host, stripes, metric=metric, trials=3)
+    made = search(host, stripes, metric=metric, trials=3, reruns=0)
     result = made.run()
     assert result.test.metric == metric
     assert result.best.validation == result.best.metrics[f"val.{metric}"]
