@@ -161,7 +161,7 @@ def _read_by(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
 @click.option(
     "--reruns",
     type=click.IntRange(0),
-    default=2,
+    default=4,
     show_default=True,
     help="How often the best plans are rerun, with new seeds and other images in val, before one is picked.",
 )

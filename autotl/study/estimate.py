@@ -6,6 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import numpy as np
 import torch
 
 from autotl.backbones.catalogue import RANDOM
@@ -19,6 +20,7 @@ from autotl.errors import PluginError
 from autotl.plan import NO_AUGMENTATION, PENALTIES, Network, Phase, TransferPlan
 from autotl.study import select
 from autotl.study.controls import PROBE_SECONDS
+from autotl.study.pick import contending
 from autotl.study.settings import Settings
 from autotl.study.watch import Estimate
 from autotl.tracking.log import TrialRecord
@@ -88,14 +90,15 @@ def _head_seconds(networks: Sequence[Network], bench: Bench) -> float:
 def seconds_at_the_end(board: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
     """Seconds that reruns, refit and comparisons will take, estimated from the trials so far, best first."""
     best = select.finalists(board)
-    trained, heads = (
-        sum(_seconds(record) for record in best if bool(select.plan_of(record).trainings) == is_trained)
-        for is_trained in (True, False)
-    )
+    again = 0.0
+    if best and settings.turns:
+        units = len(np.unique(bench.dataset.units("val")))
+        for record in contending(best, units, bench.scale):
+            turns = settings.turns if select.plan_of(record).trainings else max(settings.turns, select.HEAD_TURNS)
+            again += turns * _seconds(record)
     last = bench.refit_factor * max(map(_seconds, best), default=0.0)
     probe = (1 + bench.refit_factor) * PROBE_SECONDS
     test = seconds_to_test(best, settings, bench)
-    again = settings.turns * trained + max(settings.turns, select.HEAD_TURNS) * heads if settings.turns else 0.0
     return again + last + settings.compare * (last + probe) + test
 
 

@@ -10,6 +10,8 @@ from autotl.study import select
 from autotl.study.settings import KNEE, RERUN, WITHIN
 from autotl.tracking.log import TrialRecord
 
+CERTAIN = 3
+"""A plan that is worse by more standard errors than these is not rerun."""
 ROUNDING = 1e-9
 """How much worse than it is a value may look by rounding."""
 
@@ -39,13 +41,22 @@ def picked(how: str, board: Sequence[TrialRecord], cost: str, scale: Scale) -> l
     return [record for record in reversed(front) if points[record.number][0] <= most][: select.BEST]
 
 
+def contending(best: Sequence[TrialRecord], images: int, scale: Scale) -> list[TrialRecord]:
+    """Those of the finalists, best first, that are not certainly worse than the best one: all but those that are worse
+    by more than `CERTAIN` standard errors, on so many `images`. Of a metric that is no share, all."""
+    values = np.array([[select.value_of(record)] for record in best])
+    orders = [scale.order(float(value)) for value in values[:, 0]]
+    most = orders[0] + CERTAIN * noise(values, images, scale) if scale.percent else math.inf
+    return [record for record, order in zip(best, orders, strict=True) if order <= most]
+
+
 def simplest(
     values: np.ndarray, complexity: Sequence[tuple[object, ...]], images: int, scale: Scale
 ) -> tuple[list[int], float]:
     """The order of plans in which those come first, the simplest before others, that are at most one standard error
     worse than the best (the rule of Breiman et al. 1984), and that error.
 
-    values: as for `noise`, with the best mean in the first row. complexity: a sort key of each plan.
+    values: as for `noise`. complexity: a sort key of each plan.
     """
     error = noise(values, images, scale)
     orders = [scale.order(float(mean)) for mean in values.mean(1)]
@@ -57,17 +68,17 @@ def simplest(
 def noise(values: np.ndarray, images: int, scale: Scale) -> float:
     """The standard error of the difference between two plans' means.
 
-    values: [plans, runs]; a column has the same images and the same seed. It is estimated from what the values deviate
-    by from the means of their rows and columns, as in a design of randomised blocks (Fisher 1935). With a single run it
-    is that of a share of so many `images` if what the plans get right correlates by one half, and 0 for a metric that
-    is no share.
+    values: [plans, runs], the best plan first; a column has the same images and the same seed. It is estimated from
+    what the values deviate by from the means of their rows and columns, as in a design of randomised blocks (Fisher
+    1935). With a single run it is that of a share of so many `images`, with two more right and two more wrong (Agresti
+    and Coull 1998), if what the plans get right correlates by one half, and 0 for a metric that is no share.
     """
     plans, runs = values.shape
     if runs > 1:
         left = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
         return math.sqrt(2 / runs * float((left**2).sum()) / max(1, (plans - 1) * (runs - 1)))
-    best = float(values.max())
-    return math.sqrt(best * (1 - best) / images) if scale.percent else 0.0
+    share = (images * float(values[0, 0]) + 2) / (images + 4)
+    return math.sqrt(share * (1 - share) / (images + 4)) if scale.percent else 0.0
 
 
 def _gains(front: Sequence[tuple[float, float]]) -> list[float]:

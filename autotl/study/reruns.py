@@ -13,7 +13,7 @@ from autotl.plan import TransferPlan
 from autotl.study import select
 from autotl.study.crew import Crew
 from autotl.study.opening import Opened
-from autotl.study.pick import simplest
+from autotl.study.pick import contending, simplest
 from autotl.study.settings import RERUN, SIMPLEST
 from autotl.study.worker import Training, why_not
 from autotl.tracking.folder import Rerun, StudyFolder
@@ -65,6 +65,7 @@ class Reruns:
         self._known = _known(self.folder)
         self._failed: set[int] = set()
         self.simplest: Simplest | None = None
+        self._units = len(np.unique(self.bench.dataset.units("val")))
 
     def contenders(self, best: Sequence[TrialRecord]) -> list[Contender]:
         """The plans of `picked` by their mean over runs, without those that fail in one; without reruns as given.
@@ -79,8 +80,7 @@ class Reruns:
         # On the same images the spread between runs is not that between images.
         values = [[run.value for run in each.runs] if dataset.divisible else [each.mean] for each in found]
         complexity = [select.complexity(each.record) for each in found]
-        units = len(np.unique(dataset.units("val")))
-        order, noise = simplest(np.array(values), complexity, units, self.bench.scale)
+        order, noise = simplest(np.array(values), complexity, self._units, self.bench.scale)
         first, top = found[order[0]], found[0]
         if first is not top:
             self.simplest = Simplest(
@@ -94,18 +94,19 @@ class Reruns:
         return [found[at] for at in order] if self.settings.pick == SIMPLEST else found
 
     def _by_mean(self, best: Sequence[TrialRecord]) -> list[Contender]:
-        """The plans by their mean over runs.
+        """The plans by their mean over runs; without those that are certainly worse than the best, if that leaves some.
 
         Of the heads on frozen features only the best one is left, by its mean over more runs than the others have.
         """
-        turns = self.settings.turns if len(best) > 1 else 0
-        if not turns:
+        turns = self.settings.turns
+        left = contending(best, self._units, self.bench.scale) if turns else []
+        if len(left) < 2:
             return [Contender.alone(record) for record in best]
         most = self.bench.refit_factor * max(map(_seconds, best))
-        heads = [record for record in best if not select.plan_of(record).trainings]
+        heads = [record for record in left if not select.plan_of(record).trainings]
         if len(heads) > 1:
             heads = [each.record for each in self._rerun(heads, max(turns, select.HEAD_TURNS), most, "heads")][:1]
-        left = [record for record in best if record in heads or select.plan_of(record).trainings]
+        left = [record for record in left if record in heads or select.plan_of(record).trainings]
         return self._rerun(left, turns, most, "the best plans")
 
     def _rerun(self, best: Sequence[TrialRecord], turns: int, most: float, what: str) -> list[Contender]:

@@ -238,8 +238,9 @@ class Settings(Record):
     views: Annotated[Literal["auto", 1, 2], BeforeValidator(_views)] = 1
     """Of how many views of an image the model averages the probabilities: 2 for the image and the mirrored image;
     `auto`: 2 if that is significantly more accurate on `val`."""
-    reruns: int = Field(default=2, ge=0)
-    """How often the best plans are rerun, with new seeds and other images in `val`, before one is chosen."""
+    reruns: int = Field(default=4, ge=0)
+    """How often the best plans are rerun, with new seeds and other images in `val`, before one is chosen. With 4 every
+    image outside the test split was in `val` once."""
     pick: Annotated[str, AfterValidator(way_to_pick)] = BEST
     """Which plan wins: `best`; `simplest`, the simplest that is at most one standard error worse; `knee`, a compromise
     with the cost of `minimize`, or else with FLOPs; `within=0.5`, the cheapest that is at most 0.5 points worse than

@@ -121,7 +121,7 @@ def test_skipped_steps_are_named_and_the_best_trial_is_kept(host, stripes, monke
     assert result.final == result.best.plan == bundle.plan_of(made.folder.bundle)
     assert result.final.train_on == ("train",)
     not_done = " ".join(result.skipped)
-    assert "no time for 2 of 2 rounds of reruns of the best plans with new seeds" in not_done
+    assert "no time for 4 of 4 rounds of reruns of the best plans with new seeds" in not_done
     assert "the refit of the winner, trial 1; the bundle is that of trial 1" in not_done
     assert "the comparison with reference:pixels" in not_done
     assert result.comparisons == {}
@@ -129,7 +129,7 @@ def test_skipped_steps_are_named_and_the_best_trial_is_kept(host, stripes, monke
     more = search(host, stripes, trials=3, strategies=("fine-tune",), budget=None).run()
     assert more.skipped == ()
     assert more.final.train_on == ("train", "early_stop", "val")
-    assert len(more.best.runs) == 3
+    assert len(more.best.runs) == 5
     assert more.comparisons
 
 
@@ -159,7 +159,7 @@ def test_a_plan_whose_rerun_fails_does_not_win_when_time_runs_out(host, stripes,
     assert len(seen) == 2
     assert result.best.trial == seen[1]
     assert f"trial {seen[0]}, which failed with seed 1: it cannot be" in result.skipped
-    assert "no time for 2 of 2 rounds of reruns of the best plans with new seeds" in result.skipped
+    assert "no time for 4 of 4 rounds of reruns of the best plans with new seeds" in result.skipped
 
 
 def test_without_time_for_a_new_winner_the_earlier_bundle_is_kept(host, stripes, monkeypatch):
