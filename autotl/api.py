@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from autotl.export.bundle import Bundle, Source
     from autotl.export.export import Exported
-    from autotl.plan import TransferPlan
+    from autotl.plan import Made, TransferPlan
     from autotl.tracking.advice import Advice
     from autotl.tracking.folder import StudyFolder
     from autotl.tracking.result import Result, Test
@@ -38,8 +38,8 @@ class Model:
         self.bundle = bundle
 
     @property
-    def plan(self) -> "TransferPlan":
-        """The plan that it was trained with."""
+    def plan(self) -> "Made":
+        """The plan that it was trained with; of an ensemble the plans of its `members`."""
         return self.bundle.plan
 
     @property
@@ -101,14 +101,15 @@ class Model:
     def _own_images(self) -> list[Path]:
         """The images of the study whose folder holds the model, if they still exist."""
         from autotl.data.dataset import stored_files
-        from autotl.tracking.folder import StudyFolder
+        from autotl.tracking.folder import of_bundle
 
-        study = StudyFolder(self.folder.resolve().parent)
+        study = of_bundle(self.folder)
         definition = study.definition
         return stored_files(study.path, Path(definition.data)) if definition and definition.data else []
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {str(self.folder)!r}: {self.plan.backbone}, {len(self.classes)} classes>"
+        backbones = " + ".join(plan.backbone for plan in self.plan.members)
+        return f"<{type(self).__name__} {str(self.folder)!r}: {backbones}, {len(self.classes)} classes>"
 
 
 class Study(Model):
@@ -234,7 +235,7 @@ def load(
     """
     from autotl.backbones.catalogue import Catalogue
     from autotl.engine import device as devices
-    from autotl.export import bundle
+    from autotl.export import bundle, contents
     from autotl.host import Host
     from autotl.report import words
     from autotl.tracking import folder, result
@@ -242,7 +243,7 @@ def load(
     def read(place: Path) -> "Bundle":
         host = Host.from_environment(plugins)
         with suppress(DamagedFile):  # the bundle may not need it
-            definition = folder.StudyFolder(place.resolve().parent).definition
+            definition = folder.of_bundle(place).definition
             host.recall(definition.plugins if definition else {})
         catalogue = Catalogue(host, folder.cache_dir(Path(cache_dir) if cache_dir else None))
         return bundle.load(place, catalogue).to(devices.resolve(device))
@@ -250,7 +251,7 @@ def load(
     place = Path(path)
     if (place / "study.json").is_file():
         study = folder.StudyFolder(place)
-    elif any((place / name).exists() for name in bundle.CARRIED):
+    elif any((place / name).exists() for name in contents.CARRIED):
         return Model(place, read(place))
     else:
         study = folder.find_study(folder.home(Path(home) if home else None), str(path))

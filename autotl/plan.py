@@ -119,6 +119,11 @@ class Input(Record):
             raise ValueError(f"resize ({self.resize} px) must be at least size ({self.size} px)")
         return self
 
+    @property
+    def of_pixels(self) -> dict[str, Any]:
+        """The fields that pixels depend on: not `std`, and `mean` only in mode `pad`."""
+        return self.model_dump(exclude={"std"} if self.mode == "pad" else {"std", "mean"})
+
     def at(self, size: int) -> Self:
         """The same preparation at another size; the cropped share of the image stays the same."""
         return self.model_copy(update={"size": size, "resize": round(self.resize * size / self.size)})
@@ -365,6 +370,11 @@ class TransferPlan(Record):
         yield "hash", self.hash[:12]
 
     @property
+    def members(self) -> tuple[Self, ...]:
+        """As those of an `Ensemble`: the plan alone."""
+        return (self,)
+
+    @property
     def network(self) -> Network:
         return Network(self.backbone, self.weights, self.input)
 
@@ -405,6 +415,43 @@ class TransferPlan(Record):
     def hash(self) -> str:
         """SHA-256 of the canonical JSON."""
         return digest(self.model_dump(mode="json"))
+
+
+class Ensemble(Record):
+    """The plans of several models whose probabilities are averaged (Caruana et al. 2004)."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    members: tuple[TransferPlan, ...] = Field(min_length=2)
+
+    @property
+    def hash(self) -> str:
+        """As a plan's."""
+        return digest(self.model_dump(mode="json"))
+
+
+Made = TransferPlan | Ensemble
+"""What a model was made by."""
+
+
+def made_by(text: bytes, *, name: str = "") -> Made:
+    """The plan of a model, or those of an ensemble, from what `to_json` wrote; `name` as in `from_json`.
+
+    Raises: PlanError, in one line.
+    """
+    try:
+        several = "members" in json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        several = False
+    return (Ensemble if several else TransferPlan).from_json(text, name=name)
+
+
+def inputs_of(made: Made) -> tuple[Input, ...]:
+    """The different preparations of an image that its models need, in the order in which they are first needed."""
+    found: list[Input] = []
+    for plan in made.members:
+        if plan.input.of_pixels not in [each.of_pixels for each in found]:
+            found.append(plan.input)
+    return tuple(found)
 
 
 def digest(value: Mapping[str, Any] | list[Any]) -> str:

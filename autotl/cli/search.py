@@ -196,6 +196,15 @@ def _read_by(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     "that is significantly more accurate on val.",
 )
 @click.option(
+    "--ensemble",
+    metavar="K",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Average the probabilities of K different models, at the cost of all of them: the winner's, and others of the "
+    "twelve best plans, chosen greedily by validation.",
+)
+@click.option(
     "--max-kills",
     type=click.IntRange(1),
     default=3,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from autotl.cli import options
+from autotl.errors import PlanError
 from autotl.report import output
 
 
@@ -52,13 +53,18 @@ def command(
     from autotl.engine.fit import fit
     from autotl.export import bundle
     from autotl.host import Host
-    from autotl.plan import TransferPlan
+    from autotl.plan import Ensemble, made_by
     from autotl.report import terminal
     from autotl.tracking import folder
 
     if out:
         bundle.check_target(out)
-    setup = TransferPlan.from_json(plan.read_bytes(), name=str(plan))
+    setup = made_by(plan.read_bytes(), name=str(plan))
+    if isinstance(setup, Ensemble):
+        raise PlanError(
+            f"{plan} has the plans of the {len(setup.members)} models of an ensemble, and one is trained at a time. "
+            "Give the plan.json of one of them, in a folder in members/ of the study."
+        )
     with terminal.watcher(quiet=as_json) as watcher:
         given = bundle.given(weights)
         catalogue = Catalogue(

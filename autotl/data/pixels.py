@@ -61,9 +61,8 @@ class PixelStore:
         self._mending = RLock()
 
     def rows(self, input: Input) -> RowStore:
-        """The store for `input`; its `std` does not affect pixels, and its `mean` only does in mode `pad`."""
-        without = {"std"} if input.mode == "pad" else {"std", "mean"}
-        key = digest({**input.model_dump(exclude=without), **_decoded()})
+        """The store for the pixels of `input`."""
+        key = digest({**input.of_pixels, **_decoded()})
         if key not in self._stores:
             self._stores[key] = RowStore(self.folder / key, (3, input.size, input.size), np.uint8)
         return self._stores[key]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Fitted:
     model: Model
     metrics: dict[str, float]
     """By name. `phase1.penalty` is an option's value that was chosen; of words it is the place in the plan's list."""
+    val: np.ndarray | None = None
+    """Its probabilities for the images of `val`, [N, C] float64; None if it is trained on them."""
 
     def logits(self, split: Split) -> np.ndarray:
         """[N, C] for the images of a split, in the data set's order."""
@@ -67,7 +69,7 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
             model.plan = model.plan.as_run(measured)
         if model.plan != plan:
             break
-    fitted = Fitted(model.plan, model, measured)
+    fitted, probabilities = Fitted(model.plan, model, measured), None
     if "val" not in plan.train_on:
         judging = time.perf_counter()
         logits, labels = fitted.logits("val"), bench.dataset.labels("val")
@@ -84,7 +86,7 @@ def _fit(plan: TransferPlan, bench: Bench, observer: Observer) -> Fitted:
     measured["flops"] = info.flops(plan.cut) + head_kinds.flops(plan.head, info, plan.cut, classes)
     measured["flops"] *= plan.test_views
     measured["seconds"] = time.perf_counter() - started
-    return fitted
+    return replace(fitted, val=probabilities)
 
 
 def _gain(fitted: Fitted, probabilities: np.ndarray) -> dict[str, float]:

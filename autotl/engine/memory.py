@@ -91,19 +91,20 @@ class Memory:
             if not self.recover():
                 return None
 
-    def in_parts(self, run: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        """`run(values)`, [N, …] → [N, …] row by row; in halves, repeatedly, if there is too little memory.
+    def in_parts(self, run: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """`run(*values)`, [N, …] each → [N, …] row by row; in halves, repeatedly, if there is too little memory.
 
         The last digits may depend on the size of the parts, so nothing is split while anything is kept.
 
         Raises: TrainingError if not even one row fits.
         """
-        found = self.attempt(lambda: run(values))
+        found = self.attempt(lambda: run(*values))
         if found is not None:
             return found
-        if len(values) == 1:
+        if len(values[0]) == 1:
             raise TrainingError(TOO_LITTLE)
-        return torch.cat([self.in_parts(run, part) for part in values.tensor_split(2)])
+        halves = zip(*(value.tensor_split(2) for value in values), strict=True)
+        return torch.cat([self.in_parts(run, *half) for half in halves])
 
     def recover(self) -> bool:
         """After the memory ran out: give up half of what is kept; whether anything was."""

@@ -1,12 +1,11 @@
 """The bundle, a search's result: weights, plan, preprocessing, classes, metrics and versions; no pickle.
 
-It includes the SHA-256 of its files. Loading checks all of its content, because it may be damaged or untrusted.
+That of an ensemble has the weights and plans of several models. It includes the SHA-256 of its files. Loading checks
+all of its content, because it may be damaged or untrusted.
 """
 
-import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,12 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
@@ -35,45 +34,25 @@ from autotl.engine.head_kinds import restored
 from autotl.engine.memory import Memory
 from autotl.errors import PlanError, PluginError, StudyError, WeightsError, one_line
 from autotl.export import card
-from autotl.export.graph import Graph
-from autotl.files import as_json, holds_only, read_regular, replacing, settle, where_it_is, write
-from autotl.plan import Input, TransferPlan
+from autotl.export.contents import FILES, WEIGHTS, damaged, parsed, read_files, write_files
+from autotl.export.graph import AnyGraph, Graph, of_all
+from autotl.files import as_json, holds_only, replacing, settle, where_it_is
+from autotl.plan import Ensemble, Input, Made, TransferPlan, inputs_of, made_by
 from autotl.registry import CONTENT, on_stderr, to_install
 
 if TYPE_CHECKING:
     from autotl.engine.fit import Fitted
 
 BATCH = 32
-READS = 4
-"""How many times to read a bundle that changes while it is read."""
-WEIGHTS = "weights.safetensors"
 HEAD = "head."
 """What the names of the head's tensors start with."""
-CARRIED = (
-    WEIGHTS,
-    "plan.json",
-    "preprocessing.json",
-    "classes.json",
-    "metrics.json",
-    "versions.json",
-    "LICENSE",
-)
-HASHES = "hashes.json"
-"""The file with the SHA-256 of each of them."""
-README = "README.md"
-"""The model card. Users may edit it: autotl does not read it."""
-FILES = (*CARRIED, HASHES, README)
-USE = "    autotl predict . photo.jpg"
-"""The usage example in the model card."""
-LARGEST = {WEIGHTS: 1 << 36}
-"""The most bytes of a file; other files are JSON or text of at most `LARGEST_TEXT`."""
-LARGEST_TEXT = 1 << 24
+MEMBER = "member{}."
+"""What the names of an ensemble's tensors start with, by the number of the model, from 1."""
 
 Source = Path | Image.Image
 """An image file, or an image in memory."""
 _one_in_memory = Lock()
 """Images in memory are prepared one at a time: two of them may be the same object, which is decoded when it is used."""
-T = TypeVar("T")
 
 
 def _usable(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -86,41 +65,42 @@ def _usable(names: tuple[str, ...]) -> tuple[str, ...]:
 
 _CLASSES = TypeAdapter(Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_usable)])
 _METRICS = TypeAdapter(card.Metrics)
-_SHA256 = TypeAdapter(dict[str, str])
+_INPUTS = TypeAdapter(tuple[Input, ...])
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model with everything needed to use it."""
+    """A trained model, or an ensemble, with everything needed to use it."""
 
-    plan: TransferPlan
+    plan: Made
     classes: tuple[str, ...]
     metrics: dict[str, Any]
     license: str
     """The terms of its weights."""
-    graph: Graph
+    graph: AnyGraph
 
     def to(self, device: str) -> Self:
         """This model, moved to a device."""
         self.graph.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """[N, 3, S, S] uint8, prepared according to `plan.input` → [N, classes]; each row sums to 1."""
+    def probabilities(self, *images: Tensor) -> Tensor:
+        """[N, 3, S, S] uint8, prepared according to each of `graph.inputs` → [N, classes]; each row sums to 1."""
         device = str(self.graph.device)
         with exact(device), torch.inference_mode(), on_stderr():
-            return Memory(device).in_parts(self.graph, images.to(device))
+            return Memory(device).in_parts(self.graph, *(each.to(device) for each in images))
 
     def predict(self, sources: Sequence[Source]) -> Iterator["np.ndarray | str"]:
         """For each image its probabilities, [classes], or the reason why it has none."""
-        prepared = partial(_pixels, preparation=self.plan.input)
+        prepared = partial(_pixels, inputs=self.graph.inputs)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(sources), BATCH):
                 with images.without_warnings():
                     pixels = list(pool.map(prepared, sources[start : start + BATCH]))
                 readable = [value for value in pixels if not isinstance(value, str)]
                 if readable:
-                    rows = iter(self.probabilities(torch.from_numpy(np.stack(readable))).cpu().numpy())
+                    batches = (torch.from_numpy(np.stack(each)) for each in zip(*readable, strict=True))
+                    rows = iter(self.probabilities(*batches).cpu().numpy())
                 for value in pixels:
                     yield value if isinstance(value, str) else _finite(next(rows))
 
@@ -137,31 +117,62 @@ def save(folder: Path, fitted: "Fitted", classes: Sequence[str], metrics: dict[s
 
     Raises: StudyError if the folder has anything else.
     """
-    check_target(folder)
     plan, model = fitted.plan, fitted.model
     assert model.head is not None
     # Copies, because safetensors refuses tensors that share memory.
     weights = {f"backbone.{name}": value.cpu().clone() for name, value in model.stages.state_dict().items()}
     weights |= {f"{HEAD}{name}": value.cpu().clone() for name, value in model.head.state_dict().items()}
+    _save(folder, plan, weights, as_json(list(classes)), metrics, card.license(plan, model.bench.catalogue))
+
+
+def join(folder: Path, members: Sequence[Path], metrics: dict[str, Any]) -> None:
+    """Write the bundle of an ensemble from those of its models, which have the same classes; as `save`.
+
+    Raises: StudyError as `save`, or if one of them is damaged.
+    """
+    each = [read_files(member) for member in members]
+    weights = {
+        f"{MEMBER.format(number)}{name}": value
+        for number, files in enumerate(each, 1)
+        for name, value in deserialize(files[WEIGHTS]).items()
+    }
+    made = Ensemble(members=tuple(TransferPlan.from_json(files["plan.json"]) for files in each))
+    terms = card.together([files["LICENSE"].decode() for files in each])
+    _save(folder, made, weights, each[0]["classes.json"].decode(), metrics, terms)
+
+
+def _save(
+    folder: Path, made: Made, weights: Mapping[str, Tensor], classes: str, metrics: dict[str, Any], terms: str
+) -> None:
+    check_target(folder)
+    versions = {name: version for plan in made.members for name, version in plan.requires.items()}
+    if len(made.members) > 1:
+        del versions["stages"]  # each plan has its own
     contents: dict[str, str | bytes] = {
         WEIGHTS: serialize({name: value.contiguous() for name, value in weights.items()}),
-        "plan.json": plan.to_json(),
-        "preprocessing.json": as_json(plan.input.model_dump(mode="json")),
-        "classes.json": as_json(list(classes)),
+        "plan.json": made.to_json(),
+        "preprocessing.json": preparation(made),
+        "classes.json": classes,
         "metrics.json": as_json(metrics),
-        "versions.json": as_json(plan.requires),
-        "LICENSE": card.license(plan, model.bench.catalogue),
+        "versions.json": as_json(versions),
+        "LICENSE": terms,
     }
-    with replacing(folder) as made:
-        _write(made, {name: text.encode() if isinstance(text, str) else text for name, text in contents.items()})
+    with replacing(folder) as place:
+        write_files(place, {name: text.encode() if isinstance(text, str) else text for name, text in contents.items()})
+
+
+def preparation(made: Made) -> str:
+    """`preprocessing.json`: how an image is prepared, or, for models with different inputs, a list of that."""
+    first, *others = (input.model_dump(mode="json") for input in inputs_of(made))
+    return as_json([first, *others] if others else first)
 
 
 def describe(folder: Path, metrics: dict[str, Any]) -> None:
     """Write metrics into a bundle."""
     settle(folder)
-    contents = {**_files(folder), "metrics.json": as_json(metrics).encode()}
+    contents = {**read_files(folder), "metrics.json": as_json(metrics).encode()}
     with replacing(folder) as made:
-        _write(made, contents)
+        write_files(made, contents)
 
 
 def copy(source: Path, folder: Path) -> None:
@@ -169,24 +180,24 @@ def copy(source: Path, folder: Path) -> None:
 
     Raises: StudyError if the bundle is damaged.
     """
-    _write(folder, _files(source))
+    write_files(folder, read_files(source))
 
 
-def plan_of(folder: Path) -> TransferPlan | None:
-    """The plan of the bundle in a folder, None if there is no bundle or it is damaged."""
+def plan_of(folder: Path) -> Made | None:
+    """The plan of the bundle in a folder, or those of its ensemble; None if there is no bundle or it is damaged."""
     found = validation_of(folder)
     return found[0] if found else None
 
 
-def validation_of(folder: Path) -> tuple[TransferPlan, dict[str, float]] | None:
+def validation_of(folder: Path) -> tuple[Made, dict[str, float]] | None:
     """The plan of the bundle in a folder and its metrics on `val`; None as in `plan_of`."""
     if not where_it_is(folder).exists():
         return None
     try:
-        files = _files(folder)
-        plan = TransferPlan.from_json(files["plan.json"])
-        _parsed(_METRICS, folder, files, "metrics.json")
-        return plan, json.loads(files["metrics.json"])["validation"]
+        files = read_files(folder)
+        made = made_by(files["plan.json"])
+        parsed(_METRICS, folder, files, "metrics.json")
+        return made, json.loads(files["metrics.json"])["validation"]
     except (StudyError, PlanError):
         return None
 
@@ -200,8 +211,13 @@ def given(named: Mapping[str, Path]) -> dict[str, Given]:
 
 
 def _given(name: str, folder: Path) -> Given:
-    files = _files(folder)
-    plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
+    files = read_files(folder)
+    plan = made_by(files["plan.json"], name=str(folder / "plan.json"))
+    if isinstance(plan, Ensemble):
+        raise WeightsError(
+            f"{folder} is an ensemble of {len(plan.members)} models, none of which is the weights of '{name}' alone. "
+            "Use the bundle of one model, such as a folder in members/ of its study."
+        )
     backbone = plan.backbone.removesuffix(RANDOM)
     if backbone != name:
         raise WeightsError(f"{folder} has weights of '{backbone}', not of '{name}'. Use --weights {backbone}={folder}")
@@ -211,31 +227,51 @@ def _given(name: str, folder: Path) -> Given:
 
 def load(folder: Path, catalogue: Catalogue) -> Bundle:
     """Raises: StudyError if it is not a bundle or damaged, PlanError or PluginError if the model cannot be rebuilt."""
-    files = _files(folder)
-    plan = TransferPlan.from_json(files["plan.json"], name=str(folder / "plan.json"))
-    classes = _parsed(_CLASSES, folder, files, "classes.json")
-    if Input.from_json(files["preprocessing.json"], name=str(folder / "preprocessing.json")) != plan.input:
-        raise _damaged(folder, "preprocessing.json differs from its plan")
-    _parsed(_METRICS, folder, files, "metrics.json")
-    _require_installed(folder, plan, catalogue)
-    graph = _graph(folder, plan, files[WEIGHTS], catalogue)
+    files = read_files(folder)
+    made = made_by(files["plan.json"], name=str(folder / "plan.json"))
+    classes = parsed(_CLASSES, folder, files, "classes.json")
+    if _prepared(folder, files) != inputs_of(made):
+        raise damaged(folder, "preprocessing.json differs from its plan")
+    parsed(_METRICS, folder, files, "metrics.json")
+    for plan in made.members:
+        _require_installed(folder, plan, catalogue)
+    weights = _weights(folder, made, files[WEIGHTS])
+    graphs = [_graph(folder, plan, own, catalogue) for plan, own in zip(made.members, weights, strict=True)]
     licence = files["LICENSE"].decode(errors="replace")
-    made = Bundle(plan, classes, json.loads(files["metrics.json"]), licence, graph)
-    _try_out(made, folder)
-    return made
+    loaded = Bundle(made, classes, json.loads(files["metrics.json"]), licence, of_all(graphs))
+    _try_out(loaded, folder)
+    return loaded
 
 
-def _graph(folder: Path, plan: TransferPlan, content: bytes, catalogue: Catalogue) -> Graph:
-    stages = catalogue.structure(plan.backbone, plan.input).cut(plan.cut).eval()
+def _prepared(folder: Path, files: Mapping[str, bytes]) -> tuple[Input, ...]:
+    name = "preprocessing.json"
+    if files[name].lstrip().startswith(b"["):
+        return parsed(_INPUTS, folder, files, name)
+    return (Input.from_json(files[name], name=str(folder / name)),)
+
+
+def _weights(folder: Path, made: Made, content: bytes) -> list[dict[str, Tensor]]:
+    """The tensors of each model by name."""
     try:
-        weights = deserialize(content)
+        every = deserialize(content)
     except SafetensorError as error:
-        raise _damaged(folder, f"{WEIGHTS} cannot be read: {error}") from None
+        raise damaged(folder, f"{WEIGHTS} cannot be read: {error}") from None
+    if isinstance(made, TransferPlan):
+        return [every]
+    starts = [MEMBER.format(number) for number in range(1, len(made.members) + 1)]
+    found = [{name.removeprefix(start): every[name] for name in every if name.startswith(start)} for start in starts]
+    if sum(map(len, found)) < len(every):
+        raise damaged(folder, f"{WEIGHTS} has tensors of no model in plan.json")
+    return found
+
+
+def _graph(folder: Path, plan: TransferPlan, weights: dict[str, Tensor], catalogue: Catalogue) -> Graph:
+    stages = catalogue.structure(plan.backbone, plan.input).cut(plan.cut).eval()
     of_head = {name.removeprefix(HEAD): weights.pop(name) for name in list(weights) if name.startswith(HEAD)}
     try:
         head = restored(plan.head, of_head)
     except KeyError as error:
-        raise _damaged(folder, f"its head is {plan.head.kind}, but {HEAD}{error.args[0]} is missing or extra") from None
+        raise damaged(folder, f"its head is {plan.head.kind}, but {HEAD}{error.args[0]} is missing or extra") from None
     try:
         stages.load_state_dict({name.removeprefix("backbone."): value for name, value in weights.items()})
     except RuntimeError as error:
@@ -248,29 +284,17 @@ def _graph(folder: Path, plan: TransferPlan, content: bytes, catalogue: Catalogu
 
 def _try_out(made: Bundle, folder: Path) -> None:
     """Raises: StudyError if the model does not give a probability for each class."""
-    size = made.plan.input.size
-    noise = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((1, 3, input.size, input.size) for input in made.graph.inputs)
+    noise = (torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw) for shape in shapes)
     try:
-        found = made.probabilities(noise)
+        found = made.probabilities(*noise)
     except RuntimeError as error:
-        raise _damaged(folder, f"its head does not fit its features: {one_line(error, 200)}") from error
+        raise damaged(folder, f"its head does not fit its features: {one_line(error, 200)}") from error
     if found.shape != (1, len(made.classes)):
-        raise _damaged(folder, f"its head has {found.shape[1]} classes, but classes.json has {len(made.classes)}")
+        raise damaged(folder, f"its head has {found.shape[1]} classes, but classes.json has {len(made.classes)}")
     if not found.isfinite().all():
-        raise _damaged(folder, "its weights give NaN instead of probabilities")
-
-
-def _parsed(kind: TypeAdapter[T], folder: Path, files: Mapping[str, bytes], name: str) -> T:
-    try:
-        return kind.validate_json(files[name], strict=True)
-    except ValidationError as error:
-        raise _damaged(folder, f"{name}: {error.errors()[0]['msg']}") from None
-
-
-def _damaged(folder: Path, why: str) -> StudyError:
-    return StudyError(
-        f"{folder} is damaged: {why}. Get it again; if it belongs to a study, rerun the search to make it again."
-    )
+        raise damaged(folder, "its weights give NaN instead of probabilities")
 
 
 def _require_installed(folder: Path, plan: TransferPlan, catalogue: Catalogue) -> None:
@@ -300,57 +324,12 @@ def _require_installed(folder: Path, plan: TransferPlan, catalogue: Catalogue) -
     )
 
 
-def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write a bundle's files, with their hashes and the model card."""
-    for name in CARRIED:
-        write(folder / name, contents[name])
-    write(folder / HASHES, as_json({name: _sha256(contents[name]) for name in CARRIED}))
-    plan = TransferPlan.from_json(contents["plan.json"])
-    metrics = card.Metrics.model_validate_json(contents["metrics.json"])
-    write(folder / README, card.readme(plan, json.loads(contents["classes.json"]), metrics, USE))
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    """A bundle's files, checked. Repeats if the check fails, because a search may be replacing the bundle.
-
-    Raises: StudyError.
-    """
-    for _ in range(READS):
-        try:
-            return _checked(where_it_is(folder), folder)
-        except StudyError as error:
-            wrong = error
-            time.sleep(0.05)
-    raise wrong
-
-
-def _checked(place: Path, folder: Path) -> dict[str, bytes]:
-    """`place` is where the bundle `folder` is at the moment."""
-    missing = [name for name in (*CARRIED, HASHES) if not (place / name).exists()]
-    if missing:
-        raise StudyError(f"{folder} is not a bundle: {', '.join(missing)} missing.")
-    contents = {}
-    for name in (*CARRIED, HASHES):
-        try:
-            contents[name] = read_regular(place / name, LARGEST.get(name, LARGEST_TEXT))
-        except OSError as error:
-            raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from None
-    hashes = _parsed(_SHA256, folder, contents, HASHES)
-    for name in CARRIED:
-        if hashes.get(name) != _sha256(contents[name]):
-            raise _damaged(folder, f"{name} has changed since it was written: its SHA-256 differs")
-    return contents
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _pixels(source: Source, preparation: Input) -> "np.ndarray | str":
+def _pixels(source: Source, inputs: Sequence[Input]) -> "list[np.ndarray] | str":
     try:
         image = images.open_image(read_file(source)) if isinstance(source, Path) else source
         with nullcontext() if isinstance(source, Path) else _one_in_memory, alone_if_huge(image):
-            return images.fit(images.upright(image), preparation)
+            upright = images.upright(image)
+            return [images.fit(upright, input) for input in inputs]
     except UnreadableImage as error:
         return str(error)
 

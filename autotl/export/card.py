@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import ModelCard
 from autotl.engine.scale import Scale
-from autotl.plan import BITS, Input, TransferPlan
+from autotl.plan import BITS, Input, Made, TransferPlan
 
 
 class Costs(BaseModel):
@@ -59,7 +59,7 @@ def license(plan: TransferPlan, catalogue: Catalogue) -> str:
     if not plan.weights.startswith("sha256:"):
         terms = ["They were trained from random weights, or are fixed: they derive from no other weights."]
     elif given and given.terms:
-        terms = [_OF_A_MODEL, given.terms.removeprefix(_TITLE).removesuffix(f"{_OWN}\n").strip()]
+        terms = [_OF_A_MODEL, _bare(given.terms)]
     elif given:
         terms = [f"{_OF_A_FILE} {plan.backbone}:", *_published(known)]
     else:
@@ -70,6 +70,16 @@ def license(plan: TransferPlan, catalogue: Catalogue) -> str:
             own = f"\nIts terms: {known_by.license}" if known_by.license else ""
             terms.append(f"Provided by: {known_by}, from a file with SHA-256 {known_by.published}{own}")
     return "\n\n".join([_TITLE, *terms, _OWN]) + "\n"
+
+
+def together(terms: Sequence[str]) -> str:
+    """The terms of several models as one text, which has each of them once."""
+    return "\n\n".join([_TITLE, *dict.fromkeys(map(_bare, terms)), _OWN]) + "\n"
+
+
+def _bare(terms: str) -> str:
+    """The terms of a model without the words that every such text begins and ends with."""
+    return terms.removeprefix(_TITLE).removesuffix(f"{_OWN}\n").strip()
 
 
 def _published(known: ModelCard) -> list[str]:
@@ -100,12 +110,21 @@ def _input(input: Input) -> str:
     return f"RGB images: {sides} resized to {input.resize} px{filled}, {seen}{deep}"
 
 
-def readme(plan: TransferPlan, classes: Sequence[str], metrics: Metrics, use: str) -> str:
-    """The model card, in Markdown. `use` is how to use the model from the card's folder."""
-    facts = {
+def _network(plan: TransferPlan) -> dict[str, str]:
+    return {
         "backbone": f"`{plan.backbone}`, cut after `{plan.cut}`",
         "head": f"{plan.head.title}, pooling {plan.head.pooling}",
         "input": _input(plan.input),
+    }
+
+
+def readme(made: Made, classes: Sequence[str], metrics: Metrics, use: str) -> str:
+    """The model card, in Markdown. `use` is how to use the model from the card's folder."""
+    several = len(made.members) > 1
+    facts = {"model": f"the mean of the probabilities of {len(made.members)} models"} if several else {}
+    for number, plan in enumerate(made.members, 1):
+        facts |= {f"{name} of model {number}" if several else name: fact for name, fact in _network(plan).items()}
+    facts |= {
         "parameters": f"{metrics.validation.parameters:,.0f}",
         "FLOPs per image": f"{metrics.validation.flops:,.0f}",
     }
@@ -123,10 +142,11 @@ def readme(plan: TransferPlan, classes: Sequence[str], metrics: Metrics, use: st
             facts["the most frequent class alone"] = shown(test.most_frequent)
         recalls = {name: f": {found.right:,} of {found.images:,} correct" for name, found in test.classes.items()}
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {fact} |" for name, fact in facts.items())])
+    version = made.members[0].requires.get("autotl", "")
     names = "\n".join(f"    {name}{recalls.get(name, '')}" for name in classes)
     return f"""# An image classifier for {len(classes)} classes
 
-Made by autotl {plan.requires.get("autotl", "")}: plan.json is how it was trained, metrics.json what was measured.
+Made by autotl {version}: plan.json is how it was trained, metrics.json what was measured.
 
 {table}
 

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from autotl.errors import StudyError
-from autotl.export.bundle import FILES, WEIGHTS, Bundle, copy
+from autotl.export.bundle import Bundle, copy, preparation
 from autotl.export.card import Metrics, readme
+from autotl.export.contents import FILES, WEIGHTS
 from autotl.export.formats import FORMATS, Format, Model
+from autotl.export.graph import input_names
 from autotl.files import as_json, holds_only, replacing, settle, write
 
 BUNDLE = "bundle"
@@ -33,7 +35,7 @@ EXPORTED = (
 )
 USE = """    python predict.py photo.jpg more-photos/
 
-It needs {runtime}, pillow and numpy. {file} takes a batch of any size, uint8 [N, 3, {size}, {size}], prepared as in
+It needs {runtime}, pillow and numpy. {file} takes a batch of any size, {inputs}, prepared as in
 preprocess.py, and returns probabilities [N, {classes}], with the classes in the order below."""
 """The usage example in the model card."""
 CHECKED = 32
@@ -120,11 +122,15 @@ def _write(bundle: Bundle, form: Format, folder: Path) -> Path:
     classes = as_json(list(bundle.classes))
     form.write(bundle.graph, {"classes": classes, "license": bundle.license}, folder / form.file)
     write(folder / "classes.json", classes)
-    write(folder / "preprocessing.json", as_json(bundle.plan.input.model_dump(mode="json")))
+    write(folder / "preprocessing.json", preparation(bundle.plan))
     write(folder / "plan.json", bundle.plan.to_json())
     write(folder / "metrics.json", as_json(bundle.metrics))
     write(folder / "LICENSE", bundle.license)
-    use = USE.format(runtime=form.runtime, file=form.file, size=bundle.plan.input.size, classes=len(bundle.classes))
+    names = input_names(bundle.graph.inputs)
+    shapes = [f"uint8 [N, 3, {input.size}, {input.size}]" for input in bundle.graph.inputs]
+    named = (f"`{name}` {shape}" for name, shape in zip(names, shapes, strict=True))
+    inputs = shapes[0] if len(shapes) == 1 else f"the same images as {' and '.join(named)}"
+    use = USE.format(runtime=form.runtime, file=form.file, inputs=inputs, classes=len(bundle.classes))
     metrics = Metrics.model_validate(bundle.metrics)
     write(folder / "README.md", readme(bundle.plan, bundle.classes, metrics, use))
     shutil.copyfile(STANDALONE / "preprocess.py", folder / "preprocess.py")
@@ -137,9 +143,10 @@ def _compare(model: Model, folder: Path, answers: Sequence[tuple[Path, np.ndarra
 
     Raises: StudyError if it is too large, or if another class is the most probable one.
     """
-    prepare = _reference(folder / "preprocess.py")
+    inputs = _reference(folder / "preprocess.py")
     wanted = np.stack([answer for _, answer in answers])
-    found = model(np.stack([prepare(file) for file, _ in answers]))
+    each = zip(*(inputs(file) for file, _ in answers), strict=True)
+    found = model(*map(np.stack, each))
     difference = float(np.abs(found - wanted).max())
     ranked = np.sort(wanted, axis=1)
     sure = ranked[:, -1] - ranked[:, -2] > 2 * TOLERANCE
@@ -152,29 +159,29 @@ def _compare(model: Model, folder: Path, answers: Sequence[tuple[Path, np.ndarra
     return difference
 
 
-def _reference(file: Path) -> Callable[[Path], np.ndarray]:
-    """`prepare` of the script beside an export."""
-    prepare: Callable[[Path], np.ndarray] = runpy.run_path(str(file))["prepare"]
-    return prepare
+def _reference(file: Path) -> Callable[[Path], list[np.ndarray]]:
+    """`inputs` of the script beside an export."""
+    inputs: Callable[[Path], list[np.ndarray]] = runpy.run_path(str(file))["inputs"]
+    return inputs
 
 
 def _in_memory(bundle: Bundle) -> Model:
-    return lambda images: bundle.probabilities(torch.from_numpy(images)).numpy()
+    return lambda *images: bundle.probabilities(*map(torch.from_numpy, images)).numpy()
 
 
 def _latency(model: Model, bundle: Bundle) -> dict[int, float]:
-    size = bundle.plan.input.size
+    sizes = [input.size for input in bundle.graph.inputs]
     latency = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for batch in (1, 32):
-            images = np.zeros((batch, 3, size, size), np.uint8)
-            model(images)  # the first run allocates
+            images = [np.zeros((batch, 3, size, size), np.uint8) for size in sizes]
+            model(*images)  # the first run allocates
             seconds: list[float] = []
             while len(seconds) < RUNS and sum(seconds) < ENOUGH:
                 started = time.perf_counter()
-                model(images)
+                model(*images)
                 seconds.append(time.perf_counter() - started)
             latency[batch] = median(seconds)
     finally:

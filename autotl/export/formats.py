@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from autotl.errors import StudyError
-from autotl.export.graph import BATCH_AXIS, INPUT, OUTPUT, Graph, program
+from autotl.export.graph import BATCH_AXIS, OUTPUT, AnyGraph, input_names, program, shapes
 
-Model = Callable[[np.ndarray], np.ndarray]
-"""images: [N, 3, S, S] uint8 → probabilities: [N, classes] float32."""
+Model = Callable[..., np.ndarray]
+"""Each input of a graph, [N, 3, S, S] uint8 → probabilities: [N, classes] float32."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Format:
     requires: tuple[str, ...]
     runtime: str
     """The package that runs it."""
-    write: Callable[[Graph, Mapping[str, str], Path], None]
+    write: Callable[[AnyGraph, Mapping[str, str], Path], None]
     """`write(graph, texts, file)`: the file includes texts by name, such as its classes."""
     load: Callable[[Path], Model]
     """Loads the file as its users do, on one thread of the CPU."""
@@ -41,7 +41,7 @@ class Format:
             raise StudyError(f"This format needs {', '.join(missing)}: pip install {' '.join(self.requires)}")
 
 
-def _write_torch(graph: Graph, texts: Mapping[str, str], file: Path) -> None:
+def _write_torch(graph: AnyGraph, texts: Mapping[str, str], file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights on other devices; these are on the CPU
         torch.export.save(program(graph), file, extra_files=dict(texts))
@@ -50,20 +50,24 @@ def _write_torch(graph: Graph, texts: Mapping[str, str], file: Path) -> None:
 def _load_torch(file: Path) -> Model:
     model = torch.export.load(file).module()
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(*images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            found: torch.Tensor = model(torch.from_numpy(images))
+            found: torch.Tensor = model(*map(torch.from_numpy, images))
         return found.numpy()
 
     return run
 
 
-def _write_onnx(graph: Graph, texts: Mapping[str, str], file: Path) -> None:
+def _write_onnx(graph: AnyGraph, texts: Mapping[str, str], file: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
-            program(graph), input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: BATCH_AXIS},), dynamo=True
+            program(graph),
+            input_names=input_names(graph.inputs),
+            output_names=[OUTPUT],
+            dynamic_shapes=shapes(graph, BATCH_AXIS),
+            dynamo=True,
         )
     assert made is not None
     made.model.metadata_props.update(texts)
@@ -76,7 +80,8 @@ def _load_onnx(file: Path) -> Model:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+    names = [each.name for each in session.get_inputs()]
+    return lambda *images: session.run([OUTPUT], dict(zip(names, images, strict=True)))[0]
 
 
 FORMATS = {

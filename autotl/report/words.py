@@ -11,7 +11,7 @@ from autotl.study import select
 from autotl.study.costs import COSTS, count
 from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
-from autotl.tracking.result import Comparison, Picked, Result, Simplest, Test
+from autotl.tracking.result import Averaged, Comparison, Picked, Result, Simplest, Test
 
 if TYPE_CHECKING:
     from autotl.export.export import Exported
@@ -42,6 +42,8 @@ def summary(result: Result) -> Iterator[str]:
         f"{', '.join(costs)}{'; an image is predicted as it is and mirrored' if plan.test_views > 1 else ''}."
     )
     yield from trained(plan)
+    if result.ensemble:
+        yield averaged(result.ensemble, result)
     if result.picked:
         yield _why(result.picked, result)
     if result.simplest:
@@ -67,7 +69,8 @@ def summary(result: Result) -> Iterator[str]:
     yield from pretraining(result)
     runs = [shown(run.value) for run in result.best.runs]
     mean = f"{shown(result.best.validation)}, the mean over {len(runs)} runs ({', '.join(runs)})"
-    yield f"Validation {test.metric} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
+    whose = " of the winner alone" if result.ensemble else ""
+    yield f"Validation {test.metric}{whose} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
     if result.advice:
         yield advice.tested(result.advice, shown)
     for what in result.skipped:
@@ -77,6 +80,17 @@ def summary(result: Result) -> Iterator[str]:
             f"The test images were used for {result.test_opened} models in this study. "
             "If you chose anything by the first result, this figure is optimistic."
         )
+
+
+def averaged(found: Averaged, result: Result) -> str:
+    """What the ensemble consists of, what it costs, and its metric on `val`."""
+    costs = [cost.text(found.metrics[cost.metric]) for cost in COSTS.values() if cost.metric in found.metrics]
+    shown = result.test.scale.text
+    return (
+        f"Ensemble: the mean of the probabilities of {len(found.trials)} models, of trials "
+        f"{', '.join(map(str, found.trials))}; {', '.join(costs)}; validation {result.test.metric} "
+        f"{shown(found.validation)}."
+    )
 
 
 def _why(picked: Picked, result: Result) -> str:
@@ -128,7 +142,7 @@ def against(name: str, test: Test, comparison: Comparison) -> str:
 
 def pretraining(result: Result) -> Iterator[str]:
     """Whether pretrained weights helped, by the comparison of the winner with the best plan of the other kind."""
-    if not result.comparisons:
+    if not result.comparisons or result.ensemble:  # several models are better than one for another reason
         return
     at_random = select.from_scratch(result.best.plan)
     other_kind = select.is_pretrained if at_random else select.from_scratch

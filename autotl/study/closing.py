@@ -16,12 +16,13 @@ from autotl.engine.fit import on_all_images
 from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.files import read_lines, write
-from autotl.plan import TransferPlan, digest
+from autotl.plan import Made, TransferPlan, digest
 from autotl.study import advice, estimate, select
 from autotl.study.budget import OutOfTime
 from autotl.study.controls import Control, controls_of
 from autotl.study.costs import COSTS
 from autotl.study.crew import Crew
+from autotl.study.ensemble import Ensembling
 from autotl.study.opening import Opened
 from autotl.study.pick import picked
 from autotl.study.reruns import Contender, Reruns, SeedRun
@@ -48,7 +49,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
     records = list(folder.log.records())
     known = results.load(folder)
     made_from = _made_from(records, settings, bench.dataset)
-    if known and known.made_from == made_from and not known.skipped and bundle.plan_of(folder.bundle) == known.final:
+    if known and known.made_from == made_from and not known.skipped and bundle.plan_of(folder.bundle) == known.made:
         return known
     board = _board(records, folder.name, bench)
     skipped = [f"trial {record.number}: {record.reason}" for record in records if record.state == "interrupted"]
@@ -65,8 +66,12 @@ def finish(opened: Opened, crew: Crew) -> Result:
         contenders = end.with_views(contenders)
         judged = {each.record.number: each.record for each in contenders}  # more reliably than by their trials
         others = [record for record in board if record.number not in judged]
-        winner, final, controls = end.train(contenders, [*judged.values(), *others])
-        test, comparisons = end.test(final, controls, len(records))
+        ranked = [*judged.values(), *others]
+        winner, final, controls = end.train(contenders, ranked)
+        ensemble = end.ensembling.made(winner.record, final, ranked)
+        if ensemble:
+            controls = {**end.alone(winner, final), **controls}
+        test, comparisons = end.test(ensemble.plan if ensemble else final, controls, len(records))
     run = winner.median(bench.scale)
     latency = COSTS["latency"].metric
     timed = {name: run.plan.test_views * value for name, value in winner.record.metrics.items() if name == latency}
@@ -92,19 +97,20 @@ def finish(opened: Opened, crew: Crew) -> Result:
         if settings.pick not in RERUN
         else None,
         simplest=reruns.simplest,
+        ensemble=ensemble,
         final=final,
         imbalance=facts_of(bench.dataset).imbalance,
         test=test,
         comparisons=comparisons,
         advice=_tested(read_advice(folder), board, bench),
-        skipped=(*skipped, *reruns.skipped, *end.skipped),
+        skipped=(*skipped, *reruns.skipped, *end.skipped, *end.ensembling.skipped),
         test_opened=len({opening["plan"] for opening in read_lines(folder.test_openings, Opening.model_validate)}),
         made_from=made_from,
         seconds=opened.budget.used,
         bundle=str(folder.bundle),
     )
     tested = result.model_dump(mode="json", include={"test", "comparisons"})
-    bundle.describe(folder.bundle, {"validation": run.metrics, **tested})
+    bundle.describe(folder.bundle, {"validation": ensemble.metrics if ensemble else run.metrics, **tested})
     write(folder.result, result.to_json())
     return result
 
@@ -116,7 +122,7 @@ def _tested(advised: Advice | None, board: Sequence[TrialRecord], bench: Bench) 
 def _made_from(records: Sequence[TrialRecord], settings: Settings, dataset: Dataset) -> str:
     """A hash of everything that a result depends on."""
     trials = [[record.number, record.state, record.plan.hash if record.plan else None] for record in records]
-    usual = {"pick": BEST, "views": 1}
+    usual = {"pick": BEST, "views": 1, "ensemble": 1}
     unusual = {name: value for name in usual if (value := getattr(settings, name)) != usual[name]}
     ending = {**settings.model_dump(include=ENDING), **unusual}
     return digest({"trials": trials, "fingerprint": dataset.fingerprint, **ending})
@@ -165,6 +171,7 @@ class _End:
         self.folder, self.settings, self.bench = opened.folder, opened.settings, opened.bench
         self.watcher, self.budget, self.crew = opened.watcher, opened.budget, crew
         self.skipped: list[str] = []
+        self.ensembling = Ensembling(opened, crew)
         self._before, self._place = before, place
         self._wanted: list[str] = []
         """The names of the controls, in the order of the summary."""
@@ -181,7 +188,7 @@ class _End:
         in_time = True
         for winner in contenders:
             final = self._final(winner)
-            if there == final:
+            if there == final or self.ensembling.restore(final):
                 return winner, final, self._trained(None, winner, final, board)[1]
             number = winner.record.number
             task = f"{self._last} of the winner, trial {number}"
@@ -197,7 +204,7 @@ class _End:
             break
         best = contenders[0].record.number if contenders else board[0].number
         for winner, final in self._possible_bundles(contenders, board):
-            if there == final:
+            if there == final or self.ensembling.restore(final):
                 self.skipped.append(
                     f"the {self._last} of the winner, trial {best}; the bundle is that of trial {winner.record.number}"
                 )
@@ -325,7 +332,7 @@ class _End:
             return
         for control in self.controls(winner, board):
             self._wanted.append(control.name)
-            if control.name not in self._earlier(final)[1]:
+            if self.settings.ensemble > 1 or control.name not in self._earlier(final)[1]:
                 yield control
 
     def _training(self, control: Control, final: TransferPlan) -> Training | None:
@@ -346,29 +353,31 @@ class _End:
     def _no_time_for(self, control: Control) -> None:
         self.skipped.append(f"no time for the comparison with {control.name}")
 
-    def _earlier(self, final: TransferPlan) -> tuple[Test | None, dict[str, Comparison]]:
-        """The test of this plan by an earlier run of the study, with its comparisons."""
+    def _earlier(self, made: Made) -> tuple[Test | None, dict[str, Comparison]]:
+        """The test of this model by an earlier run of the study, with its comparisons."""
         known = self._before
-        return (known.test, known.comparisons) if known and known.final == final else (None, {})
+        return (known.test, known.comparisons) if known and known.made == made else (None, {})
 
-    def test(
-        self, final: TransferPlan, controls: Mapping[str, _Tested], trials: int
-    ) -> tuple[Test, dict[str, Comparison]]:
+    def alone(self, winner: Contender, final: TransferPlan) -> dict[str, _Tested]:
+        """The winner's model as a control of its ensemble."""
+        name = f"the winner alone (trial {winner.record.number})"
+        self._wanted.insert(0, name)
+        return {name: _Tested(final, self._predicted(self.folder.member(final), "winner.npy"))}
+
+    def test(self, made: Made, controls: Mapping[str, _Tested], trials: int) -> tuple[Test, dict[str, Comparison]]:
         """The test of the bundle, and its comparisons with controls: of an earlier run, as far as it had them."""
-        test, comparisons = self._earlier(final)
+        test, comparisons = self._earlier(made)
         if test is None or controls:
-            test, more = self.judge(final, controls, trials)
+            test, more = self.judge(made, controls, trials)
             comparisons = comparisons | more
         return test, {name: comparisons[name] for name in self._wanted if name in comparisons}
 
-    def judge(
-        self, final: TransferPlan, controls: Mapping[str, _Tested], trials: int
-    ) -> tuple[Test, dict[str, Comparison]]:
+    def judge(self, made: Made, controls: Mapping[str, _Tested], trials: int) -> tuple[Test, dict[str, Comparison]]:
         """Open the sealed test split, once, for the bundle and the controls together."""
-        given = self._probabilities()
+        given = np.load(self._predicted(self.folder.bundle, "bundle.npy"))
         others = {name: np.load(control.test) for name, control in controls.items()}
         dataset, metric = self.bench.dataset, self.bench.metrics[0]
-        labels = dataset.open_test(self.folder.test_openings, plan=final.hash, trials=trials)
+        labels = dataset.open_test(self.folder.test_openings, plan=made.hash, trials=trials)
         units, guessed = dataset.units("test"), given.argmax(1)
         comparisons = {}
         for name, control in controls.items():
@@ -388,10 +397,10 @@ class _End:
         )
         return test, comparisons
 
-    def _probabilities(self) -> np.ndarray:
-        """The predictions of the saved bundle for the test images: [N, C] float64."""
-        job = Prediction(self.folder.bundle, self._place / "bundle.npy")
+    def _predicted(self, model: Path, name: str) -> Path:
+        """The file with the predictions of a saved bundle for the test images: [N, C] float64."""
+        job = Prediction(model, self._place / name)
         for _, outcome in self.crew.carry_out([job]):
             if isinstance(outcome, Exception):
                 raise outcome
-        return np.load(job.test)
+        return job.test

@@ -99,17 +99,18 @@ def seconds_at_the_end(board: Sequence[TrialRecord], settings: Settings, bench: 
     last = bench.refit_factor * max(map(_seconds, best), default=0.0)
     probe = (1 + bench.refit_factor) * PROBE_SECONDS
     test = seconds_to_test(best, settings, bench)
-    return again + last + settings.compare * (last + probe) + test
+    return again + settings.ensemble * last + settings.compare * (last + probe) + test
 
 
 def seconds_to_test(best: Sequence[TrialRecord], settings: Settings, bench: Bench) -> float:
     """Seconds to evaluate the bundle of one of the best trials, and its controls, on the test images."""
-    looks = 4 if settings.compare else 1
+    models = settings.ensemble + (settings.ensemble > 1)  # the winner alone is tested, too
+    looks = models + 3 * settings.compare
     share = len(bench.shas("test")) / len(bench.shas("val"))
     seconds = looks * share * max((record.metrics.get("val.seconds", 0.0) for record in best), default=0.0)
     # A frozen backbone was evaluated on stored features; those of the test images are not stored yet.
     passes = max((bench.pass_seconds.get(select.plan_of(record).network, 0.0) for record in best), default=0.0)
-    return max(seconds, (1 + settings.compare) * passes * len(bench.shas("test")))
+    return max(seconds, (models + settings.compare) * passes * len(bench.shas("test")))
 
 
 def _seconds(record: TrialRecord) -> float:

@@ -27,6 +27,7 @@ OF_ONE_SEARCH = {
     "pick",
     "compare",
     "views",
+    "ensemble",
     "max_kills",
     "strict_plugins",
 }
@@ -245,6 +246,9 @@ class Settings(Record):
     """Which plan wins: `best`; `simplest`, the simplest that is at most one standard error worse; `knee`, a compromise
     with the cost of `minimize`, or else with FLOPs; `within=0.5`, the cheapest that is at most 0.5 points worse than
     the best."""
+    ensemble: int = Field(default=1, ge=1)
+    """Of how many different models the final model averages the probabilities, the winner's included; chosen greedily
+    by `val` among the twelve best plans."""
     compare: bool = True
     """Whether controls are trained to compare the winner with: a linear probe, raw pixels, random weights."""
     max_kills: int = Field(default=3, ge=1)

@@ -27,6 +27,11 @@ def resolved(settings: Settings, host: Host) -> Settings:
     found = result.load(study)
     if found is None or not study.bundle.exists():
         raise StudyError(f"Study '{study.name}' has no winner yet. Finish its search first.")
+    if found.ensemble:
+        raise StudyError(
+            f"Study '{study.name}' ended with an ensemble of {len(found.ensemble.trials)} models, and a search starts "
+            f"from one. Name its bundle: --weights {found.final.backbone}={study.member(found.final)}"
+        )
     if study.is_live:
         raise StudyError(
             f"Study '{study.name}' is being searched and may get another winner. Wait until its search has ended."
@@ -46,10 +51,11 @@ def require_unseen(dataset: Dataset, weights: Iterable[Path]) -> None:
     """Raises: StudyError if a bundle among the weights was trained on test images of this data set."""
     sealed = set(dataset.shas("test"))
     for path in weights:
-        plan = bundle.plan_of(path)
-        if plan is None or not any(training.stage_lr for training in plan.trainings):
+        made = bundle.plan_of(path)
+        trainings = [training for plan in made.members for training in plan.trainings] if made else []
+        if not any(training.stage_lr for training in trainings):
             continue  # that study did not train its stages
-        study = folder.StudyFolder(path.resolve().parent)
+        study = folder.of_bundle(path)
         try:
             split = read_split(study.path)
         except DataError:  # a bundle outside a study's folder does not record which images it was trained on

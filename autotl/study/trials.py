@@ -27,7 +27,7 @@ from autotl.errors import (
 from autotl.export import bundle
 from autotl.plan import TransferPlan
 from autotl.registry import TooLong
-from autotl.study import blame, patience, schedule, select
+from autotl.study import blame, patience, predictions, schedule, select
 from autotl.study.budget import OutOfTime
 from autotl.study.estimate import Pace, seconds_at_the_end
 from autotl.study.fixed import NotAllowed
@@ -134,6 +134,8 @@ class Trials:
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             describe(trial, fitted.plan if fitted else plan, measured)
             value = measured[f"val.{self.settings.metric}"]
+            if fitted and fitted.val is not None and self.settings.ensemble > 1:
+                predictions.keep(self.folder.prediction(fitted.plan), fitted.val)
             if fitted and self._saves:
                 self._save_best(fitted, value)
         except NoTime:
@@ -274,7 +276,7 @@ class Trials:
             return
         with FileLock(folder.with_name(".bundle.lock")):
             saved = bundle.validation_of(folder)  # by another worker of the search, which has not logged it yet
-            if saved and saved[0].data.fingerprint == self.bench.dataset.fingerprint:
+            if saved and saved[0].members[0].data.fingerprint == self.bench.dataset.fingerprint:
                 measured = saved[1]
                 if order >= select.order(measured[f"val.{self.settings.metric}"], measured, scale):
                     return

@@ -15,6 +15,7 @@ from autotl.engine.observe import Nobody
 from autotl.errors import AutotlError, PluginError, one_line
 from autotl.export import bundle
 from autotl.plan import Network, TransferPlan
+from autotl.study import predictions
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
@@ -52,8 +53,10 @@ class Training:
     """Where the model is saved."""
     validation: dict[str, float] | None = None
     """The metrics of the bundle."""
+    val: Path | None = None
+    """Where its probabilities for `val` are written, if at all."""
     test: Path | None = None
-    """Where its probabilities for the test images are written, if at all."""
+    """The same for the test images."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class Worker:
         if job.bundle:
             classes = self.bench.dataset.classes
             bundle.save(job.bundle, fitted, classes, {"validation": job.validation})
+        if job.val and fitted.val is not None:
+            predictions.keep(job.val, fitted.val)
         if job.test:
             np.save(job.test, metrics.probabilities(fitted.logits("test")))
         return fitted.metrics
@@ -170,11 +175,14 @@ class Worker:
 
     def _predict(self, job: Prediction) -> None:
         loaded = bundle.load(job.bundle, self.bench.catalogue).to(self.bench.device)
-        self.bench.decode(loaded.plan.input)
-        pixels = partial(self.bench.features.pixels.read, loaded.plan.input)
-        shas = self.bench.shas("test")
+        shas, read = self.bench.shas("test"), self.bench.features.pixels.read
         batches = [shas[start : start + bundle.BATCH] for start in range(0, len(shas), bundle.BATCH)]
-        found = [loaded.probabilities(images).double() for images in feed.images(pixels, batches, self.bench.device)]
+        each = []
+        for input in loaded.graph.inputs:
+            self.bench.decode(input)
+            each.append(feed.images(partial(read, input), batches, self.bench.device))
+        # Not by zip, which would keep the last batch in memory.
+        found = [loaded.probabilities(*(next(images) for images in each)).double() for _ in batches]
         given = torch.cat(found)
         # Rows of float32 sum to 1 only nearly.
         np.save(job.test, (given / given.sum(1, keepdim=True)).cpu().numpy())

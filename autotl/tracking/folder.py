@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from autotl.engine.scale import Scale
 from autotl.errors import DamagedFile, PlanError, StudyError, unknown
 from autotl.files import is_utf8, read, write
-from autotl.plan import HeadKind, Minimized, NearCopies, Pooling, Record, Technique
+from autotl.plan import HeadKind, Minimized, NearCopies, Pooling, Record, Technique, TransferPlan
 from autotl.tracking.log import TrialLog
 
 
@@ -132,6 +132,10 @@ class SearchLine(BaseModel):
     options: dict[str, Any]
 
 
+MEMBERS = "members"
+"""The folder in that of a study with the bundles of the models of its ensemble."""
+
+
 class StudyFolder:
     """The folder of one study."""
 
@@ -140,6 +144,7 @@ class StudyFolder:
         self.name = path.name
         self.log = TrialLog(path)
         self.bundle = path / "bundle"
+        self.members = path / MEMBERS
         self.test_openings = path / "test_openings.jsonl"
         self.probe = path / "probe.json"
         self.advice = path / "advice.json"
@@ -147,6 +152,14 @@ class StudyFolder:
         self.searches = path / "searches.jsonl"
         self.result = path / "result.json"
         self._lock = FileLock(path / ".lock")
+
+    def member(self, plan: TransferPlan) -> Path:
+        """The bundle of one model of an ensemble."""
+        return self.members / plan.hash[:12]
+
+    def prediction(self, plan: TransferPlan) -> Path:
+        """The file with the predictions of a plan for `val`."""
+        return self.path / "predictions" / f"{plan.hash}.npy"
 
     @property
     def exists(self) -> bool:
@@ -223,6 +236,12 @@ class StudyFolder:
             yield
         finally:
             self._lock.release()
+
+
+def of_bundle(bundle: Path) -> StudyFolder:
+    """The folder of the study whose model, or a member of whose ensemble, a bundle is; without that, no study's."""
+    place = bundle.resolve().parent
+    return StudyFolder(place.parent if place.name == MEMBERS else place)
 
 
 def home(named: Path | None) -> Path:

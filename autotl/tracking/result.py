@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from autotl.engine.scale import Scale
-from autotl.plan import Record, TransferPlan
+from autotl.plan import Ensemble, Made, Record, TransferPlan
 from autotl.tracking.advice import AdviceTested
 from autotl.tracking.folder import StudyFolder, read_record
 from autotl.tracking.log import MEASURED
@@ -60,6 +60,17 @@ class Simplest(Record):
     """One standard error of the difference between two of the plans that were compared."""
     runs: int
     """How many runs of each plan were compared."""
+
+
+class Averaged(Record):
+    """The ensemble in the bundle, which was tested."""
+
+    trials: tuple[int, ...]
+    """The trials of its members, the winner first."""
+    plan: Ensemble
+    validation: float
+    metrics: dict[str, float]
+    """Of the ensemble on `val`; parameters, FLOPs and latency are sums over its members."""
 
 
 class OfClass(Record):
@@ -118,6 +129,9 @@ class Result(Record):
     picked: Picked | None = None
     simplest: Simplest | None = None
     """None if the best plan is the simplest one within the noise, and if the winner was picked by its cost."""
+    ensemble: Averaged | None = None
+    """None if the winner alone is in the bundle; with it `test` and the gains of `comparisons` are those of the
+    ensemble."""
     test: Test
     comparisons: dict[str, Comparison]
     advice: AdviceTested | None = None
@@ -125,7 +139,8 @@ class Result(Record):
     skipped: tuple[str, ...]
     """Steps that were skipped because time ran out, or that failed."""
     final: TransferPlan
-    """The plan of the model in the bundle, which was tested: the best plan, refit on more images if requested."""
+    """The plan of the model in the bundle, which was tested: the best plan, refit on more images if requested. Of an
+    ensemble its first member."""
     made_from: str
     """A hash of the trials, images and settings that this result depends on."""
     imbalance: float
@@ -134,6 +149,11 @@ class Result(Record):
     """The number of plans for which the test split was opened in this study; only the first is unbiased."""
     seconds: float
     bundle: str
+
+    @property
+    def made(self) -> Made:
+        """What the model in the bundle was made by."""
+        return self.ensemble.plan if self.ensemble else self.final
 
 
 def load(folder: StudyFolder) -> Result | None:

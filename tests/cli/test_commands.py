@@ -15,6 +15,7 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -108,6 +109,15 @@ def test_a_single_name_in_a_file_needs_no_list(tmp_path, option):
     file.write_text(f'{option} = "one"\n')
     asked = searching.command.make_context("search", [str(tmp_path), "--config", str(file)])
     assert asked.params[option] == ("one",)
+
+
+def test_the_models_of_an_ensemble_are_counted_from_one(tmp_path):
+    file = tmp_path / "studies.toml"
+    file.write_text("ensemble = 3\n")
+    asked = searching.command.make_context("search", [str(tmp_path), "--config", str(file)])
+    assert asked.params["ensemble"] == 3
+    with pytest.raises(click.BadParameter, match="0 is not in the range x>=1"):
+        searching.command.make_context("search", [str(tmp_path), "--ensemble", "0"])
 
 
 def test_a_study_file_gives_options_and_the_command_line_overrides_it(autotl, stripes, tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import AutotlError, PluginError, StudyError
-from autotl.export import bundle
+from autotl.export import bundle, contents
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
@@ -193,7 +193,7 @@ def in_plan(**changes):
 
 def hashed_again(folder):
     """Recompute the hashes, as an attacker would."""
-    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in bundle.CARRIED}
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in contents.CARRIED}
     (folder / "hashes.json").write_text(json.dumps(hashes))
 
 
@@ -300,11 +300,11 @@ def test_files_are_decoded_by_several_threads_and_no_more_than_a_batch_of_them_a
     alone = [next(loaded.predict([file])) for file in files]
     together, seen, really = threading.Barrier(2, timeout=10), [], bundle._pixels
 
-    def prepared(source, preparation):
+    def prepared(source, inputs):
         seen.append(source)
         if len(seen) <= 2:
             together.wait()  # which a single thread would do for ever
-        return really(source, preparation)
+        return really(source, inputs)
 
     monkeypatch.setattr(bundle, "_pixels", prepared)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)

@@ -223,7 +223,7 @@ def test_a_script_that_reads_images_differently_is_noticed(model, tmp_path, monk
     wrong = tmp_path / "standalone"
     wrong.mkdir()
     for file in export.STANDALONE.glob("*.py"):
-        (wrong / file.name).write_text(file.read_text().replace('SPEC["interpolation"].upper()', '"NEAREST"'))
+        (wrong / file.name).write_text(file.read_text().replace('spec["interpolation"].upper()', '"NEAREST"'))
     monkeypatch.setattr(export, "STANDALONE", wrong)
     # Larger than the network's input, so that resizing matters.
     photos = tmp_path / "photos"

@@ -4,7 +4,7 @@ import pytest
 
 from autotl.builtin import logistic
 from autotl.engine.scale import Scale
-from autotl.plan import NO_AUGMENTATION, Head, Input, Phase, Training, TransferPlan
+from autotl.plan import NO_AUGMENTATION, Ensemble, Head, Input, Phase, Training, TransferPlan
 from autotl.report import words
 from autotl.tracking import result as results
 
@@ -172,6 +172,25 @@ def test_another_metric_is_recommended_if_classes_are_unequal(imbalance, metric,
     said = summary_of(imbalance=imbalance, test=of_test().model_copy(update={"metric": metric}))
     assert ("The largest class has 19 times the train images of the smallest" in said) is says
     assert ("--metric balanced-accuracy" in said) is says
+
+
+def test_an_ensemble_is_shown_with_its_costs_and_says_nothing_about_pretraining():
+    plans = Ensemble(members=(PLAN, PLAN.model_copy(update={"seed": 9})))
+    costs = {"parameters": 3e6, "flops": 5e7}
+    ensemble = results.Averaged(trials=(1, 4), plan=plans, validation=0.925, metrics=costs)
+    best = result(plans=5, validation=0.9, test=0.95).best
+    won = PLAN.model_copy(update={"weights": "sha256:1", "phases": (TRAINED,), "augmentation": NO_AUGMENTATION})
+    changes = {
+        "best": best.model_copy(update={"plan": won}),
+        "comparisons": {"another": compared("random:0", 0.1, 0.2)},
+    }
+    said = summary_of(ensemble=ensemble, **changes)
+    assert (
+        "\nEnsemble: the mean of the probabilities of 2 models, of trials 1, 4; 3 M parameters, 50 M FLOPs per image; "
+        "validation accuracy 92.5%.\n"
+    ) in said
+    assert "\nValidation accuracy of the winner alone 90.0%." in said
+    assert "Pretraining" not in said and "Pretraining helped" in summary_of(**changes)
 
 
 def test_balanced_class_weights_of_a_head_are_shown():

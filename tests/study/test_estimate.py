@@ -52,6 +52,14 @@ def test_times_of_trials_correct_the_estimate_and_one_slow_epoch_does_not(lab):
     assert pace.seconds(lab.plan(sgd(None, (), epochs=20), backbone="tiny:deep")) > 1_000
 
 
+def test_time_is_reserved_for_each_model_of_an_ensemble(lab, tmp_path):
+    board = [record(lab.plan(logistic.probe("2.1")), seconds=6.0)]
+    alone, together = (
+        estimate.seconds_at_the_end(board, Settings(data=tmp_path, ensemble=models), lab.bench) for models in (1, 3)
+    )
+    assert together - alone == pytest.approx(2 * 6.0 * lab.bench.refit_factor)
+
+
 def test_the_estimate_for_a_head_comes_from_similar_heads(lab):
     pace = Pace(lab.bench, {}.__getitem__)
     probe = lab.plan(logistic.probe("2.1"))

@@ -152,7 +152,7 @@ def test_the_test_images_are_read_in_parts(host, stripes, monkeypatch):
     monkeypatch.setattr(Worker, "_predict", predict)
     monkeypatch.setattr(bundle, "BATCH", 2)
     search(host, stripes, trials=1, backbones=("tiny:net",), compare=False).run()
-    assert (len(batches), most) == (9, 1)
+    assert len(batches) == 9 and most <= 1
 
 
 def test_the_same_command_again_adds_nothing_and_a_larger_total_adds_the_rest(host, stripes):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from autotl import ModelCard, WeightsSource, hookimpl, load_weights
 from autotl.backbones.catalogue import Catalogue
 from autotl.errors import StudyError, WeightsError
-from autotl.export import bundle
+from autotl.export import bundle, contents
 from autotl.host import Host
 from autotl.study.search import Search
 from autotl.study.settings import Settings
@@ -91,7 +91,7 @@ def place(tmp_path_factory):
 
 def shorten(folder: Path) -> None:
     """Change a bundle to one that was cut after the second stage, with weights as after training."""
-    files = {name: (folder / name).read_bytes() for name in bundle.CARRIED}
+    files = {name: (folder / name).read_bytes() for name in contents.CARRIED}
     plan = json.loads(files["plan.json"])
     plan["cut"] = "1.2"
     files["plan.json"] = json.dumps(plan).encode()
@@ -99,7 +99,7 @@ def shorten(folder: Path) -> None:
     kept = {key: value + 0.01 for key, value in load_file(folder / bundle.WEIGHTS).items() if key[:11] != "backbone.2."}
     save_file(kept | {"head.weight": torch.rand(3, 12)}, folder / bundle.WEIGHTS)
     files[bundle.WEIGHTS] = (folder / bundle.WEIGHTS).read_bytes()
-    bundle._write(folder, files)
+    contents.write_files(folder, files)
 
 
 def test_the_winner_of_a_study_is_the_backbone_of_the_next_up_to_its_cut(place, tmp_path):
@@ -151,16 +151,20 @@ def test_a_network_is_not_tested_on_images_that_another_study_has_trained_it_on(
     assert search(place, study="frozen", **other).run().test  # its linear probe trained no stage
 
     plan = json.loads((first / "plan.json").read_text())
-    files = {name: (first / name).read_bytes() for name in bundle.CARRIED}
+    files = {name: (first / name).read_bytes() for name in contents.CARRIED}
     training = {"epochs": 1, "batch_size": 8, "head_lr": 0.1, "stage_lr": {"0.2": 0.1}}
     trained = {**plan, "phases": [{**plan["phases"][0], "training": training}]}
-    bundle._write(first, {**files, "plan.json": json.dumps(trained).encode()})
-    with pytest.raises(
-        StudyError, match=r"\d of the \d+ test images .* train the network of study 'first' .* too high"
-    ):
-        search(place, study="tested", **other).run()
+    contents.write_files(first, {**files, "plan.json": json.dumps(trained).encode()})
+    member = place / "studies" / "first" / "members" / "one"
+    shutil.copytree(first, member)
+    for trained_there in (first, member):
+        with pytest.raises(
+            StudyError, match=r"\d of the \d+ test images .* train the network of study 'first' .* too high"
+        ):
+            search(place, study="tested", **(other | {"weights": {NAME: trained_there}})).run()
+    shutil.rmtree(member.parent)
     assert search(place, study="the same split", **(other | {"seed": 0})).run().test
-    bundle._write(first, files)
+    contents.write_files(first, files)
 
 
 def test_what_a_search_cannot_start_from_is_an_error_at_the_start(place, tmp_path):

@@ -435,6 +435,40 @@ def test_the_best_model_is_registered_without_pickle(made, uri, stripes, monkeyp
     assert next(place.rglob("LICENSE")).read_text().startswith("Terms of the weights")
 
 
+def test_an_ensemble_is_registered_with_an_input_for_each_size(uri, host, stripes):
+    import torch
+
+    settings = {"strategies": ("linear-probe",), "backbones": ("tiny:net", "autotl:resnet10"), "mlflow": False}
+    search = Search(
+        Settings(data=stripes, trials=2, ensemble=2, compare=False, device="cpu", **settings),
+        host,
+        Silent(),
+        time.monotonic(),
+    )
+    result = search.run()
+    projection(search.folder, uri).end(Shown(search))
+    own = Shown(search).model()
+    assert len({input.size for input in own.graph.inputs}) == 2
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    model = mlflow.pytorch.load_model("models:/autotl-stripes@champion")
+    shapes = [(5, 3, input.size, input.size) for input in own.graph.inputs]
+    images = [torch.randint(0, 256, shape, dtype=torch.uint8) for shape in shapes]
+    with torch.no_grad():
+        torch.testing.assert_close(model(*images), own.probabilities(*images), atol=1e-5, rtol=0)
+    signature = mlflow.models.get_model_info("models:/autotl-stripes@champion").signature
+    assert [(spec.name, spec.shape) for spec in signature.inputs] == [
+        (name, (-1, *shape[1:])) for name, shape in zip(("images", "images2"), shapes, strict=True)
+    ]
+    (version,) = MlflowClient(uri).search_model_versions("name = 'autotl-stripes'")
+    assert version.tags["backbone"] == ", ".join(plan.backbone for plan in result.made.members)
+    experiment = MlflowClient(uri).get_experiment_by_name("autotl-stripes").experiment_id
+    runs = {run.info.run_name: run for run in MlflowClient(uri).search_runs([experiment])}
+    alone = runs[f"comparison: the winner alone (trial {result.best.trial})"]
+    (compared,) = result.comparisons.values()
+    assert alone.data.metrics["test/accuracy"] == compared.value
+
+
 def test_an_unreachable_server_costs_one_line_and_its_process_ends_with_the_search(made, monkeypatch):
     monkeypatch.setattr(shipping, "EVERY", 0.1)
     monkeypatch.setattr(shipping, "LAST_TRIES", (0.1, 0.1))

@@ -5,7 +5,6 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 from preprocess import files_in, readable
 
@@ -17,8 +16,9 @@ def main(paths: list[str]) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")
     done, files = 0, files_in(paths)
     session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
-    for file, image in readable(files):
-        (rows,) = session.run(["probabilities"], {"images": np.stack([image])})
+    names = [each.name for each in session.get_inputs()]
+    for file, images in readable(files):
+        (rows,) = session.run(["probabilities"], {name: image[None] for name, image in zip(names, images, strict=True)})
         print(file, CLASSES[rows[0].argmax()], f"{rows[0].max():.6f}", sep="\t")
         done += 1
     return 0 if done == len(files) else 1

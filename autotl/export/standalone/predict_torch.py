@@ -5,7 +5,6 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from preprocess import files_in, readable
 
@@ -17,9 +16,9 @@ def main(paths: list[str]) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")
     done, files = 0, files_in(paths)
     model = torch.export.load(HERE / "model.pt2").module()
-    for file, image in readable(files):
+    for file, images in readable(files):
         with torch.no_grad():
-            (row,) = model(torch.from_numpy(np.stack([image])))
+            (row,) = model(*(torch.from_numpy(image[None]) for image in images))
         print(file, CLASSES[int(row.argmax())], f"{float(row.max()):.6f}", sep="\t")
         done += 1
     return 0 if done == len(files) else 1

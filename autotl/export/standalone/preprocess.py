@@ -5,6 +5,7 @@ integers of `bits` bits (default 16) are scaled to 8 bits, and larger values are
 becomes square. `crop` (default): the long side is cropped to at most four times the short side, and the short side is
 resized to `resize` px. `squash`: both sides are resized. `pad`: the long side is resized, and the rest of a square gets
 the colour `mean`. Then the centre `size` x `size` px are kept. The model itself casts to floating point and normalises.
+A model with several inputs has a list of such settings, one for each.
 """
 
 import json
@@ -26,6 +27,7 @@ else:
     register_heif_opener()
 
 SPEC = json.loads(Path(__file__).with_name("preprocessing.json").read_text(encoding="utf-8"))
+SPECS = SPEC if isinstance(SPEC, list) else [SPEC]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "HEIF")
 # EPS is not read: decoding it starts other programs.
 PIXELS = 2 * 89_478_485  # a small file may decode to more pixels than fit into memory
@@ -51,16 +53,26 @@ TURNS = {
 
 
 def prepare(file: str | Path) -> np.ndarray:
-    """An image file → [3, size, size] uint8."""
+    """An image file → [3, size, size] uint8, for a model with one input."""
+    (image,) = inputs(file)
+    return image
+
+
+def inputs(file: str | Path) -> list[np.ndarray]:
+    """An image file → each input of the model, [3, size, size] uint8."""
     if os.path.exists(file) and not os.path.isfile(file):
         raise ValueError("not a regular file")  # a pipe would wait for a writer
     with _opened(file) as image:
         image.load()
         turn = TURNS.get(_orientation(image))
-        pixels = _rgb(image)
+        return [_prepared(image, turn, spec) for spec in SPECS]
+
+
+def _prepared(image: Image.Image, turn: Image.Transpose | None, spec: dict) -> np.ndarray:
+    pixels = _rgb(image, spec)
     if turn is not None:
         pixels = pixels.transpose(turn)
-    pixels = _middle(_resized(pixels, SPEC.get("mode", "crop")), SPEC["size"], SPEC["size"])
+    pixels = _middle(_resized(pixels, spec), spec["size"], spec["size"])
     return np.ascontiguousarray(np.asarray(pixels).transpose(2, 0, 1))
 
 
@@ -90,11 +102,11 @@ def _is_litter(name: str) -> bool:
     return name in LITTER or name.startswith(LITTER_BEGINS) or name.endswith(LITTER_ENDS)
 
 
-def readable(files: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Printable names of image files with the model's input; unreadable files are listed on stderr and skipped."""
+def readable(files: Iterable[str]) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Printable names of image files with the model's inputs; unreadable files are listed on stderr and skipped."""
     for file in files:
         try:
-            yield printable(file), prepare(file)
+            yield printable(file), inputs(file)
         except Exception as error:  # Pillow's readers raise almost anything for a damaged file
             print(f"{printable(file)}: {printable(str(error))}", file=sys.stderr)
 
@@ -123,29 +135,29 @@ def _opened(file: str | Path) -> Image.Image:
     return image
 
 
-def _resized(image: Image.Image, mode: str) -> Image.Image:
-    resize = SPEC["resize"]
+def _resized(image: Image.Image, spec: dict) -> Image.Image:
+    mode, resize = spec.get("mode", "crop"), spec["resize"]
     if mode == "crop":
         short = min(image.size)
         image = _middle(image, min(image.width, LONGEST * short), min(image.height, LONGEST * short))
     measure = min(image.size) if mode == "crop" else max(image.size)
     sides = (resize, resize) if mode == "squash" else [max(1, resize * side // measure) for side in image.size]
-    image = image.resize(tuple(sides), Image.Resampling[SPEC["interpolation"].upper()])
+    image = image.resize(tuple(sides), Image.Resampling[spec["interpolation"].upper()])
     if mode != "pad":
         return image
-    square = Image.new("RGB", (resize, resize), tuple(round(255 * mean) for mean in SPEC["mean"]))
+    square = Image.new("RGB", (resize, resize), tuple(round(255 * mean) for mean in spec["mean"]))
     square.paste(image, ((resize - image.width) // 2, (resize - image.height) // 2))
     return square
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, spec: dict) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range")
     if image.mode.startswith("I"):
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 0xFFFF:
             raise ValueError("of integers only 0 to 65535 are defined")
-        bytes_ = (grey.astype(np.int32) >> (SPEC.get("bits", 16) - 8)).clip(max=255).astype(np.uint8)
+        bytes_ = (grey.astype(np.int32) >> (spec.get("bits", 16) - 8)).clip(max=255).astype(np.uint8)
         return Image.fromarray(bytes_).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, Schema, TensorSpec
 
 from autotl.tracking.flat import flat
 from autotl.tracking.folder import StudyFolder
@@ -28,14 +28,15 @@ def register(
 
     `run` is the run of the study, `words` the description of the version.
     """
-    client, name, plan = server.client, server.name, result.final
+    client, name, made = server.client, server.name, result.made
     versions = client.search_model_versions(f"name = '{name}'")
-    known = [version for version in versions if version.tags.get(PLAN) == plan.hash]
+    known = [version for version in versions if version.tags.get(PLAN) == made.hash]
     if not known:
         uri = _log(server, run, folder, result, model())
         metric = result.test.metric
-        tags = {PLAN: plan.hash, f"test.{metric}": f"{result.test.value:.4f}"}
-        tags |= {"backbone": plan.backbone, "cut": plan.cut, "strategy": result.best.strategy}
+        tags = {PLAN: made.hash, f"test.{metric}": f"{result.test.value:.4f}"}
+        tags |= {name: ", ".join(getattr(plan, name) for plan in made.members) for name in ("backbone", "cut")}
+        tags |= {"strategy": result.best.strategy}
         known = [mlflow.register_model(uri, name, tags=tags)]
         words = [*words, f"`mlflow.pytorch.load_model('models:/{name}@{ALIAS}')`"]
         client.update_model_version(name, known[0].version, description="\n\n".join(words))
@@ -45,7 +46,13 @@ def register(
 
 def _log(server: Server, run: str, folder: StudyFolder, result: Result, bundle: "Bundle") -> str:
     """Log the model to a run, and return its URI."""
-    example = bundle.graph.example().numpy()
+    from autotl.export.graph import examples, input_names
+
+    images = [each.numpy() for each in examples(bundle.graph)]
+    names = input_names(bundle.graph.inputs) if len(images) > 1 else [None]
+    specs: list[ColSpec | TensorSpec] = [
+        TensorSpec(each.dtype, (-1, *each.shape[1:]), name) for each, name in zip(images, names, strict=True)
+    ]
     params = {"strategy": result.best.strategy, **flat(result.final)}
     mlflow.set_tracking_uri(server.uri)
     mlflow.set_registry_uri(server.uri)
@@ -54,9 +61,9 @@ def _log(server: Server, run: str, folder: StudyFolder, result: Result, bundle: 
             bundle.graph.cpu(),
             name=result.study,
             serialization_format="pt2",
-            input_example=example,
+            input_example=images if len(images) > 1 else images[0],
             signature=ModelSignature(
-                inputs=Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),
+                inputs=Schema(specs),
                 outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.classes)))]),
             ),
             extra_files=[str(folder.bundle / name) for name in ("preprocessing.json", "classes.json", "LICENSE")],

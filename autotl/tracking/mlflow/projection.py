@@ -353,9 +353,12 @@ class Projection:
             self._ship_after(definition, after)
 
     def _tested(self, result: Result, outcome: Outcome, at: float) -> Iterator[_After]:
-        """What was tested on the test split: the winner, if it was refit, and the controls."""
+        """What was tested on the test split: the winner, if it was refit, and the controls.
+
+        Of an ensemble the winner alone is a control.
+        """
         metric, best = result.test.metric, result.best
-        if result.final != best.plan:
+        if result.final != best.plan and not result.ensemble:
             known = ("parameters", "flops", "latency_ms")
             costs = {name: best.metrics[name] for name in known if name in best.metrics}
             yield _After(
