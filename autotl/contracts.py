@@ -328,7 +328,8 @@ class Strategy(Protocol):
 
     It may have an attribute `first_guess`, parameters by name. They are tried once, before the sampler draws, on the
     best backbone and cut of the probe unless they name others. A named backbone that the study does not have is
-    replaced by the best one.
+    replaced by the best one. If a budget is short, a named `frozen` is raised, up to two thirds of the stages, and
+    `recipe.length` lowered; a first guess that names neither is tried only if there is time for it.
 
     It may have an attribute `is_probe`, True if it is a linear probe: its plans only fit a classifier on one cut of a
     frozen backbone, and it draws shared parameters alone. It is then tried first, at the best cut of each backbone, and

@@ -13,17 +13,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from autotl.contracts import Mixed
+from autotl.contracts import Boundary, Mixed
 from autotl.data.split import Split
 from autotl.engine import feed, precision
 from autotl.engine.draws import Draws, keys
 from autotl.engine.features import batch_size, normalise
 from autotl.engine.feed import to_device
+from autotl.engine.memory import Memory
 from autotl.engine.tools import Transform
-from autotl.plan import digest
+from autotl.plan import Precision, digest
 
 if TYPE_CHECKING:
     from autotl.engine.model import Model
+
+
+def fits(stage: Boundary, images: int, dtype: Precision, memory: Memory) -> bool:
+    """Whether the outputs of a stage for all images of a split that is trained on can be kept in memory.
+
+    The rest is for the split that is evaluated, which is read alternately with this one.
+    """
+    return _bytes_of(stage, images, dtype) <= 0.8 * memory.room
+
+
+def _bytes_of(stage: Boundary, images: int, dtype: Precision) -> int:
+    return images * math.prod(stage.shape) * precision.DTYPES[dtype].itemsize
 
 
 class Source:
@@ -170,16 +183,20 @@ class Source:
     def _can_be_kept(self) -> bool:
         if self._frozen is None or self.mixes or (self._transform is not None and not self._views):
             return False
-        # The rest is for the split that is evaluated, which is read alternately with this one.
-        return self._bytes * (self._views if self._transform else 1) <= 0.8 * self._bench.memory.room
+        plan, views = self._model.plan, self._views if self._transform else 1
+        return fits(self._stage, views * len(self), plan.boundary_dtype, self._bench.memory)
 
     @cached_property
     def _bytes(self) -> int:
         """Bytes of one view of all images at the end of the frozen stages."""
+        return _bytes_of(self._stage, len(self), self._model.plan.boundary_dtype)
+
+    @property
+    def _stage(self) -> Boundary:
+        """The last frozen stage."""
         plan = self._model.plan
         assert self._frozen is not None
-        shape = self._bench.catalogue.info(plan.backbone, plan.input).stage(self._frozen).shape
-        return len(self) * math.prod(shape) * precision.DTYPES[plan.boundary_dtype].itemsize
+        return self._bench.catalogue.info(plan.backbone, plan.input).stage(self._frozen)
 
     def _identity(self) -> str:
         plan = self._model.plan

@@ -7,12 +7,12 @@ take twice as long in bfloat16 on a processor that has instructions for it. So i
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from autotl.errors import TrainingError, out_of_memory
 from autotl.files import seal, unseal
 from autotl.plan import Input, MemoryFormat, Precision, digest
 
+T = TypeVar("T")
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MEMORY_FORMATS: dict[MemoryFormat, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
@@ -85,31 +86,28 @@ def depends_on(catalogue: Catalogue, backbone: str, input: Input, device: str) -
     return [backbone, input.model_dump(mode="json"), code, device, _name_of(device)]
 
 
-def image_seconds(catalogue: Catalogue, backbone: str, arithmetic: Arithmetic, memory: Memory) -> float:
-    """Seconds for one image forward and backward, measured now: the machine may have been busy at the first time.
-
-    Raises: TrainingError if a step does not fit into the device's memory.
-    """
-    input = catalogue.card(backbone).input
-    way = (arithmetic.compute_dtype, arithmetic.memory_format)
-    return fastest(catalogue.structure(backbone, input), input, memory, [way]).image_seconds
-
-
 def fastest(stages: Stages, input: Input, memory: Memory, ways: Sequence[Way] = WAYS) -> Arithmetic:
-    """The fastest way, measured with as large a batch as fits into memory, at least 2 images because of batch norm.
+    """The fastest way, measured with as large a batch as fits into memory.
 
     Raises: TrainingError if 2 images do not fit.
     """
     stages = stages.train().to(memory.device)
-    batch = of_kind(BATCH, memory.device)
+    return as_many_as_fit(of_kind(BATCH, memory.device), memory, partial(_fastest, stages, input, memory.device, ways))
+
+
+def as_many_as_fit(batch: int, memory: Memory, measure: Callable[[int], T]) -> T:
+    """What `measure` finds with this batch, halved until it fits into memory; 2 images at least, because of batch norm.
+
+    Raises: TrainingError if 2 images do not fit.
+    """
     while batch > 1:
-        if found := memory.attempt(partial(_fastest, stages, input, memory.device, batch, ways)):
+        if found := memory.attempt(partial(measure, batch)):
             return found
         batch //= 2
     raise TrainingError(TOO_LITTLE)
 
 
-def _fastest(stages: Stages, input: Input, device: str, batch: int, ways: Sequence[Way]) -> Arithmetic:
+def _fastest(stages: Stages, input: Input, device: str, ways: Sequence[Way], batch: int) -> Arithmetic:
     """Takes the shortest of a few steps for each way. Ways alternate, so that a busy moment affects all of them."""
     seconds = dict.fromkeys(ways, math.inf)
     images = torch.zeros(batch, 3, input.size, input.size, device=device)

@@ -16,9 +16,6 @@ from autotl.tracking.probe import ProbeRow
 
 PROBES = 5
 """How many backbones get a linear probe at their best cut."""
-EPOCHS = 20
-"""About how many epochs of the whole network a first guess takes."""
-
 HEAD_WIDTH_LOG2 = 8
 """The base-2 logarithm of the width of a head's new layer in a first guess."""
 
@@ -46,7 +43,7 @@ class Guesses:
         error of a first guess that cannot be tried, or only with changes."""
         self._catalogue, self._inputs = catalogue, inputs
         self._strategies, self._drawn = strategies, drawn
-        self._skip = skip
+        self._skip, self._reported = skip, set[str]()
         self._heads, self._classifiers, self._cuts = heads, classifiers, cuts
         self._class_weights = class_weights
 
@@ -57,15 +54,15 @@ class Guesses:
             {"strategy": entry.name, **self._place(row)} for entry in found for row in select.best_cuts(rows)[:PROBES]
         ]
 
-    def before_sampling(self, rows: Sequence[ProbeRow], trained: ProbeRow, suggested: Container[str]) -> list[Guess]:
-        """Linear probes on all backbones except the first, then the first guess of each strategy at `trained`, of the
-        `suggested` ones first."""
-        place = self._place(trained)
-        others = [guess for guess in self.linear_probes(rows) if guess["backbone"] != rows[0].backbone]
-        backbones = {row.backbone for row in rows}
+    def other_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
+        """Linear probes on all backbones except the first."""
+        return [guess for guess in self.linear_probes(rows) if guess["backbone"] != rows[0].backbone]
+
+    def of_strategies(self, rows: Sequence[ProbeRow], trained: ProbeRow, suggested: Container[str]) -> list[Guess]:
+        """The first guess of each strategy at `trained`, of the `suggested` ones first."""
+        place, backbones = self._place(trained), {row.backbone for row in rows}
         ordered = sorted(self._strategies.values(), key=lambda entry: entry.name not in suggested)
-        firsts = [guess for entry in ordered if (guess := self._first(entry, place, backbones))]
-        return others + firsts
+        return [guess for entry in ordered if (guess := self._first(entry, place, backbones))]
 
     def _first(self, entry: Entry, place: Guess, backbones: Container[object]) -> Guess | None:
         """The first guess of a strategy: at `place`, unless it names another one on one of these backbones."""
@@ -77,7 +74,7 @@ class Guesses:
                 guess: Guess = {"strategy": entry.name, **place, **first}
                 json.dumps(guess)  # as the storage does
         except PluginError as error:
-            self._skip(error)
+            self._report(error)
             return None
         # What the study does not use is replaced; what is not installed at all is the author's mistake.
         if guess["backbone"] not in backbones:
@@ -99,7 +96,13 @@ class Guesses:
             look_up()
         except PluginError as error:
             how = f"has a first guess that names something unknown, and is tried without it: {error}"
-            self._skip(entry.owner.fault(f"Strategy '{entry.name}'", how))
+            self._report(entry.owner.fault(f"Strategy '{entry.name}'", how))
+
+    def _report(self, error: PluginError) -> None:
+        """Report an error once, also if several places are tried."""
+        if str(error) not in self._reported:
+            self._reported.add(str(error))
+            self._skip(error)
 
     def _place(self, row: ProbeRow) -> Guess:
         """The parameters of a cell of the probe, with class weights that suit the metric.
@@ -135,16 +138,3 @@ def probes_among(strategies: Iterable[Entry]) -> list[Entry]:
             if getattr(entry.item, "is_probe", False):
                 found.append(entry)
     return found
-
-
-def affordable(best: Sequence[ProbeRow], epoch_seconds: Callable[[str], float], seconds: float) -> ProbeRow:
-    """The first of these cuts whose backbone trains a first guess within `seconds`; else the fastest one.
-
-    `epoch_seconds(backbone)`: seconds for an epoch of the whole network; called only as often as needed.
-    """
-    needed: list[float] = []
-    for row in best:
-        needed.append(EPOCHS * epoch_seconds(row.backbone))
-        if needed[-1] <= seconds:
-            return row
-    return best[needed.index(min(needed))]

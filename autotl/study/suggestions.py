@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 from autotl.backbones.catalogue import RANDOM, Catalogue
 from autotl.contracts import DataFacts
 from autotl.data.dataset import Dataset
-from autotl.engine import precision
+from autotl.engine import precision, stage_times
 from autotl.engine.bench import Bench
 from autotl.engine.operations import Effect
 from autotl.engine.precision import Arithmetic
+from autotl.engine.stage_times import StageTimes
 from autotl.errors import PlanError, unknown
 from autotl.plan import DataRef, TransferPlan
 from autotl.registry import Entry
@@ -56,7 +57,7 @@ class Suggestions:
         self.study, self.folder, self.settings, self.bench = study, folder, settings, bench
         self.backbones, self.strategies, self.drawn = backbones, strategies, drawn
         self.limits, self.watcher, self.budget = limits, watcher, budget
-        self._image_seconds: dict[str, float] = {}
+        self._stage_times: dict[str, StageTimes] = {}
 
     def suggest(self, trial: optuna.Trial) -> TransferPlan:
         """The plan of a trial.
@@ -64,14 +65,23 @@ class Suggestions:
         Raises: PluginError, naming the plugin that failed.
         """
         with self.answerable(trial):
-            plan = self._suggest(trial)
+            plan = self._suggest(trial, self._context)
         self._check_guess(trial)
         return plan
 
-    def _suggest(self, trial: optuna.Trial) -> TransferPlan:
+    def likely(self, guess: Mapping[str, object]) -> TransferPlan:
+        """The plan of a trial with these parameters, in any arithmetic; what they do not name is drawn at random.
+
+        Raises: PluginError; PlanError for a plan that is not valid.
+        """
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        study.enqueue_trial(dict(guess))
+        return self._suggest(study.ask(), partial(self._context, arithmetic=lambda backbone: Arithmetic()))
+
+    def _suggest(self, trial: optuna.Trial, context_of: Callable[[Any], SearchContext]) -> TransferPlan:
         entry = self.strategies[trial.suggest_categorical("strategy", list(self.strategies))]
         fixed: Any = Fixed(trial, self.settings.set)
-        context = self._context(fixed)
+        context = context_of(fixed)
         context.data = replace(context.data, harmful=self._harmful())
         what, host = f"Strategy '{entry.name}'", self.bench.catalogue.host
         limit = min(patience.ANSWER, max(patience.LEAST, self.budget.left_to_search()))
@@ -140,7 +150,6 @@ class Suggestions:
                 chosen = precision.stored(*where)
                 if chosen is None:
                     chosen = precision.choose(*where)
-                    self._image_seconds[backbone] = chosen.image_seconds
             if earlier := self._trained_on(backbone):
                 chosen = replace(chosen, compute_dtype=earlier.compute_dtype, memory_format=earlier.memory_format)
             self.watcher.note(
@@ -157,18 +166,18 @@ class Suggestions:
         trained = (plan for plan in plans if plan.trainings)
         return next((plan for plan in trained if plan.backbone.removesuffix(RANDOM) == backbone), None)
 
-    def image_seconds(self, backbone: str) -> float:
-        """Seconds per image, measured once in each run: the stored value may be from a busy moment."""
-        if backbone not in self._image_seconds:
-            bench, arithmetic = self.bench, self._arithmetic(backbone)
-            with bench.catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
-                self._image_seconds[backbone] = precision.image_seconds(
-                    bench.catalogue, backbone, arithmetic, bench.memory
-                )
-        return self._image_seconds[backbone]
+    def stage_times(self, backbone: str) -> StageTimes:
+        """How long each stage takes, measured once in each run, because the machine may be busier at another time."""
+        if backbone not in self._stage_times:
+            catalogue, arithmetic, memory = self.bench.catalogue, self._arithmetic(backbone), self.bench.memory
+            input = catalogue.card(backbone).input
+            with catalogue.owner(backbone).answers_for(f"Backbone '{backbone}'", "fails in training"):
+                stages = catalogue.structure(backbone, input)
+                self._stage_times[backbone] = stage_times.measured(stages, input, arithmetic, memory)
+        return self._stage_times[backbone]
 
     @cached_property
-    def _context(self) -> Callable[[Any], SearchContext]:
+    def _context(self) -> Callable[..., SearchContext]:
         return contexts(
             self.settings,
             self.bench.dataset,
@@ -189,7 +198,7 @@ def contexts(
     drawn: Mapping[str, Mapping[str, Entry]],
     limits: Limits,
     arithmetic: Callable[[str], Arithmetic],
-) -> Callable[[Any], SearchContext]:
+) -> Callable[..., SearchContext]:
     """The context of a study's strategies, as a function of the trial."""
     return partial(
         SearchContext,

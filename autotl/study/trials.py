@@ -29,9 +29,10 @@ from autotl.plan import TransferPlan
 from autotl.registry import TooLong
 from autotl.study import blame, patience, predictions, schedule, select
 from autotl.study.budget import OutOfTime
-from autotl.study.estimate import Pace, seconds_at_the_end
+from autotl.study.estimate import seconds_at_the_end
 from autotl.study.fixed import NotAllowed
 from autotl.study.machine import STORAGE, of_the_machine
+from autotl.study.pace import Pace
 from autotl.study.pruner import IMAGES
 from autotl.study.storage import GUESS, Hold, TakenAway, describe, lasting
 from autotl.study.suggestions import Suggestions
@@ -78,7 +79,7 @@ class Trials:
         """Trials that were drawn in this run and not started because there was no time; the next run starts them."""
         self.told: set[int] = set()
         """The trials that have ended and are known here."""
-        self._pace = Pace(self.bench, suggestions.image_seconds)
+        self._pace = Pace(self.bench, suggestions.stage_times)
         self._learn(*self._records.values())
 
     @property
@@ -261,7 +262,7 @@ class Trials:
         board = select.leaderboard(self._records.values(), self.bench.scale, self.bench.dataset.fingerprint)
         self._best = board[0] if board else None
         longest = max((record.metrics["seconds"] for record in select.finalists(board)), default=0.0)
-        self._refit_seconds = self.settings.refit * self.bench.refit_factor * longest
+        self._refit_seconds = self._refit_share * longest
         self.budget.keep(seconds_at_the_end(board, self.settings, self.bench))
 
     def _save_best(self, fitted: Fitted, value: float) -> None:
@@ -299,7 +300,7 @@ class Trials:
 
         def fits(plan: TransferPlan, refit_too: bool) -> bool:
             seconds = self._pace.seconds(plan)
-            refit = refit_too * self.settings.refit * self.bench.refit_factor * seconds
+            refit = refit_too * self._refit_share * seconds
             needed = SLACK * seconds + max(self._refit_seconds, refit)
             return SLACK * seconds <= self.seconds_left() and needed <= self.budget.left()
 
@@ -332,12 +333,21 @@ class Trials:
         except Enough:
             raise OutOfTime from None
 
-    def epoch_seconds(self, backbone: str) -> float:
-        """Seconds for an epoch of the whole network; infinite if it cannot be trained, which a trial will report."""
+    def seconds(self, plan: TransferPlan) -> float:
+        """Seconds that are needed to start a plan; infinite if it cannot be trained, which a trial will report."""
         try:
-            return self._pace.epoch_seconds(backbone)
+            return SLACK * self._pace.seconds(plan)
         except (PluginError, TrainingError):
             return math.inf
+
+    def longest(self) -> float:
+        """The most of those seconds with which there is also time to refit the plan."""
+        return self.budget.left() * SLACK / (SLACK + self._refit_share)
+
+    @property
+    def _refit_share(self) -> float:
+        """How much longer than a training its refit takes; 0 without refits."""
+        return self.settings.refit * self.bench.refit_factor
 
 
 class _TrialObserver:

@@ -1,20 +1,24 @@
 """The work of a study: passes through its backbones, the probe, first guesses, and trials."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from autotl.contracts import BatchTransform
 from autotl.data.split import OPEN
 from autotl.engine import metrics, operations
 from autotl.engine.operations import Effect
 from autotl.engine.sample import Sample
-from autotl.errors import PluginError, StudyError
+from autotl.engine.stage_times import StageTimes, by_flops
+from autotl.errors import AutotlError, PluginError, StudyError
 from autotl.plan import Network
-from autotl.study import advice, estimate, guesses, probing, select, similarity
+from autotl.study import advice, affordable, estimate, probing, select, similarity
 from autotl.study.budget import OutOfTime
 from autotl.study.crew import Crew
+from autotl.study.guesses import Guess, Guesses
 from autotl.study.opening import Opened
+from autotl.study.pace import Pace
 from autotl.study.storage import GUESS
 from autotl.study.suggestions import OPERATIONS
 from autotl.study.worker import Pass
@@ -60,7 +64,7 @@ class Work:
                 rows += self._probed(name)
                 if name == rows[0].backbone:
                     first = known.linear_probes(rows)[:1]
-                    self._enqueue(f"{fingerprint} first", first)
+                    self._enqueue(f"{fingerprint} first", dict(enumerate(first)))
                     self.crew.run(min(len(first), self.settings.trials))
             if not rows:
                 raise StudyError("No backbone is left to search. Name some with --backbones.")
@@ -68,7 +72,9 @@ class Work:
             self._measure_operations(rows)
             advised = self._advised(rows)
             suggested = advised.suggested if advised else ()
-            self._enqueue(fingerprint, known.before_sampling(rows, self._first_trained(rows), suggested))
+            others = known.other_probes(rows)
+            self._enqueue(fingerprint, dict(enumerate(others)))
+            self._enqueue(fingerprint, self._first_guesses(known, rows, suggested, len(others)))
             self.study.open(self.settings.trials)
             self.crew.run(self.settings.trials)
         except OutOfTime:
@@ -80,9 +86,9 @@ class Work:
             self.study.open(0)
             self.crew.let_go()
 
-    def _guesses(self) -> guesses.Guesses:
+    def _guesses(self) -> Guesses:
         opened = self.opened
-        return guesses.Guesses(
+        return Guesses(
             self.bench.catalogue,
             opened.inputs,
             opened.strategies,
@@ -223,35 +229,73 @@ class Work:
         self.watcher.note(operations.said(found))
         return found
 
-    def _enqueue(self, what: str, trials: Sequence[Mapping[str, object]]) -> None:
-        """Enqueue trials with known parameters, each once in a study, even after interruptions."""
-        waiting = {trial.user_attrs.get(GUESS) for trial in self.study.trials()}
-        for at, guess in enumerate(trials):
-            if f"{what} {at}" not in waiting:
+    def _enqueue(self, what: str, trials: Mapping[int, Guess]) -> None:
+        """Enqueue trials with known parameters by their numbers, each once in a study, even after interruptions."""
+        there = self._enqueued()
+        for at, guess in trials.items():
+            if f"{what} {at}" not in there:
                 known = {name: value for name, value in guess.items() if name not in self.settings.set}
                 self.study.optuna.enqueue_trial(known, user_attrs={GUESS: f"{what} {at}"})
 
-    def _first_trained(self, rows: Sequence[ProbeRow]) -> ProbeRow:
-        """Where the strategies start: the best backbone of the probe that the budget has time to train."""
-        best = select.best_cuts(rows)
-        probes = guesses.probes_among(self.opened.strategies.values())
-        if not self.budget.limited or len(probes) == len(self.opened.strategies):
-            return best[0]
-        for_each = FIRST_TRAININGS * self.budget.left() / len(self.opened.strategies)
+    def _enqueued(self) -> set[str]:
+        """What has been enqueued in the study."""
+        return {str(trial.user_attrs.get(GUESS)) for trial in self.study.trials()}
 
-        def epoch_seconds(backbone: str) -> float:
-            """Up to the last cut within the limits, without measuring a training, which takes seconds, if the passes of
-            its epochs would take too long."""
-            info = self.bench.catalogue.info(backbone)
-            share = info.flops(self._cuts(backbone)[-1]) / info.flops(info.names[-1])
-            forward = (
-                share * self.bench.pass_seconds.get(self.opened.networks[backbone], 0.0) * len(self.bench.shas("train"))
-            )
-            too_long = guesses.EPOCHS * forward > for_each
-            return forward if too_long else share * self.crew.trials.epoch_seconds(backbone)
+    def _first_guesses(
+        self, known: Guesses, rows: Sequence[ProbeRow], suggested: Container[str], start: int
+    ) -> dict[int, Guess]:
+        """The first guesses of strategies that are not in the study yet, by their numbers, which begin with `start`.
 
-        chosen = guesses.affordable(best, epoch_seconds, for_each)
-        if chosen != best[0]:
-            slower = ", ".join(row.backbone for row in best[: best.index(chosen)])
-            self.watcher.note(f"Training starts with {chosen.backbone}: --budget is too short for {slower}.")
-        return chosen
+        They are on the best backbone of the probe; with a budget, on the best one that there is time to train, and as
+        `affordable` adapts them.
+        """
+        best, there, fingerprint = select.best_cuts(rows), self._enqueued(), self.bench.dataset.fingerprint
+
+        def new(row: ProbeRow) -> dict[int, Guess]:
+            numbered = enumerate(known.of_strategies(rows, row, suggested), start)
+            return {at: guess for at, guess in numbered if f"{fingerprint} {at}" not in there}
+
+        usual = new(best[0])
+        if not self.budget.limited or not usual:
+            return usual
+        seconds = FIRST_TRAININGS * self.crew.size * self.budget.left()
+        most = min(seconds, self.crew.trials.longest())
+        found = affordable.first_affordable(map(new, best), seconds, most, partial(self._seconds, most=most))
+        self._say_what_fits(usual, found, [row.backbone for row in best])
+        return found
+
+    def _seconds(self, guess: Guess, most: float) -> float:
+        """Seconds to train a first guess; those of its passes alone if they are more than `most`, because to measure a
+        training takes seconds, too. 0 if it trains nothing, or cannot be tried, which its trial reports."""
+        try:
+            plan = self.opened.suggestions.likely(guess)
+        except AutotlError:
+            return 0.0
+        if not plan.trainings:
+            return 0.0
+        passes = Pace(self.bench, self._pass_times).seconds(plan)
+        return passes if passes > most else self.crew.trials.seconds(plan)
+
+    def _pass_times(self, backbone: str) -> StageTimes:
+        """Less than the stages take in training: as long as in the first pass of the images."""
+        network = self.opened.networks.get(backbone)
+        seconds = self.bench.pass_seconds.get(network, 0.0) if network else 0.0
+        return by_flops(self.bench.catalogue.info(backbone), seconds)
+
+    def _say_what_fits(self, usual: Mapping[int, Guess], found: Mapping[int, Guess], backbones: Sequence[str]) -> None:
+        """Report what the budget has changed of the first guesses; `backbones`: best first."""
+        places = {str(guess["backbone"]): str(usual[at]["backbone"]) for at, guess in found.items()}
+        if moved := [chosen for chosen, best in places.items() if chosen != best]:
+            better = ", ".join(backbones[: backbones.index(moved[0])])
+            self.watcher.note(f"Training starts with {moved[0]}: --budget is too short for {better}.")
+        if changed := [guess for at, guess in found.items() if affordable.is_cheaper(guess, usual[at])]:
+            how = "; ".join(map(self._said, changed))
+            self.watcher.note(f"To fit --budget, first guesses freeze more stages or train for fewer epochs: {how}.")
+        if dropped := [str(guess["strategy"]) for at, guess in usual.items() if at not in found]:
+            self.watcher.note(f"No time in --budget for the first guess of {', '.join(dropped)}.")
+
+    def _said(self, guess: Guess) -> str:
+        """The strategy of a first guess, its epochs and what it freezes."""
+        plan = self.opened.suggestions.likely(guess)
+        frozen = plan.phases[-1].frozen
+        return f"{guess['strategy']} for {plan.epochs()} epochs{f' after {frozen}' if frozen else ''}"

@@ -2,19 +2,22 @@
 
 import time
 
+import optuna
 import pytest
 
 from autotl.builtin import logistic
 from autotl.engine.fit import fit
+from autotl.engine.stage_times import by_flops
 from autotl.errors import StudyError
 from autotl.export import bundle
 from autotl.plan import Phase, Stop, Training, TransferPlan
-from autotl.study import closing, estimate
+from autotl.study import affordable, closing, estimate
 from autotl.study import search as searching
 from autotl.study.budget import END_SHARE, MARGIN, Budget, OutOfTime
 from autotl.study.reruns import Contender, Reruns, SeedRun
 from autotl.study.search import Search
 from autotl.study.settings import Settings
+from autotl.study.storage import GUESS
 from autotl.study.suggestions import Suggestions
 from autotl.study.trials import Trials, _TrialObserver
 from autotl.study.watch import Silent
@@ -50,6 +53,18 @@ def search(host, data, used=0.0, watcher=None, **settings):
     return Search(Settings(**values), host, watcher or Silent(), began=time.monotonic() - used)
 
 
+def take(monkeypatch, seconds):
+    """Let one image through the whole of a backbone, forward and backward, take as long as `seconds(name)` says."""
+    monkeypatch.setattr(
+        Suggestions, "stage_times", lambda self, name: by_flops(self.bench.catalogue.info(name), seconds(name))
+    )
+
+
+def try_all(monkeypatch):
+    """Let all first guesses be tried as they are, with or without time for them."""
+    monkeypatch.setattr(affordable, "first_affordable", lambda places, *_: next(iter(places)))
+
+
 @pytest.mark.parametrize(
     ("seconds", "budget", "first"),
     [
@@ -63,7 +78,7 @@ def test_trainings_start_with_the_best_backbone_that_the_budget_allows(
     host, stripes, monkeypatch, seconds, budget, first
 ):
     """Of two that are too expensive, with the cheaper one."""
-    monkeypatch.setattr(Suggestions, "image_seconds", lambda self, name: seconds[name])
+    take(monkeypatch, seconds.__getitem__)
     names = ("tiny:net", "tiny:deep")
     watcher = Notes()
     made = search(host, stripes, backbones=names, budget=budget, trials=3, watcher=watcher, reruns=0, compare=False)
@@ -77,24 +92,59 @@ def test_trainings_start_with_the_best_backbone_that_the_budget_allows(
     assert all("starts with tiny:deep: --budget is too short for tiny:net." in note for note in said)
 
 
-def test_no_training_is_measured_on_a_backbone_whose_passes_take_too_long(host, stripes, monkeypatch):
-    measured = []
-
-    def image_seconds(self, name):
-        measured.append(name)
-        return 0.0001
-
-    monkeypatch.setattr(Suggestions, "image_seconds", image_seconds)
-    monkeypatch.setattr(estimate, "pass_seconds", lambda network, bench: bench.pass_seconds.get(network, 0.0))
-    names = ("tiny:net", "tiny:deep")
-    made = search(host, stripes, backbones=names, strategies=("linear-probe", "fine-tune"), trials=2, **FEW)
+def work_of(made):
+    """The work of a search that is opened and not run."""
     with made.folder.lock():
         opened = made.opening.open()
-    opened.bench.pass_seconds[opened.networks["tiny:net"]] = 0.1  # 30 epochs of more than 50 images
-    work = Work(opened, made._crew(opened, None))
+    return Work(opened, made._crew(opened, None))
+
+
+def first_guesses(work, *rows):
+    return list(work._first_guesses(work._guesses(), rows, (), 0).values())
+
+
+def test_no_training_is_measured_on_a_backbone_whose_passes_take_too_long(host, stripes, monkeypatch):
+    measured = []
+    take(monkeypatch, lambda name: measured.append(name) or 0.0001)
+    monkeypatch.setattr(estimate, "pass_seconds", lambda network, bench: bench.pass_seconds.get(network, 0.0))
+    names = ("tiny:net", "tiny:deep")
+    work = work_of(search(host, stripes, backbones=names, strategies=("linear-probe", "fine-tune"), trials=2, **FEW))
+    work.bench.pass_seconds[work.opened.networks["tiny:net"]] = 0.5  # 10 epochs of more than 50 images
     rows = [ProbeRow("tiny:net", "2.1", "avg", 0.9), ProbeRow("tiny:deep", "3.1", "avg", 0.5)]
-    assert work._first_trained(rows).backbone == "tiny:deep"
-    assert measured == ["tiny:deep"]
+    (guess,) = first_guesses(work, *rows)
+    assert guess["backbone"] == "tiny:deep"
+    assert set(measured) == {"tiny:deep"}
+
+
+def guessed(made, strategy):
+    """The trials of a strategy's first guess."""
+    stored = optuna.load_study(study_name=made.folder.definition.optuna, storage=made.folder.storage)
+    numbers = [trial.number for trial in stored.trials if GUESS in trial.user_attrs]
+    records = map(made.folder.log.read, numbers)
+    return [record for record in records if record.params["strategy"] == strategy]
+
+
+def test_with_little_time_first_guesses_freeze_more_and_those_that_do_not_fit_wait_for_more_time(
+    host, stripes, monkeypatch
+):
+    options = {"strategies": ("linear-probe", "fine-tune", "full"), "prune": False, **FEW}
+    watcher = Notes()
+    with monkeypatch.context() as patch:
+        take(patch, lambda name: 0.1)  # 6 s for an epoch of the whole network
+        made = search(host, stripes, trials=4, watcher=watcher, **options)
+        made.run()
+    (tuned,) = guessed(made, "fine-tune")
+    assert (tuned.params["frozen"], tuned.params["recipe.length"]) == (1 / 2, 0.5)
+    assert (tuned.plan.phases[0].frozen, tuned.plan.epochs()) == ("1.2", 20)
+    assert not guessed(made, "full")
+    said = "first guesses freeze more stages or train for fewer epochs: fine-tune for 20 epochs after 1.2."
+    assert f"To fit --budget, {said}" in watcher.notes
+    assert "No time in --budget for the first guess of full." in watcher.notes
+    more = search(host, stripes, trials=6, budget=None, **options)
+    more.run()
+    assert guessed(more, "fine-tune") == [tuned]
+    (full,) = guessed(more, "full")
+    assert full.plan.epochs() == 20
 
 
 def test_a_search_ends_with_its_budget_and_leaves_a_tested_bundle(host, stripes):
@@ -237,7 +287,8 @@ FEW = {"reruns": 0, "compare": False, "refit": False}
 def test_a_training_gets_the_epochs_that_there_is_time_for_and_its_time_corrects_the_estimate(
     host, stripes, monkeypatch
 ):
-    monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 0.1)  # a slow moment, for a tiny network
+    take(monkeypatch, lambda name: 0.1)  # a slow moment, for a tiny network
+    try_all(monkeypatch)
     watcher = Notes()
     made = search(host, stripes, trials=3, strategies=("linear-probe", "fine-tune", "full"), watcher=watcher, **FEW)
     made.run()
@@ -251,7 +302,8 @@ def test_a_training_gets_the_epochs_that_there_is_time_for_and_its_time_corrects
 
 def test_trainings_that_there_is_no_time_for_wait_for_the_next_run(host, stripes, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Suggestions, "image_seconds", lambda *_: 10.0)
+        take(patch, lambda name: 10.0)
+        try_all(patch)
         made = search(host, stripes, trials=5, strategies=("linear-probe", "fine-tune", "full"), **FEW)
         result = made.run()
     assert result.trials["complete"] == 1
@@ -265,7 +317,7 @@ def test_trainings_that_there_is_no_time_for_wait_for_the_next_run(host, stripes
 
 
 def test_without_a_model_a_training_starts_however_long_it_may_take(host, stripes, monkeypatch):
-    monkeypatch.setattr(Suggestions, "image_seconds", lambda *_: 1_000.0)
+    take(monkeypatch, lambda name: 1_000.0)
     made = search(host, stripes, trials=1, strategies=("fine-tune",), **FEW)
     assert made.run().best.plan.epochs() == 1
 

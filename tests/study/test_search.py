@@ -597,7 +597,7 @@ def test_a_study_that_starts_again_forgets_the_earlier_probe(host, stripes, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Work, "_first_trained", interrupted)  # after the probe, before any trial
+        patch.setattr(Work, "_first_guesses", interrupted)  # after the probe, before any trial
         with pytest.raises(KeyboardInterrupt):
             search(host, stripes, strategies=("fine-tune",)).run()
     made = search(host, stripes, trials=1, backbones=("tiny:deep",))
