@@ -3,7 +3,6 @@
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 
 from autotl.contracts import BatchTransform
 from autotl.data.split import OPEN
@@ -29,6 +28,8 @@ ADVICE_SECONDS, ADVICE_SHARE = 20.0, 0.03
 """The most seconds, and the largest share of a budget, for comparing a backbone with itself at random."""
 FIRST_TRAININGS = 0.6
 """The largest share of the remaining time for the first guesses of all strategies together."""
+TINY = 1e-9
+"""Seconds, instead of 0, of passes that have not been measured because all features are stored."""
 OPERATIONS_SHARE = 0.05
 """The largest share of the remaining time for measuring which operations the images allow."""
 
@@ -260,21 +261,22 @@ class Work:
             return usual
         seconds = FIRST_TRAININGS * self.crew.size * self.budget.left()
         most = min(seconds, self.crew.trials.longest())
-        found = affordable.first_affordable(map(new, best), seconds, most, partial(self._seconds, most=most))
+        places = map(new, best)
+        found = affordable.first_affordable(places, seconds, most, self._seconds, self._least_seconds)
         self._say_what_fits(usual, found, [row.backbone for row in best])
         return found
 
-    def _seconds(self, guess: Guess, most: float) -> float:
-        """Seconds to train a first guess; those of its passes alone if they are more than `most`, because to measure a
-        training takes seconds, too. 0 if it trains nothing, or cannot be tried, which its trial reports."""
+    def _seconds(self, guess: Guess) -> float:
+        """Seconds to train a first guess, from those of each stage, which takes seconds to measure."""
+        return self.crew.trials.seconds(self.opened.suggestions.likely(guess))
+
+    def _least_seconds(self, guess: Guess) -> float:
+        """Those of its passes alone; 0 if it trains nothing, or cannot be tried, which its trial reports."""
         try:
             plan = self.opened.suggestions.likely(guess)
         except AutotlError:
             return 0.0
-        if not plan.trainings:
-            return 0.0
-        passes = Pace(self.bench, self._pass_times).seconds(plan)
-        return passes if passes > most else self.crew.trials.seconds(plan)
+        return max(Pace(self.bench, self._pass_times).seconds(plan), TINY) if plan.trainings else 0.0
 
     def _pass_times(self, backbone: str) -> StageTimes:
         """Less than the stages take in training: as long as in the first pass of the images."""

@@ -130,8 +130,8 @@ def test_with_little_time_first_guesses_freeze_more_and_those_that_do_not_fit_wa
     options = {"strategies": ("linear-probe", "fine-tune", "full"), "prune": False, **FEW}
     watcher = Notes()
     with monkeypatch.context() as patch:
-        take(patch, lambda name: 0.1)  # 6 s for an epoch of the whole network
-        made = search(host, stripes, trials=4, watcher=watcher, **options)
+        take(patch, lambda name: 1.0)  # 1 minute for an epoch of the whole network
+        made = search(host, stripes, trials=4, budget=600.0, watcher=watcher, **options)
         made.run()
     (tuned,) = guessed(made, "fine-tune")
     assert (tuned.params["frozen"], tuned.params["recipe.length"]) == (1 / 2, 0.5)
