@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autotl.export.bundle import Bundle, Source
     from autotl.export.export import Exported
     from autotl.plan import Made, TransferPlan
+    from autotl.report.page.write import Page
     from autotl.tracking.advice import Advice
     from autotl.tracking.folder import StudyFolder
     from autotl.tracking.result import Result, Test
@@ -137,6 +138,20 @@ class Study(Model):
 
         return frames.leaderboard(self._study)
 
+    def report(self, out: str | Path | None = None, *, show_test: bool = False) -> "Page":
+        """Write the study as one HTML page, by default `report.html` in its folder; a notebook shows it.
+
+        `show_test`: show the model's mistakes on the test images, too. This use of their labels is recorded.
+
+        Raises: StudyError or DataError if a file that it needs is damaged or missing.
+        """
+        from autotl.report.page import study
+        from autotl.report.page.opened import on_test
+        from autotl.report.page.write import Page, write_page
+
+        test = on_test(study.read(self._study), self.bundle) if show_test else None
+        return Page(write_page(self._study, Path(out) if out else None, test))
+
     def _repr_html_(self) -> str:
         from html import escape
 
@@ -166,6 +181,7 @@ def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
     from autotl.export import bundle
     from autotl.host import Host
     from autotl.report import terminal
+    from autotl.report.page.write import write_at_the_end
     from autotl.study.search import Search
     from autotl.study.watch import Silent
 
@@ -174,6 +190,7 @@ def search(data: str | Path, *, verbose: bool = True, **options: Any) -> Study:
         watcher = stack.enter_context(terminal.watcher(quiet=False)) if verbose else Silent()
         found = Search(settings, Host.from_environment(settings.plugins), watcher, began)
         result = found.run()
+        write_at_the_end(found.folder, watcher.note)
         found.end_logging()
     return Study(found.folder, bundle.load(found.folder.bundle, found.catalogue).to(found.device), result)
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train one plan on a folder of images.",
     "studies": "List the studies of the workspace.",
     "show": "Show a study: leaderboard, winner, trade-offs.",
+    "report": "Write a study as one HTML page, to read and to share.",
     "plugins": "List backbones, augmentations and strategies; start a plugin.",
     "weights": "List and download pretrained weights.",
     "doctor": "Check the installation, devices, weights and plugins, or a data set.",

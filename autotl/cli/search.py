@@ -270,6 +270,7 @@ def command(as_json: bool, **values: Any) -> None:
 
     from autotl.host import Host
     from autotl.report import terminal
+    from autotl.report.page.write import write_at_the_end
     from autotl.study.search import Search
     from autotl.study.settings import Settings
 
@@ -277,6 +278,7 @@ def command(as_json: bool, **values: Any) -> None:
         settings = Settings.of(values)
         search = Search(settings, Host.from_environment(settings.plugins), watcher, began)
         result = search.run()
+        write_at_the_end(search.folder, watcher.note)
     if as_json:
         output.write(result.to_json())
     else:

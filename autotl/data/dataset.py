@@ -27,7 +27,7 @@ from autotl.files import append_line, write
 from autotl.plan import Input, NearCopies, digest
 
 _SPLIT_TABLE = Path("data/split.csv")
-_PROBLEM_TABLE = Path("data/problems.csv")
+PROBLEM_TABLE = Path("data/problems.csv")
 _KNOWN: dict[str, Split] = {split: split for split in SPLITS}
 
 
@@ -41,6 +41,8 @@ class Opening(BaseModel):
     """How many trials it was chosen from."""
     fingerprint: str
     images: int
+    use: str = ""
+    """What the labels were used for, if not for the test at the end of a search."""
 
 
 class SealedTest(RuntimeError):
@@ -138,7 +140,7 @@ class Dataset:
         at = self._at(["test"])
         time = datetime.now(UTC).isoformat(timespec="seconds")
         opening = Opening(time=time, plan=plan, trials=trials, fingerprint=self.fingerprint, images=len(at))
-        append_line(log, opening.model_dump_json())
+        append_line(log, opening.model_dump_json(exclude_defaults=True))
         return self._labels[at]
 
     @property
@@ -190,7 +192,7 @@ class Dataset:
             ],
         )
         _write_table(
-            folder / _PROBLEM_TABLE,
+            folder / PROBLEM_TABLE,
             ("path", "reason"),
             [(problem.path, problem.reason) for problem in self.problems],
         )
@@ -286,7 +288,7 @@ def read_split(folder: Path) -> dict[str, Split]:
 
     Raises: DataError if it is missing or damaged.
     """
-    return {row["sha"]: _KNOWN[row["split"]] for row in _stored_split(folder)}
+    return {row["sha"]: _KNOWN[row["split"]] for row in stored_split(folder)}
 
 
 def changes(folder: Path, dataset: Dataset) -> str:
@@ -294,7 +296,7 @@ def changes(folder: Path, dataset: Dataset) -> str:
 
     Raises: DataError as `read_split`.
     """
-    stored = {row["sha"]: row["path"] for row in _stored_split(folder)}
+    stored = {row["sha"]: row["path"] for row in stored_split(folder)}
     now = {image.sha: image.path for image in dataset.images}
     gone = [path for sha, path in stored.items() if sha not in now]
     new = [path for sha, path in now.items() if sha not in stored]
@@ -312,11 +314,15 @@ def stored_files(folder: Path, data: Path) -> list[Path]:
     Raises: DataError as `read_split`.
     """
     root = data if data.is_dir() else data.parent
-    paths = [root / row["path"] for row in _stored_split(folder)]
+    paths = [root / row["path"] for row in stored_split(folder)]
     return [path for path in paths if path.exists()]
 
 
-def _stored_split(folder: Path) -> list[dict[str, str]]:
+def stored_split(folder: Path) -> list[dict[str, str]]:
+    """The rows of the table that `Dataset.write` wrote, by column, in the order of its images.
+
+    Raises: DataError as `read_split`.
+    """
     path = folder / _SPLIT_TABLE
     try:
         if not path.is_file():

@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotl.errors import reason
 from autotl.host import Host
 from autotl.report import words
 from autotl.tracking.folder import StudyFolder
@@ -31,10 +32,21 @@ class Outcome:
         from autotl.report.frames import leaderboard, probe
 
         return {
+            **self._page(),
             "leaderboard.csv": leaderboard(self._folder).to_csv(),
             "probe.csv": probe(self._folder).to_csv(index=False),
             "trade-offs.png": pictures.trade_offs(self._folder),
         }
+
+    def _page(self) -> dict[str, str | bytes]:
+        """The report; if it cannot be written, the reason, as the rest is still logged."""
+        from autotl.report.page.write import html
+
+        try:
+            return {"report.html": html(self._folder)}
+        except Exception as error:
+            again = f"autotl report {self._folder.words}"
+            return {"report-missing.txt": f"The report was not written: {reason(error)} Write it later: {again}\n"}
 
     def warm_up(self) -> None:
         from autotl.export.graph import program

@@ -291,6 +291,8 @@ def show_result(folder: StudyFolder) -> None:
     for line in words.summary(result):
         say(console, line)
     console.print(f"Bundle: {result.bundle}", soft_wrap=True)
+    if folder.report.exists():
+        console.print(f"Report: {folder.report}", soft_wrap=True)
     console.print("\nNext:")
     for line in words.next_steps(folder, result):
         say(console, f"  {line}")

@@ -38,6 +38,7 @@ from autotl.study.storage import GUESS, Hold, TakenAway, describe, lasting
 from autotl.study.suggestions import Suggestions
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
+from autotl.tracking.predictions import write_predictions
 
 TRACEBACK = 4_000
 """How many of the last characters of a traceback a trial's log keeps."""
@@ -135,8 +136,10 @@ class Trials:
                 measured = self._known[fitted.plan.hash] = fitted.metrics
             describe(trial, fitted.plan if fitted else plan, measured)
             value = measured[f"val.{self.settings.metric}"]
-            if fitted and fitted.val is not None and self.settings.ensemble > 1:
-                predictions.keep(self.folder.prediction(fitted.plan), fitted.val)
+            if fitted and fitted.val is not None:
+                write_predictions(self.folder, number, fitted.val)
+                if self.settings.ensemble > 1:
+                    predictions.keep(self.folder.prediction(fitted.plan), fitted.val)
             if fitted and self._saves:
                 self._save_best(fitted, value)
         except NoTime:

@@ -151,6 +151,8 @@ class StudyFolder:
         self.reruns = path / "reruns.jsonl"
         self.searches = path / "searches.jsonl"
         self.result = path / "result.json"
+        self.predictions = path / "predictions"
+        self.report = path / "report.html"
         self._lock = FileLock(path / ".lock")
 
     def member(self, plan: TransferPlan) -> Path:

@@ -1,0 +1,245 @@
+"""The fifth part of a page: what the model does on labelled images, with its most confident mistakes."""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from autotl.data import images
+from autotl.data.images import UnreadableImage
+from autotl.data.pixels import read_file
+from autotl.data.stored import Labelled
+from autotl.engine import intervals
+from autotl.plan import BITS
+from autotl.report.page.answer import Bar
+from autotl.report.page.chart import Axis, Chart, Dot, Series, chart
+from autotl.report.page.units import percent
+from autotl.tracking.predictions import Predictions
+
+SQUARE = 30
+"""The most classes of which a confusion matrix is shown."""
+PAIRS = 15
+"""How many pairs of confused classes are listed."""
+WORST = 12
+"""How many classes with the lowest recall are shown; the others are in a list that opens."""
+MISTAKES = 24
+THUMB = 168
+"""The longest side of a thumbnail, in px."""
+QUALITY = 72
+"""Of its JPEG."""
+BINS = 10
+"""Of equal width, by confidence."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The predictions for labelled images."""
+
+    images: Labelled
+    predictions: Predictions
+    classes: tuple[str, ...]
+    root: Path
+    """The folder that the paths are relative to."""
+    bits: int = BITS
+    """As in `Input`."""
+
+    @property
+    def right(self) -> np.ndarray:
+        """[N] booleans."""
+        return self.numbers == self.predictions.classes
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """[N] the class numbers of the images."""
+        number = {name: at for at, name in enumerate(self.classes)}
+        return np.array([number[label] for label in self.images.labels], np.int64)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How many images of a row's class were given a column's class."""
+
+    count: int
+    share: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the confusion matrix: a true class."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Images of a class that were given another one."""
+
+    true: str
+    given: str
+    count: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A class with its recall."""
+
+    name: str
+    right: int
+    images: int
+    text: str
+    bar: Bar
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that was given another class than its own."""
+
+    path: str
+    true: str
+    given: str
+    probability: str
+    thumb: str
+    """A data URI; empty if the file cannot be read any more."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a model does on labelled images."""
+
+    images: int
+    summary: str
+    matrix: tuple[Row, ...]
+    """Empty if there are too many classes."""
+    pairs: tuple[Pair, ...]
+    worst: tuple[Recall, ...]
+    others: tuple[Recall, ...]
+    mistakes: tuple[Mistake, ...]
+    wrong: int
+    calibration: Chart | None
+    calibrated: str
+
+
+def pictures(judged: Judged) -> Pictures:
+    right = judged.right
+    counts = Counter(zip(judged.numbers.tolist(), judged.predictions.classes.tolist(), strict=True))
+    low, high = intervals.share_interval(right, judged.images.units)
+    recalls = list(_recalls(judged, right))
+    shown = len(recalls) if len(recalls) <= WORST + 3 else WORST
+    graph, said = _calibration(judged, right)
+    return Pictures(
+        images=len(right),
+        summary=f"{int(right.sum()):,} of {len(right):,} images are given the right class: {right.mean():.1%} "
+        f"(95 % confidence interval {low:.1%} to {high:.1%}).",
+        matrix=tuple(_matrix(judged, counts)) if len(judged.classes) <= SQUARE else (),
+        pairs=tuple(_pairs(judged, counts)),
+        worst=tuple(recalls[:shown]),
+        others=tuple(recalls[shown:]),
+        mistakes=tuple(_mistakes(judged, right)),
+        wrong=int((~right).sum()),
+        calibration=graph,
+        calibrated=said,
+    )
+
+
+def _matrix(judged: Judged, counts: Counter[tuple[int, int]]) -> Iterator[Row]:
+    total = Counter(judged.numbers.tolist())
+    several = range(len(judged.classes))
+    for true, name in enumerate(judged.classes):
+        cells = [
+            Cell(counts[true, given], counts[true, given] / (total[true] or 1), true == given) for given in several
+        ]
+        yield Row(name, tuple(cells))
+
+
+def _pairs(judged: Judged, counts: Counter[tuple[int, int]]) -> Iterator[Pair]:
+    total = Counter(judged.numbers.tolist())
+    wrong = {pair: count for pair, count in counts.items() if pair[0] != pair[1]}
+    for true, given in sorted(wrong, key=lambda pair: (-wrong[pair], -wrong[pair] / total[pair[0]], pair))[:PAIRS]:
+        yield Pair(judged.classes[true], judged.classes[given], wrong[true, given], total[true])
+
+
+def _recalls(judged: Judged, right: np.ndarray) -> Iterator[Recall]:
+    """The lowest first."""
+    by_class: dict[int, np.ndarray] = {}
+    numbers = judged.numbers
+    for at in np.split(np.argsort(numbers, kind="stable"), np.unique(numbers, return_counts=True)[1].cumsum()[:-1]):
+        by_class[int(numbers[at[0]])] = at
+    for number in sorted(by_class, key=lambda number: (right[by_class[number]].mean(), number)):
+        at = by_class[number]
+        share = float(right[at].mean())
+        low, high = intervals.share_interval(right[at], judged.images.units[at])
+        text = f"{share:.0%}, between {low:.0%} and {high:.0%}"
+        bar = Bar(100 * share, 100 * low, 100 * high)
+        yield Recall(judged.classes[number], int(right[at].sum()), len(at), text, bar)
+
+
+def _mistakes(judged: Judged, right: np.ndarray) -> Iterator[Mistake]:
+    sure = judged.predictions.probabilities
+    order = sorted(np.flatnonzero(~right).tolist(), key=lambda at: -sure[at])
+    for at in order[:MISTAKES]:
+        path = judged.images.paths[at]
+        yield Mistake(
+            path=path,
+            true=judged.images.labels[at],
+            given=judged.classes[int(judged.predictions.classes[at])],
+            probability=f"{sure[at]:.0%}",
+            thumb=_thumb(judged.root / path, judged.bits),
+        )
+
+
+def _thumb(file: Path, bits: int) -> str:
+    """The image as a small JPEG in a data URI; empty if it cannot be read any more."""
+    try:
+        with images.without_warnings():
+            opened = images.open_image(read_file(file))
+            opened.draft("RGB", (2 * THUMB, 2 * THUMB))  # decodes large JPEGs at a fraction of their size
+            small = images.in_bytes(images.upright(opened), bits)
+    except (UnreadableImage, OSError):
+        return ""
+    scale = THUMB / max(small.size)
+    if scale > 1:  # whole pixels, so that small images stay sharp
+        small = ImageOps.scale(small, max(1, int(scale)), Image.Resampling.NEAREST)
+    else:
+        small.thumbnail((THUMB, THUMB))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _calibration(judged: Judged, right: np.ndarray) -> tuple[Chart | None, str]:
+    """The share of right answers by confidence, and the expected calibration error (Naeini et al. 2015)."""
+    sure = judged.predictions.probabilities
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    error, dots = 0.0, []
+    for number in range(BINS):
+        at = np.flatnonzero(bins == number)
+        if not len(at):
+            continue
+        share, confidence = float(right[at].mean()), float(sure[at].mean())
+        low, high = intervals.wilson(share, len(at))
+        error += len(at) / len(right) * abs(share - confidence)
+        text = f"{len(at):,} images, on average {percent(confidence)} sure: {percent(share)} right"
+        dots.append(Dot(confidence, share, text, 3 + 6 * (len(at) / len(right)) ** 0.5, low=low, high=high))
+    sense = "more sure than it should be" if sure.mean() > right.mean() else "less sure than it could be"
+    said = (
+        f"On average the model is {sure.mean():.1%} sure and {right.mean():.1%} right, so it is {sense}. The expected "
+        f"calibration error is {100 * error:.1f} points ({BINS} bins; with few images it is above zero even for a "
+        "perfectly calibrated model)."
+    )
+    ends: Sequence[Dot] = (Dot(0, 0), Dot(1, 1))
+    drawn = chart(
+        "Is it as sure as it should be?",
+        [Series("as it should be", ends, None, line=True, dashed=True, bare=True), Series("the model", dots, 0)],
+        Axis("probability of the predicted class", percent, within=(0, 1)),
+        Axis("share of right predictions", percent, within=(0, 1)),
+        "The larger a circle, the more images. Lines are 95 % confidence intervals.",
+    )
+    return drawn, said
