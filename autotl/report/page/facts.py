@@ -55,13 +55,8 @@ def on_val(study: Finished) -> Judged | None:
     if study.winner is None or study.winner.plan is None or not study.folder.predictions.is_dir():
         return None
     images, classes = stored.labelled(study.folder.path, "val"), study.definition.classes
-    wanted = study.winner.plan.hash
-    for record in study.records:
-        if record.plan and record.plan.hash == wanted:
-            found = read_predictions(study.folder, record.number, len(images.paths), len(classes))
-            if found:
-                return Judged(images, found, classes, root(study), study.winner.plan.input.bits)
-    return None
+    found = read_predictions(study.folder, study.winner.number, len(images.paths), len(classes))
+    return Judged(images, found, classes, root(study), study.winner.plan.input.bits) if found else None
 
 
 def root(study: Finished) -> Path:

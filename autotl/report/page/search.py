@@ -51,7 +51,7 @@ def _backbones(study: Finished) -> list[str]:
 
 
 def _costs(study: Finished) -> Iterator[Chart | None]:
-    shown = _near(study)
+    shown = _near(study, study.board)
     for cost in COSTS.values():
         if all(cost.metric in record.metrics for record in shown):
             yield _cost(study, shown, cost)
@@ -94,15 +94,15 @@ def _cost(study: Finished, shown: Sequence[TrialRecord], cost: Cost) -> Chart | 
     )
 
 
-def _near(study: Finished) -> list[TrialRecord]:
-    """The plans without those that are far worse than the best of each strategy, which would squeeze the others."""
-    orders = {record.number: study.scale.order(value_of(record)) for record in study.board}
+def _near(study: Finished, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Completed trials without those that are far worse than the best of each strategy, which would squeeze the
+    others."""
     best: dict[str, float] = {}
     for record in study.board:
-        best.setdefault(record.params["strategy"], orders[record.number])
+        best.setdefault(record.params["strategy"], study.scale.order(value_of(record)))
     worst, first = max(best.values(), default=0.0), min(best.values(), default=0.0)
     limit = worst + max(0.02, 0.3 * (worst - first))
-    return [record for record in study.board if orders[record.number] <= limit]
+    return [record for record in records if study.scale.order(value_of(record)) <= limit]
 
 
 def _by_strategy(records: Iterable[TrialRecord], dot: Callable[[TrialRecord], Dot]) -> list[Series]:
@@ -124,7 +124,7 @@ def _what(study: Finished, record: TrialRecord, more: str = "") -> str:
 
 def _history(study: Finished) -> Chart | None:
     done = [record for record in study.records if record.state == "complete" and record.plan]
-    hidden = set() if not done else {record.number for record in done} - {each.number for each in _near_in_time(study)}
+    shown = _near(study, done)
     steps: list[Dot] = []
     for record in sorted(done, key=lambda record: record.number):
         value = value_of(record)
@@ -136,8 +136,7 @@ def _history(study: Finished) -> Chart | None:
     states = {state: study.result.trials.get(state, 0) for state in ("pruned", "failed", "interrupted")}
     ended = ", ".join(f"{number:,} {state}" for state, number in states.items() if number)
     notes = [f"Without value: {ended}."] * bool(ended)
-    notes += [f"{len(hidden):,} trials that are much worse are not shown."] * bool(hidden)
-    shown = [record for record in done if record.number not in hidden]
+    notes += [f"{len(done) - len(shown):,} trials that are much worse are not shown."] * (len(shown) < len(done))
 
     def dot(record: TrialRecord) -> Dot:
         won = record is study.winner
@@ -153,12 +152,6 @@ def _history(study: Finished) -> Chart | None:
         Axis(f"{study.metric} on val", label_of(study.scale)),
         " ".join(notes),
     )
-
-
-def _near_in_time(study: Finished) -> list[TrialRecord]:
-    """Completed trials that are not far worse than the others; a plan may have several."""
-    kept = {plan_of(record).hash for record in _near(study)}
-    return [each for each in study.records if each.state == "complete" and each.plan and each.plan.hash in kept]
 
 
 def _curves(study: Finished) -> Iterator[Chart | None]:
