@@ -70,6 +70,9 @@ def test_two_workers_share_all_work_and_their_search_shows_both(start, until, ga
     assert not (folder.path / ".test").exists()
     shared = SharedStudy.join(folder.storage, "stripes")
     assert [trial.value for trial in shared.trials()] == [record.value for record in folder.log.records()]
+    plans = {record.plan.hash for record in folder.log.records()}
+    assert len(list(folder.predictions.iterdir())) >= len(plans)
+    assert "autotl" in folder.report.read_text()
     # Alone, the search finds everything done.
     again = start("search", stripes, *OPTIONS, "--workers", "1")
     assert again.wait(120) == 0 and f"already has {TRIALS} trials" in again.printed()

@@ -253,6 +253,7 @@ def test_every_training_after_the_trials_is_a_run_too(made, uri):
         assert run[3]["mlflow.note.content"].startswith(f"Compared with {name}, accuracy ")
     assert all(run[1] == "stripes" and run[2] == "FINISHED" and run[7] == ["plan.json"] for run in after.values())
     (parent,) = (run for run in everything(uri) if not run[1])
+    assert {"report.html", "leaderboard.csv", "trade-offs.png"} <= set(parent[7])
     assert not [name for name in parent[5] if name.startswith("gain")]
 
 

@@ -89,7 +89,14 @@ def compared(study: Finished) -> Compared:
         bar=None,
         verdict="",
     )
-    return Compared((*rows, frequent), (*words.pretraining(study.result), *_advised(study)))
+    return Compared((*rows, frequent), (*words.pretraining(study.result), *_advised(study), *_lacking(study)))
+
+
+def _lacking(study: Finished) -> Iterator[str]:
+    """The comparisons that the search could not make."""
+    for what in study.result.skipped:
+        if "the comparison with" in what:
+            yield f"{what[:1].upper()}{what[1:]}."
 
 
 def _advised(study: Finished) -> Iterator[str]:
@@ -103,8 +110,8 @@ def _advised(study: Finished) -> Iterator[str]:
         return
     held = "the advice held" if found.held else "the advice did not hold"
     yield (
-        f"{suggested}. The best of their plans, trial {found.trial}, has {study.scale.text(found.value)} on val, the "
-        f"best of all plans {study.scale.text(found.best)}: {held}."
+        f"{suggested}. The best of their plans, trial {found.trial}, has validation {study.metric} "
+        f"{study.scale.text(found.value)}, the best of all plans {study.scale.text(found.best)}: {held}."
     )
 
 

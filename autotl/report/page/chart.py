@@ -86,7 +86,6 @@ class Chart:
     xs: tuple[Tick, ...]
     ys: tuple[Tick, ...]
     series: tuple[Drawn, ...]
-    legend: bool
     marks: tuple[Tick, ...] = field(default=())
     """Vertical lines with a label."""
 
@@ -111,7 +110,6 @@ def chart(
         xs=across.ticks(),
         ys=up.ticks(),
         series=tuple(_drawn(each, across, up) for each in shown),
-        legend=len(shown) > 1,
         marks=tuple(Tick(across.place(at), text) for at, text in lines),
     )
 

@@ -25,6 +25,8 @@ SQUARE = 30
 """The most classes of which a confusion matrix is shown."""
 PAIRS = 15
 """How many pairs of confused classes are listed."""
+ONCE = 5
+"""How many of them if each was confused only once."""
 WORST = 12
 """How many classes with the lowest recall are shown; the others are in a list that opens."""
 MISTAKES = 24
@@ -32,6 +34,8 @@ THUMB = 168
 """The longest side of a thumbnail, in px."""
 QUALITY = 72
 """Of its JPEG."""
+EVEN = 0.01
+"""The largest difference between confidence and accuracy that is not worth mentioning."""
 BINS = 10
 """Of equal width, by confidence."""
 
@@ -162,7 +166,9 @@ def _matrix(judged: Judged, counts: Counter[tuple[int, int]]) -> Iterator[Row]:
 def _pairs(judged: Judged, counts: Counter[tuple[int, int]]) -> Iterator[Pair]:
     total = Counter(judged.numbers.tolist())
     wrong = {pair: count for pair, count in counts.items() if pair[0] != pair[1]}
-    for true, given in sorted(wrong, key=lambda pair: (-wrong[pair], -wrong[pair] / total[pair[0]], pair))[:PAIRS]:
+    order = sorted(wrong, key=lambda pair: (-wrong[pair], -wrong[pair] / total[pair[0]], pair))
+    often = sum(count > 1 for count in wrong.values())
+    for true, given in order[: min(often, PAIRS) or ONCE]:
         yield Pair(judged.classes[true], judged.classes[given], wrong[true, given], total[true])
 
 
@@ -228,7 +234,9 @@ def _calibration(judged: Judged, right: np.ndarray) -> tuple[Chart | None, str]:
         error += len(at) / len(right) * abs(share - confidence)
         text = f"{len(at):,} images, on average {percent(confidence)} sure: {percent(share)} right"
         dots.append(Dot(confidence, share, text, 3 + 6 * (len(at) / len(right)) ** 0.5, low=low, high=high))
-    sense = "more sure than it should be" if sure.mean() > right.mean() else "less sure than it could be"
+    excess = float(sure.mean() - right.mean())
+    sense = "more sure than it should be" if excess > 0 else "less sure than it could be"
+    sense = "about as sure as it should be" if abs(excess) < EVEN else sense
     said = (
         f"On average the model is {sure.mean():.1%} sure and {right.mean():.1%} right, so it is {sense}. The expected "
         f"calibration error is {100 * error:.1f} points ({BINS} bins; with few images it is above zero even for a "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from autotl.plan import TransferPlan
 from autotl.report.page.chart import COLOURS, Axis, Chart, Dot, Series, chart, thinned
 from autotl.report.page.study import Finished
-from autotl.report.page.units import label_of, percent
+from autotl.report.page.units import label_of, limits_of, percent
 from autotl.report.tables import frozen
 from autotl.study import select
 from autotl.study.costs import COSTS, USUAL, Cost, count
@@ -15,12 +15,14 @@ from autotl.tracking.log import TrialRecord
 
 BEST = 5
 """How many of the best plans are shown stage by stage."""
+FEW = 20
+"""Of more plans than this, those that are far worse than the others are not shown."""
 OTHERS, WINNER = "others", "winner"
 
 
 def charts(study: Finished) -> tuple[Chart, ...]:
     """Those for which the study has records."""
-    made = [_probe(study), *_costs(study), _history(study), *_curves(study), _depth(study)]
+    made = [_probe(study), *_costs(study), _history(study), *_curves(study), _frozen(study), _depth(study)]
     return tuple(each for each in made if each)
 
 
@@ -89,20 +91,26 @@ def _cost(study: Finished, shown: Sequence[TrialRecord], cost: Cost) -> Chart | 
         f"{study.metric} against {cost.unit}",
         [line, *_by_strategy(shown, dot)],
         Axis(cost.unit, "{:g}".format if cost.metric == "latency_ms" else count, log=True),
-        Axis(f"{study.metric} on val", label_of(study.scale)),
+        _validation(study),
         " ".join(notes),
     )
 
 
 def _near(study: Finished, records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Completed trials without those that are far worse than the best of each strategy, which would squeeze the
-    others."""
+    others; if there are few, all of them."""
+    if len(study.board) <= FEW:
+        return list(records)
     best: dict[str, float] = {}
     for record in study.board:
         best.setdefault(record.params["strategy"], study.scale.order(value_of(record)))
     worst, first = max(best.values(), default=0.0), min(best.values(), default=0.0)
     limit = worst + max(0.02, 0.3 * (worst - first))
     return [record for record in records if study.scale.order(value_of(record)) <= limit]
+
+
+def _validation(study: Finished) -> Axis:
+    return Axis(f"validation {study.metric}", label_of(study.scale), within=limits_of(study.scale))
 
 
 def _by_strategy(records: Iterable[TrialRecord], dot: Callable[[TrialRecord], Dot]) -> list[Series]:
@@ -149,8 +157,34 @@ def _history(study: Finished) -> Chart | None:
             *_by_strategy(shown, dot),
         ],
         Axis("trial", "{:.0f}".format, within=(-0.5, math.inf)),
-        Axis(f"{study.metric} on val", label_of(study.scale)),
+        _validation(study),
         " ".join(notes),
+    )
+
+
+def _frozen(study: Finished) -> Chart | None:
+    """Accuracy by how much of the network stays frozen; None if it is the same share in all plans."""
+    shares: dict[int, float] = {}
+    for record in _near(study, study.board):
+        plan = plan_of(record)
+        stages, last = study.stages(plan.backbone), frozen(plan)
+        kept = stages[: stages.index(plan.cut) + 1] if plan.cut in stages else []
+        if last in ("all", "none") or last in kept:
+            ends = {"all": 1.0, "none": 0.0}
+            shares[record.number] = ends[last] if last in ends else (kept.index(last) + 1) / len(kept)
+    if len(set(shares.values())) < 2:
+        return None
+
+    def dot(record: TrialRecord) -> Dot:
+        won, share = record is study.winner, shares[record.number]
+        return Dot(share, value_of(record), _what(study, record, f"{share:.0%} frozen"), 3.5, won, WINNER * won)
+
+    return chart(
+        "How much to freeze",
+        _by_strategy([record for record in study.board if record.number in shares], dot),
+        Axis("frozen share of the network's stages", percent, within=(-0.03, 1.03)),
+        _validation(study),
+        "At 100% only the classifier is trained, at 0% the whole network.",
     )
 
 
@@ -178,10 +212,10 @@ def _curves(study: Finished) -> Iterator[Chart | None]:
                 for step in [plan.epochs(int(epoch["phase"]) - 1) + int(epoch["epoch"])]
             ]
             series.append(Series(split, dots, at, line=True))
-        text = label_of(study.scale) if what == study.metric else "{:.3g}".format
+        axis = Axis(what, label_of(study.scale), within=limits_of(study.scale)) if what == study.metric else Axis(what)
         note = f"Trial {record.number}, {record.params['strategy']} of {plan.backbone}, epoch by epoch."
         title = f"Learning curve of {whose}: {what}"
-        yield chart(title, series, Axis("epoch", "{:g}".format), Axis(what, text), note, marks)
+        yield chart(title, series, Axis("epoch"), axis, note, marks)
 
 
 def _depth(study: Finished) -> Chart | None:

@@ -1,5 +1,6 @@
 """Values as people read them on a page."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from autotl.engine.scale import Scale
@@ -13,6 +14,11 @@ def percent(value: float) -> str:
 def label_of(scale: Scale) -> Callable[[float], str]:
     """How an axis writes values of a metric."""
     return percent if scale.percent else "{:.4g}".format
+
+
+def limits_of(scale: Scale) -> tuple[float, float]:
+    """The limits of an axis for values of a metric."""
+    return (0, 1) if scale.percent else (-math.inf, math.inf)
 
 
 def duration(seconds: float) -> str:
