@@ -1,19 +1,13 @@
 """The report on a study as one HTML page."""
 
-import csv
 import json
-import math
 import shutil
-import socket
-import subprocess
-import threading
-import time
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from pages import Page, advice
 
 import autotl.api
 from autotl.cli.main import main
@@ -21,97 +15,13 @@ from autotl.data import stored
 from autotl.data.dataset import SealedTest
 from autotl.errors import StudyError
 from autotl.export import bundle
-from autotl.host import Host
 from autotl.report import words
-from autotl.report.page import chart, facts, study, write
+from autotl.report.page import facts, study, write
 from autotl.report.page.model import Judged, pictures
 from autotl.report.page.opened import on_test
 from autotl.report.page.situation import situated
-from autotl.study.search import Search
-from autotl.study.settings import Settings
-from autotl.study.watch import Silent
-from autotl.testing.lab import TinyPlugin, write_stripes
 from autotl.tracking import predictions
-from autotl.tracking.advice import Advice, AtCut, Similarity, write_advice
-from autotl.tracking.folder import StudyFolder
-from autotl.tracking.result import OfClass, load
-
-HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}</title><svg/onload=alert(1)>")
-MOST = 5_000_000
-"""Bytes."""
-
-
-def searched(place, data, **options):
-    settings = Settings(
-        data=data,
-        home=place / "studies",
-        cache_dir=place / "cache",
-        trials=4,
-        backbones=("tiny:net",),
-        device="cpu",
-        mlflow=False,
-        study="stripes",
-        **options,
-    )
-    host = Host()
-    host.add(TinyPlugin(), "tiny-plugin")
-    search = Search(settings, host, Silent(), time.monotonic())
-    search.run()
-    return search
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A search that has ended; tests copy its study and do not change it."""
-    place = tmp_path_factory.mktemp("page")
-    return searched(place, write_stripes(place / "stripes"), strategies=("linear-probe", "fine-tune"))
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    """A copy of its folder, with the advice that a pretrained backbone would have given."""
-    made = StudyFolder(shutil.copytree(finished.folder.path, tmp_path / "studies" / "stripes"))
-    write_advice(made, advice(late=0.9, per_class=24))
-    return made
-
-
-@pytest.fixture
-def few_classes(folder):
-    """Its records."""
-    return study.read(folder)
-
-
-def advice(late, per_class):
-    """That of images which pretrained features separate well, at the last cut by `late`."""
-    cuts = tuple(AtCut(cut=f"stages.{at}", pretrained=value, random=0.5) for at, value in enumerate((0.6, 0.9, late)))
-    found = Similarity(backbone="tiny:net", images=400, cuts=cuts, references={"reference:pixels": 0.55}, chance=0.34)
-    situations = (f"{'few' if per_class < 50 else 'many'}-{'similar' if late > 0.8 else 'different'}",)
-    return Advice(
-        per_class=per_class,
-        similarity=found,
-        situations=situations,
-        suggested=("linear-probe", "fine-tune", "full"),
-        others=(),
-    )
-
-
-class Page(HTMLParser):
-    """The tags of a page with their attributes, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    @property
-    def parts(self):
-        return [found["id"] for tag, found in self.tags if tag == "section"]
+from autotl.tracking.result import load
 
 
 def test_each_completed_trial_keeps_its_predictions_for_the_validation_images(finished):
@@ -214,6 +124,8 @@ def test_a_search_writes_its_page_and_the_command_writes_it_again(stripes, tmp_p
     other = tmp_path / "of" / "stripes.html"
     assert run("report", "stripes", "--out", other).stdout == f"Report: {other}\n"
     assert other.read_text() == page.read_text()
+    assert run("report", "stripes", "--show-test", "--device", "cpu").stdout == f"Report: {page}\n"
+    assert "The test images were opened for this page" in page.read_text()
     (page.parent / "result.json").unlink()
     done = run("report", "stripes")
     assert done.exit_code == 2 and "has no result yet; resume it: autotl search" in done.output
@@ -240,127 +152,6 @@ def test_labels_of_the_test_split_are_sealed(folder):
     assert len(stored.paths(folder.path, "test")) == 18
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """The page of a study whose class names and file names are code."""
-    place = tmp_path_factory.mktemp("hostile")
-    images = write_stripes(place / "stripes")
-    with open(place / "manifest.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label"])
-        for number, kind in enumerate(sorted(images.iterdir())):
-            for image in sorted(kind.iterdir()):
-                named = image.rename(image.with_name(f"<b onclick=alert(2)>{image.name}"))
-                rows.writerow([named.relative_to(place).as_posix(), HOSTILE[number]])
-    return write.write_page(searched(place, place / "manifest.csv", strategies=("linear-probe",)).folder)
-
-
-def _is_harmless(text):
-    """Whether a page, as it was written or as a browser has it, loads and runs nothing."""
-    page = Page(text)
-    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "link", "base", "form", "b"}
-    for _, attributes in page.tags:
-        assert not [name for name in attributes if name.startswith("on")]
-        places = [attributes.get(name, "#") for name in ("href", "src", "srcset", "action", "data")]
-        assert all(place.startswith(("#", "data:image/jpeg;base64,")) for place in places)
-    policy = [found["content"] for tag, found in page.tags if found.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
-    assert "url(" not in text and "@import" not in text
-    shown = "".join(page.text)
-    assert all(name in shown for name in HOSTILE) and "<b onclick=alert(2)>" in shown
-
-
-def test_class_names_and_paths_are_text(hostile):
-    _is_harmless(hostile.read_text())
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
-def test_a_browser_shows_the_page_without_a_request(hostile, tmp_path):
-    asked = []
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
-        threading.Thread(target=_listen, args=(proxy, asked), daemon=True).start()
-        leak = tmp_path / "leak.html"
-        leak.write_text("<img src='http://leak.example.org/seen'><p>A page with a request")
-        _dom(leak, proxy, tmp_path)
-        assert any("leak.example.org/seen" in each for each in asked)  # a request would be noticed
-        asked.clear()
-        dom = _dom(hostile, proxy, tmp_path)
-    assert not [each for each in asked if "google" not in each]  # the browser asks its maker for the time
-    _is_harmless(dom)
-
-
-def _dom(page, proxy, place):
-    words = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place / 'profile'}"]
-    words += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-    words += [f"--proxy-server=127.0.0.1:{proxy.getsockname()[1]}", "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run([*words, page.as_uri()], capture_output=True, text=True, check=True, timeout=120)
-    return done.stdout
-
-
-def _listen(proxy, asked):
-    """Note the first line of each request, and refuse it."""
-    while True:
-        try:
-            link, _ = proxy.accept()
-        except OSError:
-            return
-        with link:
-            asked.append(link.recv(4096).decode(errors="replace").partition("\r\n")[0])
-            link.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-
-
-def many(few, classes, trials):
-    """A study of many classes and trials, made from the records of a small one."""
-    draw = np.random.default_rng(0)
-    names = tuple(f"class number {number:04d} of many" for number in range(classes))
-    result = few.result
-    test = result.test.model_copy(update={"classes": {name: OfClass(images=20, right=17) for name in names}})
-    known = [record for record in few.records if record.state == "complete"]
-    records = [
-        replace(known[number % len(known)], number=number, value=draw.random(), plan=_with_seed(known, number))
-        for number in range(trials)
-    ]
-    return replace(
-        few,
-        definition=few.definition.model_copy(update={"classes": names}),
-        result=result.model_copy(update={"test": test}),
-        records=tuple(records),
-    )
-
-
-def _with_seed(known, number):
-    plan = known[number % len(known)].plan
-    return plan.model_copy(update={"seed": number})
-
-
-def judged(classes, images, place):
-    draw = np.random.default_rng(0)
-    names = tuple(f"class number {number:04d} of many" for number in range(classes))
-    numbers = np.repeat(np.arange(classes), images)
-    given = np.where(draw.random(len(numbers)) < 0.7, numbers, draw.integers(classes, size=len(numbers)))
-    labelled = stored.Labelled(
-        paths=tuple(f"{names[number]}/{at:06d}.jpg" for at, number in enumerate(numbers)),
-        labels=tuple(names[number] for number in numbers),
-        units=np.arange(len(numbers)),
-    )
-    return Judged(labelled, predictions.Predictions(given, draw.random(len(numbers))), names, place)
-
-
-def test_a_page_of_a_thousand_classes_and_ten_thousand_trials_is_small(few_classes, tmp_path):
-    large = many(few_classes, classes=1_000, trials=10_000)
-    folder = StudyFolder(shutil.copytree(few_classes.folder.path, tmp_path / "stripes"))
-    shutil.rmtree(folder.predictions)
-    shown = judged(1_000, 20, tmp_path)
-    began = time.perf_counter()
-    page = write.rendered(facts.facts(replace(large, folder=folder), shown))
-    assert time.perf_counter() - began < 60
-    assert len(page.encode()) < MOST
-    found = pictures(shown)
-    assert not found.matrix and len(found.pairs) == 15 and len(found.worst) + len(found.others) == 1_000
-    assert [each.right for each in found.worst] == sorted(each.right for each in found.worst)
-    assert "trials that are much worse are not shown" in page or "10,000" in page
-
-
 def test_recall_and_calibration_are_those_of_the_images(tmp_path):
     labelled = stored.Labelled(("a", "b", "c", "d"), ("x", "x", "y", "y"), np.arange(4))
     given = predictions.Predictions(np.array([0, 1, 1, 1]), np.array([0.55, 0.95, 0.95, 0.95]))
@@ -379,34 +170,6 @@ def test_a_notebook_shows_the_page_in_a_frame_of_its_own(folder):
     frame = Page(shown)
     assert [tag for tag, _ in frame.tags] == ["iframe"] and "sandbox" in frame.tags[0][1]
     assert frame.tags[0][1]["srcdoc"] == folder.report.read_text()
-
-
-@pytest.mark.parametrize(
-    ("values", "log", "texts"),
-    [
-        ([0.0, 1.0], False, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
-        ([0.871, 0.874], False, ["0.871", "0.872", "0.873", "0.874"]),
-        ([3.0], False, None),
-        ([0.0], False, None),
-        ([1e-5, 1e-1], True, ["1e-05", "0.0001", "0.001", "0.01", "0.1"]),
-        ([1e6], True, None),
-    ],
-)
-def test_axes_have_round_labels_within_the_canvas(values, log, texts):
-    dots = [chart.Dot(at, value) for at, value in enumerate(values)]
-    axis = chart.Axis("y", log=log)
-    drawn = chart.chart("accuracy", [chart.Series("a", dots, 0)], chart.Axis("x"), axis)
-    assert texts is None or [tick.text for tick in drawn.ys] == texts
-    assert drawn.ys and all(chart.TOP <= tick.at <= chart.HEIGHT - chart.BOTTOM for tick in drawn.ys)
-    for dot in drawn.series[0].dots:
-        assert chart.LEFT <= dot.x <= chart.WIDTH - chart.RIGHT and chart.TOP <= dot.y <= chart.HEIGHT - chart.BOTTOM
-
-
-def test_of_many_dots_some_are_drawn_and_all_strong_ones():
-    dots = [chart.Dot(at, math.sin(at), strong=at == 4321) for at in range(10_000)]
-    kept = chart.thinned(dots)
-    assert len(kept) <= chart.MOST + 1 and dots[4321] in kept
-    assert chart.chart("nothing", [chart.Series("a", [], 0)], chart.Axis("x"), chart.Axis("y")) is None
 
 
 def test_the_words_of_the_summary_are_on_the_page(few_classes):
