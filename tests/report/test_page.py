@@ -100,6 +100,13 @@ def test_damaged_predictions_are_an_error_that_names_the_file(folder):
         write.html(folder)
 
 
+def test_images_of_another_class_are_an_error(folder):
+    split = folder.path / "data" / "split.csv"
+    split.write_text(split.read_text().replace(",down,val", ",up,val"))
+    with pytest.raises(StudyError, match="class 'up', which the model does not know.* Rerun"):
+        write.html(folder)
+
+
 def test_a_page_that_fails_does_not_make_a_search_fail(folder, monkeypatch):
     notes = []
     write.write_at_the_end(folder, notes.append)

@@ -1,7 +1,7 @@
 """The last part of a page: how the model was made, and what is needed to make it again."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from shlex import quote
@@ -14,6 +14,8 @@ from autotl.report.page.study import Finished
 from autotl.report.page.units import duration
 from autotl.tracking.folder import SearchLine
 
+NAMES = 20
+"""How many backbones are named."""
 REASONS = 8
 """How many reasons for excluded files are listed, the most frequent ones."""
 
@@ -63,10 +65,10 @@ def _rows(study: Finished) -> Iterator[tuple[str, str]]:
     yield "classes", f"{len(definition.classes):,}"
     yield "selected by", f"{definition.metric} on val"
     yield "trials", ", ".join(f"{number:,} {state}" for state, number in result.trials.items() if number)
-    yield "backbones", ", ".join(definition.backbones)
+    yield "backbones", _first(list(definition.backbones))
     yield "strategies", ", ".join(definition.strategies)
     if definition.skipped:
-        yield "not searched", ", ".join(definition.skipped)
+        yield "not searched", _first(definition.skipped)
     seeds = ", ".join(str(run.seed) for run in result.best.runs)
     yield "seeds", f"{definition.seed} for splits and search; {seeds} for the winner"
     if len(result.best.runs) > 1:
@@ -94,6 +96,11 @@ def _problems(study: Finished) -> Iterator[str]:
 def _openings(study: Finished) -> Iterator[str]:
     for each in openings(study.folder):
         yield f"{each.time.replace('T', ' ')[:16]}: {each.use or f'test of a plan chosen from {each.trials:,} trials'}"
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - NAMES
+    return ", ".join(names[:NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _time(seconds: float) -> str:

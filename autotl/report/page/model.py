@@ -15,6 +15,7 @@ from autotl.data.images import UnreadableImage
 from autotl.data.pixels import read_file
 from autotl.data.stored import Labelled
 from autotl.engine import intervals
+from autotl.errors import StudyError
 from autotl.plan import BITS
 from autotl.report.page.answer import Bar
 from autotl.report.page.chart import Axis, Chart, Dot, Series, chart
@@ -51,6 +52,14 @@ class Judged:
     """The folder that the paths are relative to."""
     bits: int = BITS
     """As in `Input`."""
+
+    def __post_init__(self) -> None:
+        """Raises: StudyError if an image has a class that the model does not know."""
+        if unknown := sorted(set(self.images.labels).difference(self.classes)):
+            raise StudyError(
+                f"The stored split has images of class {unknown[0]!r}, which the model does not know, so their "
+                "predictions cannot be shown. Rerun the search with the study's own images."
+            )
 
     @property
     def right(self) -> np.ndarray:
