@@ -37,4 +37,4 @@ def on_test(study: Finished, bundle: "Bundle") -> Judged:
         fingerprint=study.definition.fingerprint,
         use=USE,
     )
-    return Judged(images, predictions.of(np.stack(rows)), bundle.classes, place, bundle.plan.input.bits)
+    return Judged(images, predictions.of(np.stack(rows)), bundle.classes, place, bundle.plan.members[0].input.bits)
