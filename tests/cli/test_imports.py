@@ -69,6 +69,12 @@ def test_a_search_of_heads_on_frozen_networks(stripes, tmp_path):
     assert "Winner: reference:pixels" in imports_none(unused, *words, "--home", tmp_path / "home", "--no-mlflow")
 
 
+def test_the_report(study):
+    home, _, _ = study
+    unused = (COMPUTING - {"numpy", "PIL", "scipy"}) | (SHOWING - {"rich"}) | COMPILING
+    assert "report.html" in imports_none(unused, "report", "stripes", *home)
+
+
 def test_predictions(study):
     home, cache, image = study
     unused = (COMPUTING - {"numpy", "PIL", "torch"}) | (SHOWING - {"rich"}) | (COMPILING - {"sympy"})
