@@ -42,8 +42,12 @@ class Contender:
         return float(np.mean([run.value for run in self.runs]))
 
     def median(self, scale: Scale) -> SeedRun:
-        """The median run; the worse of two."""
-        return sorted(self.runs, key=lambda run: -scale.order(run.value))[(len(self.runs) - 1) // 2]
+        """The median run by its value, then by its loss; the worse of two."""
+
+        def place(run: SeedRun) -> tuple[float, float]:
+            return -scale.order(run.value), -run.metrics.get("val.loss", 0.0)
+
+        return sorted(self.runs, key=place)[(len(self.runs) - 1) // 2]
 
     @classmethod
     def alone(cls, record: TrialRecord) -> "Contender":

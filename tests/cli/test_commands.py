@@ -62,9 +62,12 @@ def test_from_a_sample_to_predictions(autotl, tmp_path):
     assert "Winner: reference:" in shown
     assert "digits" in autotl("studies")
 
-    # The plan alone gives the trial's numbers again.
+    # The plan alone gives the numbers again: of the trial, and of the winner's median run, which judged other images.
     plan = tmp_path / "plan.json"
     plan.write_text(autotl("show", "digits", "--plan", found["best"]["trial"]))
+    of_trial = json.loads(autotl("train", plan, "digits", "--json"))["metrics"]
+    assert of_trial["val.accuracy"] == found["best"]["runs"][0]["value"]
+    plan.write_text(json.dumps(found["best"]["plan"]))
     trained = json.loads(autotl("train", plan, "digits", "--json"))["metrics"]
     best = found["best"]["metrics"]
     assert {k: v for k, v in trained.items() if "seconds" not in k} == {

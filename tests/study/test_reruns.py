@@ -32,7 +32,8 @@ def turns_of(made):
 def test_all_finalists_are_judged_on_the_same_images_and_heads_more_often(host, stripes):
     made, result = searched(host, stripes, reruns=2, **OPTIONS)
     records = list(made.folder.log.records())
-    finalists = select.finalists(select.leaderboard(records, Scale()))
+    val = 15  # images
+    finalists = contending(select.finalists(select.leaderboard(records, Scale())), val, Scale())
     is_head = {record.number: not record.plan.trainings for record in finalists}
     assert 1 < sum(is_head.values()) < len(is_head)
     every = [(turn, turn) for turn in range(1, select.HEAD_TURNS + 1)]
