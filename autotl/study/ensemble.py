@@ -11,11 +11,12 @@ from autotl.engine.fit import on_all_images
 from autotl.export import bundle
 from autotl.files import replacing
 from autotl.plan import Ensemble, TransferPlan
-from autotl.study import predictions, select
+from autotl.study import select
 from autotl.study.costs import COSTS
 from autotl.study.crew import Crew
 from autotl.study.opening import Opened
 from autotl.study.worker import Training, why_not
+from autotl.tracking import predictions
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.result import Averaged
 
@@ -107,7 +108,7 @@ class Ensembling:
                     self.skipped.append(f"trial {number} as a candidate for the ensemble: no time to run it again")
                     continue
                 task = f"predictions of trial {number}"
-                yield number, Training(task, plan, val=self.folder.prediction(plan))
+                yield number, Training(task, plan, val=self.folder.predictions_of(plan))
 
         for number in self._carried_out(lacking(), "as a candidate for the ensemble"):
             self._read(number)
@@ -148,8 +149,9 @@ class Ensembling:
                 self.skipped.append(f"trial {number} {role}: {f'it failed: {why}' if why else 'the time ended'}")
 
     def _read(self, number: int) -> bool:
-        shape = len(self.bench.shas("val")), len(self.bench.dataset.classes)
-        found = predictions.read(self.folder.prediction(select.plan_of(self._records[number])), shape)
+        images, classes = len(self.bench.shas("val")), len(self.bench.dataset.classes)
+        file = self.folder.predictions_of(select.plan_of(self._records[number]))
+        found = predictions.read_whole(file, images, classes)
         if found is not None:
             self._known[number] = found
         return found is not None

@@ -27,7 +27,7 @@ from autotl.errors import (
 from autotl.export import bundle
 from autotl.plan import TransferPlan
 from autotl.registry import TooLong
-from autotl.study import blame, patience, predictions, schedule, select
+from autotl.study import blame, patience, schedule, select
 from autotl.study.budget import OutOfTime
 from autotl.study.estimate import seconds_at_the_end
 from autotl.study.fixed import NotAllowed
@@ -36,9 +36,9 @@ from autotl.study.pace import Pace
 from autotl.study.pruner import IMAGES
 from autotl.study.storage import GUESS, Hold, TakenAway, describe, lasting
 from autotl.study.suggestions import Suggestions
+from autotl.tracking import predictions
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
-from autotl.tracking.predictions import write_predictions
 
 TRACEBACK = 4_000
 """How many of the last characters of a traceback a trial's log keeps."""
@@ -137,9 +137,8 @@ class Trials:
             describe(trial, fitted.plan if fitted else plan, measured)
             value = measured[f"val.{self.settings.metric}"]
             if fitted and fitted.val is not None:
-                write_predictions(self.folder, number, fitted.val)
-                if self.settings.ensemble > 1:
-                    predictions.keep(self.folder.prediction(fitted.plan), fitted.val)
+                whole = self.settings.ensemble > 1
+                predictions.keep(self.folder.predictions_of(fitted.plan), fitted.val, whole=whole)
             if fitted and self._saves:
                 self._save_best(fitted, value)
         except NoTime:

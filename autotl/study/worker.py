@@ -15,12 +15,12 @@ from autotl.engine.observe import Nobody
 from autotl.errors import AutotlError, PluginError, one_line
 from autotl.export import bundle
 from autotl.plan import Network, TransferPlan
-from autotl.study import predictions
 from autotl.study.budget import Budget, OutOfTime
 from autotl.study.machine import of_the_machine
 from autotl.study.settings import Settings
 from autotl.study.trials import Trials
 from autotl.study.watch import Watcher
+from autotl.tracking import predictions
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Worker:
             classes = self.bench.dataset.classes
             bundle.save(job.bundle, fitted, classes, {"validation": job.validation})
         if job.val and fitted.val is not None:
-            predictions.keep(job.val, fitted.val)
+            predictions.keep(job.val, fitted.val, whole=True)
         if job.test:
             np.save(job.test, metrics.probabilities(fitted.logits("test")))
         return fitted.metrics

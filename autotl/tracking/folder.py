@@ -159,9 +159,9 @@ class StudyFolder:
         """The bundle of one model of an ensemble."""
         return self.members / plan.hash[:12]
 
-    def prediction(self, plan: TransferPlan) -> Path:
+    def predictions_of(self, plan: TransferPlan) -> Path:
         """The file with the predictions of a plan for `val`."""
-        return self.path / "predictions" / f"{plan.hash}.npy"
+        return self.predictions / f"{plan.hash}.npy"
 
     @property
     def exists(self) -> bool:

@@ -1,6 +1,6 @@
-"""The predictions of each completed trial for the validation images, in `predictions/<number>.npy`.
+"""The predictions of plans for the validation images, each in a file of the study's folder, `predictions/<plan>.npy`.
 
-Only the most probable class is kept: what a search needs besides is in the log.
+For the report the most probable class of each image is enough; an ensemble is chosen by all probabilities.
 """
 
 import io
@@ -11,9 +11,8 @@ import numpy as np
 
 from autotl.errors import StudyError
 from autotl.files import read, write
-from autotl.tracking.folder import StudyFolder
 
-ROW = np.dtype([("class", "<u4"), ("probability", "<f4")])
+TOP = np.dtype([("class", "<u4"), ("probability", "<f4")])
 
 
 @dataclass(frozen=True)
@@ -31,31 +30,46 @@ def of(probabilities: np.ndarray) -> Predictions:
     return Predictions(probabilities.argmax(1), probabilities.max(1).astype(np.float64))
 
 
-def write_predictions(folder: StudyFolder, number: int, probabilities: np.ndarray) -> None:
-    """Keep the predictions of a trial. probabilities: [N, C] for the images of `val`, in the data set's order."""
-    found = of(probabilities)
-    rows = np.empty(len(probabilities), ROW)
-    rows["class"], rows["probability"] = found.classes, found.probabilities
+def keep(file: Path, probabilities: np.ndarray, *, whole: bool) -> None:
+    """Store what a plan predicts. probabilities: [N, C] for the images of `val`, in the data set's order.
+
+    `whole`: all probabilities; otherwise only the most probable classes.
+    """
+    rows = probabilities
+    if not whole:
+        found = of(probabilities)
+        rows = np.empty(len(probabilities), TOP)
+        rows["class"], rows["probability"] = found.classes, found.probabilities
     data = io.BytesIO()
     np.save(data, rows, allow_pickle=False)
-    write(_file(folder, number), data.getvalue())
+    write(file, data.getvalue())
 
 
-def read_predictions(folder: StudyFolder, number: int, images: int, classes: int) -> Predictions | None:
-    """The predictions of a trial for so many images; None if none were kept.
-
-    Raises: StudyError if they are damaged.
-    """
-    file = _file(folder, number)
-    if not file.exists():
-        return None
+def read_whole(file: Path, images: int, classes: int) -> np.ndarray | None:
+    """All stored probabilities, [images, classes]; None if they were not stored, or if the file is damaged."""
     try:
-        rows = np.load(io.BytesIO(read(file)), allow_pickle=False)
-        if rows.dtype != ROW or rows.shape != (images,):
+        rows = _rows(file)
+    except (OSError, ValueError, EOFError):
+        return None
+    return rows if _is_whole(rows, images, classes) else None
+
+
+def read_top(file: Path, images: int, classes: int) -> Predictions | None:
+    """The most probable classes of so many images; None if nothing was stored.
+
+    Raises: StudyError if the file is damaged.
+    """
+    try:
+        rows = _rows(file)
+        if _is_whole(rows, images, classes):
+            return of(rows)
+        if rows.dtype != TOP or rows.shape != (images,):
             raise ValueError
         found = Predictions(rows["class"].astype(np.int64), rows["probability"].astype(np.float64))
         if not ((found.classes < classes).all() and ((found.probabilities >= 0) & (found.probabilities <= 1)).all()):
             raise ValueError
+    except FileNotFoundError:
+        return None
     except (ValueError, EOFError, OSError):
         raise StudyError(
             f"{file} is damaged: it does not hold predictions for {images} images. Delete it; the report is then "
@@ -64,5 +78,10 @@ def read_predictions(folder: StudyFolder, number: int, images: int, classes: int
     return found
 
 
-def _file(folder: StudyFolder, number: int) -> Path:
-    return folder.predictions / f"{number:05d}.npy"
+def _rows(file: Path) -> np.ndarray:
+    rows: np.ndarray = np.load(io.BytesIO(read(file)), allow_pickle=False)
+    return rows
+
+
+def _is_whole(rows: np.ndarray, images: int, classes: int) -> bool:
+    return rows.dtype.kind == "f" and rows.shape == (images, classes) and bool(np.isfinite(rows).all())

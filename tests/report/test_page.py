@@ -29,7 +29,7 @@ def test_each_completed_trial_keeps_its_predictions_for_the_validation_images(fi
     done = [record for record in finished.folder.log.records() if record.state == "complete"]
     assert len(done) >= 2
     for record in done:
-        found = predictions.read_predictions(finished.folder, record.number, len(images.labels), len(classes))
+        found = predictions.read_top(finished.folder.predictions_of(record.plan), len(images.labels), len(classes))
         right = [classes[number] == label for number, label in zip(found.classes, images.labels, strict=True)]
         assert np.mean(right) == pytest.approx(record.value)
         assert (found.probabilities >= 1 / len(classes)).all()
@@ -94,7 +94,7 @@ def test_images_that_are_gone_are_named(folder):
 
 
 def test_damaged_predictions_are_an_error_that_names_the_file(folder):
-    (file,) = (file for file in folder.predictions.iterdir() if file.stem == f"{study.read(folder).winner.number:05d}")
+    file = folder.predictions_of(study.read(folder).winner.plan)
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(StudyError, match=rf"{file} is damaged.*for 15 images.*Delete it"):
         write.html(folder)

@@ -12,11 +12,11 @@ from autotl.export import bundle, contents
 from autotl.host import Host
 from autotl.plan import Ensemble
 from autotl.report import words
-from autotl.study import predictions
 from autotl.study.ensemble import Ensembling, greedy
 from autotl.study.search import Search
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
+from autotl.tracking import predictions
 
 RIGHT = {0: "111100", 1: "111000", 2: "001111", 3: "110011"}
 """Which of six images four models classify correctly."""
@@ -101,8 +101,9 @@ def test_the_choice_and_its_metrics_are_by_the_stored_predictions(host, stripes)
     made = search(host, stripes, ensemble=2)
     result = made.run()
     board = [record for record in made.folder.log.records() if record.state == "complete"]
-    shape = np.load(made.folder.prediction(board[0].plan)).shape
-    known = {record.number: predictions.read(made.folder.prediction(record.plan), shape) for record in board}
+    shape = np.load(made.folder.predictions_of(board[0].plan)).shape
+    files = {record.number: made.folder.predictions_of(record.plan) for record in board}
+    known = {number: predictions.read_whole(file, *shape) for number, file in files.items()}
     split = [line.split(",") for line in (made.folder.path / "data" / "split.csv").read_text().splitlines()]
     assert shape == (sum(row[3] == "val" for row in split), 3)
     winner, other = result.ensemble.trials
@@ -125,8 +126,8 @@ def test_a_finished_study_hands_over_an_ensemble_and_its_winner_again(host, stri
     made = search(host, stripes)
     first = made.run()
     weights = (made.folder.bundle / contents.WEIGHTS).read_bytes()
-    assert not (made.folder.path / "predictions").exists() and not made.folder.members.exists()
-    together = search(host, stripes, ensemble=2).run()  # plans without predictions are run again
+    assert not made.folder.members.exists()
+    together = search(host, stripes, ensemble=2).run()  # plans of which not all probabilities are stored are run again
     assert len(together.ensemble.trials) == 2 and together.best == first.best
     assert together.test_opened == 2
     (member,) = [plan for plan in together.ensemble.plan.members if plan == first.final]
@@ -142,13 +143,13 @@ def test_damaged_predictions_are_made_again(host, stripes):
     made = search(host, stripes, ensemble=2)
     result = made.run()
     plans = [made.folder.log.read(number).plan for number in result.ensemble.trials]
-    good = [made.folder.prediction(plan).read_bytes() for plan in plans]
-    made.folder.prediction(plans[0]).write_bytes(good[0][:-9])
-    made.folder.prediction(plans[1]).unlink()
+    good = [made.folder.predictions_of(plan).read_bytes() for plan in plans]
+    made.folder.predictions_of(plans[0]).write_bytes(good[0][:-9])
+    made.folder.predictions_of(plans[1]).unlink()
     made.folder.result.unlink()
     again = search(host, stripes, ensemble=2).run()
     assert again.ensemble == result.ensemble
-    assert [made.folder.prediction(plan).read_bytes() for plan in plans] == good
+    assert [made.folder.predictions_of(plan).read_bytes() for plan in plans] == good
 
 
 def test_models_of_two_views_stay_so_in_an_ensemble(host, stripes):
@@ -207,5 +208,5 @@ def test_several_workers_store_predictions_and_train_the_members(stripes):
     result = made.run()
     assert len(result.ensemble.trials) == 2 and not result.skipped
     for record in made.folder.log.records():
-        assert made.folder.prediction(record.plan).exists()
+        assert made.folder.predictions_of(record.plan).exists()
     assert bundle.load(made.folder.bundle, made.catalogue).plan == result.made

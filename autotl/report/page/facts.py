@@ -11,7 +11,7 @@ from autotl.report.page.made import Made, made
 from autotl.report.page.model import Judged, Pictures, pictures
 from autotl.report.page.situation import Situated, situated
 from autotl.report.page.study import Finished
-from autotl.tracking.predictions import read_predictions
+from autotl.tracking.predictions import read_top
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def on_val(study: Finished) -> Judged | None:
     if study.winner is None or study.winner.plan is None or not study.folder.predictions.is_dir():
         return None
     images, classes = stored.labelled(study.folder.path, "val"), study.definition.classes
-    found = read_predictions(study.folder, study.winner.number, len(images.paths), len(classes))
+    found = read_top(study.folder.predictions_of(study.winner.plan), len(images.paths), len(classes))
     return Judged(images, found, classes, root(study), study.winner.plan.input.bits) if found else None
 
 
