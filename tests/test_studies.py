@@ -316,3 +316,53 @@ def test_what_a_search_measures_is_compared_with_training(stripes, tmp_path, mon
     rows = {row["operation"]: row for row in json.loads(out.read_text())["summary"]}
     assert rows["quarter turns"]["harmful"] == 2 and rows["quarter turns"]["gain"][0] == 0.15
     assert rows["mirroring"]["harmful"] == 0 and "gain" not in rows["mirroring"]
+
+
+def test_the_regret_of_rules_is_measured_and_resumes(stripes, tmp_path, monkeypatch):
+    regret = script("selection/regret.py", monkeypatch)
+    monkeypatch.setattr(regret.sets, "TEST", 6)
+    out = tmp_path / "results.json"
+    sizes = ("--images", 15, "--trials", 2, "--backbone", "reference:edges", "--strategies", "linear-probe")
+    words = (tmp_path / "work", "--digits", stripes, *sizes, "--out", out)
+    assert not run(regret.main, *words, "--seeds", 1, "--minutes", 0)
+    assert len(run(regret.main, *words, "--seeds", 1)) == 1 + 4
+    assert len(run(regret.main, *words, "--seeds", 2)) == 1 + 4
+    found = json.loads(out.read_text())
+    assert [(row["images"], row["target"], row["n"]) for row in found["summary"]] == [
+        *(("all", target, 2) for target in ("all", "digits")),
+        *((15, target, 2) for target in ("all", "digits")),
+    ]
+    for cell in found["runs"]:
+        assert {len(plan["divided"]) for plan in cell["plans"]} == {10}
+        assert all(0.3 < plan["test"] <= 1 for plan in cell["plans"])
+
+
+def test_rules_choose_by_the_reruns_that_they_may_look_at(monkeypatch):
+    regret = script("selection/regret.py", monkeypatch)
+
+    def plan(test, trained, same_val, divided):
+        return {"test": test, "complexity": [trained, 0, 1.0], "same_val": same_val, "divided": divided}
+
+    plans = [
+        plan(0.5, True, [0.9, 0.9, 0.9], [0.9, 0.6, 0.5, 0.7, 0.7]),
+        plan(0.8, True, [0.9, 0.8, 0.8], [0.9, 0.8, 0.8, 0.6, 0.6]),
+        plan(0.7, False, [0.85], [0.85, 0.75, 0.75, *[0.8] * 7]),
+        plan(0.6, False, [0.8], [0.8, 0.9, 0.9, *[0.2] * 7]),
+        plan(0.9, True, [0.7], [0.7]),
+    ]
+    chosen = {name: rule(plans) for name, rule in regret.RULES.items()}
+    assert chosen == {"before": 0, "best": 1, "simplest": 2, "best, 4 reruns": 2, "simplest, 4 reruns": 2}
+    assert regret.regret(plans, 1) == pytest.approx(10)
+
+
+def test_the_table_of_regrets_agrees_with_the_results():
+    printed = (STUDIES / "README.md").read_text()
+    found = json.loads((STUDIES / "selection" / "results.json").read_text())
+    assert sum(row["n"] for row in found["summary"] if row["images"] == row["target"] == "all") == len(found["runs"])
+    for row in (row for row in found["summary"] if row["target"] == "all"):
+        assert f"n = {row['n']}" in printed
+        for name, value in row.items():
+            if isinstance(value, dict):
+                mean, low, high = (f"{each:+.1f}".replace("-", "−") for each in value["gain"])
+                gain = "" if name == "before" else f" ({mean}, {low} to {high})"
+                assert f"| {value['regret']:.1f}{gain} |" in printed, (row["images"], name)
