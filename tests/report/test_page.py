@@ -15,13 +15,14 @@ from autotl.data import stored
 from autotl.data.dataset import SealedTest
 from autotl.errors import StudyError
 from autotl.export import bundle
+from autotl.plan import Ensemble
 from autotl.report import words
 from autotl.report.page import facts, study, write
 from autotl.report.page.model import Judged, pictures
 from autotl.report.page.opened import on_test
 from autotl.report.page.situation import situated
 from autotl.tracking import predictions
-from autotl.tracking.result import load
+from autotl.tracking.result import Averaged, load
 
 
 def test_each_completed_trial_keeps_its_predictions_for_the_validation_images(finished):
@@ -51,7 +52,22 @@ def test_the_facts_are_those_of_the_study(few_classes):
     assert all(each.thumb.startswith("data:image/jpeg;base64,") for each in found.validation.mistakes)
     assert found.made.command.startswith("autotl search ") and json.loads(found.made.plan)["backbone"] == "tiny:net"
     assert found.made.rows[1] == ("images", "train 48, early_stop 9, val 15, test 18")
-    assert found.test is None
+    assert found.test is None and not found.averaged
+
+
+def test_an_ensemble_is_said_to_be_one(few_classes):
+    result = few_classes.result
+    several = Averaged(
+        trials=(1, 0),
+        plan=Ensemble(members=(result.final, result.final)),
+        validation=0.5,
+        metrics={**result.best.metrics, "flops": 2e6},
+    )
+    found = facts.facts(replace(few_classes, result=result.model_copy(update={"ensemble": several})))
+    said = found.answer.sentences[2]
+    assert said.startswith("Ensemble: the mean of the probabilities of 2 models, of trials 1, 0; ")
+    assert "2 M FLOPs" in said and "The winner alone is tiny:net up to " in said
+    assert found.averaged
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,9 @@ def _model(study: Finished) -> str:
             f"{len(trained)} of its {len(kept)} stages" if trained < set(kept) else f"all of its {len(trained)} stages"
         )
         how = f"{many} and a new classifier trained"
-    return f"It is {plan.backbone} up to {plan.cut}, {how} (strategy {best.strategy}): {', '.join(costs)}."
+    what = f"{plan.backbone} up to {plan.cut}, {how} (strategy {best.strategy}): {', '.join(costs)}."
+    several = study.result.ensemble
+    return f"{words.averaged(several, study.result)} The winner alone is {what}" if several else f"It is {what}"
 
 
 def openings(folder: StudyFolder) -> list[Opening]:

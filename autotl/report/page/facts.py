@@ -27,6 +27,8 @@ class Facts:
     """The winner before its refit, on the images of `val`."""
     refit: bool
     """Whether the model was refit, on the images of `val` too."""
+    averaged: bool
+    """Whether the model is an ensemble, of which `validation` shows the winner alone."""
     test: Pictures | None
     made: Made
 
@@ -45,6 +47,7 @@ def facts(study: Finished, test: Judged | None = None) -> Facts:
         charts=search.charts(study),
         validation=pictures(validation) if validation else None,
         refit="val" in study.result.final.train_on,
+        averaged=study.result.ensemble is not None,
         test=pictures(test) if test else None,
         made=made(study),
     )
