@@ -16,8 +16,11 @@ from autotl.backbones.stages import Stages
 from autotl.contracts import BackboneInfo
 from autotl.engine.device import of_kind
 from autotl.engine.memory import Memory
-from autotl.engine.precision import BATCH, ENOUGH, MEMORY_FORMATS, TURNS, Arithmetic, as_many_as_fit, computing
+from autotl.engine.precision import ENOUGH, MEMORY_FORMATS, TURNS, Arithmetic, as_many_as_fit, computing
 from autotl.plan import Input
+
+BATCH = {"cpu": 16, "cuda": 64}
+"""As many images as in a usual batch of training: the last stages take longer for each one if there are fewer."""
 
 
 class Times(NamedTuple):
@@ -35,9 +38,11 @@ StageTimes = Mapping[str, Times]
 def measured(stages: Stages, input: Input, arithmetic: Arithmetic, memory: Memory) -> StageTimes:
     """The shortest time of a few turns for each stage, with as large a batch as fits into memory.
 
+    Batch norm is in evaluation mode, as in frozen stages and first guesses.
+
     Raises: TrainingError if 2 images do not fit.
     """
-    stages = stages.train().to(memory.device).to(memory_format=MEMORY_FORMATS[arithmetic.memory_format])
+    stages = stages.eval().to(memory.device).to(memory_format=MEMORY_FORMATS[arithmetic.memory_format])
     return as_many_as_fit(of_kind(BATCH, memory.device), memory, partial(_measured, stages, input, arithmetic, memory))
 
 
@@ -78,7 +83,7 @@ def _trained(run: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
     """The output of a stage after its backward pass, without its graph."""
     output = run(value)
     if output.requires_grad:
-        output.float().mean().backward()
+        output.backward(torch.ones_like(output))
     return output.detach().requires_grad_(output.is_floating_point())
 
 

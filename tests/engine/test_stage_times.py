@@ -3,7 +3,7 @@
 import pytest
 
 from autotl.backbones.catalogue import Catalogue
-from autotl.engine import precision, stage_times
+from autotl.engine import stage_times
 from autotl.engine.memory import Memory
 from autotl.engine.precision import Arithmetic
 from autotl.engine.stage_times import by_flops, measured
@@ -37,7 +37,7 @@ def test_the_shortest_of_several_turns_counts_and_the_first_is_a_warm_up(measure
     seconds = iter([each for both in taken for each in both])
     monkeypatch.setattr(stage_times, "_timed", lambda run: (next(seconds), really(run)[1]))
     monkeypatch.setattr(stage_times, "ENOUGH", 1e6)
-    batch = precision.BATCH["cpu"]
+    batch = stage_times.BATCH["cpu"]
     assert set(measure().values()) == {(3 / batch, 1 / batch)}
 
 
