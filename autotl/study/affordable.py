@@ -1,8 +1,8 @@
 """First guesses that a budget has time for: what each of them freezes, how long it trains, and which are tried.
 
 The outputs of frozen stages are computed once, and the first stages, with their large maps, are most of the cost of
-training. So first up to half of the stages are frozen, then schedules become shorter, then fewer first guesses are
-tried. Only if none fits even so, more is frozen, and only then another backbone is trained.
+training. So first up to half of the stages are frozen, then schedules become shorter, then guesses are dropped. Only if
+none fits even so, more is frozen, and only then another backbone is trained.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,14 +65,17 @@ def _cheapest(guess: Guess) -> Guess:
 def _shared_out(priced: Mapping[int, Sequence[tuple[float, Guess]]], seconds: float, most: float) -> dict[int, Guess]:
     """The best version of each guess that its share of the seconds allows; `priced`: its versions with their seconds.
 
-    The last guesses are dropped until there is time for the cheapest version of each. The remaining seconds are divided
+    Guesses are kept in their order, each if there is time for its cheapest version. The remaining seconds are divided
     equally; those that a guess does not need are for the ones after it.
     """
     least = {at: min(needed for needed, _ in choices) for at, choices in priced.items()}
-    kept = [at for at in priced if least[at] <= min(most, seconds)]
-    while kept and sum(least[at] for at in kept) > seconds:
-        kept.pop()
-    spare, found = seconds - sum(least[at] for at in kept), {}
+    kept: list[int] = []
+    spare = seconds
+    for at, needed in least.items():
+        if needed <= min(most, spare):
+            kept.append(at)
+            spare -= needed
+    found = {}
     for turn, at in enumerate(kept):
         share = max(least[at], min(most, least[at] + spare / (len(kept) - turn)))
         needed, found[at] = next(each for each in priced[at] if each[0] <= share)

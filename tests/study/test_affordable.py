@@ -91,11 +91,11 @@ def test_no_training_takes_longer_than_a_single_one_may():
     assert cost(guess) <= 40
 
 
-def test_the_last_guesses_are_dropped_until_there_is_time_for_the_others():
-    """The first and the last need 50 s each at least, the other one 25 s."""
-    found = first_affordable([on("good", FULL, TUNE, FULL)], 120, 1_000, cost)
-    assert list(found) == [0, 1]
-    assert [cost(guess) for guess in found.values()] == [50, pytest.approx(100 * 2 / 3)]
+def test_guesses_are_kept_in_their_order_as_long_as_there_is_time_for_the_cheapest_version_of_each():
+    """`full` needs 50 s at least, fine-tuning 25 s."""
+    found = first_affordable([on("good", TUNE, FULL, TUNE, FULL)], 70, 1_000, cost)
+    assert list(found) == [0, 2]
+    assert [cost(guess) for guess in found.values()] == pytest.approx([100 / 3, 100 / 3])
 
 
 def test_guesses_are_dropped_before_more_than_half_is_frozen():
