@@ -305,9 +305,7 @@ def test_what_a_search_measures_is_compared_with_training(stripes, tmp_path, mon
     operations = script("operations.py", monkeypatch)
     monkeypatch.setattr(operations.sets, "TEST", 6)
     monkeypatch.setattr(operations, "MEASURED_ON", "reference:edges")
-    monkeypatch.setattr(
-        operations, "trained", lambda table, seed, arm, work: {"nothing": 0.7}.get(arm, 0.8 + seed / 10)
-    )
+    monkeypatch.setattr(operations, "trained", lambda table, seed, arm, *_: {"nothing": 0.7}.get(arm, 0.8 + seed / 10))
     words = (tmp_path / "work", "--digits", stripes, "--images", 20, "--seeds", 2, "--train", "quarter turns")
     run(operations.main, *words)
     out = tmp_path / "out.json"
@@ -366,3 +364,40 @@ def test_the_table_of_regrets_agrees_with_the_results():
                 mean, low, high = (f"{each:+.1f}".replace("-", "−") for each in value["gain"])
                 gain = "" if name == "before" else f" ({mean}, {low} to {high})"
                 assert f"| {value['regret']:.1f}{gain} |" in printed, (row["images"], name)
+
+
+def test_the_setups_of_the_textbook_are_trained_once_and_summed_up(stripes, tmp_path, monkeypatch):
+    measure = script("textbook/measure.py", monkeypatch)
+    monkeypatch.setattr(measure.sets, "TEST", 6)
+    setups = {name: measure.SETUPS[name] for name in ("linear probe", "fine-tune 1e-3", "fine-tune 3e-4")}
+    for name in set(measure.SETUPS) - set(setups):
+        monkeypatch.delitem(measure.SETUPS, name)
+    log = tmp_path / "runs.jsonl"
+    words = (tmp_path / "work", "--digits", stripes, "--images", 10, "--log", log, "--seeds", 2)
+    assert len(run(measure.main, *words)) == 2 * (1 + len(setups))
+    assert not run(measure.main, *words)
+    runs = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {run["setup"]: run["frozen"] for run in runs if "frozen" in run}["fine-tune 1e-3"] is None
+    assert runs[0]["setup"] == "advice" and "linear-probe" in (*runs[0]["suggested"], *runs[0]["situations"])
+    tables = script("textbook/tables.py", monkeypatch)
+    printed = "\n".join(run(tables.main, log))
+    assert "autotl:resnet10, 10 images a class" in printed and "| setup | digits, n = 2 |" in printed
+    mean = 100 * sum(run["test"] for run in runs if run["setup"] == "linear probe") / 2
+    assert f"| linear probe | {mean:.1f} |" in printed.replace("*", "")
+
+
+def test_what_is_worth_choosing_is_what_val_finds(monkeypatch):
+    tables = script("textbook/tables.py", monkeypatch)
+
+    def runs(first, other):
+        return {"fine-tune 1e-3": first, "fine-tune 3e-4": other}
+
+    def measured(val, test):
+        return {"val": val, "test": test}
+
+    seeds = {
+        0: runs(measured(0.8, 0.7), measured(0.9, 0.8)),  # val is right
+        1: runs(measured(0.8, 0.7), measured(0.8, 0.6)),  # val cannot tell
+    }
+    rows = [line for line in tables.worth({"digits": seeds}) if line.startswith("| the learning rate")]
+    assert rows == ["| the learning rate | 2 | +2.5 (-92.8 to +97.8) | +5.0 | 2 |"]

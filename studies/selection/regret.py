@@ -12,7 +12,6 @@ are compared, is written to `--out`.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,29 +20,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import click
 import numpy as np
 import sets
 import torch
-from compare import LINE, File, Folder, paired
-from filelock import FileLock, Timeout
+from compare import File
+from runs import Log, paired, search
 
+from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench
 from autotl.engine.fit import fit, on_all_images
 from autotl.engine.scale import Scale
 from autotl.errors import TrainingError
-from autotl.files import append_line, read_lines, write
+from autotl.files import write
 from autotl.host import Host
 from autotl.plan import TransferPlan
 from autotl.study import select
 from autotl.study.pick import contending, simplest
 from autotl.study.reruns import with_turn
-from autotl.study.search import Search
-from autotl.study.settings import Settings
-from autotl.study.watch import Silent
 
 Plans = Sequence[Mapping[str, Any]]
 """The plans of a search, best first."""
@@ -62,11 +58,7 @@ class Key(NamedTuple):
 
 @click.command(context_settings={"show_default": True})
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--digits", type=Folder)
-@click.option("--cifar10", type=Folder)
-@click.option("--exclude", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
-@click.option("--signs", type=Folder)
-@click.option("--expressions", type=Folder)
+@sets.options
 @click.option("--backbone", default="autotl:resnet10")
 @click.option("--strategies", help="Names or globs, separated by commas.  [default: all]")
 @click.option("--images", multiple=True, default=[5, 20, 50], help="Images per class outside the test split.")
@@ -76,11 +68,7 @@ class Key(NamedTuple):
 @click.option("--out", type=File, help="Write the summary of all finished cells here.")
 def main(
     work: Path,
-    digits: Path | None,
-    cifar10: Path | None,
-    exclude: Path | None,
-    signs: Path | None,
-    expressions: Path | None,
+    targets: Mapping[str, sets.Classes],
     backbone: str,
     strategies: str | None,
     images: tuple[int, ...],
@@ -90,23 +78,12 @@ def main(
     out: Path | None,
 ) -> None:
     """Search each target set at each size, and measure the regret of each rule."""
-    torch.set_num_threads(1)
-    work.mkdir(parents=True, exist_ok=True)
-    given = sets.given(digits, cifar10, exclude, signs, expressions)
-    log, began = work / "runs.jsonl", time.monotonic()
-    for seed, count, target in product(range(seeds), images, given):
-        key = Key(target, count, seed, trials)
-        try:
-            with FileLock(work / f"{'-'.join(map(str, key))}.lock", timeout=0):
-                if key not in read(log) and time.monotonic() - began < 60 * minutes:
-                    table = sets.draw(given[target], work / f"{target}-{count}-{seed}.csv", count, seed)
-                    started = time.process_time()
-                    plans = measured(table, key, backbone, strategies, work)
-                    found = {**key._asdict(), "seconds": round(time.process_time() - started), "plans": plans}
-                    append_line(log, json.dumps(found))
-                    click.echo(f"{key}: {found['seconds']} s, {len(plans)} plans")
-        except Timeout:
-            pass  # another process does it
+    log, began = Log(work / "runs.jsonl", work), time.monotonic()
+    for seed, count, target in product(range(seeds), images, targets):
+        if time.monotonic() - began < 60 * minutes:
+            key = Key(target, count, seed, trials)
+            table = sets.draw(targets[target], work / f"{target}-{count}-{seed}.csv", count, seed)
+            log.fill(key._asdict(), lambda name: timed(table, key, name, backbone, strategies, work))  # noqa: B023
     runs = read(log)
     summary = list(summarised(runs))
     for row in summary:
@@ -115,27 +92,29 @@ def main(
         write(out, json.dumps({"threads": 1, "torch": torch.__version__, "summary": summary, "runs": [*runs.values()]}))
 
 
-def measured(table: Path, key: Key, backbone: str, strategies: str | None, work: Path) -> list[dict[str, Any]]:
+def timed(table: Path, key: Key, name: str, backbone: str, strategies: str | None, work: Path) -> dict[str, Any]:
+    """The plans of a search, and the processor time that they took."""
+    started = time.process_time()
+    plans = measured(table, key, name, backbone, strategies, work)
+    return {"seconds": round(time.process_time() - started), "plans": plans}
+
+
+def measured(
+    table: Path, key: Key, name: str, backbone: str, strategies: str | None, work: Path
+) -> list[dict[str, Any]]:
     """The plans of a search, best first, with their test accuracy, and the values of the reruns of finalists."""
-    settings = Settings(
-        data=table,
+    _, folder = search(
+        table,
+        work,
+        name,
         trials=key.trials,
         backbones=(backbone,),
         strategies=strategies or (),
         seed=key.seed,
-        device="cpu",
-        study="-".join(map(str, key)),
-        reruns=0,
         refit=False,
-        compare=False,
-        mlflow=False,
-        home=work / "studies",
-        cache_dir=work / "cache",
     )
-    made = Search(settings, Host(), Silent(), began=time.monotonic())
-    made.run()
-    bench = Bench.open(table, [], made.catalogue, "cpu", seed=key.seed)
-    board = select.leaderboard(made.folder.log.records(), bench.scale, bench.dataset.fingerprint)
+    bench = Bench.open(table, [], Catalogue(Host(), work / "cache"), "cpu", seed=key.seed)
+    board = select.leaderboard(folder.log.records(), bench.scale, bench.dataset.fingerprint)
     labels = bench.dataset.open_test(work / "openings.jsonl", plan="all", trials=key.trials)
     finalists = contending(select.finalists(board), len(np.unique(bench.dataset.units("val"))), bench.scale)
     plans = []
@@ -168,9 +147,9 @@ def value(plan: TransferPlan, bench: Bench) -> float | None:
         return None
 
 
-def read(log: Path) -> Mapping[Key, Mapping[str, Any]]:
+def read(log: Log) -> Mapping[Key, Mapping[str, Any]]:
     """The cells in the log so far."""
-    return {Key(*(run[field] for field in Key._fields)): run for run in read_lines(log, LINE.validate_python)}
+    return {Key(*(run[field] for field in Key._fields)): run for run in log.read()}
 
 
 def before(plans: Plans) -> int:

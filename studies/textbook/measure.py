@@ -4,7 +4,7 @@
         --cifar10 CIFAR-10-images --exclude same.txt --expressions facial_expressions --images 10 --images 100
 
 From each target set of sets.py every seed draws `--images` of each class to learn from and 60 others of each to test
-on. Each setup of `SETUPS` is a search with one trial, so all of them have the same images and splits; the trial's own
+on. Each setup of setups.py is a search with one trial, so all of them have the same images and splits; the trial's own
 model is tested, without a refit. The situation of the set is measured as `autotl advise` does.
 
 Every finished run is a line of `--log`. The same command resumes where it stopped, first with one seed for all
@@ -18,60 +18,20 @@ import sys
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import click
 import sets
 from runs import Log, search
+from setups import SETUPS, Setup
 
 from autotl.host import Host
 from autotl.study.advising import Advising
 from autotl.study.settings import Settings
 from autotl.study.watch import Silent
-
-
-class Setup(NamedTuple):
-    """The first guess of a strategy with some parameters changed."""
-
-    strategy: str
-    changed: Mapping[str, Any] = {}
-    options: Mapping[str, Any] = {}
-
-
-def _fine_tune(lr: float, **changed: float) -> Setup:
-    return Setup("fine-tune", {"adamw.lr": lr, **changed})
-
-
-def _adapted(name: str) -> Setup:
-    return Setup("fine-tune", {"adapter": name}, {"adapters": (name,)})
-
-
-SETUPS = {
-    "linear probe": Setup("linear-probe"),
-    "linear probe, last cut": Setup("linear-probe", {"cut": 1.0}),
-    "fine-tune 3e-3": _fine_tune(3e-3),
-    "fine-tune 1e-3": _fine_tune(1e-3),
-    "fine-tune 3e-4": _fine_tune(3e-4),
-    "fine-tune 1e-4": _fine_tune(1e-4),
-    "frozen third 1e-3": _fine_tune(1e-3, frozen=0.34),
-    "frozen third 3e-4": _fine_tune(3e-4, frozen=0.34),
-    "frozen two thirds 1e-3": _fine_tune(1e-3, frozen=0.67),
-    "frozen two thirds 3e-4": _fine_tune(3e-4, frozen=0.67),
-    "cut at three quarters 1e-3": _fine_tune(1e-3, cut=0.75),
-    "cut at three quarters 3e-4": _fine_tune(3e-4, cut=0.75),
-    "one rate 1e-3": Setup("full", {"adamw.lr": 1e-3}),
-    "one rate 3e-4": Setup("full", {"adamw.lr": 3e-4}),
-    "head first, then 1e-3": Setup("lp-ft", {"adamw.lr": 1e-3}),
-    "head first, then 3e-4": Setup("lp-ft", {"adamw.lr": 3e-4}),
-    "gradual unfreezing": Setup("gradual-unfreeze"),
-    "work backwards": Setup("work-backwards"),
-    "norm layers only": _adapted("norm"),
-    "lora": _adapted("lora"),
-    "scratch": Setup("scratch"),
-}
 
 
 @click.command(context_settings={"show_default": True})

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import click
 import numpy as np
-from measure import SETUPS
 from runs import LINE, paired
+from setups import SETUPS
 
 from autotl.files import read_lines
 
