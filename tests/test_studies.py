@@ -301,6 +301,23 @@ def test_arms_are_compared_with_the_one_that_does_nothing(monkeypatch):
     assert (focal["n"], focal["test"], focal["gain"]) == (3, 0.7, [0.1, 0.1, 0.1])
 
 
+def test_an_ensemble_is_compared_with_its_winner_alone(stripes, tmp_path, monkeypatch):
+    ensembles = script("ensembles.py", monkeypatch)
+    monkeypatch.setattr(ensembles.sets, "TEST", 6)
+    words = (tmp_path / "work", "--digits", stripes, "--images", 20, "--trials", 2, "--models", 2, "--seeds", 2)
+    words = (*words, "--backbone", "autotl:resnet10")
+    run(ensembles.main, *words)
+    out = tmp_path / "out.json"
+    lines = run(ensembles.main, *words, "--out", out)
+    assert len(lines) == 1, lines  # nothing is searched twice
+    row = json.loads(lines[0])
+    runs = json.loads(out.read_text())["runs"]
+    assert [found["members"] for found in runs] == 2 * [["autotl:resnet10"] * 2]
+    assert row["n"] == 2 and row["flops"] > 1
+    gains = [found["test"] - found["alone"] for found in runs]
+    assert row["gain"][0] == pytest.approx(np.mean(gains), abs=1e-6)
+
+
 def test_what_a_search_measures_is_compared_with_training(stripes, tmp_path, monkeypatch):
     operations = script("operations.py", monkeypatch)
     monkeypatch.setattr(operations.sets, "TEST", 6)
