@@ -9,36 +9,25 @@ Every finished search is a line of WORK/runs.jsonl. The same command resumes whe
 """
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import click
 import numpy as np
 import sets
 import torch
-from compare import LINE, File, Folder, paired
+from compare import File
+from runs import Log, paired, search
 
-from autotl.files import append_line, read_lines, write
-from autotl.host import Host
-from autotl.study.search import Search
-from autotl.study.settings import Settings
-from autotl.study.watch import Silent
+from autotl.files import write
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("work", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--digits", type=Folder)
-@click.option("--cifar10", type=Folder)
-@click.option("--exclude", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="From overlap.py.")
-@click.option("--signs", type=Folder)
-@click.option("--expressions", type=Folder)
+@sets.options
 @click.option("--strategy", "strategies", multiple=True, default=["linear-probe"])
 @click.option("--backbone", "backbones", multiple=True, default=["autotl:*"])
 @click.option("--models", default=3)
@@ -48,11 +37,7 @@ from autotl.study.watch import Silent
 @click.option("--out", type=File, help="Write the summary of all finished searches here.")
 def main(
     work: Path,
-    digits: Path | None,
-    cifar10: Path | None,
-    exclude: Path | None,
-    signs: Path | None,
-    expressions: Path | None,
+    targets: Mapping[str, sets.Classes],
     strategies: tuple[str, ...],
     backbones: tuple[str, ...],
     models: int,
@@ -62,20 +47,14 @@ def main(
     out: Path | None,
 ) -> None:
     """Search each target set with an ensemble, and compare it with the winner alone."""
-    torch.set_num_threads(1)
-    work.mkdir(parents=True, exist_ok=True)
-    log = work / "runs.jsonl"
-    targets = sets.given(digits, cifar10, exclude, signs, expressions)
+    log = Log(work / "runs.jsonl", work)
     settings = {"strategies": strategies, "backbones": backbones, "ensemble": models, "trials": trials}
     asked = json.loads(json.dumps({**settings, "images": images}))
     for seed, target in product(range(seeds), targets):
-        key = {**asked, "target": target, "seed": seed}
-        if not any(key.items() <= run.items() for run in read_lines(log, LINE.validate_python)):
-            table = sets.draw(targets[target], work / f"{target}-{images}-{seed}.csv", images, seed)
-            found = {**key, **search(table, work, seed, settings)}
-            append_line(log, json.dumps(found))
-            click.echo(json.dumps(found))
-    runs = [run for run in read_lines(log, LINE.validate_python) if asked.items() <= run.items()]
+        table = sets.draw(targets[target], work / f"{target}-{images}-{seed}.csv", images, seed)
+        key = {"target": target, "seed": seed, **asked}
+        log.fill(key, lambda name: averaged(table, work, name, seed=seed, **settings))  # noqa: B023
+    runs = [run for run in log.read() if asked.items() <= run.items()]
     summary = list(compared(runs))
     for row in summary:
         click.echo(json.dumps(row))
@@ -84,14 +63,10 @@ def main(
         write(out, json.dumps(facts, indent=1) + "\n")
 
 
-def search(table: Path, work: Path, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def averaged(table: Path, work: Path, name: str, **settings: Any) -> dict[str, Any]:
     """The accuracy of the ensemble and of its winner alone on the test images, with their costs."""
-    home, began = work / "studies", time.process_time()
-    shutil.rmtree(home / table.stem, ignore_errors=True)  # of a run that was stopped
-    usual = {"device": "cpu", "mlflow": False, "home": home, "cache_dir": work / "cache", "seed": seed}
-    asked = Settings(data=table, **usual, **settings)
-    result = Search(asked, Host.from_environment(), Silent(), time.monotonic()).run()
-    shutil.rmtree(home / table.stem)
+    began = time.process_time()
+    result, _ = search(table, work, name, reruns=4, compare=True, **settings)
     assert result.ensemble, result.skipped
     alone = next(found for name, found in result.comparisons.items() if name.startswith("the winner alone"))
     return {
