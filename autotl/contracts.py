@@ -332,9 +332,9 @@ class Strategy(Protocol):
     `recipe.length` lowered; a first guess that names neither is tried only if there is time for it.
 
     It may have an attribute `is_probe`, True if it is a linear probe: its plans only fit a classifier on one cut of a
-    frozen backbone, and it draws shared parameters alone. It is then tried first, at the best cut of each backbone, and
-    the winner is compared with it. `baselines` names backbones, such as one that gives raw pixels, on which the winner
-    is compared with it as well.
+    frozen backbone, and it draws shared parameters alone. It is then tried first, at the last cut of each backbone that
+    is about as good as any, and the winner is compared with it. `baselines` names backbones, such as one that gives raw
+    pixels, on which the winner is compared with it as well.
 
     It may have an attribute `suits`, the situations in which it is suggested and tried before others.
     """

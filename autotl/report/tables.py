@@ -16,7 +16,7 @@ from autotl.plan import TransferPlan
 from autotl.report.console import Console
 from autotl.report.output import printable
 from autotl.study.costs import COSTS, USUAL, Cost, count
-from autotl.study.select import LOSS_DIGITS, by_cut, front, plan_of, value_of
+from autotl.study.select import LOSS_DIGITS, by_cut, front, plan_of, starting_cuts, value_of
 from autotl.tracking import result as results
 from autotl.tracking.folder import StudyFolder
 from autotl.tracking.log import ENDED, TrialRecord
@@ -114,15 +114,15 @@ def _width(columns: Iterable[int]) -> int:
 def probe(rows: Sequence[ProbeRow], width: int) -> Table:
     """For each backbone the accuracy at its cuts, from the first stage to the last, with the best pooling."""
     names = dict.fromkeys(row.backbone for row in rows)
-    best = {name: by_cut(row for row in rows if row.backbone == name) for name in names}
+    cuts_of = {name: by_cut(row for row in rows if row.backbone == name) for name in names}
     most = max(SHORTEST, (width - 30) // 2)  # so that some cuts fit beside the names
     table = Table(box=None)
     table.add_column("probe: held-out train images")
-    table.add_column("best cut", no_wrap=True)
+    table.add_column("first cut to try", no_wrap=True)
     table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("every cut, first to last, %")
-    for backbone, cuts in sorted(best.items(), key=lambda item: -max(item[1].values())):
-        top = max(cuts, key=cuts.__getitem__)
+    for start in starting_cuts(rows):
+        backbone, top, cuts = start.backbone, start.cut, cuts_of[start.backbone]
         cells = Text(" ").join(
             Text(f"{100 * value:.0f}", style="bold" if cut == top else "") for cut, value in cuts.items()
         )

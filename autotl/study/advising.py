@@ -79,7 +79,7 @@ class Advising:
             see(network, sample.shas)
             rows += probing.rows(bench, network, sample, partial(self.watcher.progress, f"probing {network.backbone}"))
         self.watcher.probed(rows)
-        best = select.best_cuts(rows)[0].backbone
+        best = select.starting_cuts(rows)[0].backbone
         chosen = next(network for network in networks if network.backbone == best)
         found = similarity.measure(
             bench,
@@ -100,7 +100,7 @@ class Advising:
             if len(wanted) * operations.MOST * estimate.image_seconds(network, bench) > OPERATIONS_SECONDS:
                 self.watcher.note(f"No time to measure whether the images allow {', '.join(wanted)}.")
                 return {}
-            (best,) = select.best_cuts(row for row in rows if row.backbone == network.backbone)
+            (best,) = select.starting_cuts(row for row in rows if row.backbone == network.backbone)
             progress = partial(self.watcher.progress, "measuring which operations the images allow")
             see = (bench, network, best.cut, best.pooling)
             found = operations.measured(*see, wanted, self.settings.seed, progress)

@@ -80,7 +80,7 @@ def controls_of(
 
     if won.trainings and probes:
         yield Control.known(f"the best linear probe (trial {probes[0].number})", probes[0])
-    elif won.trainings and known and (best := select.best_cuts(rows)):
+    elif won.trainings and known and (best := select.starting_cuts(rows)):
         yield from probe(f"a linear probe of {best[0].backbone} at {best[0].cut}", best[0])
     for name in baselines(catalogue):
         if name != won.backbone:

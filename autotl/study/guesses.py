@@ -1,4 +1,4 @@
-"""The trials before the sampler starts: linear probes at the best cuts, and the first guess of each strategy."""
+"""The trials before the sampler starts: linear probes at promising cuts, and the first guess of each strategy."""
 
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from autotl.study.space import DRAWN, HEAD_NAMES, head_kinds, pooling_name, shar
 from autotl.tracking.probe import ProbeRow
 
 PROBES = 5
-"""How many backbones get a linear probe at their best cut."""
+"""How many backbones get a linear probe."""
 HEAD_WIDTH_LOG2 = 8
 """The base-2 logarithm of the width of a head's new layer in a first guess."""
 
@@ -48,10 +48,12 @@ class Guesses:
         self._class_weights = class_weights
 
     def linear_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:
-        """Linear probes at the best cut of each backbone, best first."""
+        """A linear probe of each backbone, the best one first."""
         found = probes_among(self._strategies.values())[:1]
         return [
-            {"strategy": entry.name, **self._place(row)} for entry in found for row in select.best_cuts(rows)[:PROBES]
+            {"strategy": entry.name, **self._place(row)}
+            for entry in found
+            for row in select.starting_cuts(rows)[:PROBES]
         ]
 
     def other_probes(self, rows: Sequence[ProbeRow]) -> list[Guess]:

@@ -26,6 +26,6 @@ def rows(
     for done, (cut, pooling) in enumerate(cells, 1):
         features = bench.features.read(network, cut, pooling, sample.shas)
         accuracy = probe.ridge_accuracy(features, sample.labels, len(bench.dataset.classes), sample.units)
-        found.append(ProbeRow(network.backbone, cut, pooling, accuracy))
+        found.append(ProbeRow(network.backbone, cut, pooling, accuracy, len(sample.shas)))
         progress(done, len(cells))
     return found

@@ -1,5 +1,6 @@
 """Which plans and which cuts are best."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from autotl.engine.scale import Scale
@@ -118,10 +119,21 @@ def by_cut(rows: Iterable[ProbeRow]) -> dict[str, float]:
     return found
 
 
-def best_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:
-    """The best cut of each backbone that the probe found, best first."""
-    best: dict[str, ProbeRow] = {}
+def starting_cuts(rows: Iterable[ProbeRow]) -> list[ProbeRow]:
+    """The cut of each backbone that is tried first, of the best backbone first.
+
+    It is the last one whose accuracy is at most one standard error below the best: with few images an early cut is
+    often the best one by chance.
+    """
+    of_backbone: dict[str, list[ProbeRow]] = {}
     for row in rows:
-        if row.backbone not in best or row.accuracy > best[row.backbone].accuracy:
-            best[row.backbone] = row
-    return sorted(best.values(), key=lambda row: -row.accuracy)
+        of_backbone.setdefault(row.backbone, []).append(row)
+    best = {name: max(those, key=lambda row: row.accuracy) for name, those in of_backbone.items()}
+    order = sorted(best, key=lambda name: -best[name].accuracy)
+    return [_latest(of_backbone[name], best[name]) for name in order]
+
+
+def _latest(rows: Sequence[ProbeRow], best: ProbeRow) -> ProbeRow:
+    error = math.sqrt(best.accuracy * (1 - best.accuracy) / best.images) if best.images else 0.0
+    near = [row for row in rows if row.accuracy >= best.accuracy - error]
+    return max((row for row in near if row.cut == near[-1].cut), key=lambda row: row.accuracy)

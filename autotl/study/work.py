@@ -45,7 +45,7 @@ class Work:
     def run(self) -> None:
         """The probe and the trials, as far as the budget allows.
 
-        The cheapest backbone comes first and its best cut is the first trial, so a usable model exists early.
+        The cheapest backbone comes first and a linear probe on it is the first trial, so a usable model exists early.
 
         Raises: AutotlError.
         """
@@ -165,7 +165,7 @@ class Work:
         stored = read_advice(self.opened.folder)
         if stored or not self.opened.references:
             return stored
-        found = self._similarity(select.best_cuts(rows)[0].backbone)
+        found = self._similarity(select.starting_cuts(rows)[0].backbone)
         if found is None:
             return None
         bench = self.bench
@@ -250,7 +250,7 @@ class Work:
         They are on the best backbone of the probe; with a budget, on the best one that there is time to train, and as
         `affordable` adapts them.
         """
-        best, there, fingerprint = select.best_cuts(rows), self._enqueued(), self.bench.dataset.fingerprint
+        best, there, fingerprint = select.starting_cuts(rows), self._enqueued(), self.bench.dataset.fingerprint
 
         def new(row: ProbeRow) -> dict[int, Guess]:
             numbered = enumerate(known.of_strategies(rows, row, suggested), start)

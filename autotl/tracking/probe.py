@@ -19,6 +19,8 @@ class ProbeRow:
     cut: str
     pooling: Pooling
     accuracy: float
+    images: int = 0
+    """How many images it was measured on; 0 in a record of an earlier version."""
 
 
 _ROWS = TypeAdapter(list[ProbeRow])
