@@ -30,7 +30,7 @@ def register_strategies(register):
 
 
 class FineTune:
-    suits = ("few-different", "many-similar", "many-different")
+    suits = ("few-similar", "few-different", "many-similar", "many-different")
     first_guess = {
         **recipe.BOLD,
         "cut": 1.0,
@@ -53,7 +53,7 @@ class FineTune:
 class LinearProbeThenFineTune:
     """An untrained head would distort good features (Kumar et al. 2022, arXiv 2202.10054)."""
 
-    suits = ("few-similar", "many-similar")
+    suits = ("many-similar",)
     first_guess = {**recipe.FIRST_GUESS, "frozen": 0.0, "lp-ft.depth_ratio": 0.1}
 
     def suggest(self, trial, context):

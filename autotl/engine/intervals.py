@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 RESAMPLES = 1_000
 Z = 1.959964  # two-sided 95 %
@@ -69,10 +69,13 @@ def _students_t(freedom: float) -> float:
     return float(stdtrit(max(0.05, freedom), 0.975))
 
 
-def paired_difference(right: np.ndarray, other: np.ndarray, units: np.ndarray) -> tuple[float, float, float]:
+def paired_difference(
+    right: np.ndarray, other: np.ndarray, units: np.ndarray, questions: int = 1
+) -> tuple[float, float, float]:
     """Difference in accuracy of two classifiers on the same images, with its 95 % interval.
 
-    right, other: [N] booleans, whether each classifier was right on each image. units: as for `share_interval`. The
+    right, other: [N] booleans, whether each classifier was right on each image. units: as for `share_interval`.
+    `questions`: of so many intervals together all are right with 95 % confidence (Bonferroni). The
     interval is that of Agresti and Min (2005), which adds half an image to each of the four outcomes and so is valid
     for few images; if units have several images, it is computed for the effective number of images.
     """
@@ -82,7 +85,8 @@ def paired_difference(right: np.ndarray, other: np.ndarray, units: np.ndarray) -
     effect = design_effect(difference, units)
     n, ours, theirs = (float(count) / effect for count in (len(right), (right & ~other).sum(), (other & ~right).sum()))
     middle = (ours - theirs) / (n + 2)
-    half = Z * math.sqrt((ours + theirs + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
+    z = Z if questions == 1 else float(ndtri(1 - 0.025 / questions))
+    half = z * math.sqrt((ours + theirs + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
     return (ours - theirs) / n, max(-1.0, middle - half), min(1.0, middle + half)
 
 

@@ -43,7 +43,7 @@ class Effect:
     """Accuracy of one classifier for both."""
     low: float
     high: float
-    """The 95 % interval of the difference."""
+    """The 95 % interval of the difference, for all operations together."""
     confused: tuple[str, str] | None
     """The class whose changed images the classifier for both most often takes for another one, and that other one."""
 
@@ -116,7 +116,7 @@ def measured(
         both = np.concatenate(_guessed([plain, changed], labels, folds))
         twice = np.tile(labels, 2)
         right, other = both == twice, apart == twice
-        _, low, high = paired_difference(right, other, np.tile(units, 2))
+        _, low, high = paired_difference(right, other, np.tile(units, 2), len(operations))
         wrong = Counter(
             pair for pair in zip(labels.tolist(), both[len(labels) :].tolist(), strict=True) if pair[0] != pair[1]
         )

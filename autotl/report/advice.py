@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from shlex import quote
 
 from autotl.contracts import Situation
-from autotl.study.advice import FEW, MANY
+from autotl.study.advice import FEW, MANY, SIMILAR
 from autotl.tracking.advice import Advice, AdviceTested, Similarity
 
 WORDS: Mapping[Situation, str] = {
@@ -36,8 +36,8 @@ def lines(advice: Advice, summaries: Mapping[str, str], data: str) -> Iterator[t
             f"{100 * found.neighbours:.0f}  by the nearest images alone, with pretrained features at {found.best.cut}",
         )
     yield "similarity", " ".join(similarity(found))
-    for heading, texts in (("situation", WORDS), ("textbook", TEXTBOOK)):
-        yield heading, "; or ".join(texts[each] for each in advice.situations)
+    yield "situation", _situation(advice)
+    yield "textbook", "; or ".join(TEXTBOOK[each] for each in advice.situations)
     if advice.harmful:
         yield "augment", f"not by {', '.join(advice.harmful)}: changed images look like those of other classes"
     if advice.allowed:
@@ -60,6 +60,11 @@ def similarity(found: Similarity) -> Iterator[str]:
         yield f"The last cut is as good as the best one, {best}."
     else:
         yield f"The best cut is {best}; at the last one, {late}, accuracy is {100 * found.fall:.1f} points lower."
+    if found.gain > 0:
+        yield (
+            f"That is {found.gain:.0%} of the way from always guessing to no error; from {SIMILAR:.0%} on images count "
+            "as similar, unless the last cut is much worse than the best one."
+        )
 
 
 def in_a_line(advice: Advice) -> str:
@@ -79,7 +84,12 @@ def tested(found: AdviceTested, text: Callable[[float], str]) -> str:
 
 
 def _situation(advice: Advice) -> str:
-    return ", or ".join(WORDS[each] for each in advice.situations)
+    amounts, kins = (
+        dict.fromkeys(parts) for parts in zip(*(each.split("-") for each in advice.situations), strict=True)
+    )
+    amount = "between few and many" if len(amounts) > 1 else next(iter(amounts))
+    kin = " or ".join({"similar": "similar to", "different": "different from"}[each] for each in kins)
+    return f"{amount} images, {kin} those of the pretraining"
 
 
 def _amount(per_class: float) -> str:

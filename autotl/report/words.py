@@ -45,9 +45,9 @@ def summary(result: Result) -> Iterator[str]:
     if result.ensemble:
         yield averaged(result.ensemble, result)
     if result.picked:
-        yield _why(result.picked, result)
+        yield picked(result.picked, result)
     if result.simplest:
-        yield _simplest(result.simplest, result)
+        yield simplest(result.simplest, result)
     in_groups = f" in {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
     certain = "without a confidence interval"
     if test.low is not None and test.high is not None:
@@ -89,33 +89,33 @@ def averaged(found: Averaged, result: Result) -> str:
     return (
         f"Ensemble: the mean of the probabilities of {len(found.trials)} models, of trials "
         f"{', '.join(map(str, found.trials))}; {', '.join(costs)}; validation {result.test.metric} "
-        f"{shown(found.validation)}."
+        f"{shown(found.validation)}, of the winner alone {shown(result.best.runs[0].value)} on the same images."
     )
 
 
-def _why(picked: Picked, result: Result) -> str:
+def picked(found: Picked, result: Result) -> str:
     """Why a plan won that need not be the best one."""
-    cost = next(cost for cost in COSTS.values() if cost.metric == picked.cost)
+    cost = next(cost for cost in COSTS.values() if cost.metric == found.cost)
     shown, metric = result.test.scale.text, result.test.metric
-    this = f"Picked by --pick {picked.how}: validation {metric} {shown(result.best.validation)} for "
-    this += cost.text(result.best.metrics[picked.cost])
-    if picked.best == result.best.trial:
+    this = f"Picked by --pick {found.how}: validation {metric} {shown(result.best.validation)} for "
+    this += cost.text(result.best.metrics[found.cost])
+    if found.best == result.best.trial:
         return f"{this}; it is also the best plan."
-    return f"{this}; the best plan, trial {picked.best}, has {shown(picked.value)} for {cost.text(picked.costs)}."
+    return f"{this}; the best plan, trial {found.best}, has {shown(found.value)} for {cost.text(found.costs)}."
 
 
-def _simplest(simplest: Simplest, result: Result) -> str:
+def simplest(found: Simplest, result: Result) -> str:
     """How the simplest plan within the noise compares with the best one."""
-    scale, won = result.test.scale, simplest.trial == result.best.trial
-    noise = f"{100 * simplest.noise:.1f} points" if scale.percent else scale.text(simplest.noise)
-    runs = f"{simplest.runs} runs each" if simplest.runs > 1 else "one run each"
+    scale, won = result.test.scale, found.trial == result.best.trial
+    noise = f"{100 * found.noise:.1f} points" if scale.percent else scale.text(found.noise)
+    runs = f"{found.runs} runs each" if found.runs > 1 else "one run each"
     what = (
-        f"within one standard error ({noise}, {runs}) of the best plan, trial {simplest.best}: validation "
-        f"{result.test.metric} {scale.text(simplest.value)} against {scale.text(simplest.value_of_best)}"
+        f"within one standard error ({noise}, {runs}) of the best plan, trial {found.best}: validation "
+        f"{result.test.metric} {scale.text(found.value)} against {scale.text(found.value_of_best)}"
     )
     if won:
-        return f"Picked because it is simpler and {what}. --pick best takes trial {simplest.best}."
-    return f"Trial {simplest.trial} is simpler and {what}. --pick simplest takes it."
+        return f"Picked because it is simpler and {what}. --pick best takes trial {found.best}."
+    return f"Trial {found.trial} is simpler and {what}. --pick simplest takes it."
 
 
 def by_class(test: Test) -> Iterator[str]:

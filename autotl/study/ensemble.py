@@ -15,13 +15,14 @@ from autotl.study import select
 from autotl.study.costs import COSTS
 from autotl.study.crew import Crew
 from autotl.study.opening import Opened
+from autotl.study.pick import contending
 from autotl.study.worker import Training, why_not
 from autotl.tracking import predictions
 from autotl.tracking.log import TrialRecord
 from autotl.tracking.result import Averaged
 
 CANDIDATES = 12
-"""How many of the best plans an ensemble is chosen from."""
+"""How many of the best plans an ensemble is chosen from, without those that are certainly worse than the best."""
 
 Order = tuple[float, float, float]
 """A sort key as of `select.order`: the best has the smallest."""
@@ -72,7 +73,9 @@ class Ensembling:
 
     def _made(self, winner: TrialRecord, final: TransferPlan, board: Sequence[TrialRecord]) -> Averaged | None:
         size, views = self.settings.ensemble, final.test_views
-        others = [record for record in board[:CANDIDATES] if record.number != winner.number]
+        units = len(np.unique(self.bench.dataset.units("val")))
+        able = contending(board[:CANDIDATES], units, self.bench.scale)
+        others = [record for record in able if record.number != winner.number]
         self._records = {record.number: record for record in (winner, *others)}
         self._predict()
         if winner.number not in self._known:
@@ -81,7 +84,11 @@ class Ensembling:
         known = [record.number for record in others if record.number in self._known]
         chosen = greedy(winner.number, known, size, lambda members: self._order(members, views))
         if len(chosen) < size:
-            why = "with another the limits would be exceeded" if len(known) >= size - 1 else "there are no other plans"
+            why = (
+                "with another the limits would be exceeded"
+                if len(known) >= size - 1
+                else "no other plan is about as good"
+            )
             self.watcher.note(f"The ensemble has {len(chosen)} of {size} models: {why}.")
         plans = {winner.number: final, **{number: self._final(number, views) for number in chosen[1:]}}
         self._train(chosen[1:], plans)

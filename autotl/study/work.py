@@ -55,7 +55,7 @@ class Work:
             self.watcher.note(
                 f"Study '{self.opened.folder.name}' already has {self.study.done} trials of --trials "
                 f"{self.settings.trials}; a larger --trials adds more. Reruns, refit and comparisons that an earlier "
-                "run skipped are done now."
+                "run skipped are done now, as far as there is time."
             )
         known = self._guesses()
         fingerprint = self.bench.dataset.fingerprint

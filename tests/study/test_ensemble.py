@@ -174,7 +174,7 @@ def test_fewer_plans_than_models_give_a_note(host, stripes):
     watcher = Notes()
     result = search(host, stripes, watcher, trials=2, ensemble=5).run()
     assert len(result.ensemble.trials) == 2 and not result.skipped
-    assert "The ensemble has 2 of 5 models: there are no other plans." in watcher.notes
+    assert "The ensemble has 2 of 5 models: no other plan is about as good." in watcher.notes
 
 
 def test_without_time_the_winner_alone_is_handed_over(host, stripes, monkeypatch):

@@ -203,10 +203,14 @@ def _measured(study: Finished) -> Iterator[str]:
         shown = len(opened) - len(tested)
         also = f", and {'once' if shown == 1 else f'{shown} times'} to show them in a report" if shown else ""
         yield f"Their labels were used {times} to test {models} {of}{also}."
-    yield (
-        f"Validation {test.metric} {study.scale.text(result.best.validation)}, by which the winner was selected from "
-        f"{result.plans:,} {'plan' if result.plans == 1 else 'different plans'}."
-    )
+    plans = f"{result.plans:,} {'plan' if result.plans == 1 else 'different plans'}"
+    if result.picked:
+        yield f"The winner is one of {plans}. {words.picked(result.picked, result)}"
+    elif result.simplest and result.simplest.trial == result.best.trial:
+        yield f"The winner is one of {plans}. {words.simplest(result.simplest, result)}"
+    else:
+        value = study.scale.text(result.best.validation)
+        yield f"Validation {test.metric} {value}, by which the winner was selected from {plans}."
 
 
 def _cautions(study: Finished) -> Iterator[str]:

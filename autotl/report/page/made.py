@@ -77,8 +77,11 @@ def _rows(study: Finished) -> Iterator[tuple[str, str]]:
     yield "time", duration(result.seconds)
     yield "device", definition.device
     yield "versions", ", ".join(f"{name} {version}" for name, version in definition.versions.items())
-    if result.final != result.best.plan:
-        yield "model", "the winner's plan, refit on all images except the test images"
+    refit = ", refit on all images except the test images" if "val" in result.final.train_on else ""
+    if result.ensemble:
+        yield "model", f"the average of {len(result.ensemble.trials)} plans' models{refit}"
+    elif refit:
+        yield "model", f"the winner's plan{refit}"
     yield "finished", _time(study.folder.result.stat().st_mtime)
 
 

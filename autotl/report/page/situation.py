@@ -78,11 +78,7 @@ def _said(study: Finished, advice: Advice) -> Iterator[str]:
         f"There are {advice.per_class:.3g} images of each class outside the test split: up to {FEW} are few, from "
         f"{MANY} on they are many."
     )
-    yield (
-        f"{' '.join(advices.similarity(found))} That is {found.gain:.0%} of the way from always guessing to no error; "
-        f"from {SIMILAR:.0%} on, images count as similar to those of the pretraining, unless the last cut is much "
-        f"worse than the best one. It was measured with {found.backbone} on {found.images:,} images."
-    )
+    yield (f"{' '.join(advices.similarity(found))} This was measured with {found.backbone} on {found.images:,} images.")
     best = study.result.best
     first = f"suggests {listed(advice.suggested, 'or')}" if advice.suggested else "suggests none of the strategies here"
     held = ""
