@@ -92,7 +92,7 @@ def command(
             watcher.note("The plan was made for other images or another split, so its numbers will differ.")
         fitted = fit(setup, bench, terminal.Epochs(watcher))
     if out:
-        bundle.save(out, fitted, dataset.classes, {"validation": fitted.metrics})
+        bundle.save(out, fitted, dataset.classes, {"validation": fitted.metrics}, fitted.calibration)
     if as_json:
         output.write(json.dumps({"metrics": fitted.metrics, "bundle": str(out) if out else None}) + "\n")
         return

@@ -10,11 +10,13 @@ from autotl.backbones.catalogue import Catalogue
 from autotl.data.split import OPEN, Split
 from autotl.engine import head_kinds, loop, metrics, solve
 from autotl.engine.bench import Bench
+from autotl.engine.calibration import Calibration
 from autotl.engine.exact import exact
 from autotl.engine.intervals import paired_difference
 from autotl.engine.model import Model
 from autotl.engine.observe import Enough, Nobody, Observer
 from autotl.engine.solve import narrowed
+from autotl.engine.temperature import Predicted, calibrate, has_temperature
 from autotl.errors import PlanError, unknown
 from autotl.plan import MODES, Phase, Stop, Teacher, TransferPlan
 
@@ -29,6 +31,14 @@ class Fitted:
     """By name. `phase1.penalty` is an option's value that was chosen; of words it is the place in the plan's list."""
     val: np.ndarray | None = None
     """Its probabilities for the images of `val`, [N, C] float64; None if it is trained on them."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """By its predictions for `val`; None without any, and if its classifier has chosen a temperature."""
+        if self.val is None or has_temperature(self.plan, self.metrics):
+            return None
+        dataset = self.model.bench.dataset
+        return calibrate([Predicted(self.val, dataset.labels("val"), dataset.units("val"))])
 
     def logits(self, split: Split) -> np.ndarray:
         """[N, C] for the images of a split, in the data set's order."""

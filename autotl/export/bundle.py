@@ -5,6 +5,7 @@ all of its content, because it may be damaged or untrusted.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +30,14 @@ from autotl.backbones.weights import Given
 from autotl.data import images
 from autotl.data.images import UnreadableImage
 from autotl.data.pixels import alone_if_huge, read_file
+from autotl.engine.calibration import Calibration
 from autotl.engine.exact import exact
 from autotl.engine.head_kinds import restored
 from autotl.engine.memory import Memory
 from autotl.errors import PlanError, PluginError, StudyError, WeightsError, one_line
 from autotl.export import card
 from autotl.export.contents import FILES, WEIGHTS, damaged, parsed, read_files, write_files
-from autotl.export.graph import AnyGraph, Graph, of_all
+from autotl.export.graph import AnyGraph, Average, Graph
 from autotl.files import as_json, holds_only, replacing, settle, where_it_is
 from autotl.plan import Ensemble, Input, Made, TransferPlan, inputs_of, made_by
 from autotl.registry import CONTENT, on_stderr, to_install
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 BATCH = 32
 HEAD = "head."
 """What the names of the head's tensors start with."""
+TEMPERATURE = f"{HEAD}temperature"
+"""The name of the temperature of the model's probabilities, [1] float64, if it is not 1."""
 MEMBER = "member{}."
 """What the names of an ensemble's tensors start with, by the number of the model, from 1."""
 
@@ -112,8 +116,15 @@ def check_target(folder: Path) -> None:
         raise StudyError(f"{folder} has files that are not a bundle's; use a new or empty folder.")
 
 
-def save(folder: Path, fitted: "Fitted", classes: Sequence[str], metrics: dict[str, Any]) -> None:
-    """Write a fitted plan as a bundle; an existing bundle in the folder is replaced.
+def save(
+    folder: Path,
+    fitted: "Fitted",
+    classes: Sequence[str],
+    metrics: dict[str, Any],
+    calibration: Calibration | None = None,
+) -> None:
+    """Write a fitted plan as a bundle, with the temperature of `calibration`; an existing bundle in the folder is
+    replaced.
 
     Raises: StudyError if the folder has anything else.
     """
@@ -122,11 +133,16 @@ def save(folder: Path, fitted: "Fitted", classes: Sequence[str], metrics: dict[s
     # Copies, because safetensors refuses tensors that share memory.
     weights = {f"backbone.{name}": value.cpu().clone() for name, value in model.stages.state_dict().items()}
     weights |= {f"{HEAD}{name}": value.cpu().clone() for name, value in model.head.state_dict().items()}
-    _save(folder, plan, weights, as_json(list(classes)), metrics, card.license(plan, model.bench.catalogue))
+    terms = card.license(plan, model.bench.catalogue)
+    _save(folder, plan, weights, as_json(list(classes)), metrics, terms, calibration)
 
 
-def join(folder: Path, members: Sequence[Path], metrics: dict[str, Any]) -> None:
+def join(
+    folder: Path, members: Sequence[Path], metrics: dict[str, Any], calibration: Calibration | None = None
+) -> None:
     """Write the bundle of an ensemble from those of its models, which have the same classes; as `save`.
+
+    Only the mean of the models has a temperature.
 
     Raises: StudyError as `save`, or if one of them is damaged.
     """
@@ -135,16 +151,27 @@ def join(folder: Path, members: Sequence[Path], metrics: dict[str, Any]) -> None
         f"{MEMBER.format(number)}{name}": value
         for number, files in enumerate(each, 1)
         for name, value in deserialize(files[WEIGHTS]).items()
+        if name != TEMPERATURE
     }
     made = Ensemble(members=tuple(TransferPlan.from_json(files["plan.json"]) for files in each))
     terms = card.together([files["LICENSE"].decode() for files in each])
-    _save(folder, made, weights, each[0]["classes.json"].decode(), metrics, terms)
+    _save(folder, made, weights, each[0]["classes.json"].decode(), metrics, terms, calibration)
 
 
 def _save(
-    folder: Path, made: Made, weights: Mapping[str, Tensor], classes: str, metrics: dict[str, Any], terms: str
+    folder: Path,
+    made: Made,
+    weights: dict[str, Tensor],
+    classes: str,
+    metrics: dict[str, Any],
+    terms: str,
+    calibration: Calibration | None,
 ) -> None:
     check_target(folder)
+    if calibration:
+        metrics = {**metrics, "calibration": calibration.model_dump(mode="json")}
+        if calibration.temperature != 1:
+            weights[TEMPERATURE] = torch.tensor([calibration.temperature], dtype=torch.float64)
     versions = {name: version for plan in made.members for name, version in plan.requires.items()}
     if len(made.members) > 1:
         del versions["stages"]  # each plan has its own
@@ -168,9 +195,12 @@ def preparation(made: Made) -> str:
 
 
 def describe(folder: Path, metrics: dict[str, Any]) -> None:
-    """Write metrics into a bundle."""
+    """Write metrics into a bundle; its calibration stays."""
     settle(folder)
-    contents = {**read_files(folder), "metrics.json": as_json(metrics).encode()}
+    files = read_files(folder)
+    if calibration := parsed(_METRICS, folder, files, "metrics.json").calibration:
+        metrics = {**metrics, "calibration": calibration.model_dump(mode="json")}
+    contents = {**files, "metrics.json": as_json(metrics).encode()}
     with replacing(folder) as made:
         write_files(made, contents)
 
@@ -200,6 +230,14 @@ def validation_of(folder: Path) -> tuple[Made, dict[str, float]] | None:
         return made, json.loads(files["metrics.json"])["validation"]
     except (StudyError, PlanError):
         return None
+
+
+def calibration_of(folder: Path) -> Calibration | None:
+    """The calibration of a bundle's model, if it has one.
+
+    Raises: StudyError if the bundle is damaged.
+    """
+    return parsed(_METRICS, folder, read_files(folder), "metrics.json").calibration
 
 
 def given(named: Mapping[str, Path]) -> dict[str, Given]:
@@ -235,10 +273,15 @@ def load(folder: Path, catalogue: Catalogue) -> Bundle:
     parsed(_METRICS, folder, files, "metrics.json")
     for plan in made.members:
         _require_installed(folder, plan, catalogue)
-    weights = _weights(folder, made, files[WEIGHTS])
+    weights, temperature = _weights(folder, made, files[WEIGHTS])
     graphs = [_graph(folder, plan, own, catalogue) for plan, own in zip(made.members, weights, strict=True)]
+    if len(graphs) > 1:
+        graph: AnyGraph = Average(graphs, temperature)
+    else:
+        (graph,) = graphs
+        graph.temperature = temperature
     licence = files["LICENSE"].decode(errors="replace")
-    loaded = Bundle(made, classes, json.loads(files["metrics.json"]), licence, of_all(graphs))
+    loaded = Bundle(made, classes, json.loads(files["metrics.json"]), licence, graph)
     _try_out(loaded, folder)
     return loaded
 
@@ -250,19 +293,28 @@ def _prepared(folder: Path, files: Mapping[str, bytes]) -> tuple[Input, ...]:
     return (Input.from_json(files[name], name=str(folder / name)),)
 
 
-def _weights(folder: Path, made: Made, content: bytes) -> list[dict[str, Tensor]]:
-    """The tensors of each model by name."""
+def _weights(folder: Path, made: Made, content: bytes) -> tuple[list[dict[str, Tensor]], float]:
+    """The tensors of each model by name, and the temperature."""
     try:
         every = deserialize(content)
     except SafetensorError as error:
         raise damaged(folder, f"{WEIGHTS} cannot be read: {error}") from None
+    temperature = _temperature(folder, every.pop(TEMPERATURE, None))
     if isinstance(made, TransferPlan):
-        return [every]
+        return [every], temperature
     starts = [MEMBER.format(number) for number in range(1, len(made.members) + 1)]
     found = [{name.removeprefix(start): every[name] for name in every if name.startswith(start)} for start in starts]
     if sum(map(len, found)) < len(every):
         raise damaged(folder, f"{WEIGHTS} has tensors of no model in plan.json")
-    return found
+    return found, temperature
+
+
+def _temperature(folder: Path, stored: Tensor | None) -> float:
+    if stored is None:
+        return 1.0
+    if stored.shape != (1,) or not 0 < float(stored) < math.inf:
+        raise damaged(folder, f"{TEMPERATURE} is not a positive number")
+    return float(stored)
 
 
 def _graph(folder: Path, plan: TransferPlan, weights: dict[str, Tensor], catalogue: Catalogue) -> Graph:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.contracts import ModelCard
+from autotl.engine.calibration import Calibration
 from autotl.engine.scale import Scale
 from autotl.plan import BITS, Input, Made, TransferPlan
 
@@ -51,6 +52,7 @@ class Metrics(BaseModel):
 
     validation: Costs
     test: Score | None = None
+    calibration: Calibration | None = None
 
 
 def license(plan: TransferPlan, catalogue: Catalogue) -> str:
@@ -128,6 +130,10 @@ def readme(made: Made, classes: Sequence[str], metrics: Metrics, use: str) -> st
         "parameters": f"{metrics.validation.parameters:,.0f}",
         "FLOPs per image": f"{metrics.validation.flops:,.0f}",
     }
+    if (calibration := metrics.calibration) and calibration.temperature != 1:
+        facts["temperature of its probabilities"] = (
+            f"{calibration.temperature:.3g}, chosen on {calibration.images:,} validation images"
+        )
     recalls: dict[str, str] = {}
     if test := metrics.test:
         of_groups = f" of {test.units:,} groups" if test.units and test.units < test.images else ""

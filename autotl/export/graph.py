@@ -27,12 +27,13 @@ def input_names(inputs: Sequence[Input]) -> list[str]:
 class Graph(nn.Module):
     """images: [N, 3, S, S] uint8, prepared according to the plan's input → probabilities: [N, classes] float32.
 
-    It ends at the plan's cut, and includes casting, normalisation and the plan's views.
+    It ends at the plan's cut, and includes casting, normalisation, the plan's views and the temperature.
     """
 
-    def __init__(self, plan: TransferPlan, stages: Stages, head: AnyHead) -> None:
+    def __init__(self, plan: TransferPlan, stages: Stages, head: AnyHead, temperature: float = 1.0) -> None:
         super().__init__()
         self.plan = plan
+        self.temperature = temperature
         self.inputs = inputs_of(plan)
         self.stages = stages
         self.head = head
@@ -41,7 +42,7 @@ class Graph(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         prepared = normalise(images, self.plan.input)
         each = [self._probabilities(view(prepared, number)) for number in range(self.plan.test_views)]
-        return torch.stack(each).mean(0) if len(each) > 1 else each[0]
+        return tempered(torch.stack(each).mean(0) if len(each) > 1 else each[0], self.temperature)
 
     def _probabilities(self, prepared: Tensor) -> Tensor:
         probabilities: Tensor = self.head(seen_by(self.plan.head, self.stages, prepared)).softmax(1)
@@ -53,13 +54,14 @@ class Graph(nn.Module):
 
 
 class Average(nn.Module):
-    """The mean of the probabilities of several graphs.
+    """The mean of the probabilities of several graphs, with the temperature of the mean.
 
     Each input is [N, 3, S, S] uint8: the same N images, prepared in one of the different ways that the graphs need.
     """
 
-    def __init__(self, graphs: Sequence[Graph]) -> None:
+    def __init__(self, graphs: Sequence[Graph], temperature: float = 1.0) -> None:
         super().__init__()
+        self.temperature = temperature
         self.plan = Ensemble(members=tuple(graph.plan for graph in graphs))
         self.inputs = inputs_of(self.plan)
         self.graphs = nn.ModuleList(graphs)
@@ -68,7 +70,7 @@ class Average(nn.Module):
 
         def forward(*images: Tensor) -> Tensor:
             each = [graph(images[place]) for graph, place in zip(self.graphs, places, strict=True)]
-            return torch.stack(each).mean(0)
+            return tempered(torch.stack(each).mean(0), self.temperature)
 
         # PyTorch takes the names of a traced graph's inputs from here, and MLflow cannot trace `*images`.
         named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in input_names(self.inputs)]
@@ -84,9 +86,11 @@ class Average(nn.Module):
 AnyGraph = Graph | Average
 
 
-def of_all(graphs: Sequence[Graph]) -> AnyGraph:
-    """The graph of a model: of a single one its own."""
-    return Average(graphs) if len(graphs) > 1 else graphs[0]
+def tempered(probabilities: Tensor, temperature: float) -> Tensor:
+    """[N, C] raised to the power 1 / temperature; each row sums to 1. See `engine.temperature`."""
+    if temperature == 1:
+        return probabilities
+    return (probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log() / temperature).softmax(1)
 
 
 def examples(graph: AnyGraph) -> tuple[Tensor, ...]:

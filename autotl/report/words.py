@@ -5,6 +5,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from autotl.contracts import UNEQUAL
+from autotl.engine.calibration import Calibration
 from autotl.plan import TransferPlan
 from autotl.report import advice
 from autotl.study import select
@@ -71,6 +72,8 @@ def summary(result: Result) -> Iterator[str]:
     mean = f"{shown(result.best.validation)}, the mean over {len(runs)} runs ({', '.join(runs)})"
     whose = " of the winner alone" if result.ensemble else ""
     yield f"Validation {test.metric}{whose} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
+    if result.calibration:
+        yield calibrated(result.calibration)
     if result.advice:
         yield advice.tested(result.advice, shown)
     for what in result.skipped:
@@ -90,6 +93,18 @@ def averaged(found: Averaged, result: Result) -> str:
         f"Ensemble: the mean of the probabilities of {len(found.trials)} models, of trials "
         f"{', '.join(map(str, found.trials))}; {', '.join(costs)}; validation {result.test.metric} "
         f"{shown(found.validation)}, of the winner alone {shown(result.best.runs[0].value)} on the same images."
+    )
+
+
+def calibrated(found: Calibration) -> str:
+    """Which temperature the model's probabilities have, and what it is worth."""
+    on = f"{found.images:,} validation predictions"
+    if found.temperature == 1:
+        return f"Probabilities are not scaled: no temperature lowers their log-loss, {found.before:.3f} on {on}."
+    sense = "less" if found.temperature > 1 else "more"
+    return (
+        f"Calibrated probabilities: temperature {found.temperature:.3g} makes them {sense} sure; log-loss "
+        f"{found.before:.3f} → {found.after:.3f} in cross-validation on {on}."
     )
 
 

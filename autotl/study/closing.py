@@ -19,6 +19,7 @@ from autotl.files import read_lines, write
 from autotl.plan import Made, TransferPlan, digest
 from autotl.study import advice, estimate, select
 from autotl.study.budget import OutOfTime
+from autotl.study.calibrating import calibrated
 from autotl.study.controls import Control, controls_of
 from autotl.study.costs import COSTS
 from autotl.study.crew import Crew
@@ -98,6 +99,7 @@ def finish(opened: Opened, crew: Crew) -> Result:
         else None,
         simplest=reruns.simplest,
         ensemble=ensemble,
+        calibration=bundle.calibration_of(folder.bundle),
         final=final,
         imbalance=facts_of(bench.dataset).imbalance,
         test=test,
@@ -193,7 +195,8 @@ class _End:
             number = winner.record.number
             task = f"{self._last} of the winner, trial {number}"
             measured = winner.median(self.bench.scale).metrics
-            job = Training(task, final, bundle=self.folder.bundle, validation=measured)
+            calibration = calibrated(self.folder, self.bench, winner.runs)
+            job = Training(task, final, bundle=self.folder.bundle, validation=measured, calibration=calibration)
             outcome, controls = self._trained(job, winner, final, board)
             if isinstance(outcome, dict):
                 return winner, final, controls
@@ -234,7 +237,7 @@ class _End:
         task = f"views of the winner, trial {first.record.number}"
         outcome: Outcome = OutOfTime()
         if self.budget.left() > run.metrics["seconds"] + self._seconds_again(self._final(first), run):
-            ((_, outcome),) = self.crew.carry_out([Training(task, plan)])
+            ((_, outcome),) = self.crew.carry_out([Training(task, plan, val=True)])
         if not isinstance(outcome, dict):
             why = why_not(outcome, task, self.settings)
             self.skipped.append(f"{task}, which failed: {why}" if why else f"no time for {task}")

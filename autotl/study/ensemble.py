@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from autotl.engine import metrics
+from autotl.engine.calibration import Calibration
 from autotl.engine.fit import on_all_images
+from autotl.engine.temperature import Predicted, calibrate, has_temperature
 from autotl.export import bundle
 from autotl.files import replacing
 from autotl.plan import Ensemble, TransferPlan
@@ -98,7 +100,8 @@ class Ensembling:
         self._keep(final)
         measured = self._measured(members, views)
         made = Ensemble(members=tuple(plans[number] for number in members))
-        bundle.join(self.folder.bundle, [self.folder.member(plan) for plan in made.members], {"validation": measured})
+        places = [self.folder.member(plan) for plan in made.members]
+        bundle.join(self.folder.bundle, places, {"validation": measured}, self._calibration(members))
         validation = measured[f"val.{self.settings.metric}"]
         return Averaged(trials=tuple(members), plan=made, validation=validation, metrics=measured)
 
@@ -115,7 +118,7 @@ class Ensembling:
                     self.skipped.append(f"trial {number} as a candidate for the ensemble: no time to run it again")
                     continue
                 task = f"predictions of trial {number}"
-                yield number, Training(task, plan, val=self.folder.predictions_of(plan))
+                yield number, Training(task, plan, val=True)
 
         for number in self._carried_out(lacking(), "as a candidate for the ensemble"):
             self._read(number)
@@ -132,7 +135,8 @@ class Ensembling:
                     self.skipped.append(f"trial {number} as a member of the ensemble: no time to train it")
                     continue
                 task, measured = f"trial {number} for the ensemble", self._records[number].metrics
-                yield number, Training(task, plan, bundle=self.folder.member(plan), validation=measured)
+                place, calibration = self.folder.member(plan), self._calibration([number])
+                yield number, Training(task, plan, bundle=place, validation=measured, calibration=calibration)
 
         for _ in self._carried_out(lacking(), "as a member of the ensemble"):
             pass
@@ -172,7 +176,7 @@ class Ensembling:
     def _measured(self, members: Sequence[int], views: int) -> dict[str, float]:
         """The metrics of an ensemble on `val`, and its costs, which are the sums of those of its members."""
         labels, records = self.bench.dataset.labels("val"), [self._records[number] for number in members]
-        mean = np.mean([self._known[number] for number in members], axis=0)
+        mean = self._mean(members)
         found = {f"val.{entry.name}": metrics.measure(entry, labels, mean) for entry in self.bench.metrics}
         found["val.loss"] = metrics.log_loss(np.log(np.maximum(mean, np.finfo(float).tiny)), labels)
         for cost in COSTS.values():
@@ -180,6 +184,18 @@ class Ensembling:
                 times = views if cost.by_view else 1
                 found[cost.metric] = times * sum(record.metrics[cost.metric] for record in records)
         return found
+
+    def _mean(self, members: Sequence[int]) -> np.ndarray:
+        """The mean of their predictions for `val`, [N, C]."""
+        return np.mean([self._known[number] for number in members], axis=0)
+
+    def _calibration(self, members: Sequence[int]) -> Calibration | None:
+        """Of the mean of these models, as in `Fitted`."""
+        first = self._records[members[0]]
+        if len(members) == 1 and has_temperature(select.plan_of(first), first.metrics):
+            return None
+        dataset = self.bench.dataset
+        return calibrate([Predicted(self._mean(members), dataset.labels("val"), dataset.units("val"))])
 
     def _final(self, number: int, views: int) -> TransferPlan:
         """The plan that a member is trained by."""

@@ -154,7 +154,7 @@ class Reruns:
                     if record.number not in self._failed:
                         plan = plans[record.number]
                         by_plan[plan.hash] = record
-                        yield Training(f"trial {record.number} with seed {plan.seed}", plan)
+                        yield Training(f"trial {record.number} with seed {plan.seed}", plan, val=True)
 
         for job, outcome in self.crew.carry_out(jobs()):
             assert isinstance(job, Training)

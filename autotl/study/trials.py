@@ -137,7 +137,7 @@ class Trials:
             describe(trial, fitted.plan if fitted else plan, measured)
             value = measured[f"val.{self.settings.metric}"]
             if fitted and fitted.val is not None:
-                whole = self.settings.ensemble > 1
+                whole = self.settings.ensemble > 1 or fitted.val.size <= predictions.FEW
                 predictions.keep(self.folder.predictions_of(fitted.plan), fitted.val, whole=whole)
             if fitted and self._saves:
                 self._save_best(fitted, value)
@@ -283,7 +283,8 @@ class Trials:
                 measured = saved[1]
                 if order >= select.order(measured[f"val.{self.settings.metric}"], measured, scale):
                     return
-            bundle.save(folder, fitted, self.bench.dataset.classes, {"validation": fitted.metrics})
+            classes = self.bench.dataset.classes
+            bundle.save(folder, fitted, classes, {"validation": fitted.metrics}, fitted.calibration)
 
     def seconds_left(self) -> float:
         """Seconds until trials have to end; as long as there is no model, the whole budget."""

@@ -10,6 +10,7 @@ import torch
 
 from autotl.engine import feed, metrics
 from autotl.engine.bench import Bench
+from autotl.engine.calibration import Calibration
 from autotl.engine.fit import Fitted, fit, on_all_images
 from autotl.engine.observe import Nobody
 from autotl.errors import AutotlError, PluginError, one_line
@@ -53,10 +54,12 @@ class Training:
     """Where the model is saved."""
     validation: dict[str, float] | None = None
     """The metrics of the bundle."""
-    val: Path | None = None
-    """Where its probabilities for `val` are written, if at all."""
+    calibration: Calibration | None = None
+    """Of the bundle."""
+    val: bool = False
+    """Whether its probabilities for `val` are stored in the study's folder."""
     test: Path | None = None
-    """The same for the test images."""
+    """Where its probabilities for the test images are written, if at all."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,9 @@ class Worker:
             fitted = self._fit(on_all_images(fitted.plan, fitted.metrics, self.bench), f"refit: {job.task}")
         if job.bundle:
             classes = self.bench.dataset.classes
-            bundle.save(job.bundle, fitted, classes, {"validation": job.validation})
+            bundle.save(job.bundle, fitted, classes, {"validation": job.validation}, job.calibration)
         if job.val and fitted.val is not None:
-            predictions.keep(job.val, fitted.val, whole=True)
+            predictions.keep(self.trials.folder.predictions_of(fitted.plan), fitted.val, whole=True)
         if job.test:
             np.save(job.test, metrics.probabilities(fitted.logits("test")))
         return fitted.metrics

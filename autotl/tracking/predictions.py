@@ -1,6 +1,7 @@
 """The predictions of plans for the validation images, each in a file of the study's folder, `predictions/<plan>.npy`.
 
-For the report the most probable class of each image is enough; an ensemble is chosen by all probabilities.
+For the report the most probable class of each image is enough; an ensemble and a temperature are chosen by all
+probabilities, which are always kept if they are few.
 """
 
 import io
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from autotl.engine.temperature import tempered
 from autotl.errors import StudyError
 from autotl.files import read, write
 
+FEW = 1 << 15
+"""This many numbers, of images times classes, take 256 KB."""
 TOP = np.dtype([("class", "<u4"), ("probability", "<f4")])
 
 
@@ -54,15 +58,17 @@ def read_whole(file: Path, images: int, classes: int) -> np.ndarray | None:
     return rows if _is_whole(rows, images, classes) else None
 
 
-def read_top(file: Path, images: int, classes: int) -> Predictions | None:
-    """The most probable classes of so many images; None if nothing was stored.
+def read_top(file: Path, images: int, classes: int, temperature: float = 1.0) -> Predictions | None:
+    """The most probable class of so many images; None if nothing was stored.
+
+    Its probability has this temperature, unless only the most probable classes were stored.
 
     Raises: StudyError if the file is damaged.
     """
     try:
         rows = _rows(file)
         if _is_whole(rows, images, classes):
-            return of(rows)
+            return of(tempered(rows, temperature))
         if rows.dtype != TOP or rows.shape != (images,):
             raise ValueError
         found = Predictions(rows["class"].astype(np.int64), rows["probability"].astype(np.float64))

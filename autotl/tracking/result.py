@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from autotl.engine.calibration import Calibration
 from autotl.engine.scale import Scale
 from autotl.plan import Ensemble, Made, Record, TransferPlan
 from autotl.tracking.advice import AdviceTested
@@ -132,6 +133,8 @@ class Result(Record):
     ensemble: Averaged | None = None
     """None if the winner alone is in the bundle; with it `test` and the gains of `comparisons` are those of the
     ensemble."""
+    calibration: Calibration | None = None
+    """Of the model in the bundle; None if its classifier has chosen a temperature, or without predictions for `val`."""
     test: Test
     comparisons: dict[str, Comparison]
     advice: AdviceTested | None = None

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from autotl.backbones.catalogue import Catalogue
+from autotl.engine.temperature import tempered
 from autotl.errors import AutotlError, PluginError, StudyError
 from autotl.export import bundle, contents
 from autotl.study.search import Search
@@ -43,7 +44,8 @@ def test_a_bundle_contains_only_the_stages_up_to_the_cut_and_no_pickle(found, ho
     loaded = bundle.load(found, Catalogue(host, tmp_path / "cache"))
     names = set(load_file(found / "weights.safetensors"))
     assert loaded.graph.stages.names[-1] == loaded.plan.cut
-    assert names == {f"backbone.{name}" for name in loaded.graph.stages.state_dict()} | {"head.weight", "head.bias"}
+    own = {f"backbone.{name}" for name in loaded.graph.stages.state_dict()} | {"head.weight", "head.bias"}
+    assert names - {bundle.TEMPERATURE} == own
     assert not any(file.suffix in (".pkl", ".pt", ".pth") for file in found.iterdir())
     assert json.loads((found / "classes.json").read_text()) == ["across", "checks", "down"]
     assert json.loads((found / "versions.json").read_text())["torch"] == loaded.plan.requires["torch"]
@@ -88,6 +90,20 @@ def test_nothing_but_a_bundle_is_ever_replaced(found, host, stripes, tmp_path):
             (repository / name).write_text("mine")
         with pytest.raises(StudyError, match="has files that are not a bundle"):
             bundle.check_target(repository)
+
+
+def test_a_bundle_predicts_with_its_temperature(found, catalogue, stripes):
+    """Without it, the same model gives other probabilities and the same classes."""
+    loaded = bundle.load(found, catalogue)
+    known = bundle.calibration_of(found)
+    assert known.temperature == loaded.graph.temperature != 1 and known.images > 0
+    files = sorted(stripes.glob("*/*.png"))
+    rows = np.stack(list(loaded.predict(files)))
+    loaded.graph.temperature = 1.0
+    plain = np.stack(list(loaded.predict(files)))
+    assert (rows.argmax(1) == plain.argmax(1)).all()
+    np.testing.assert_allclose(rows, tempered(plain, known.temperature), rtol=1e-3, atol=1e-6)
+    assert f"| temperature of its probabilities | {known.temperature:.3g}, " in (found / contents.README).read_text()
 
 
 # Damaged bundles, and bundles from strangers
@@ -219,6 +235,8 @@ def hashed_again(folder):
         ),
         (in_weights(lambda weights: weights.update({"head.more": torch.zeros(1)})), "head.more is missing or extra"),
         (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(2)})), "its head does not fit"),
+        (in_weights(lambda weights: weights.update({bundle.TEMPERATURE: torch.zeros(1)})), "not a positive number"),
+        (in_weights(lambda weights: weights.update({bundle.TEMPERATURE: torch.ones(2)})), "not a positive number"),
         (in_weights(lambda weights: weights.update({"head.weight": torch.zeros(3, 99)})), "its head does not fit"),
         (in_weights(lambda weights: weights.update({"head.bias": torch.zeros(3, dtype=torch.int64)})), "head does not"),
         (put(bundle.WEIGHTS, b"\xff" * 100), "weights.safetensors cannot be read"),

@@ -27,6 +27,7 @@ from autotl.builtin import shipped
 from autotl.data import images, names
 from autotl.data.dataset import stored_files
 from autotl.engine.bench import Bench
+from autotl.engine.calibration import Calibration
 from autotl.engine.fit import fit
 from autotl.errors import StudyError
 from autotl.export import bundle, export, formats
@@ -106,13 +107,15 @@ def test_the_best_plan_of_each_kind_of_head_is_the_same_model_in_every_format(ho
         same = {name for name in record.metrics if not name.endswith("seconds")}
         assert {name: fitted.metrics[name] for name in same} == {name: record.metrics[name] for name in same}
         place = tmp_path / kind
-        bundle.save(place, fitted, bench.dataset.classes, {"validation": fitted.metrics})
+        known = Calibration(temperature=1.7, images=9, before=1.0, after=0.9)
+        bundle.save(place, fitted, bench.dataset.classes, {"validation": fitted.metrics}, known)
         loaded = bundle.load(place, search.catalogue)
         names = {name for name in load_file(place / bundle.WEIGHTS) if name.startswith("head.")}
-        assert names == {f"head.{name}" for name in fitted.model.head.state_dict()}
+        assert names == {f"head.{name}" for name in fitted.model.head.state_dict()} | {bundle.TEMPERATURE}
         wanted = np.stack(list(loaded.predict(files)))
         of_val = np.stack(list(loaded.predict([file for _, file in bench.dataset.files("val")])))
-        np.testing.assert_allclose(of_val, torch.from_numpy(fitted.logits("val")).softmax(1), atol=1e-5)
+        logits = torch.from_numpy(fitted.logits("val"))
+        np.testing.assert_allclose(of_val, (logits / known.temperature).softmax(1), atol=1e-5)
         assert f"| head | {record.plan.head.title}, pooling" in (place / "README.md").read_text()
         for form in GRAPHS:
             made = export.export(loaded, place, form, tmp_path / f"{kind}-{form}", files)

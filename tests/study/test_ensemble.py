@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from autotl.engine.temperature import tempered
 from autotl.errors import StudyError
 from autotl.export import bundle, contents
 from autotl.host import Host
@@ -80,9 +81,12 @@ def test_the_ensemble_is_handed_over_tested_once_and_compared_with_the_winner(ho
 
     loaded = bundle.load(folder.bundle, made.catalogue)
     alone = [bundle.load(folder.member(plan), made.catalogue) for plan in ensemble.plan.members]
+    for model in alone:
+        model.graph.temperature = 1.0  # the mean has its own
     files = sorted(stripes.glob("*/*.png"))
     each = [np.stack(list(model.predict(files))) for model in alone]
-    np.testing.assert_allclose(np.stack(list(loaded.predict(files))), np.mean(each, axis=0), atol=1e-6)
+    mean = tempered(np.mean(each, axis=0), result.calibration.temperature)
+    np.testing.assert_allclose(np.stack(list(loaded.predict(files))), mean, atol=1e-6)
     assert loaded.metrics["validation"]["flops"] == ensemble.metrics["flops"]
 
     name = f"the winner alone (trial {result.best.trial})"

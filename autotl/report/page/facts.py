@@ -58,7 +58,10 @@ def on_val(study: Finished) -> Judged | None:
     if study.winner is None or study.winner.plan is None or not study.folder.predictions.is_dir():
         return None
     images, classes = stored.labelled(study.folder.path, "val"), study.definition.classes
-    found = read_top(study.folder.predictions_of(study.winner.plan), len(images.paths), len(classes))
+    result = study.result
+    temperature = result.calibration.temperature if result.calibration and not result.ensemble else 1.0
+    file = study.folder.predictions_of(study.winner.plan)
+    found = read_top(file, len(images.paths), len(classes), temperature)
     return Judged(images, found, classes, root(study), study.winner.plan.input.bits) if found else None
 
 
