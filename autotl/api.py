@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autotl.export.bundle import Bundle, Source
     from autotl.export.export import Exported
     from autotl.plan import Made, TransferPlan
+    from autotl.report.evaluation import Evaluation
     from autotl.report.page.write import Page
     from autotl.tracking.advice import Advice
     from autotl.tracking.folder import StudyFolder
@@ -81,6 +82,33 @@ class Model:
             else:
                 raise DataError(f"{name} cannot be read: {answer}")
         return np.stack(rows) if rows else np.empty((0, len(self.classes)), np.float32)
+
+    def evaluate(
+        self,
+        data: str | Path,
+        *,
+        path_column: str | None = None,
+        label_column: str | None = None,
+        cache_dir: str | Path | None = None,
+        plugins: Iterable[Any] = (),
+    ) -> "Evaluation":
+        """Measure it on labelled images that came later: a folder with a sub-folder for each class, or a manifest.
+
+        This is no part of the study's test, and changes nothing.
+
+        Raises: DataError, for example for a class that it does not know.
+        """
+        from autotl.data.listing import Columns
+        from autotl.host import Host
+        from autotl.report.evaluation import evaluate
+        from autotl.tracking import folder
+
+        host, columns = Host.from_environment(plugins), Columns(path_column, label_column)
+        with suppress(DamagedFile):
+            definition = folder.of_bundle(self.folder).definition
+            host.recall(definition.plugins if definition else {})
+        place = folder.cache_dir(Path(cache_dir) if cache_dir else None)
+        return evaluate(self.bundle, self.folder, Path(data), host, place, columns)
 
     def export(self, format: str, path: str | Path, images: Paths = ()) -> "Exported":
         """Write the model to the folder `path` as `bundle`, `torch-export` or `onnx`.

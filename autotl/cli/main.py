@@ -18,6 +18,7 @@ COMMANDS = {
     "search": "Find the best transfer-learning setup for a folder of images.",
     "advise": "Say which way of transfer learning suits a data set, and why.",
     "predict": "Classify images with the model of a study.",
+    "evaluate": "Measure the model of a study on labelled images that came later.",
     "export": "Export the model for use without autotl.",
     "ui": "Browse studies and trials in the MLflow UI.",
     "log": "Log a study to MLflow again, or to another server.",

@@ -1,6 +1,6 @@
 """The result of a study as lines of text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from autotl.study import select
 from autotl.study.costs import COSTS, count
 from autotl.study.settings import Settings, said
 from autotl.tracking.folder import Definition, StudyFolder
-from autotl.tracking.result import Averaged, Comparison, Picked, Result, Simplest, Test
+from autotl.tracking.result import Averaged, Comparison, OfClass, Picked, Result, Simplest, Test
 
 if TYPE_CHECKING:
     from autotl.export.export import Exported
@@ -136,7 +136,12 @@ def simplest(found: Simplest, result: Result) -> str:
 def by_class(test: Test) -> Iterator[str]:
     """The metric of always predicting the most frequent class, and the recall of the classes, or of the worst ones."""
     yield f"Always predicting the most frequent class would give {test.metric} {test.scale.text(test.most_frequent)}."
-    ranked = sorted(test.classes.items(), key=lambda item: item[1].recall)
+    yield from recalls(test.classes)
+
+
+def recalls(classes: Mapping[str, OfClass]) -> Iterator[str]:
+    """The recall of the classes, or of the worst ones."""
+    ranked = sorted(classes.items(), key=lambda item: item[1].recall)
     short = [item for item in ranked if item[1].right < item[1].images]
     if not short:
         yield "Recall is 100% for every class."

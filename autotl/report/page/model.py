@@ -142,7 +142,6 @@ class Pictures:
 
 def pictures(judged: Judged) -> Pictures:
     right = judged.right
-    counts = Counter(zip(judged.numbers.tolist(), judged.predictions.classes.tolist(), strict=True))
     low, high = intervals.share_interval(right, judged.images.units)
     recalls = list(_recalls(judged, right))
     shown = len(recalls) if len(recalls) <= WORST + 3 else WORST
@@ -151,8 +150,8 @@ def pictures(judged: Judged) -> Pictures:
         images=len(right),
         summary=f"{int(right.sum()):,} of {len(right):,} images are given the right class: {right.mean():.1%} "
         f"(95 % confidence interval {low:.1%} to {high:.1%}).",
-        matrix=tuple(_matrix(judged, counts)) if len(judged.classes) <= SQUARE else (),
-        pairs=tuple(_pairs(judged, counts)),
+        matrix=tuple(_matrix(judged)) if len(judged.classes) <= SQUARE else (),
+        pairs=tuple(pairs(judged)),
         worst=tuple(recalls[:shown]),
         others=tuple(recalls[shown:]),
         mistakes=tuple(_mistakes(judged, right)),
@@ -162,8 +161,13 @@ def pictures(judged: Judged) -> Pictures:
     )
 
 
-def _matrix(judged: Judged, counts: Counter[tuple[int, int]]) -> Iterator[Row]:
-    total = Counter(judged.numbers.tolist())
+def _confusions(judged: Judged) -> Counter[tuple[int, int]]:
+    """How many images have a class and were given a class."""
+    return Counter(zip(judged.numbers.tolist(), judged.predictions.classes.tolist(), strict=True))
+
+
+def _matrix(judged: Judged) -> Iterator[Row]:
+    counts, total = _confusions(judged), Counter(judged.numbers.tolist())
     several = range(len(judged.classes))
     for true, name in enumerate(judged.classes):
         cells = [
@@ -172,8 +176,9 @@ def _matrix(judged: Judged, counts: Counter[tuple[int, int]]) -> Iterator[Row]:
         yield Row(name, tuple(cells))
 
 
-def _pairs(judged: Judged, counts: Counter[tuple[int, int]]) -> Iterator[Pair]:
-    total = Counter(judged.numbers.tolist())
+def pairs(judged: Judged) -> Iterator[Pair]:
+    """The classes that are confused, the most frequent pair first."""
+    counts, total = _confusions(judged), Counter(judged.numbers.tolist())
     wrong = {pair: count for pair, count in counts.items() if pair[0] != pair[1]}
     order = sorted(wrong, key=lambda pair: (-wrong[pair], -wrong[pair] / total[pair[0]], pair))
     often = sum(count > 1 for count in wrong.values())
