@@ -34,11 +34,12 @@ class Fitted:
 
     @property
     def calibration(self) -> Calibration | None:
-        """By its predictions for `val`; None without any, and if its classifier has chosen a temperature."""
-        if self.val is None or has_temperature(self.plan, self.metrics):
+        """By its predictions for `val`; None without any."""
+        if self.val is None:
             return None
         dataset = self.model.bench.dataset
-        return calibrate([Predicted(self.val, dataset.labels("val"), dataset.units("val"))])
+        own = has_temperature(self.plan, self.metrics)
+        return calibrate([Predicted(self.val, dataset.labels("val"), dataset.units("val"))], own)
 
     def logits(self, split: Split) -> np.ndarray:
         """[N, C] for the images of a split, in the data set's order."""

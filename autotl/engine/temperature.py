@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotl.engine.calibration import Calibration
+from autotl.engine.calibration import ENOUGH, Calibration
 from autotl.plan import TransferPlan
 
 TEMPERATURES = 2.0 ** np.linspace(-3, 3, 49)
@@ -17,6 +17,8 @@ TEMPERATURES = 2.0 ** np.linspace(-3, 3, 49)
 ONE = len(TEMPERATURES) // 2
 FOLDS = 5
 """Of the cross-validation that decides whether the temperature helps."""
+SURE = 0.9
+"""The share of right predictions from which on a prediction counts as sure."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +33,30 @@ class Predicted:
     """[N] integers, the same for copies and images of one group."""
 
 
-def calibrate(predicted: Sequence[Predicted]) -> Calibration:
-    """The temperature with the lowest log-loss on all of these predictions together.
+def calibrate(predicted: Sequence[Predicted], own: bool = False) -> Calibration:
+    """The temperature with the lowest log-loss on all of these predictions together, and which predictions are sure.
 
     One prediction more is counted, an average one for which the second most probable class is right: as in Platt 1999
-    and Laplace's rule, because models would otherwise become arbitrarily sure if all predictions were right.
+    and Laplace's rule, because models would otherwise become arbitrarily sure if all predictions were right. `own`: the
+    classifier has chosen a temperature itself.
     """
     losses, doubts = map(np.concatenate, zip(*map(_losses, predicted), strict=True))
     folds = np.concatenate([_folds(each.units) for each in predicted])
     after = losses[:, ONE].copy()
     for fold in np.unique(folds):
-        own = folds == fold
-        if not own.all():
-            after[own] = losses[own, _best(losses[~own], doubts[~own])]
+        judged = folds == fold
+        if not judged.all():
+            after[judged] = losses[judged, _best(losses[~judged], doubts[~judged])]
     before, after = losses[:, ONE].mean(), after.mean()
-    best = _best(losses, doubts) if after < before else ONE
+    best = _best(losses, doubts) if after < before and not own else ONE
+    temperature = float(TEMPERATURES[best])
     return Calibration(
-        temperature=float(TEMPERATURES[best]),
+        temperature=temperature,
         images=len(losses),
         before=float(before),
         after=float(after if best != ONE else before),
+        own=own,
+        sure_from=_sure_from(predicted, temperature),
     )
 
 
@@ -66,6 +72,19 @@ def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 def has_temperature(plan: TransferPlan, metrics: Mapping[str, float]) -> bool:
     """Whether a training with these metrics has chosen a temperature itself, as some classifiers do."""
     return f"phase{len(plan.phases)}.temperature" in metrics
+
+
+def _sure_from(predicted: Sequence[Predicted], temperature: float) -> float | None:
+    """See `Calibration`: by the share of right predictions as a function of confidence that never falls (isotonic
+    regression, Zadrozny and Elkan 2002)."""
+    from scipy.optimize import isotonic_regression  # a long import, which a model that is only used does not need
+
+    confidences = np.concatenate([tempered(each.probabilities, temperature).max(1) for each in predicted])
+    right = np.concatenate([each.probabilities.argmax(1) == each.labels for each in predicted])
+    order = np.lexsort((~right, confidences))
+    shares = isotonic_regression(right[order].astype(float)).x
+    sure = int((shares >= SURE - 1e-9).sum())
+    return float(confidences[order][-sure]) if sure >= ENOUGH else None
 
 
 def _losses(predicted: Predicted) -> tuple[np.ndarray, np.ndarray]:

@@ -83,6 +83,12 @@ class Bundle:
     """The terms of its weights."""
     graph: AnyGraph
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """None for a bundle without one, such as an older one."""
+        found = self.metrics.get("calibration")
+        return Calibration.model_validate(found) if found else None
+
     def to(self, device: str) -> Self:
         """This model, moved to a device."""
         self.graph.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

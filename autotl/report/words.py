@@ -5,7 +5,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from autotl.contracts import UNEQUAL
-from autotl.engine.calibration import Calibration
+from autotl.engine.calibration import ENOUGH, Calibration
 from autotl.plan import TransferPlan
 from autotl.report import advice
 from autotl.study import select
@@ -73,7 +73,7 @@ def summary(result: Result) -> Iterator[str]:
     whose = " of the winner alone" if result.ensemble else ""
     yield f"Validation {test.metric}{whose} {runs[0] if len(runs) == 1 else mean}.{_caution(result)}"
     if result.calibration:
-        yield calibrated(result.calibration)
+        yield from calibrated(result.calibration)
     if result.advice:
         yield advice.tested(result.advice, shown)
     for what in result.skipped:
@@ -96,15 +96,32 @@ def averaged(found: Averaged, result: Result) -> str:
     )
 
 
-def calibrated(found: Calibration) -> str:
-    """Which temperature the model's probabilities have, and what it is worth."""
+def calibrated(found: Calibration) -> Iterator[str]:
+    """Which temperature the model's probabilities have, what it is worth, and which predictions are sure."""
     on = f"{found.images:,} validation predictions"
-    if found.temperature == 1:
-        return f"Probabilities are not scaled: no temperature lowers their log-loss, {found.before:.3f} on {on}."
-    sense = "less" if found.temperature > 1 else "more"
+    if found.temperature != 1:
+        sense = "less" if found.temperature > 1 else "more"
+        yield (
+            f"Calibrated probabilities: temperature {found.temperature:.3g} makes them {sense} sure; log-loss "
+            f"{found.before:.3f} → {found.after:.3f} in cross-validation on {on}."
+        )
+    elif not found.own:
+        yield f"Probabilities are not scaled: no temperature lowers their log-loss, {found.before:.3f} on {on}."
+    yield certain(found)
+
+
+def certain(found: Calibration) -> str:
+    """Which predictions `autotl predict` calls sure."""
+    if found.images < ENOUGH:
+        return (
+            f"Predictions are not called sure or unsure: {found.images:,} validation predictions are too few to tell, "
+            f"at least {ENOUGH} are needed."
+        )
+    if found.sure_from is None:
+        return "Every prediction is called unsure: at no probability were nine validation predictions of ten right."
     return (
-        f"Calibrated probabilities: temperature {found.temperature:.3g} makes them {sense} sure; log-loss "
-        f"{found.before:.3f} → {found.after:.3f} in cross-validation on {on}."
+        f"Predictions with a probability below {found.sure_from:.1%} are called unsure: above it, nine validation "
+        "predictions of ten or more were right."
     )
 
 

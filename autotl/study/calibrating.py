@@ -11,14 +11,10 @@ from autotl.tracking.folder import StudyFolder
 
 
 def calibrated(folder: StudyFolder, bench: Bench, runs: Sequence[SeedRun]) -> Calibration | None:
-    """The calibration of a plan by all of its runs whose predictions are stored.
-
-    None if its classifier has chosen a temperature, or if no predictions are stored.
-    """
-    if any(has_temperature(run.plan, run.metrics) for run in runs):
-        return None
+    """The calibration of a plan by all of its runs whose predictions are stored; None if there are none."""
     found = list(_predicted(folder, bench, runs))
-    return calibrate(found) if found else None
+    own = any(has_temperature(run.plan, run.metrics) for run in runs)
+    return calibrate(found, own) if found else None
 
 
 def _predicted(folder: StudyFolder, bench: Bench, runs: Sequence[SeedRun]) -> Iterator[Predicted]:

@@ -189,13 +189,12 @@ class Ensembling:
         """The mean of their predictions for `val`, [N, C]."""
         return np.mean([self._known[number] for number in members], axis=0)
 
-    def _calibration(self, members: Sequence[int]) -> Calibration | None:
+    def _calibration(self, members: Sequence[int]) -> Calibration:
         """Of the mean of these models, as in `Fitted`."""
         first = self._records[members[0]]
-        if len(members) == 1 and has_temperature(select.plan_of(first), first.metrics):
-            return None
+        own = len(members) == 1 and has_temperature(select.plan_of(first), first.metrics)
         dataset = self.bench.dataset
-        return calibrate([Predicted(self._mean(members), dataset.labels("val"), dataset.units("val"))])
+        return calibrate([Predicted(self._mean(members), dataset.labels("val"), dataset.units("val"))], own)
 
     def _final(self, number: int, views: int) -> TransferPlan:
         """The plan that a member is trained by."""

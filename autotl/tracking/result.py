@@ -134,7 +134,7 @@ class Result(Record):
     """None if the winner alone is in the bundle; with it `test` and the gains of `comparisons` are those of the
     ensemble."""
     calibration: Calibration | None = None
-    """Of the model in the bundle; None if its classifier has chosen a temperature, or without predictions for `val`."""
+    """Of the model in the bundle; None if no predictions for `val` were stored."""
     test: Test
     comparisons: dict[str, Comparison]
     advice: AdviceTested | None = None

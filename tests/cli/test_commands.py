@@ -265,6 +265,36 @@ def test_files_that_are_no_images_are_named_and_the_others_are_classified(autotl
     assert "mixed/Thumbs.db is not an image" in autotl("predict", "stripes", "mixed/Thumbs.db", code=2)
 
 
+def test_predictions_with_several_classes_and_their_certainty(autotl, stripes, tmp_path):
+    found = json.loads(autotl("search", stripes, "--trials", 3, "--backbones", "reference:edges", *PROBE, "--json"))
+    known = found["calibration"]
+    assert known["images"] > 30 and known["sure_from"] is not None
+    printed = autotl("predict", "stripes", stripes, "--top-k", 2, "--out", "found.csv")
+    assert printed == "Written: found.csv, 90 images.\n"
+    rows = list(csv.DictReader((tmp_path / "found.csv").open(newline="")))
+    assert list(rows[0]) == ["path", "class", "probability", "class2", "probability2", "certainty", "problem"]
+    assert len(rows) == 90 and all(row["class"] != row["class2"] for row in rows)
+    for row in rows:
+        first, second = float(row["probability"]), float(row["probability2"])
+        assert first + second <= 1.000001 and first >= second
+        if abs(first - known["sure_from"]) > 1e-5:
+            assert row["certainty"] == ("sure" if first > known["sure_from"] else "unsure")
+    (answer,) = json.loads(autotl("predict", "stripes", rows[0]["path"], "--format", "json", "--top-k", 9))
+    assert [answer[name] for name in ("class", "class2", "class3")] == sorted(
+        answer["probabilities"], key=lambda name: -answer["probabilities"][name]
+    )
+    assert answer["certainty"] == rows[0]["certainty"]
+
+
+def test_without_enough_validation_images_there_is_no_certainty_and_a_note(autotl, stripes):
+    words = ("search", stripes, "--trials", 1, "--backbones", "reference:edges", *PROBE, "--reruns", 0, "--json")
+    assert json.loads(autotl(*words))["calibration"]["images"] < 30
+    done = CliRunner().invoke(main, ["predict", "stripes", str(stripes / "down" / "0.png")])
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert row["certainty"] == "" and row["class"] == "down"
+    assert "validation predictions are too few to tell, at least 30 are needed." in " ".join(done.stderr.split())
+
+
 def test_a_manifest_with_columns_of_other_names(autotl, stripes, tmp_path):
     rows = [f"{file.relative_to(tmp_path)};{file.parent.name};?" for file in sorted(stripes.glob("*/*.png"))]
     (tmp_path / "m.csv").write_text("\n".join(["where;what;file", *rows]).replace("/", "\\"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from autotl.engine.calibration import ENOUGH
 from autotl.engine.temperature import Predicted, calibrate, tempered
 
 
@@ -62,3 +63,40 @@ def test_a_temperature_never_changes_a_class():
         np.testing.assert_allclose(changed, softmax(np.log(rows) / temperature, axis=1), rtol=1e-9)
     certain = np.array([[1.0, 0.0, 0.0]])
     assert np.isfinite(tempered(certain, 8.0)).all()
+
+
+def steps(shares, images=100):
+    """Two classes; the confidence rises in steps from 0.6 on, and these shares of the images of each step are right."""
+    confidences = np.repeat(np.linspace(0.6, 0.95, len(shares)), images)
+    right = np.concatenate([np.arange(images) < share * images for share in shares])
+    rows = np.stack([confidences, 1 - confidences], axis=1)
+    return Predicted(rows, (~right).astype(int), np.arange(len(right)))
+
+
+def test_predictions_are_sure_from_where_nine_of_ten_are_right():
+    found = calibrate([steps([0.5, 0.7, 0.88, 0.92, 0.97])], own=True)
+    assert found.own and found.temperature == 1 and found.sure_from == pytest.approx(0.8625)
+    assert [found.certainty(value) for value in (0.99, 0.87, 0.86, 0.6)] == ["sure", "sure", "unsure", "unsure"]
+
+
+def test_the_limit_is_one_of_probabilities_with_the_temperature():
+    given = steps([0.3, 0.5, 0.6, 0.95])
+    found = calibrate([given])
+    assert found.temperature > 1.05
+    assert found.sure_from == pytest.approx(tempered(given.probabilities, found.temperature)[-1].max())
+
+
+def test_a_better_share_below_a_worse_one_does_not_count():
+    assert calibrate([steps([0.95, 0.5, 0.95])], own=True).sure_from == pytest.approx(0.95)
+
+
+def test_without_enough_right_predictions_none_is_sure():
+    found = calibrate([steps([0.5, 0.8])], own=True)
+    assert found.sure_from is None and found.certainty(1.0) == "unsure"
+    assert calibrate([steps([0.5, 1.0], images=ENOUGH - 1)], own=True).sure_from is None
+    assert calibrate([steps([0.5, 1.0], images=ENOUGH)], own=True).sure_from == pytest.approx(0.95)
+
+
+def test_too_few_predictions_tell_nothing():
+    found = calibrate([steps([1.0], images=ENOUGH - 1)], own=True)
+    assert found.certainty(0.99) == found.certainty(0.1) == ""

@@ -39,7 +39,7 @@ def test_the_temperature_is_that_of_the_predictions_for_val(host, stripes, refit
     assert bundle.calibration_of(made.folder.bundle) == result.calibration
     assert bundle.load(made.folder.bundle, made.catalogue).graph.temperature == result.calibration.temperature
     assert json.loads(made.folder.result.read_text())["calibration"]["images"] == len(labels)
-    lines = [line for line in words.summary(result) if f"on {len(labels)} validation predictions" in line]
+    lines = [line for line in words.summary(result) if f" on {len(labels)} validation predictions" in line]
     assert len(lines) == 1
 
 
@@ -53,8 +53,11 @@ def test_reruns_count_with_the_images_of_their_divisions(host, stripes):
 
 def test_a_classifier_with_a_temperature_of_its_own_keeps_it(host, stripes):
     result = search(host, stripes, classifiers=("ridge",), reruns=0).run()
-    assert result.calibration is None
-    assert not any("alibrated" in line for line in words.summary(result))
+    assert result.calibration.own and result.calibration.temperature == 1
+    assert result.calibration.after == result.calibration.before
+    lines = list(words.summary(result))
+    assert not any("alibrated" in line or "no temperature" in line for line in lines)
+    assert any(line.startswith("Predictions are not called sure or unsure: ") for line in lines)  # val has few images
 
 
 def test_without_predictions_there_is_no_temperature(host, stripes, monkeypatch):
