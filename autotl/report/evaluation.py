@@ -161,9 +161,7 @@ def evaluate(
         data=str(data),
         images=len(files),
         metrics=measured,
-        tested=Measured(**{"scale": Scale(), **{name: test[name] for name in Measured.model_fields if name in test}})
-        if test
-        else None,
+        tested=_tested(test) if test else None,
         classes=dict(_by_class(judged)),
         confused=tuple(Confused(**vars(pair)) for pair in pairs(judged)),
         mistakes=tuple(_mistakes(judged)),
@@ -172,6 +170,12 @@ def evaluate(
         without_copies=without,
         unreadable=tuple(Unreadable(path=path, reason=reason) for path, reason in sorted(reasons.items())),
     )
+
+
+def _tested(test: dict[str, Any]) -> Measured:
+    """The test in a bundle's metrics; older bundles do not have all fields."""
+    known = {name: test[name] for name in Measured.model_fields if test.get(name) is not None}
+    return Measured(**{"scale": Scale(), "low": None, "high": None, "units": test["images"], **known})
 
 
 def _require_known(listing: Listing, classes: Sequence[str], data: Path) -> None:
