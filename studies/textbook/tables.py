@@ -27,9 +27,9 @@ CHOICES: Mapping[str, Callable[[str], bool]] = {
     "the learning rate": lambda name: name.startswith("fine-tune"),
     "what is frozen": lambda name: name == FIRST or (name.startswith("frozen") and name.endswith("1e-3")),
     "the cut": lambda name: name in (FIRST, "cut at three quarters 1e-3"),
-    "one rate or falling rates": lambda name: name in (FIRST, "one rate 1e-3"),
-    "all of these": lambda name: name.startswith(("fine-tune", "frozen", "cut", "one rate")),
-    "these and the linear probe": lambda name: name.startswith(("fine-tune", "frozen", "cut", "one rate", "linear")),
+    "one learning rate or falling ones": lambda name: name in (FIRST, "one learning rate 1e-3"),
+    "all of these": lambda name: name.startswith(("fine-tune", "frozen", "cut", "one learning rate")),
+    "these and the linear probe": lambda name: name.startswith(("fine-tune", "frozen", "cut", "one learning rate", "linear")),
     "every setup": lambda name: True,
 }
 """What a search may choose among, by `val`."""

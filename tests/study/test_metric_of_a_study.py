@@ -77,7 +77,7 @@ def test_a_search_by_log_loss_selects_the_smallest(host, stripes, capsys):
 
     # It goes on in the same direction, also without Optuna's storage; and not by another metric.
     (made.folder.path / "optuna.db").unlink()
-    again = search(host, stripes, metric="log-loss", trials=5)
+    again = search(host, stripes, metric="log-loss", trials=5, reruns=0)
     result = again.run()
     assert stored(again).direction == StudyDirection.MINIMIZE
     assert result.best.validation == min(record.value for record in again.folder.log.records())

@@ -71,7 +71,7 @@ def test_two_workers_share_all_work_and_their_search_shows_both(start, until, ga
     shared = SharedStudy.join(folder.storage, "stripes")
     assert [trial.value for trial in shared.trials()] == [record.value for record in folder.log.records()]
     plans = {record.plan.hash for record in folder.log.records()}
-    assert {file.stem for file in folder.predictions.iterdir()} == plans
+    assert {file.stem for file in folder.predictions.iterdir()} >= plans  # and those of reruns
     assert "autotl" in folder.report.read_text()
     # Alone, the search finds everything done.
     again = start("search", stripes, *OPTIONS, "--workers", "1")
