@@ -23,13 +23,14 @@ from autotl.files import read_lines
 
 FIRST = "fine-tune 1e-3"
 """The first guess of `fine-tune`, with which wider choices are compared."""
+SEARCHED = ("fine-tune", "frozen", "cut", "one learning rate")
 CHOICES: Mapping[str, Callable[[str], bool]] = {
     "the learning rate": lambda name: name.startswith("fine-tune"),
     "what is frozen": lambda name: name == FIRST or (name.startswith("frozen") and name.endswith("1e-3")),
     "the cut": lambda name: name in (FIRST, "cut at three quarters 1e-3"),
     "one learning rate or falling ones": lambda name: name in (FIRST, "one learning rate 1e-3"),
-    "all of these": lambda name: name.startswith(("fine-tune", "frozen", "cut", "one learning rate")),
-    "these and the linear probe": lambda name: name.startswith(("fine-tune", "frozen", "cut", "one learning rate", "linear")),
+    "all of these": lambda name: name.startswith(SEARCHED),
+    "these and the linear probe": lambda name: name.startswith((*SEARCHED, "linear")),
     "every setup": lambda name: True,
 }
 """What a search may choose among, by `val`."""
