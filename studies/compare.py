@@ -23,13 +23,11 @@ import sets
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from runs import Log, paired, search
+from runs import File, Log, paired, search
 
 from autotl.files import write
 from autotl.study.select import by_cut
 from autotl.tracking.probe import read_probe
-
-File = click.Path(dir_okay=False, path_type=Path)
 
 
 class Cell(NamedTuple):

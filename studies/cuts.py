@@ -21,8 +21,7 @@ import click
 import numpy as np
 import sets
 import torch
-from compare import File
-from runs import Log, paired
+from runs import File, Log, paired
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench

@@ -19,8 +19,7 @@ import click
 import numpy as np
 import sets
 import torch
-from compare import File
-from runs import Log, paired, search
+from runs import File, Log, paired, search
 
 from autotl.files import write
 

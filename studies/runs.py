@@ -26,6 +26,7 @@ from autotl.tracking.folder import StudyFolder
 from autotl.tracking.result import Result
 
 LINE = TypeAdapter(dict[str, Any])
+File = click.Path(dir_okay=False, path_type=Path)
 
 
 def search(table: Path, work: Path, study: str, host: Host | None = None, **options: Any) -> tuple[Result, StudyFolder]:

@@ -122,6 +122,12 @@ def clusters(words: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int
     return connected(len(words), [*links(words), *pairs]).tolist()
 
 
+def units(pictures: Sequence[Hashable], groups: Iterable[str | None]) -> np.ndarray:
+    """[N] the same number for images that share a picture or a group, directly or through others; None is no group."""
+    own = (at if group is None else group for at, group in enumerate(groups))  # without a group it is one of its own
+    return connected(len(pictures), [*links(pictures), *links(own)])
+
+
 def links(words: Iterable[Hashable]) -> list[tuple[int, int]]:
     """Edges that link the positions of equal words."""
     first: dict[Hashable, int] = {}

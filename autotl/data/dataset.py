@@ -45,6 +45,13 @@ class Opening(BaseModel):
     """What the labels were used for, if not for the test at the end of a search."""
 
 
+def record_opening(log: Path, *, plan: str, trials: int, fingerprint: str, images: int, use: str = "") -> None:
+    """Add an `Opening` to the log of test openings."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    opening = Opening(time=time, plan=plan, trials=trials, fingerprint=fingerprint, images=images, use=use)
+    append_line(log, opening.model_dump_json(exclude_defaults=True))
+
+
 class SealedTest(RuntimeError):
     """The code asked for labels of the test split without opening it: a bug."""
 
@@ -132,15 +139,17 @@ class Dataset:
         group, are always in one split and count as one observation in intervals."""
         return self._units[self._at(splits)]
 
+    def independent(self, split: Split) -> int:
+        """How many units a split has: as many independent observations."""
+        return len(np.unique(self.units(split)))
+
     def open_test(self, log: Path, *, plan: str, trials: int) -> np.ndarray:
         """The class numbers of the test split, [N] int64; first the opening is recorded as a line of `log`.
 
         `plan` is the hash of the plan to be tested, `trials` how many trials it was chosen from.
         """
         at = self._at(["test"])
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        opening = Opening(time=time, plan=plan, trials=trials, fingerprint=self.fingerprint, images=len(at))
-        append_line(log, opening.model_dump_json(exclude_defaults=True))
+        record_opening(log, plan=plan, trials=trials, fingerprint=self.fingerprint, images=len(at))
         return self._labels[at]
 
     @property
@@ -308,13 +317,17 @@ def changes(folder: Path, dataset: Dataset) -> str:
     return "; ".join(changes) or "other names or labels"
 
 
+def root_of(data: Path) -> Path:
+    """The folder that the paths of the images in `data`, a folder or a manifest, are relative to."""
+    return data if data.is_dir() else data.parent
+
+
 def stored_files(folder: Path, data: Path) -> list[Path]:
     """The existing image files of the split that `Dataset.write` wrote, below the folder or manifest `data`.
 
     Raises: DataError as `read_split`.
     """
-    root = data if data.is_dir() else data.parent
-    paths = [root / row["path"] for row in stored_split(folder)]
+    paths = [root_of(data) / row["path"] for row in stored_split(folder)]
     return [path for path in paths if path.exists()]
 
 

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from autotl.data.copies import connected, links
+from autotl.data import copies
 from autotl.errors import DataError
 
 Split = Literal["train", "early_stop", "val", "test"]
@@ -111,10 +111,8 @@ def unit_numbers(members: Sequence[Member]) -> np.ndarray:
 
     The members of a unit are not independent observations.
     """
-    pictures = links(member.sha if member.picture is None else member.picture for member in members)
-    # A member without a group is a group of its own.
-    groups = links(at if member.group is None else member.group for at, member in enumerate(members))
-    return connected(len(members), [*pictures, *groups])
+    pictures = [member.sha if member.picture is None else member.picture for member in members]
+    return copies.units(pictures, (member.group for member in members))
 
 
 @dataclass

@@ -6,18 +6,16 @@ The labels of the test split are returned only by `open_test`, which records it.
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from autotl.data.copies import connected, links
-from autotl.data.dataset import PROBLEM_TABLE, Opening, Problem, SealedTest, stored_split
+from autotl.data.copies import units
+from autotl.data.dataset import PROBLEM_TABLE, Problem, SealedTest, record_opening, stored_split
 from autotl.data.split import SPLITS, Split
 from autotl.errors import DataError
-from autotl.files import append_line, read
+from autotl.files import read
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,7 @@ def open_test(folder: Path, log: Path, *, plan: str, trials: int, fingerprint: s
     Raises: DataError as `paths`.
     """
     found = _labelled(folder, "test")
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    images = len(found.paths)
-    opening = Opening(time=time, plan=plan, trials=trials, fingerprint=fingerprint, images=images, use=use)
-    append_line(log, opening.model_dump_json(exclude_defaults=True))
+    record_opening(log, plan=plan, trials=trials, fingerprint=fingerprint, images=len(found.paths), use=use)
     return found
 
 
@@ -66,14 +61,8 @@ def _labelled(folder: Path, split: Split) -> Labelled:
     return Labelled(
         paths=tuple(row["path"] for row in rows),
         labels=tuple(row["label"] for row in rows),
-        units=_units(rows),
+        units=units([row["sha"] for row in rows], (row.get("group") or None for row in rows)),
     )
-
-
-def _units(rows: Sequence[dict[str, str]]) -> np.ndarray:
-    pictures = links(row["sha"] for row in rows)
-    groups = links(row.get("group") or at for at, row in enumerate(rows))
-    return connected(len(rows), [*pictures, *groups])
 
 
 def sizes(folder: Path) -> dict[Split, int]:

@@ -16,3 +16,9 @@ class Scale(Record):
 
     def text(self, value: float) -> str:
         return f"{value:.1%}" if self.percent else f"{value:#.4g}"
+
+    def interval(self, low: float | None, high: float | None) -> str:
+        """The 95 % confidence interval of a value in words; None: there is none."""
+        if low is None or high is None:
+            return "without a confidence interval"
+        return f"95 % confidence interval {self.text(low)} to {self.text(high)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autotl.data import copies, index
-from autotl.data.dataset import stored_split
+from autotl.data.dataset import root_of, stored_split
 from autotl.data.listing import BY_NAME, Columns, Found, Listing, some
 from autotl.data.pixels import PixelStore, Seen
 from autotl.data.split import Split
@@ -18,7 +18,7 @@ from autotl.errors import DataError, PluginError
 from autotl.host import Host
 from autotl.plan import Record
 from autotl.report.page.model import Judged, pairs
-from autotl.report.words import recalls
+from autotl.report.words import in_groups, recalls
 from autotl.tracking import predictions
 from autotl.tracking.folder import of_bundle
 from autotl.tracking.result import OfClass
@@ -48,11 +48,7 @@ class Measured(Record):
     """Number of independent units: images that share a group or a picture count once."""
 
     def __str__(self) -> str:
-        shown = self.scale.text
-        certain = "without a confidence interval"
-        if self.low is not None and self.high is not None:
-            certain = f"95 % confidence interval {shown(self.low)} to {shown(self.high)}"
-        return f"{self.metric} {shown(self.value)}, {certain}"
+        return f"{self.metric} {self.scale.text(self.value)}, {self.scale.interval(self.low, self.high)}"
 
 
 class Recall(OfClass):
@@ -143,10 +139,7 @@ def evaluate(
     rows = np.stack([answers[at] for at in usable]).astype(np.float64)
     rows /= rows.sum(1, keepdims=True)  # rows of float32 sum to 1 only nearly
     pictures = pixels.pictures([(seen[at][1].sha, listing.root / seen[at][0].path) for at in usable])
-    units = copies.connected(
-        len(files),
-        [*copies.links(copies.same(pictures)), *copies.links(found.group or at for at, found in enumerate(files))],
-    )
+    units = copies.units(copies.same(pictures), (found.group or None for found in files))
     labelled = Labelled(tuple(found.path for found in files), tuple(found.label for found in files), units)
     judged = Judged(labelled, predictions.of(rows), bundle.classes, listing.root)
     test: dict[str, Any] | None = bundle.metrics.get("test")
@@ -205,8 +198,8 @@ def _measured(host: Host, own: str, labels: np.ndarray, rows: np.ndarray, units:
 
 
 def _by_class(judged: Judged) -> Iterator[tuple[str, Recall]]:
-    for number, images, right in metrics.by_class(judged.numbers, judged.predictions.classes):
-        own = judged.numbers == number
+    for number, own in judged.by_class():
+        images, right = len(own), int(judged.right[own].sum())
         low, high = intervals.share_interval(judged.right[own], judged.images.units[own])
         yield (
             judged.classes[number],
@@ -216,7 +209,7 @@ def _by_class(judged: Judged) -> Iterator[tuple[str, Recall]]:
 
 def _mistakes(judged: Judged) -> Iterator[Mistake]:
     sure = judged.predictions.probabilities
-    for at in sorted(np.flatnonzero(~judged.right).tolist(), key=lambda at: -sure[at])[:MISTAKES]:
+    for at in judged.mistakes()[:MISTAKES]:
         given = judged.classes[int(judged.predictions.classes[at])]
         path, true = judged.images.paths[at], judged.images.labels[at]
         yield Mistake(path=path, true=true, given=given, probability=float(sure[at]))
@@ -235,8 +228,7 @@ def _copies(
         return None
     rows = stored_split(study.path)
     by_sha = {row["sha"]: row for row in rows}
-    data = Path(definition.data)
-    root = data if data.is_dir() else data.parent
+    root = root_of(Path(definition.data))
     lacking = [root / by_sha[sha]["path"] for sha in pixels.pictures_store.missing(by_sha)]
     pixels.look([path for path in lacking if path.is_file()], [])
     gone = set(pixels.pictures_store.missing(by_sha))
@@ -260,8 +252,7 @@ def _copies(
 def lines(found: Evaluation) -> Iterator[str]:
     """The evaluation in a few lines, with its lists cut short."""
     first, *others = found.metrics
-    groups = f" in {first.units:,} groups; copies of an image are one group" if first.units < first.images else ""
-    yield f"{_capital(str(first))} ({first.images:,} images{groups})."
+    yield f"{_capital(str(first))} ({first.images:,} images{in_groups(first.images, first.units)})."
     for other in others:
         yield f"{_capital(str(other))}."
     if found.tested:

@@ -49,11 +49,8 @@ def summary(result: Result) -> Iterator[str]:
         yield picked(result.picked, result)
     if result.simplest:
         yield simplest(result.simplest, result)
-    in_groups = f" in {test.units:,} groups; copies of an image are one group" if test.units < test.images else ""
-    certain = "without a confidence interval"
-    if test.low is not None and test.high is not None:
-        certain = f"95 % confidence interval {shown(test.low)} to {shown(test.high)}"
-    yield f"Test {test.metric} {shown(test.value)}, {certain} ({test.images:,} test images{in_groups})."
+    certain, several = test.scale.interval(test.low, test.high), in_groups(test.images, test.units)
+    yield f"Test {test.metric} {shown(test.value)}, {certain} ({test.images:,} test images{several})."
     if test.near_apart:
         yield (
             f"{test.near_apart:,} of these images have a near-copy in another split, so this figure is optimistic: "
@@ -83,6 +80,11 @@ def summary(result: Result) -> Iterator[str]:
             f"The test images were used for {result.test_opened} models in this study. "
             "If you chose anything by the first result, this figure is optimistic."
         )
+
+
+def in_groups(images: int, units: int) -> str:
+    """How many units so many images are, after the number of images; empty if each is its own."""
+    return f" in {units:,} groups; copies of an image are one group" if units < images else ""
 
 
 def averaged(found: Averaged, result: Result) -> str:

@@ -84,6 +84,7 @@ class Advising:
         found = similarity.measure(
             bench,
             chosen,
+            [row for row in rows if row.backbone == best],
             fixed,
             sample=sample,
             seed=self.settings.seed,

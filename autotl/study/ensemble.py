@@ -75,7 +75,7 @@ class Ensembling:
 
     def _made(self, winner: TrialRecord, final: TransferPlan, board: Sequence[TrialRecord]) -> Averaged | None:
         size, views = self.settings.ensemble, final.test_views
-        units = len(np.unique(self.bench.dataset.units("val")))
+        units = self.bench.dataset.independent("val")
         able = contending(board[:CANDIDATES], units, self.bench.scale)
         others = [record for record in able if record.number != winner.number]
         self._records = {record.number: record for record in (winner, *others)}

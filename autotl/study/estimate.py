@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-import numpy as np
 import torch
 
 from autotl.data.split import OPEN
@@ -84,7 +83,7 @@ def seconds_at_the_end(board: Sequence[TrialRecord], settings: Settings, bench: 
     best = select.finalists(board)
     again = 0.0
     if best and settings.turns:
-        units = len(np.unique(bench.dataset.units("val")))
+        units = bench.dataset.independent("val")
         for record in contending(best, units, bench.scale):
             turns = settings.turns if select.plan_of(record).trainings else max(settings.turns, select.HEAD_TURNS)
             again += turns * _seconds(record)

@@ -69,7 +69,7 @@ class Reruns:
         self._known = _known(self.folder)
         self._failed: set[int] = set()
         self.simplest: Simplest | None = None
-        self._units = len(np.unique(self.bench.dataset.units("val")))
+        self._units = self.bench.dataset.independent("val")
 
     def contenders(self, best: Sequence[TrialRecord]) -> list[Contender]:
         """The plans of `picked` by their mean over runs, without those that fail in one; without reruns as given.

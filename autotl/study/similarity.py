@@ -33,9 +33,19 @@ def references(catalogue: Catalogue) -> list[str]:
 
 
 def measure(
-    bench: Bench, network: Network, fixed: Iterable[str], *, sample: Sample, seed: int, see: See, watched: Watched
+    bench: Bench,
+    network: Network,
+    rows: Sequence[ProbeRow],
+    fixed: Iterable[str],
+    *,
+    sample: Sample,
+    seed: int,
+    see: See,
+    watched: Watched,
 ) -> Similarity:
     """Compare a pretrained network with the same one at random and with the backbones `fixed`, on a sample.
+
+    `rows`: the probe of the network on this sample.
 
     Raises: PluginError if one of them fails.
     """
@@ -46,7 +56,6 @@ def measure(
         see(network, sample.shas)
         return probing.rows(bench, network, sample, watched(f"comparing with {network.backbone}"))
 
-    rows = probed(network)
     pretrained, at_random = select.by_cut(rows), select.by_cut(probed(catalogue.at_random(network, seed)))
     best = max(rows, key=lambda row: row.accuracy)
     features = bench.features.read(network, best.cut, best.pooling, sample.shas)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from autotl.contracts import BatchTransform
 from autotl.data.split import OPEN
@@ -192,15 +193,19 @@ class Work:
                 if isinstance(outcome, Exception):
                     raise outcome
 
+        watched = partial(self.budget.watched, self.watcher)
         try:
+            see(network, sample.shas)
+            rows = probing.rows(bench, network, sample, watched(f"comparing with {backbone}"))
             return similarity.measure(
                 bench,
                 network,
+                rows,
                 self.opened.references,
                 sample=sample,
                 seed=seed,
                 see=see,
-                watched=lambda task: self.budget.watched(self.watcher, task),
+                watched=watched,
             )
         except PluginError as error:
             self.opened.skip(error)

@@ -26,8 +26,7 @@ import click
 import numpy as np
 import sets
 import torch
-from compare import File
-from runs import Log, paired, search
+from runs import File, Log, paired, search
 
 from autotl.backbones.catalogue import Catalogue
 from autotl.engine.bench import Bench
@@ -116,7 +115,7 @@ def measured(
     bench = Bench.open(table, [], Catalogue(Host(), work / "cache"), "cpu", seed=key.seed)
     board = select.leaderboard(folder.log.records(), bench.scale, bench.dataset.fingerprint)
     labels = bench.dataset.open_test(work / "openings.jsonl", plan="all", trials=key.trials)
-    finalists = contending(select.finalists(board), len(np.unique(bench.dataset.units("val"))), bench.scale)
+    finalists = contending(select.finalists(board), bench.dataset.independent("val"), bench.scale)
     plans = []
     for place, record in enumerate(board):
         plan = select.plan_of(record)

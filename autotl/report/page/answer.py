@@ -69,7 +69,7 @@ def answer(study: Finished) -> Answer:
         title=_title(study.definition.classes),
         metric=test.metric,
         value=test.scale.text(test.value),
-        interval=_interval(test),
+        interval=test.scale.interval(test.low, test.high),
         bar=_bar(test),
         sentences=(_quality(test), _worth(study), _model(study)),
         measured=tuple(_measured(study)),
@@ -118,12 +118,6 @@ def _advised(study: Finished) -> Iterator[str]:
 def _title(classes: tuple[str, ...]) -> str:
     shown = ", ".join(classes[:MANY])
     return f"{len(classes):,} classes: {shown}{' …' if len(classes) > MANY else ''}"
-
-
-def _interval(test: Test) -> str:
-    if test.low is None or test.high is None:
-        return "without a confidence interval"
-    return f"95 % confidence interval {test.scale.text(test.low)} to {test.scale.text(test.high)}"
 
 
 def _bar(test: Test) -> Bar | None:

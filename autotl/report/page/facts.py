@@ -1,7 +1,6 @@
 """Everything that a page shows, as plain data."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from autotl.data import stored
 from autotl.report.page import search
@@ -62,10 +61,4 @@ def on_val(study: Finished) -> Judged | None:
     temperature = result.calibration.temperature if result.calibration and not result.ensemble else 1.0
     file = study.folder.predictions_of(study.winner.plan)
     found = read_top(file, len(images.paths), len(classes), temperature)
-    return Judged(images, found, classes, root(study), study.winner.plan.input.bits) if found else None
-
-
-def root(study: Finished) -> Path:
-    """The folder that the paths of the images are relative to."""
-    data = Path(study.definition.data)
-    return data if data.is_dir() else data.parent
+    return Judged(images, found, classes, study.root, study.winner.plan.input.bits) if found else None

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,16 +62,26 @@ class Judged:
                 "predictions cannot be shown. Rerun the search with the study's own images."
             )
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         """[N] booleans."""
         return self.numbers == self.predictions.classes
 
-    @property
+    @cached_property
     def numbers(self) -> np.ndarray:
         """[N] the class numbers of the images."""
         number = {name: at for at, name in enumerate(self.classes)}
         return np.array([number[label] for label in self.images.labels], np.int64)
+
+    def by_class(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Each class number that any image has, and the positions of its images."""
+        found, counts = np.unique(self.numbers, return_counts=True)
+        places = np.split(np.argsort(self.numbers, kind="stable"), counts.cumsum()[:-1])
+        return zip(found.tolist(), places, strict=True)
+
+    def mistakes(self) -> list[int]:
+        """The positions of the images that were given another class, the most confident first."""
+        return sorted(np.flatnonzero(~self.right).tolist(), key=lambda at: -self.predictions.probabilities[at])
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ class Pictures:
 def pictures(judged: Judged) -> Pictures:
     right = judged.right
     low, high = intervals.share_interval(right, judged.images.units)
-    recalls = list(_recalls(judged, right))
+    recalls = list(_recalls(judged))
     shown = len(recalls) if len(recalls) <= WORST + 3 else WORST
     graph, said = _calibration(judged, right)
     return Pictures(
@@ -154,7 +165,7 @@ def pictures(judged: Judged) -> Pictures:
         pairs=tuple(pairs(judged)),
         worst=tuple(recalls[:shown]),
         others=tuple(recalls[shown:]),
-        mistakes=tuple(_mistakes(judged, right)),
+        mistakes=tuple(_mistakes(judged)),
         wrong=int((~right).sum()),
         calibration=graph,
         calibrated=said,
@@ -186,14 +197,10 @@ def pairs(judged: Judged) -> Iterator[Pair]:
         yield Pair(judged.classes[true], judged.classes[given], wrong[true, given], total[true])
 
 
-def _recalls(judged: Judged, right: np.ndarray) -> Iterator[Recall]:
+def _recalls(judged: Judged) -> Iterator[Recall]:
     """The lowest first."""
-    by_class: dict[int, np.ndarray] = {}
-    numbers = judged.numbers
-    for at in np.split(np.argsort(numbers, kind="stable"), np.unique(numbers, return_counts=True)[1].cumsum()[:-1]):
-        by_class[int(numbers[at[0]])] = at
-    for number in sorted(by_class, key=lambda number: (right[by_class[number]].mean(), number)):
-        at = by_class[number]
+    right = judged.right
+    for number, at in sorted(judged.by_class(), key=lambda each: (right[each[1]].mean(), each[0])):
         share = float(right[at].mean())
         low, high = intervals.share_interval(right[at], judged.images.units[at])
         text = f"{share:.0%}, between {low:.0%} and {high:.0%}"
@@ -201,10 +208,9 @@ def _recalls(judged: Judged, right: np.ndarray) -> Iterator[Recall]:
         yield Recall(judged.classes[number], int(right[at].sum()), len(at), text, bar)
 
 
-def _mistakes(judged: Judged, right: np.ndarray) -> Iterator[Mistake]:
+def _mistakes(judged: Judged) -> Iterator[Mistake]:
     sure = judged.predictions.probabilities
-    order = sorted(np.flatnonzero(~right).tolist(), key=lambda at: -sure[at])
-    for at in order[:MISTAKES]:
+    for at in judged.mistakes()[:MISTAKES]:
         path = judged.images.paths[at]
         yield Mistake(
             path=path,

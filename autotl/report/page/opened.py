@@ -6,7 +6,6 @@ import numpy as np
 
 from autotl.data import stored
 from autotl.errors import DataError
-from autotl.report.page.facts import root
 from autotl.report.page.model import Judged
 from autotl.report.page.study import Finished
 from autotl.tracking import predictions
@@ -22,7 +21,7 @@ def on_test(study: Finished, bundle: "Bundle") -> Judged:
 
     Raises: DataError if a test image cannot be read any more.
     """
-    folder, place = study.folder.path, root(study)
+    folder, place = study.folder.path, study.root
     files = [place / path for path in stored.paths(folder, "test")]
     rows = []
     for file, answer in zip(files, bundle.predict(files), strict=True):

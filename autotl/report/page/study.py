@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+from autotl.data.dataset import root_of
 from autotl.engine.scale import Scale
 from autotl.errors import StudyError
 from autotl.report import words
@@ -35,6 +37,11 @@ class Finished:
     @property
     def scale(self) -> Scale:
         return self.definition.scale
+
+    @property
+    def root(self) -> Path:
+        """The folder that the paths of the images are relative to."""
+        return root_of(Path(self.definition.data))
 
     @cached_property
     def board(self) -> Sequence[TrialRecord]:
